@@ -1,0 +1,54 @@
+# Every target makes its own virtual environment first; the stamp file makes the second call install nothing.
+VENV   ?= .venv
+PYTHON ?= python3
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/installed.stamp
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-all lint format eval sample train tensorboard clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+install: $(STAMP)  ## make the virtual environment
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is %d.%d" % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps clean-fid
+	@touch $@
+
+demo: $(STAMP)  ## render clips, train tokenizer and DiT, sample, score: 12 minutes on 2 cores
+	$(BIN)/python -m sora_lightning demo
+
+test: $(STAMP)  ## the tests that CI runs
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: $(STAMP)  ## all tests, the slow ones too
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## ruff, mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+train: $(STAMP)  ## make train CONFIG=experiments/text_to_video/clips.yaml [ARGS="--data.manifest ..."]
+	$(BIN)/python -m sora_lightning fit --config $(CONFIG) $(ARGS)
+
+sample: $(STAMP)  ## make sample CKPT=... PROMPT="a red circle moves left" [ARGS="--size 32x32"]
+	$(BIN)/python -m sora_lightning sample --checkpoint $(CKPT) --prompt "$(PROMPT)" $(ARGS)
+
+eval: $(STAMP)  ## make eval CKPT=... [PROTOCOL=demo] [REFERENCE=manifest] [ARGS="--output folder"]
+	$(BIN)/python -m evaluation --checkpoint "$(CKPT)" $(if $(PROTOCOL),--protocol $(PROTOCOL)) $(if $(REFERENCE),--reference $(REFERENCE)) $(ARGS)
+
+tensorboard: $(STAMP)  ## curves, moving samples and scores of all runs
+	$(BIN)/tensorboard --logdir runs --samples_per_plugin images=100
+
+clean:  ## remove runs and the virtual environment
+	rm -rf runs $(VENV)

@@ -1,0 +1,135 @@
+"""The vocabulary of the house: what is called a size, a clip, a batch, a grid of tokens, a condition.
+
+Axis letters, everywhere: ``b`` batch, ``c`` channels, ``f h w`` latent frame, row and column, ``F H W`` pixels,
+``n`` spacetime tokens, ``l`` text tokens, ``d`` width, ``k`` heads. Pixels are floats in [-1, 1], RGB.
+Diffusion time ``t`` is 0 at data and 1 at noise.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+@dataclass(frozen=True, order=True)
+class VideoSize:
+    """A video's extent in pixels: frames, height, width. An image has one frame."""
+
+    num_frames: int
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        for name in ("num_frames", "height", "width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)} in {self}: must be at least 1")
+
+    def __str__(self) -> str:
+        return f"{self.num_frames}x{self.height}x{self.width}"
+
+    @classmethod
+    def parse(cls, text: str) -> VideoSize:
+        """Read ``frames x height x width``, say ``17x32x48``. Raises ``ValueError`` for anything else."""
+        match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text.strip())
+        if match is None:
+            raise ValueError(f"{text!r} is not a video size: write frames x height x width, e.g. 17x32x48")
+        return cls(*map(int, match.groups()))
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """The number of latent frames, rows and columns that a clip's tokens stand on."""
+
+    f: int
+    h: int
+    w: int
+
+    @property
+    def num_tokens(self) -> int:
+        return self.f * self.h * self.w
+
+
+@dataclass(frozen=True)
+class Compression:
+    """How many pixels of each axis share one latent position. Causal: F frames give 1 + (F - 1) / frames."""
+
+    frames: int
+    height: int
+    width: int
+
+    def grid(self, size: VideoSize) -> TokenGrid:
+        if (size.num_frames - 1) % self.frames:
+            below = (size.num_frames - 1) // self.frames * self.frames + 1
+            raise ValueError(
+                f"{size}: {size.num_frames} frames do not fit a temporal compression of {self.frames}: "
+                f"the number must be 1 + a multiple of {self.frames}, e.g. {below} or {below + self.frames}"
+            )
+        for name in ("height", "width"):
+            length, factor = getattr(size, name), getattr(self, name)
+            if length % factor:
+                below = length // factor * factor
+                near = f"{below} or {below + factor}" if below else str(factor)
+                raise ValueError(
+                    f"{size}: {name} {length} is not a multiple of {factor}, e.g. {near} would be"
+                )
+        return TokenGrid(
+            1 + (size.num_frames - 1) // self.frames,
+            size.height // self.height,
+            size.width // self.width,
+        )
+
+    def size(self, grid: TokenGrid) -> VideoSize:
+        """The video that a latent grid decodes to."""
+        return VideoSize(
+            1 + (grid.f - 1) * self.frames, grid.h * self.height, grid.w * self.width
+        )
+
+
+@dataclass
+class VideoBatch:
+    """Clips of one size. Exactly one of ``video`` and ``latents`` may be absent: a latent cache serves no pixels."""
+
+    captions: list[str]
+    fps: Float[Tensor, " b"]
+    clip_ids: list[str]
+    video: Float[Tensor, "b 3 F H W"] | None = None
+    latents: Float[Tensor, "b c f h w"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.video is None and self.latents is None:
+            raise ValueError("a VideoBatch needs video or latents, and has neither")
+
+    def __len__(self) -> int:
+        return len(self.clip_ids)
+
+    def to(self, *args: Any, **kwargs: Any) -> VideoBatch:
+        """Move every tensor. Takes what ``Tensor.to`` takes; Lightning calls this for each batch."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {k: v.to(*args, **kwargs) for k, v in tensors.items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
+
+
+@dataclass
+class Condition:
+    """What the denoiser is told: text tokens to attend to, and one pooled vector that joins the time embedding."""
+
+    tokens: Float[Tensor, "b l d"]
+    mask: Bool[Tensor, "b l"]
+    pooled: Float[Tensor, "b d"]
+
+    def __len__(self) -> int:
+        return self.pooled.shape[0]
+
+    @staticmethod
+    def cat(first: Condition, second: Condition) -> Condition:
+        """Two batches of conditions as one, for guidance in one forward pass."""
+        return Condition(
+            tokens=torch.cat([first.tokens, second.tokens]),
+            mask=torch.cat([first.mask, second.mask]),
+            pooled=torch.cat([first.pooled, second.pooled]),
+        )
