@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -37,7 +38,9 @@ class VideoSize:
         """Read ``frames x height x width``, say ``17x32x48``. Raises ``ValueError`` for anything else."""
         match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text.strip())
         if match is None:
-            raise ValueError(f"{text!r} is not a video size: write frames x height x width, e.g. 17x32x48")
+            raise ValueError(
+                f"{text!r} is not a video size: write frames x height x width, e.g. 17x32x48"
+            )
         return cls(*map(int, match.groups()))
 
 
@@ -85,9 +88,7 @@ class Compression:
 
     def size(self, grid: TokenGrid) -> VideoSize:
         """The video that a latent grid decodes to."""
-        return VideoSize(
-            1 + (grid.f - 1) * self.frames, grid.h * self.height, grid.w * self.width
-        )
+        return VideoSize(1 + (grid.f - 1) * self.frames, grid.h * self.height, grid.w * self.width)
 
 
 @dataclass
@@ -127,9 +128,35 @@ class Condition:
 
     @staticmethod
     def cat(first: Condition, second: Condition) -> Condition:
-        """Two batches of conditions as one, for guidance in one forward pass."""
+        """Two batches of conditions as one; the shorter texts are padded with masked tokens."""
+        length = max(first.mask.shape[1], second.mask.shape[1])
+        a, b = first.pad(length), second.pad(length)
         return Condition(
-            tokens=torch.cat([first.tokens, second.tokens]),
-            mask=torch.cat([first.mask, second.mask]),
-            pooled=torch.cat([first.pooled, second.pooled]),
+            tokens=torch.cat([a.tokens, b.tokens]),
+            mask=torch.cat([a.mask, b.mask]),
+            pooled=torch.cat([a.pooled, b.pooled]),
         )
+
+    def pad(self, length: int) -> Condition:
+        """The same condition with masked text tokens appended up to ``length``."""
+        missing = length - self.mask.shape[1]
+        return Condition(
+            tokens=F.pad(self.tokens, (0, 0, 0, missing)),
+            mask=F.pad(self.mask, (0, missing)),
+            pooled=self.pooled,
+        )
+
+
+@runtime_checkable
+class DenoiserFunction(Protocol):
+    """Any callable that predicts, at noisy latents ``x_t`` and time ``t``, what its objective asks for.
+
+    Objectives and samplers ask for no more, so guidance may wrap a network and a closed form may stand in for it.
+    """
+
+    def __call__(
+        self,
+        x_t: Float[Tensor, "b c f h w"],
+        t: Float[Tensor, " b"],
+        condition: Condition,
+    ) -> Float[Tensor, "b c f h w"]: ...

@@ -1,0 +1,28 @@
+"""From a manifest of video files to batches of clips."""
+
+from sora_lightning.data.buckets import Assignment, Buckets, Removal
+from sora_lightning.data.datamodule import VideoDataModule
+from sora_lightning.data.decode import DecodeError, DecordReader, PyAVReader, Reader
+from sora_lightning.data.encode import write_video
+from sora_lightning.data.latents import LatentCache
+from sora_lightning.data.manifest import ClipRecord, Footage, read_manifest
+from sora_lightning.data.sampler import BatchPlan
+from sora_lightning.data.synthetic import write_dataset
+
+__all__ = [
+    "Assignment",
+    "BatchPlan",
+    "Buckets",
+    "ClipRecord",
+    "DecodeError",
+    "DecordReader",
+    "Footage",
+    "LatentCache",
+    "PyAVReader",
+    "Reader",
+    "Removal",
+    "VideoDataModule",
+    "read_manifest",
+    "write_dataset",
+    "write_video",
+]

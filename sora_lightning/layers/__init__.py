@@ -1,0 +1,1 @@
+"""Layers that tokenizers, denoisers and conditioners share."""

@@ -1,0 +1,6 @@
+"""Systems: LightningModules that orchestrate and log; the equations live below them."""
+
+from sora_lightning.systems.diffusion import DiffusionSystem
+from sora_lightning.systems.tokenizer import TokenizerSystem
+
+__all__ = ["DiffusionSystem", "TokenizerSystem"]

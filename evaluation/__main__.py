@@ -1,0 +1,112 @@
+"""The judge's command line: ``python -m evaluation`` scores, ``python -m evaluation train-tiny`` trains the tiny judge."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+_REFUSED, _INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code: 0; 2 for what a user can put right; 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    training = arguments[:1] == ["train-tiny"]
+    parsed = _train_parser().parse_args(arguments[1:]) if training else _parser().parse_args(arguments)
+    try:
+        if training:
+            _train(parsed)
+        else:
+            _evaluate(parsed)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on with sampling where it stopped", file=sys.stderr)
+        return _INTERRUPTED
+    except ValueError as error:
+        print(f"evaluation: {error}", file=sys.stderr)
+        return _REFUSED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation",
+        description="Score a checkpoint, or a folder of videos with prompts.jsonl, against real videos.",
+        epilog="`python -m evaluation train-tiny --help`: train the tiny judge that the demo's protocol asks for.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--checkpoint", type=Path, help="sample from it, unless --videos is given; judge its tokenizer")
+    add("--videos", type=Path, help="a folder of videos with prompts.jsonl")
+    add("--protocol", default="demo", help="a shipped protocol's name, or a YAML file (default: demo)")
+    add("--reference", type=Path, help="JSONL of real videos with captions (default: the protocol's)")
+    add("--judge", type=Path, help="weights of the tiny judge (default: the protocol's)")
+    add("--output", type=Path, help="folder of the report (default: the protocol's)")
+    add("--device", default="cpu", help="where the model computes: cpu, cuda (default: cpu)")
+    return parser
+
+
+def _train_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation train-tiny",
+        description="Train the tiny judge on the clips and captions of a manifest.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--manifest", type=Path, required=True, help="JSONL of training videos with captions")
+    add("--output", type=Path, required=True, help="the file of weights to write")
+    add("--val", type=Path, help="JSONL to measure it on (default: val.jsonl beside the manifest, if any)")
+    add("--protocol", default="demo", help="whose frames, rate and sizes to train at (default: demo)")
+    add("--steps", type=int, help="steps of training")
+    return parser
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    # torch and the library load in seconds: --help and a mistyped option need not wait for them.
+    from evaluation.protocol import load_protocol
+    from evaluation.run import Request, evaluate
+
+    for option in ("checkpoint", "videos", "reference", "judge"):
+        path = getattr(arguments, option)
+        # `make eval` without CKPT gives an empty path, which pathlib takes for this folder.
+        if path is not None and (path == Path() or not path.exists()):
+            raise ValueError(f"--{option} {path}: no such file or folder")
+    protocol = load_protocol(arguments.protocol)
+    paths = protocol.paths
+    report = evaluate(
+        Request(
+            protocol=protocol,
+            reference=arguments.reference or paths.reference,
+            judge=arguments.judge or paths.judge,
+            output=arguments.output or paths.output,
+            checkpoint=arguments.checkpoint,
+            videos=arguments.videos,
+            device=arguments.device,
+        )
+    )
+    from evaluation.report import as_text
+
+    print(as_text(report))
+    print(f"\n{arguments.output or paths.output}/report.html")
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from evaluation.protocol import load_protocol
+    from evaluation.train_tiny import TinyTraining, train_tiny
+
+    beside = arguments.manifest.with_name("val.jsonl")
+    validation = arguments.val or (beside if beside.is_file() else None)
+    training = TinyTraining()
+    if arguments.steps is not None:
+        training = replace(training, num_steps=arguments.steps)
+    clips = load_protocol(arguments.protocol).clips
+    notes = train_tiny(arguments.manifest, arguments.output, validation, clips, training)
+    for name, value in notes.items():
+        print(f"{name:16} {value:.3g}")
+    print(arguments.output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,207 @@
+"""A judge small enough to train in a minute: a video tower and a text tower that agree on what belongs together.
+
+It stands in where the public networks (I3D for FVD, CLIP for the CLIP score) cannot be downloaded. Its scores are named
+``fvd-tiny`` and ``clip_score-tiny``, and compare with no published figure. Contrastive loss: Radford et al., 2021.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from einops import rearrange, reduce
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class TinyConfig:
+    """Sizes of the towers. Videos are resized to ``side`` x ``side``; words are hashed into ``num_words``."""
+
+    side: int = 32
+    channels: tuple[int, ...] = (16, 32, 64, 32)
+    text_width: int = 64
+    text_depth: int = 2
+    num_words: int = 1024
+    max_words: int = 48
+    embedding: int = 48
+
+
+class TinyJudge(nn.Module):
+    """Features of videos, and embeddings of videos and texts whose cosine says how well they fit.
+
+    Videos are uint8 RGB ``b 3 F H W`` of any size and at least 4 frames at the frame rate of its training.
+    """
+
+    def __init__(self, config: TinyConfig) -> None:
+        super().__init__()
+        self.config = config
+        first, *others = _stages(config.channels)
+        self.first_stage, self.other_stages = first, nn.Sequential(*others)
+        self.text_tower = _TextTower(config)
+        self.project = nn.Linear(self.feature_dim, config.embedding)
+        self.log_scale = nn.Parameter(torch.tensor(2.3))
+        self.register_buffer("centre", torch.zeros(self.feature_dim))
+        self.register_buffer("spread", torch.ones(self.feature_dim))
+
+    @property
+    def feature_dim(self) -> int:
+        return self.config.channels[0] + self.config.channels[-1]
+
+    def features(self, videos: UInt8[Tensor, "b 3 F H W"]) -> Float[Tensor, "b d"]:
+        """What the Fréchet distance compares, each of mean 0 and deviation 1 over the clips of the training.
+
+        The last convolution's means over space and time say what is seen; how much the first one changes from frame
+        to frame says how it moves: nothing does in a still, too much in noise and in frames out of order.
+        Raises ``ValueError`` for videos of another type, layout or fewer than 4 frames.
+        """
+        if videos.ndim != 5 or videos.shape[1] != 3 or videos.dtype != torch.uint8 or videos.shape[2] < 4:
+            raise ValueError(
+                f"videos of shape {tuple(videos.shape)} and type {videos.dtype}: "
+                "must be uint8 (batch, 3, frames >= 4, height, width)"
+            )
+        frames = rearrange(videos, "b c F H W -> (b F) c H W").float() / 127.5 - 1
+        frames = F.interpolate(frames, size=[self.config.side] * 2, mode="bilinear", antialias=True)
+        clips = rearrange(frames, "(b F) c h w -> b c F h w", b=len(videos))
+        early = self.first_stage(clips)  # b d F/2 h/2 w/2
+        change = reduce(early.diff(dim=2).abs(), "b d f h w -> b d", "mean")
+        content = reduce(self.other_stages(early), "b d f h w -> b d", "mean")
+        return (torch.cat([change, content], dim=1) - self.centre) / self.spread
+
+    @torch.no_grad()
+    def standardise(self, features: Float[Tensor, "n d"]) -> None:
+        """Make ``features``, those of the training's clips, have mean 0 and deviation 1; embeddings stay as they are."""
+        centre, spread = features.mean(dim=0), features.std(dim=0).clamp(min=1e-4)
+        self.centre += centre * self.spread
+        self.spread *= spread
+        self.project.bias += self.project.weight @ centre
+        self.project.weight *= spread
+
+    def embed_videos(self, videos: UInt8[Tensor, "b 3 F H W"]) -> Float[Tensor, "b e"]:
+        """Of length 1."""
+        return self.embed_features(self.features(videos))
+
+    def embed_features(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b e"]:
+        """Of length 1, from what ``features`` gave."""
+        return F.normalize(self.project(features), dim=-1)
+
+    def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "b e"]:
+        """Of length 1. Words beyond ``max_words`` are not read; raises ``ValueError`` for a text without words."""
+        words, mask = self._hashed(texts)
+        return F.normalize(self.text_tower(words, mask), dim=-1)
+
+    def _hashed(self, texts: Sequence[str]) -> tuple[Int[Tensor, "b l"], Bool[Tensor, "b l"]]:
+        rows = [re.findall(r"\w+", text.lower())[: self.config.max_words] for text in texts]
+        for text, row in zip(texts, rows, strict=True):
+            if not row:
+                raise ValueError(f"text {text!r}: holds no word")
+        length = max(map(len, rows))
+        device = self.log_scale.device
+        hashed = [[zlib.crc32(w.encode()) % self.config.num_words for w in row] for row in rows]
+        words = torch.tensor([row + [0] * (length - len(row)) for row in hashed], device=device)
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        return words, torch.arange(length, device=device) < lengths[:, None]
+
+
+def _stages(channels: tuple[int, ...]) -> list[nn.Sequential]:
+    """Each stage halves height and width; the first and the third halve time too."""
+    stages = []
+    for stage, (fan_in, fan_out) in enumerate(zip((3, *channels[:-1]), channels, strict=True)):
+        stride = (1 if stage % 2 else 2, 2, 2)
+        convolution = nn.Conv3d(fan_in, fan_out, 3, stride, padding=1)
+        stages.append(nn.Sequential(convolution, nn.GroupNorm(8, fan_out), nn.SiLU()))
+    return stages
+
+
+class _TextTower(nn.Module):
+    def __init__(self, config: TinyConfig) -> None:
+        super().__init__()
+        width = config.text_width
+        self.words = nn.Embedding(config.num_words, width)
+        self.places = nn.Parameter(0.02 * torch.randn(config.max_words, width))
+        layer = nn.TransformerEncoderLayer(
+            width, nhead=4, dim_feedforward=2 * width, dropout=0.0, batch_first=True, norm_first=True
+        )
+        self.blocks = nn.TransformerEncoder(layer, config.text_depth, enable_nested_tensor=False)
+        self.project = nn.Linear(width, config.embedding)
+
+    def forward(
+        self, words: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"]
+    ) -> Float[Tensor, "b e"]:
+        x = self.words(words) + self.places[: words.shape[1]]  # b l d
+        x = self.blocks(x, src_key_padding_mask=~mask)
+        weight = mask.float() / mask.sum(dim=1, keepdim=True)
+        return self.project(torch.einsum("bld,bl->bd", x, weight))
+
+
+def contrastive_loss(
+    judge: TinyJudge, videos: UInt8[Tensor, "b 3 F H W"], texts: Sequence[str]
+) -> Float[Tensor, ""]:
+    """Symmetric cross-entropy of choosing each clip's text and each text's clip out of the batch.
+
+    Clips of a batch that share a text are each other's right answers too.
+    """
+    logits = judge.log_scale.exp() * judge.embed_videos(videos) @ judge.embed_texts(texts).T
+    same = torch.tensor([[float(a == b) for a in texts] for b in texts], device=logits.device)
+    right = same / same.sum(dim=1, keepdim=True)
+    return (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Of names, shapes and values of everything in the state, whatever the device."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_judge(judge: TinyJudge, path: Path, notes: dict[str, float]) -> str:
+    """Write configuration, weights, their hash and notes (its accuracy, say) to one file; give the hash."""
+    sha256 = weights_sha256(judge)
+    payload = {
+        "kind": "tiny judge",
+        "config": asdict(judge.config),
+        "weights": judge.state_dict(),
+        "sha256": sha256,
+        "notes": notes,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".part")
+    torch.save(payload, unfinished)
+    unfinished.replace(path)
+    return sha256
+
+
+@dataclass(frozen=True)
+class SavedJudge:
+    """A judge in eval mode, the hash of its weights, and the notes that were saved with it."""
+
+    judge: TinyJudge
+    sha256: str
+    notes: dict[str, float]
+
+
+def load_judge(path: Path) -> SavedJudge:
+    """Raises ``ValueError`` for a file that is missing, is no judge, or whose weights are not those it was saved with."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; `python -m evaluation train-tiny` makes one")
+    try:
+        payload = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for a damaged archive
+        raise ValueError(f"{path}: cannot be read as weights ({error})") from error
+    if not isinstance(payload, dict) or payload.get("kind") != "tiny judge":
+        raise ValueError(f"{path}: is not a tiny judge; `python -m evaluation train-tiny` makes one")
+    config = payload["config"]
+    judge = TinyJudge(TinyConfig(**{**config, "channels": tuple(config["channels"])}))
+    judge.load_state_dict(payload["weights"])
+    actual = weights_sha256(judge)
+    if actual != payload["sha256"]:
+        raise ValueError(f"{path}: weights have sha256 {actual}, and {payload['sha256']} was saved")
+    return SavedJudge(judge.eval(), actual, payload["notes"])

@@ -1,0 +1,145 @@
+"""Does a video show what its prompt says? Colour, shape and direction, read from pixels.
+
+``parse_prompt`` reads the prompt, ``find_shapes`` the video, ``align`` compares them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from scipy.optimize import linear_sum_assignment
+
+from evaluation.metrics.bank import RowBank
+from evaluation.metrics.shapes import COLOURS, DIRECTIONS, SHAPES, FoundShape, find_shapes
+
+ATTRIBUTES = ("colour", "direction", "shape")
+
+
+@dataclass(frozen=True)
+class ExpectedShape:
+    """What a prompt says of one shape."""
+
+    shape: str
+    colour: str
+    direction: str
+
+    def __str__(self) -> str:
+        return f"{self.colour} {self.shape} {self.direction}"
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Whether all the shapes of a prompt are right in a video. ``num_extra`` counts found shapes that the
+    prompt does not name."""
+
+    colour: bool
+    direction: bool
+    shape: bool
+    num_expected: int
+    num_extra: int
+
+
+def parse_prompt(text: str) -> list[ExpectedShape]:
+    """The moving shapes that a prompt names, in its order, by their words alone; the wording is free.
+
+    A shape's colour is the last one before it, its direction the first one after it (``leftwards``,
+    ``to the left`` and ``left`` are one); for the first shape also one before it ("to the left glides a red
+    circle"). A background's colour is passed over.
+    Raises ``ValueError`` for a prompt without a shape and for a shape without a colour or a direction.
+    """
+    words = re.findall(r"[a-z]+", text.lower())
+    nouns = [i for i, word in enumerate(words) if word in SHAPES]
+    if not nouns:
+        raise ValueError(f"prompt {text!r}: names no shape; one of {', '.join(SHAPES)} is needed")
+    ends = [*nouns[1:], len(words)]
+    starts = [0, *(i + 1 for i in nouns[:-1])]
+    expected = []
+    for start, noun, end in zip(starts, nouns, ends, strict=True):
+        colours = [
+            word
+            for word, following in zip(words[start:noun], words[start + 1 : noun + 1], strict=True)
+            if word in COLOURS and following != "background"
+        ]
+        directions = _directions(words[noun + 1 : end])
+        if start == 0:
+            directions += _directions(words[:noun])
+        for what, options, known in (
+            ("colour", colours, COLOURS),
+            ("direction", directions, DIRECTIONS),
+        ):
+            if not options:
+                raise ValueError(
+                    f"prompt {text!r}: the {words[noun]} has no {what}; one of {', '.join(known)} is needed"
+                )
+        expected.append(ExpectedShape(words[noun], colours[-1], directions[0]))
+    return expected
+
+
+def _directions(words: Sequence[str]) -> list[str]:
+    """``left`` and ``leftward`` and ``leftwards``, and so on."""
+    stems = (re.fullmatch(rf"({'|'.join(DIRECTIONS)})(wards?)?", word) for word in words)
+    return [stem.group(1) for stem in stems if stem]
+
+
+def align(found: Sequence[FoundShape], expected: Sequence[ExpectedShape]) -> Alignment:
+    """Compare what a video shows with what its prompt says.
+
+    Each expected shape is judged by one found shape, paired so that first as many colours, then shapes, then
+    directions agree as can. An expected shape that finds no partner is wrong in everything, and a shape
+    that nobody asked for makes the whole video wrong: else a video of every shape would satisfy any prompt.
+    """
+    if not expected:
+        raise ValueError("nothing is expected: alignment needs at least one shape")
+    agreement = np.array([[_agreement(e, f) for f in found] for e in expected])
+    agreement = agreement.reshape(len(expected), len(found), len(ATTRIBUTES))
+    weights = np.array([4, 1, 2])  # colour before shape before direction, in the order of ATTRIBUTES
+    pairs = linear_sum_assignment(-(agreement @ weights))
+    num_extra = max(0, len(found) - len(expected))
+    complete = len(pairs[0]) == len(expected) and num_extra == 0
+    right = agreement[pairs].all(axis=0) & complete
+    colour, direction, shape = map(bool, right)
+    return Alignment(colour, direction, shape, len(expected), num_extra)
+
+
+def _agreement(expected: ExpectedShape, found: FoundShape) -> list[bool]:
+    return [getattr(expected, name) == getattr(found, name) for name in ATTRIBUTES]
+
+
+class ShapeAlignment(RowBank):
+    """The part of videos that show the colours, shapes and directions of their prompts.
+
+    ``compute`` gives a part in 0..1 for ``alignment/colour``, ``alignment/direction``, ``alignment/shape`` and
+    ``alignment/all`` over prompts of one shape, and the same under ``alignment/two_shapes/`` over prompts of
+    several, where an attribute is right when it is right for each of them. A kind of prompt that did not
+    come is absent.
+    """
+
+    def __init__(self) -> None:
+        super().__init__({"judged": len(ATTRIBUTES) + 2})
+
+    def update(
+        self, videos: Sequence[UInt8[np.ndarray, "F H W 3"]], prompts: Sequence[str], ids: Sequence[int]
+    ) -> None:
+        """Videos as ``find_shapes`` takes them, of any sizes; ids tell a video from its copies."""
+        rows = [
+            astuple(align(find_shapes(v), parse_prompt(p)))
+            for v, p in zip(videos, prompts, strict=True)
+        ]
+        self.add("judged", ids, torch.tensor(rows).reshape(len(rows), len(ATTRIBUTES) + 2))
+
+    def compute(self) -> dict[str, float]:
+        rows = self.rows("judged")
+        right, num_expected = rows[:, : len(ATTRIBUTES)].bool(), rows[:, len(ATTRIBUTES)]
+        scores = {}
+        for prefix, chosen in (("", num_expected == 1), ("two_shapes/", num_expected > 1)):
+            if not chosen.any():
+                continue
+            for column, name in enumerate(ATTRIBUTES):
+                scores[f"alignment/{prefix}{name}"] = right[chosen, column].double().mean().item()
+            scores[f"alignment/{prefix}all"] = right[chosen].all(dim=1).double().mean().item()
+        return scores

@@ -1,0 +1,189 @@
+"""Fréchet distance between two sets of features, each taken for a Gaussian; all in float64.
+
+    d² = |μ₁ - μ₂|² + tr Σ₁ + tr Σ₂ - 2 tr (Σ₁ Σ₂)^½
+
+With Σ = A Aᵀ the last trace is the nuclear norm of A₁ᵀ A₂, the sum of its singular values. No matrix root is
+taken, so the distance is right for singular covariances too (fewer videos than features), where
+roots of products lose digits. Heusel et al., 2017 (FID, equation 6); Unterthiner et al., 2018 (FVD).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Number, mean and scatter (sum of outer products of deviations) of a set of features, in float64."""
+
+    n: int
+    mean: Float[Tensor, " d"]
+    scatter: Float[Tensor, "d d"]
+
+    @classmethod
+    def of(cls, features: Float[Tensor, "n d"]) -> Moments:
+        """Of at least one row; features are brought to float64 first."""
+        x = _checked(features, least=1)
+        mean = x.mean(dim=0)
+        deviations = x - mean
+        return cls(len(x), mean, deviations.T @ deviations)
+
+    def merge(self, other: Moments) -> Moments:
+        """Of both sets together, exact to rounding (Chan, Golub and LeVeque, 1979, equation 2.1)."""
+        n = self.n + other.n
+        delta = other.mean - self.mean
+        scatter = self.scatter + other.scatter
+        return Moments(
+            n,
+            self.mean + delta * (other.n / n),
+            scatter + torch.outer(delta, delta) * (self.n * other.n / n),
+        )
+
+    def factor(self) -> Float[Tensor, "d d"]:
+        """A with A Aᵀ the unbiased covariance. Eigenvalues below rounding of the largest are noise: zero."""
+        if self.n < 2:
+            raise ValueError(f"moments of {self.n} video: a covariance needs at least 2")
+        values, vectors = torch.linalg.eigh(self.scatter / (self.n - 1))
+        noise = len(values) * torch.finfo(torch.float64).eps * values[-1].clamp(min=0)
+        return vectors * torch.where(values > noise, values, 0).sqrt()
+
+
+def frechet_distance(
+    first: Float[Tensor, "n d"], second: Float[Tensor, "m d"]
+) -> Float[Tensor, ""]:
+    """Distance of two sets of at least two features each; 0 for equal sets, never below about -1e-10.
+
+    Warns where a set has no more videos than features: the distance is then defined, but mostly bias.
+    Raises ``ValueError`` for sets of other widths, of fewer than two videos, or not finite.
+    """
+    x, y = _checked(first, least=2), _checked(second, least=2)
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(f"features of {x.shape[1]} and of {y.shape[1]} values: widths must be equal")
+    if min(len(x), len(y)) <= x.shape[1]:
+        warnings.warn(
+            f"Fréchet distance of {len(x)} and {len(y)} videos with {x.shape[1]} features: "
+            "covariances are singular and bias dominates; read it only beside its floor",
+            stacklevel=2,
+        )
+    return _distance(x, y)
+
+
+def frechet_distance_of_moments(first: Moments, second: Moments) -> Float[Tensor, ""]:
+    """The same from means and scatters, which merge over shards of any size."""
+    return _from_factors(first.mean, first.factor(), second.mean, second.factor())
+
+
+def _distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, ""]:
+    return _from_factors(x.mean(dim=0), _factor(x), y.mean(dim=0), _factor(y))
+
+
+def _factor(x: Float[Tensor, "n d"]) -> Float[Tensor, "d k"]:
+    """A with A Aᵀ the unbiased covariance, at most d columns wide."""
+    deviations = (x - x.mean(dim=0)) / math.sqrt(len(x) - 1)
+    if len(x) > x.shape[1]:
+        deviations = torch.linalg.qr(deviations, mode="r").R
+    return deviations.T
+
+
+def _from_factors(
+    mean_1: Float[Tensor, " d"],
+    a_1: Float[Tensor, "d k"],
+    mean_2: Float[Tensor, " d"],
+    a_2: Float[Tensor, "d l"],
+) -> Float[Tensor, ""]:
+    between = (mean_1 - mean_2).square().sum()
+    within = a_1.square().sum() + a_2.square().sum()
+    return between + within - 2 * torch.linalg.svdvals(a_1.T @ a_2).sum()
+
+
+def jackknife_interval(
+    first: Float[Tensor, "n d"], second: Float[Tensor, "m d"], num_groups: int = 16, seed: int = 0
+) -> tuple[float, float]:
+    """A 95 % interval of ``frechet_distance`` by leaving out one of ``num_groups`` groups at a time.
+
+    The bootstrap is of no use here: its duplicates lower the rank and raise the distance, so that its interval
+    excludes the estimate. Both sets are shuffled by ``seed`` and cut into groups; when both have one length,
+    group g holds the same places of both, so that pairs (a prompt's real and generated video) leave together.
+    """
+    x, y = _checked(first, least=2), _checked(second, least=2)
+    num_groups = min(num_groups, len(x) // 2, len(y) // 2)
+    if num_groups < 2:
+        raise ValueError(f"{len(x)} and {len(y)} videos: a jackknife needs at least 4 of each")
+    groups_x, groups_y = (_groups(len(z), num_groups, seed) for z in (x, y))
+    parts = torch.stack(
+        [_distance(x[groups_x != g], y[groups_y != g]) for g in range(num_groups)]
+    )
+    spread = (num_groups - 1) / num_groups * (parts - parts.mean()).square().sum()
+    value, half = float(_distance(x, y)), 1.96 * float(spread.sqrt())
+    return max(0.0, value - half), value + half
+
+
+def _groups(n: int, num_groups: int, seed: int) -> Int[Tensor, " n"]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(n, generator=generator) % num_groups
+
+
+def frechet_distance_at_infinity(
+    first: Float[Tensor, "n d"],
+    second: Float[Tensor, "m d"],
+    num_points: int = 10,
+    repeats: int = 4,
+    seed: int = 0,
+) -> float:
+    """The distance that endlessly many videos would have: a line through the distance over 1 / n, at 0.
+
+    Both sets are subsampled without replacement to the same n, from half of the smaller set to the whole of it.
+    Chong and Forsyth, 2019, arXiv 1911.07023; they subsample one side alone, which leaves the other's bias in.
+    """
+    x, y = _checked(first, least=8), _checked(second, least=8)
+    generator = torch.Generator().manual_seed(seed)
+    whole = min(len(x), len(y))
+    inverse, distances = [], []
+    for n in torch.linspace(whole / 2, whole, num_points).round().long().tolist():
+        for _ in range(repeats):
+            part_x, part_y = (z[torch.randperm(len(z), generator=generator)[:n]] for z in (x, y))
+            inverse.append(1 / n)
+            distances.append(_distance(part_x, part_y))
+    line = torch.stack([torch.ones(len(inverse)), torch.tensor(inverse)], dim=1).double()
+    return float(torch.linalg.lstsq(line, torch.stack(distances)[:, None]).solution[0, 0])
+
+
+def distance_between_halves(
+    first: Float[Tensor, "n d"], second: Float[Tensor, "n d"], repeats: int = 10, seed: int = 0
+) -> float:
+    """Mean distance between a random half of ``first`` and the other half of ``second``.
+
+    With one set given twice this is the floor: what two sets of n / 2 videos differ by when nothing differs.
+    With real and generated videos of the same prompts, in the same order, it is their distance at the same n and with
+    the same disjoint prompts, so that the two compare. Raises ``ValueError`` for sets of two lengths.
+    """
+    x, y = _checked(first, least=4), _checked(second, least=4)
+    if len(x) != len(y):
+        raise ValueError(f"{len(x)} and {len(y)} videos: halves are cut from sets of one length")
+    generator = torch.Generator().manual_seed(seed)
+    distances = []
+    for _ in range(repeats):
+        order = torch.randperm(len(x), generator=generator)
+        half = len(x) // 2
+        distances.append(_distance(x[order[:half]], y[order[half : 2 * half]]))
+    return float(torch.stack(distances).mean())
+
+
+def _checked(features: Float[Tensor, "n d"], least: int) -> Float[Tensor, "n d"]:
+    if features.ndim != 2 or len(features) < least:
+        raise ValueError(
+            f"features of shape {tuple(features.shape)}: must be (videos >= {least}, features)"
+        )
+    x = features.detach().double()
+    if not x.isfinite().all():
+        bad = (~x.isfinite()).any(dim=1).nonzero().flatten().tolist()
+        raise ValueError(f"features of video {bad[0]} are not finite ({len(bad)} of {len(x)} videos)")
+    return x
+
+

@@ -1,0 +1,59 @@
+"""How near a tokenizer's reconstruction is to the clip: PSNR and SSIM of each frame, by torchmetrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange, reduce
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from evaluation.metrics.bank import RowBank
+
+
+def psnr_per_clip(
+    real: UInt8[Tensor, "b 3 F H W"], other: UInt8[Tensor, "b 3 F H W"]
+) -> Float[Tensor, " b"]:
+    """Peak signal to noise in dB, mean over frames. A frame without any error counts 100 dB, not infinity."""
+    error = reduce((real.double() - other.double()).square(), "b c F H W -> b F", "mean")
+    return (10 * torch.log10(255**2 / error.clamp(min=255**2 * 1e-10))).mean(dim=1)
+
+
+def ssim_per_clip(
+    real: UInt8[Tensor, "b 3 F H W"], other: UInt8[Tensor, "b 3 F H W"]
+) -> Float[Tensor, " b"]:
+    """Structural similarity, mean over frames: Gaussian window of deviation 1.5 (Wang et al., 2004), at most 1."""
+    frames = [rearrange(v, "b c F H W -> (b F) c H W").double() / 255 for v in (real, other)]
+    ssim = structural_similarity_index_measure(*frames, data_range=1.0, reduction="none")
+    assert isinstance(ssim, Tensor)
+    return reduce(ssim, "(b F) -> b", "mean", b=len(real))
+
+
+class Reconstruction(RowBank):
+    """Means over clips of ``psnr`` (dB) and ``ssim``, each the mean over a clip's frames."""
+
+    def __init__(self) -> None:
+        super().__init__({"scores": 2})
+
+    def update(
+        self,
+        real: UInt8[Tensor, "b 3 F H W"],
+        other: UInt8[Tensor, "b 3 F H W"],
+        ids: Sequence[int],
+    ) -> None:
+        """Note clips of one size; ids tell a clip from its copies. Sides are at least 11 pixels, for SSIM."""
+        if real.shape != other.shape:
+            raise ValueError(
+                f"clips of shapes {tuple(real.shape)} and {tuple(other.shape)}: must be equal"
+            )
+        if min(real.shape[-2:]) < 11:
+            raise ValueError(f"clips of {real.shape[-2]}x{real.shape[-1]} pixels: SSIM needs 11")
+        scores = torch.stack([psnr_per_clip(real, other), ssim_per_clip(real, other)], dim=1)
+        self.add("scores", ids, scores)
+
+    def compute(self) -> dict[str, Float[Tensor, ""]]:
+        """NaN before any clip came."""
+        psnr, ssim = self.rows("scores").mean(dim=0)
+        return {"psnr": psnr, "ssim": ssim}

@@ -1,0 +1,263 @@
+"""The report as one HTML file that needs nothing else: moving pictures, scores with scales, settings."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+Video = UInt8[np.ndarray, "F H W 3"]
+TEMPLATE = Path(__file__).with_name("page.html")
+# Rows shown at once at each end; the rest is folded away.
+_SHOWN = 12
+# Enough to see what a video shows; keeps a report of large videos small.
+_LONGEST_SIDE = 176
+_GROUPS = (
+    ("", "Generated videos"),
+    ("tokenizer/", "The tokenizer on real clips"),
+    ("reconstruction/", "Real clips after the tokenizer"),
+    ("reference/", "Real clips"),
+)
+
+
+def page(
+    report: Mapping[str, Any], videos: Sequence[Video], real: Sequence[Video] | None, fps: float
+) -> str:
+    """``report`` as ``write_report`` takes it; ``real`` are the clips of the same prompts in the same order."""
+    checkpoint = report["checkpoint"]
+    subject = "a folder of videos"
+    if checkpoint is not None:
+        subject = f"<code>{escape(checkpoint['path'])}</code>, step {checkpoint['step']:,}"
+    settings = report["settings"]
+    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        title=f"Evaluation, protocol {escape(report['protocol'])}",
+        subtitle=f"{subject}: {settings['num_videos']} generated videos beside {settings['num_reference']} real ones",
+        tiles="\n".join(_tiles(report["details"])),
+        scores="\n".join(_score_rows(report["details"])),
+        order=_order_sentence(report, real is not None),
+        videos=_video_tables(report["videos"], videos, real, fps),
+        record="\n".join(_record_rows(report)),
+    )
+
+
+def number(value: float) -> str:
+    """Four significant digits, or a plain 0 or 1."""
+    return f"{value:.4g}"
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def shown(name: str, value: float) -> str:
+    """A score's value as a reader expects it: parts as per cent."""
+    return percent(value) if "alignment/" in name else number(value)
+
+
+def _tiles(details: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    for attribute in ("colour", "direction", "shape"):
+        name = f"alignment/{attribute}"
+        if name in details:
+            yield _part_tile(name, details)
+    for name in ("fvd-tiny", "clip_score-tiny", "tokenizer/psnr"):
+        if name in details:
+            yield _TILES[name](details)
+
+
+def _tile(name: str, value: str, aside: str, scale: str, note: str) -> str:
+    return (
+        f'<div class="tile"><div class="name">{escape(name)}</div>'
+        f'<div class="value">{value} <small>{aside}</small></div>{scale}<div class="note">{note}</div></div>'
+    )
+
+
+def _scale(fill: float, low: float, high: float, marks: Sequence[float]) -> str:
+    """A bar filled to a part, a whisker from low to high, a tick at each mark; all in 0..1."""
+    fill, low, high = (100 * min(max(v, 0.0), 1.0) for v in (fill, low, high))
+    ticks = "".join(f'<b style="left:calc({100 * min(max(m, 0), 1):.2f}% - 1px)"></b>' for m in marks)
+    return (
+        f'<div class="scale"><i style="width:{fill:.2f}%"></i>'
+        f'<u style="left:{low:.2f}%;width:{high - low:.2f}%"></u>{ticks}</div>'
+    )
+
+
+def _part_tile(name: str, details: Mapping[str, Mapping[str, Any]]) -> str:
+    score, ceiling = details[name], details.get(f"reconstruction/{name}")
+    marks, note = [], f"of {score['n']} videos of one shape"
+    if ceiling is not None:
+        marks = [ceiling["value"]]
+        note += f"; tick: real clips after the tokenizer, {percent(ceiling['value'])}"
+    aside = f"{percent(score['low'])} to {percent(score['high'])}"
+    scale = _scale(score["value"], score["low"], score["high"], marks)
+    return _tile(name, percent(score["value"]), aside, scale, note)
+
+
+def _distance_tile(details: Mapping[str, Mapping[str, Any]]) -> str:
+    score, half, floor = (details[f"fvd-tiny{part}"]["value"] for part in ("", "/half", "/floor"))
+    low, high = details["fvd-tiny"]["low"], details["fvd-tiny"]["high"]
+    top = 1.15 * max(high, half, floor)
+    note = f"with half the videos {number(half)}; tick: {number(floor)} between real halves"
+    return _tile(
+        "fvd-tiny, lower is better",
+        number(score),
+        f"{number(low)} to {number(high)}",
+        _scale(half / top, half / top, half / top, [floor / top]),
+        note,
+    )
+
+
+def _clip_tile(details: Mapping[str, Mapping[str, Any]]) -> str:
+    score = details["clip_score-tiny"]
+    real, deaf = (
+        details[f"clip_score-tiny/{part}"]["value"] for part in ("reference", "shuffled")
+    )
+    bottom, top = deaf - 0.15 * abs(real - deaf), real + 0.15 * abs(real - deaf)
+
+    def place(value: float) -> float:
+        return (value - bottom) / max(top - bottom, 1e-9)
+
+    low, high = score["low"], score["high"]
+    return _tile(
+        "clip_score-tiny",
+        number(score["value"]),
+        f"{number(low)} to {number(high)}",
+        _scale(place(score["value"]), place(low), place(high), [place(deaf), place(real)]),
+        f"ticks: {number(deaf)} with shuffled captions, {number(real)} for real clips",
+    )
+
+
+def _psnr_tile(details: Mapping[str, Mapping[str, Any]]) -> str:
+    psnr, ssim = details["tokenizer/psnr"], details["tokenizer/ssim"]
+    scale = _scale(ssim["value"], ssim["low"], ssim["high"], [])
+    note = f"bar: SSIM {number(ssim['value'])}; {psnr['n']} real clips through the tokenizer and back"
+    aside = f"dB, {number(psnr['low'])} to {number(psnr['high'])}"
+    return _tile("tokenizer/psnr", number(psnr["value"]), aside, scale, note)
+
+
+_TILES = {
+    "fvd-tiny": _distance_tile,
+    "clip_score-tiny": _clip_tile,
+    "tokenizer/psnr": _psnr_tile,
+}
+
+
+def _score_rows(details: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    def group_of(name: str) -> str:
+        return next((prefix for prefix, _ in _GROUPS[1:] if name.startswith(prefix)), "")
+
+    for prefix, title in _GROUPS:
+        members = {name: score for name, score in details.items() if group_of(name) == prefix}
+        if members:
+            yield f'<tr class="group"><td colspan="6">{title}</td></tr>'
+        for name, score in members.items():
+            interval = ""
+            if score["low"] is not None:
+                interval = f"{shown(name, score['low'])} to {shown(name, score['high'])}"
+            yield (
+                f'<tr><td><code>{escape(name)}</code></td><td class="n">{shown(name, score["value"])}</td>'
+                f'<td class="n">{interval}</td><td class="n">{score["n"]}</td><td>{score["better"]}</td>'
+                f'<td class="meaning">{escape(score["meaning"])}</td></tr>'
+            )
+
+
+def _order_sentence(report: Mapping[str, Any], paired: bool) -> str:
+    order = "Worst first"
+    if report["videos"] and "colour" in report["videos"][0]:
+        order += ": by how much of the prompt is right, then by clip_score-tiny"
+    else:
+        order += ", by clip_score-tiny"
+    beside = " On the right of each, the real clip of the same prompt." if paired else ""
+    return f"{order}.{beside}"
+
+
+def _badness(row: Mapping[str, Any]) -> tuple[int, float]:
+    right = sum(row.get(name, False) for name in ("colour", "direction", "shape"))
+    return right, row["clip_score-tiny"]
+
+
+def _video_tables(
+    rows: Sequence[Mapping[str, Any]],
+    videos: Sequence[Video],
+    real: Sequence[Video] | None,
+    fps: float,
+) -> str:
+    order = sorted(range(len(rows)), key=lambda i: _badness(rows[i]))
+    lines = [_video_row(rows[i], videos[i], real[i] if real else None, fps) for i in order]
+    aligned = "colour" in rows[0]
+    heads = ["generated", *(["real"] if real else []), "prompt", *(["found"] if aligned else [])]
+    header = "".join(f"<th>{head}</th>" for head in heads)
+    header += "<th>colour</th><th>direction</th><th>shape</th>" if aligned else ""
+    header += '<th class="n">clip_score-tiny</th><th class="n">seed</th>'
+
+    def table(part: Sequence[str]) -> str:
+        return f'<table class="videos"><tr>{header}</tr>{"".join(part)}</table>'
+
+    if len(lines) <= 2 * _SHOWN:
+        return table(lines)
+    middle = lines[_SHOWN:-_SHOWN]
+    return (
+        f"{table(lines[:_SHOWN])}<details><summary>{len(middle)} videos between</summary>{table(middle)}</details>"
+        f"<p class='faint'>The best:</p>{table(lines[-_SHOWN:])}"
+    )
+
+
+def _video_row(row: Mapping[str, Any], video: Video, real: Video | None, fps: float) -> str:
+    cells = [_picture(video, fps)]
+    if real is not None:
+        cells.append(_picture(real, fps))
+    cells.append(f"<td>{escape(row['prompt'])}</td>")
+    if "colour" in row:
+        found = "<br>".join(map(escape, row["found"])) or "nothing"
+        cells.append(f'<td class="faint">{found}</td>')
+        for name in ("colour", "direction", "shape"):
+            kind, word = ("yes", "right") if row[name] else ("no", "wrong")
+            cells.append(f'<td class="{kind}">{word}</td>')
+    cells.append(f'<td class="n">{row["clip_score-tiny"]:.1f}</td>')
+    cells.append(f'<td class="n">{row.get("seed", "")}</td>')
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _picture(video: Video, fps: float) -> str:
+    frames = [Image.fromarray(frame) for frame in video]
+    if max(frames[0].size) > _LONGEST_SIDE:
+        for frame in frames:
+            frame.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
+    buffer = io.BytesIO()
+    duration = round(1000 / fps)
+    frames[0].save(
+        buffer, "WEBP", save_all=True, append_images=frames[1:], duration=duration, loop=0, quality=90
+    )
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<td class="picture"><img src="data:image/webp;base64,{data}" alt=""></td>'
+
+
+def _record_rows(report: Mapping[str, Any]) -> Iterator[str]:
+    settings, checkpoint = report["settings"], report["checkpoint"]
+    values = {
+        "fingerprint": report["fingerprint"],
+        "protocol": report["protocol"],
+        "clips": ", ".join(f"{key} {value}" for key, value in settings["clips"].items()),
+        "sampling": ", ".join(f"{key} {_spread(v)}" for key, v in settings["sampling"].items()),
+        "real videos": f"{report['reference']}, sha256 {settings['reference_sha256']}",
+        "prompts": f"sha256 {settings['prompts_sha256']}",
+        "judge": ", ".join(f"{key} {value}" for key, value in report["judge"].items()),
+        "versions": ", ".join(f"{key} {value}" for key, value in report["versions"].items()),
+        "device": report["device"],
+        "time": f"{report['seconds']} s",
+    }
+    if checkpoint is not None:
+        values["checkpoint"] = f"{checkpoint['path']}, sha256 {checkpoint['sha256']}"
+    for name, value in values.items():
+        yield f"<dt>{escape(name)}</dt><dd><code>{escape(str(value))}</code></dd>"
+
+
+def _spread(values: Sequence[Any]) -> str:
+    return f"{values[0]} to {values[-1]}" if len(values) > 3 else ", ".join(map(str, values))

@@ -1,0 +1,183 @@
+"""What is measured and how, as one frozen value with a fingerprint: scores compare only where fingerprints agree."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import re
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+SHIPPED = Path(__file__).parent / "protocols"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """The clips that are judged: ``num_frames`` at ``fps`` from the middle of a video.
+
+    Reference videos are resized (bilinear, antialiased) to cover the size of ``sizes`` (height x width) whose
+    aspect ratio is nearest, and cut about the centre. Sampled videos stand at such a size already.
+    """
+
+    num_frames: int
+    fps: float
+    sizes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _require(self.num_frames >= 4, "clips.num_frames", self.num_frames, "must be at least 4")
+        _require(0 < self.fps < math.inf, "clips.fps", self.fps, "must be positive")
+        _require(len(self.sizes) > 0, "clips.sizes", list(self.sizes), "must name at least one size")
+        for index, size in enumerate(self.sizes):
+            rule = "must be height x width, e.g. 32x48"
+            _require(re.fullmatch(r"[1-9]\d*x[1-9]\d*", size), f"clips.sizes[{index}]", size, rule)
+
+    @property
+    def heights_and_widths(self) -> list[tuple[int, int]]:
+        pairs = (size.split("x") for size in self.sizes)
+        return [(int(height), int(width)) for height, width in pairs]
+
+
+@dataclass(frozen=True)
+class SamplingSpec:
+    """How videos are sampled from a checkpoint, one for each prompt of the reference; prompt i has ``seed`` + i."""
+
+    seed: int
+    num_steps: int
+    guidance_scale: float
+
+    def __post_init__(self) -> None:
+        _require(self.num_steps >= 1, "sampling.num_steps", self.num_steps, "must be at least 1")
+        _require(
+            0 <= self.guidance_scale < math.inf,
+            "sampling.guidance_scale",
+            self.guidance_scale,
+            "must not be negative",
+        )
+
+
+@dataclass(frozen=True)
+class ScoreSpec:
+    """Which scores are made and how their intervals are.
+
+    ``alignment`` reads moving shapes from pixels, for prompts about them alone. ``least_videos`` is the smallest
+    number of videos on either side; ``seed`` draws halves, groups and shuffles.
+    """
+
+    alignment: bool
+    least_videos: int
+    jackknife_groups: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        _require(self.least_videos >= 8, "scores.least_videos", self.least_videos, "must be at least 8")
+        rule = "must be at least 2"
+        _require(self.jackknife_groups >= 2, "scores.jackknife_groups", self.jackknife_groups, rule)
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where things are by default. No part of the fingerprint: contents are hashed, not places."""
+
+    reference: Path
+    judge: Path
+    output: Path
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One way to judge. Every field but ``paths`` moves scores and enters the fingerprint."""
+
+    name: str
+    clips: ClipSpec
+    sampling: SamplingSpec
+    scores: ScoreSpec
+    paths: Paths
+
+    def settings(self) -> dict[str, Any]:
+        """All that moves a score, as plain values."""
+        settings = dataclasses.asdict(self)
+        del settings["paths"]
+        return json.loads(json.dumps(settings))
+
+
+def load_protocol(name_or_path: str) -> Protocol:
+    """A shipped protocol by name (``demo``), or any YAML file by path.
+
+    Raises ``ValueError`` naming the file and the key's full path for an unknown key, a missing one, a wrong type
+    or a value out of range.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = SHIPPED / f"{name_or_path}.yaml"
+    if not path.is_file():
+        shipped = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.yaml")))
+        raise ValueError(f"protocol {name_or_path!r}: no such file; shipped are {shipped}")
+    try:
+        return _build(Protocol, yaml.safe_load(path.read_text(encoding="utf-8")), "")
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def fingerprint(record: dict[str, Any]) -> str:
+    """sha256 of a record's canonical JSON: keys in order, no spaces, no NaN."""
+    canonical = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def texts_sha256(texts: Sequence[str]) -> str:
+    """Of texts in their order."""
+    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _require(holds: object, key: str, value: object, rule: str) -> None:
+    if not holds:
+        raise ValueError(f"{key} = {value!r}: {rule}")
+
+
+def _build(kind: type[T], values: Any, at: str) -> T:
+    """A dataclass from nested mappings, every key and type checked."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{at or 'the file'} is {values!r}: must be a mapping of keys to values")
+    types_of = typing.get_type_hints(kind)
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, n=1)
+            meant = f"did you mean {at}{near[0]}?" if near else f"known are {', '.join(names)}"
+            raise ValueError(f"{at}{key} is no key of a protocol; {meant}")
+    for name in names:
+        if name not in values:
+            raise ValueError(f"{at}{name} is missing")
+    return kind(**{name: _convert(types_of[name], values[name], f"{at}{name}") for name in names})
+
+
+def _convert(kind: Any, value: Any, at: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _build(typing.cast(type, kind), value, f"{at}.")
+    if isinstance(kind, types.GenericAlias):
+        if not isinstance(value, list):
+            raise ValueError(f"{at} = {value!r}: must be a list")
+        return tuple(_convert(kind.__args__[0], v, f"{at}[{i}]") for i, v in enumerate(value))
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind is float and type(value) is int:
+        return float(value)
+    # bool is a kind of int to Python, but true is no number of steps.
+    if type(value) is not kind:
+        raise ValueError(f"{at} = {value!r}: must be of type {kind.__name__}")
+    return value

@@ -1,0 +1,91 @@
+"""One dict, written as JSON, as an HTML page and to TensorBoard."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.utils.tensorboard import SummaryWriter
+
+from evaluation.page import page, shown
+
+Video = UInt8[np.ndarray, "F H W 3"]
+_TENSORBOARD_VIDEOS = 16
+_LEAST_SIDE = 128
+
+
+def write_report(
+    report: Mapping[str, Any],
+    videos: Sequence[Video],
+    real: Sequence[Video] | None,
+    fps: float,
+    output: Path,
+) -> None:
+    """Write ``report.json``, ``report.html`` and TensorBoard logs to a folder, which is made if need be.
+
+    ``report`` holds ``scores`` (name to value), ``details`` (name to the fields of ``Score``), ``videos`` (a row for each of
+    ``videos``), ``settings`` and what else ``run.py`` records. ``real`` are clips of the same prompts in the same order.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    _write(output / "report.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
+    _write(output / "report.html", page(report, videos, real, fps))
+    _write_tensorboard(report, videos, fps, output)
+
+
+def as_text(report: Mapping[str, Any]) -> str:
+    """The scores as a terminal shows them, one a line."""
+    lines = []
+    for name, score in report["details"].items():
+        interval = ""
+        if score["low"] is not None:
+            interval = f"{shown(name, score['low'])} to {shown(name, score['high'])}"
+        lines.append(f"{name:38} {shown(name, score['value']):>9}   {interval:20} n = {score['n']}")
+    return "\n".join(lines)
+
+
+def animated_png(video: Video, fps: float) -> bytes:
+    """A lossless moving picture, enlarged by a whole factor where it is small: what TensorBoard's image tab plays."""
+    scale = max(1, _LEAST_SIDE // min(video.shape[1:3]))
+    frames = [Image.fromarray(f.repeat(scale, axis=0).repeat(scale, axis=1)) for f in video]
+    buffer = io.BytesIO()
+    duration = round(1000 / fps)
+    frames[0].save(
+        buffer, "PNG", save_all=True, append_images=frames[1:], duration=duration, loop=0
+    )
+    return buffer.getvalue()
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
+
+
+def _write_tensorboard(
+    report: Mapping[str, Any], videos: Sequence[Video], fps: float, output: Path
+) -> None:
+    step = report["checkpoint"]["step"] if report["checkpoint"] else 0
+    # A second report to the same folder would draw every score twice.
+    for old in output.glob("events.out.tfevents.*"):
+        old.unlink()
+    with SummaryWriter(str(output)) as writer:
+        for name, value in report["scores"].items():
+            writer.add_scalar(name, value, step)
+        for row, video in list(zip(report["videos"], videos, strict=True))[:_TENSORBOARD_VIDEOS]:
+            picture = Summary.Image(
+                height=video.shape[1],
+                width=video.shape[2],
+                colorspace=3,
+                encoded_image_string=animated_png(video, fps),
+            )
+            tag = f"samples/{row['prompt']}"
+            summary = Summary(value=[Summary.Value(tag=tag, image=picture)])
+            writer.file_writer.add_summary(summary, step)

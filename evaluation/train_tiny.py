@@ -1,0 +1,145 @@
+"""Trains the tiny judge on the clips of a manifest: ``python -m evaluation train-tiny``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from tqdm import tqdm
+
+from evaluation.features.tiny import (
+    TinyConfig,
+    TinyJudge,
+    contrastive_loss,
+    save_judge,
+)
+from evaluation.protocol import ClipSpec
+from evaluation.videos import (
+    VideoEntry,
+    as_batch,
+    cover,
+    nearest_size,
+    read_entries,
+    read_video,
+    squash,
+)
+
+
+@dataclass(frozen=True)
+class TinyTraining:
+    """How the judge is trained: AdamW with a one-cycle rate, clips shifted by up to ``greatest_shift`` pixels."""
+
+    num_steps: int = 240
+    batch_size: int = 48
+    learning_rate: float = 2e-3
+    greatest_shift: int = 2
+    seed: int = 0
+
+
+def train_tiny(
+    manifest: Path, output: Path, validation: Path | None, clips: ClipSpec, training: TinyTraining
+) -> dict[str, float]:
+    """Train on a manifest, measure on another, save to ``output``; give what was measured.
+
+    Without ``validation`` nothing is measured. Raises ``ValueError`` for manifests as ``read_entries`` does, and
+    for fewer than 8 clips.
+    """
+    entries = read_entries(manifest)
+    if len(entries) < 8:
+        raise ValueError(f"{manifest}: holds {len(entries)} clips; a contrast needs at least 8")
+    val_entries = [] if validation is None else read_entries(validation)
+    torch.manual_seed(training.seed)
+    judge = TinyJudge(TinyConfig())
+    videos = _decoded(entries, clips, judge.config.side)
+    _fit(judge, videos, entries, training)
+    judge.eval().standardise(_features(judge, videos))
+    notes: dict[str, float] = {}
+    if val_entries:
+        notes = measure(judge, _decoded(val_entries, clips, judge.config.side), val_entries)
+    save_judge(judge, output, notes)
+    return notes
+
+
+def measure(
+    judge: TinyJudge, videos: UInt8[Tensor, "n 3 F H W"], entries: Sequence[VideoEntry]
+) -> dict[str, float]:
+    """How well the judge can judge: parts in 0..1 over clips that it was not trained on.
+
+    ``own_over_other``: how often a clip fits its own caption better than a caption of another clip (half by chance);
+    ``top1`` and ``top5``: how often its own is the best, or among the best five, of all.
+    """
+    judge.eval()
+    with torch.no_grad():
+        likeness = judge.embed_videos(videos) @ judge.embed_texts([e.prompt for e in entries]).T
+    own = likeness.diagonal()[:, None]
+    rank = (likeness > own).sum(dim=1)
+    others = len(entries) - 1
+    return {
+        "num_clips": float(len(entries)),
+        "own_over_other": float((likeness < own).sum() / (len(entries) * others)),
+        "top1": float((rank < 1).float().mean()),
+        "top5": float((rank < 5).float().mean()),
+    }
+
+
+@torch.no_grad()
+def _features(
+    judge: TinyJudge, videos: UInt8[Tensor, "n 3 F H W"]
+) -> Float[Tensor, "n d"]:
+    return torch.cat([judge.features(part) for part in videos.split(64)])
+
+
+def _decoded(
+    entries: Sequence[VideoEntry], clips: ClipSpec, side: int
+) -> UInt8[Tensor, "n 3 F H W"]:
+    """As the judge will meet them: at the protocol's sizes first, then at the judge's own."""
+    videos = []
+    for entry in tqdm(entries, desc="decode", unit="clip"):
+        video = read_video(entry.path, clips.num_frames, clips.fps)
+        videos.append(squash(cover(video, *nearest_size(video, clips.heights_and_widths)), side))
+    return as_batch(videos)
+
+
+def _fit(
+    judge: TinyJudge,
+    videos: UInt8[Tensor, "n 3 F H W"],
+    entries: Sequence[VideoEntry],
+    training: TinyTraining,
+) -> None:
+    generator = torch.Generator().manual_seed(training.seed)
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=training.learning_rate, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, training.learning_rate, total_steps=training.num_steps, pct_start=0.1
+    )
+    batch_size = min(training.batch_size, len(videos))
+    bar = tqdm(range(training.num_steps), desc="train", unit="step")
+    for _ in bar:
+        batch = torch.randperm(len(videos), generator=generator)[:batch_size]
+        texts = [_wording(entries[i], generator) for i in batch.tolist()]
+        clips = _shifted(videos[batch], training.greatest_shift, generator)
+        loss = contrastive_loss(judge, clips, texts)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        bar.set_postfix(loss=f"{loss.item():.3f}")
+
+
+def _wording(entry: VideoEntry, generator: torch.Generator) -> str:
+    return entry.wordings[torch.randint(len(entry.wordings), (), generator=generator)]
+
+
+def _shifted(
+    videos: UInt8[Tensor, "b 3 F H W"], greatest: int, generator: torch.Generator
+) -> UInt8[Tensor, "b 3 F H W"]:
+    """The whole batch moved by one draw of pixels, edges repeated."""
+    if greatest == 0:
+        return videos
+    down, right = torch.randint(-greatest, greatest + 1, (2,), generator=generator).tolist()
+    rows = (torch.arange(videos.shape[3]) - down).clamp(0, videos.shape[3] - 1)
+    columns = (torch.arange(videos.shape[4]) - right).clamp(0, videos.shape[4] - 1)
+    return videos[:, :, :, rows][..., columns]

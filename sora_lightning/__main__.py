@@ -1,0 +1,94 @@
+"""The table of verbs, and what every verb shares: one help, one way to fail."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+_VERBS = {
+    "fit": "train the model of an experiment: fit --config experiments/demo/tokenizer.yaml",
+    "validate": "measure a checkpoint on the validation clips",
+    "predict": "encode clips into latents with a trained tokenizer",
+    "sample": "make videos from prompts with a checkpoint",
+    "synthesize": "render captioned clips of moving shapes",
+    "demo": "all of it, from rendered clips to scored videos",
+}
+_FUNCTIONS = {
+    "sample": ("sora_lightning.cli.sampling", "sample"),
+    "synthesize": ("sora_lightning.data.synthetic", "write_dataset"),
+    "demo": ("sora_lightning.demo", "demo"),
+}
+_REFUSED, _INTERRUPTED = (
+    2,
+    130,
+)  # exit codes of a wrong command line and of Ctrl-C, as shells know them
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb with its arguments and return the exit code: 0, 1 failed, 2 refused, 130
+    interrupted.
+
+    What a user can put right is one message on stderr; anything else is a defect and keeps its
+    traceback.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    try:
+        _verb(arguments[0])(arguments[1:])
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here where it can", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if not _can_be_put_right(error):
+            raise
+        print(f"sora-lightning {arguments[0]}: {error}", file=sys.stderr)
+        return 1 if isinstance(error, RuntimeError) else _REFUSED
+    return 0
+
+
+def _verb(name: str) -> Callable[[list[str]], None]:
+    """The function that takes the arguments after a verb. Modules are loaded for the verb that
+    needs them."""
+    if name in _FUNCTIONS:
+        from sora_lightning.cli.functions import run_function
+
+        module, function = _FUNCTIONS[name]
+        return lambda arguments: run_function(
+            name, getattr(import_module(module), function), arguments
+        )
+    if name in _VERBS:
+        from sora_lightning.cli.training import run_training
+
+        return lambda arguments: run_training([name, *arguments])
+    from sora_lightning.cli.suggest import suggestion
+
+    raise ValueError(f"there is no such verb. {suggestion(name, _VERBS)}")
+
+
+def _can_be_put_right(error: Exception) -> bool:
+    """Whether the error speaks to the user: raised on purpose by this package, or a file that is
+    not there."""
+    if isinstance(error, FileNotFoundError) or type(error).__name__ == "StageFailed":
+        return True
+    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    return isinstance(error, ValueError) and raised_in.is_relative_to(Path(__file__).parent)
+
+
+def _help() -> str:
+    width = max(map(len, _VERBS))
+    verbs = "\n".join(f"  {name:{width}}  {what}" for name, what in _VERBS.items())
+    more = "Arguments of a verb: sora-lightning VERB --help"
+    return f"usage: sora-lightning VERB [arguments]\n\n{verbs}\n\n{more}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""Keeps the state of a run under one name that never changes: ``<run>/checkpoints/last.ckpt``.
+
+Lightning's ``ModelCheckpoint`` picks the best by a metric, and may stand beside this one for that.
+For the last state it is the wrong tool: it numbers the file anew when the folder is not empty
+(``last-v1.ckpt``), and it does not save the steps that a training takes after the last multiple of
+its interval.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
+
+
+class RunCheckpoint(Checkpoint):
+    """Saves ``last.ckpt`` every so many steps, at the end of the training, and when an exception
+    ends it early.
+
+    Args:
+        dirpath: The folder of the checkpoints.
+        every_n_steps: Optimizer steps between two saves.
+        keep_every_n_steps: Optimizer steps between saves that stay, as ``step-00001000.ckpt``;
+            ``None`` keeps none.
+    """
+
+    def __init__(
+        self, dirpath: Path, every_n_steps: int = 500, keep_every_n_steps: int | None = None
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("every_n_steps", every_n_steps),
+            ("keep_every_n_steps", keep_every_n_steps),
+        ):
+            if value is not None and value < 1:
+                raise ValueError(f"checkpoint.{name} = {value}: must be at least 1")
+        self.dirpath = Path(dirpath)
+        self.every_n_steps = every_n_steps
+        self.keep_every_n_steps = keep_every_n_steps
+        self._saved_step = -1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step == self._saved_step:  # gradient accumulation: the batch ended no optimizer step
+            return
+        if self.keep_every_n_steps and step % self.keep_every_n_steps == 0:
+            self._save(trainer, f"step-{step:08d}.ckpt")
+        if step % self.every_n_steps == 0:
+            self._save(trainer, "last.ckpt")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A validation may set buffers, as the tokenizer's does: a state just saved is saved anew.
+        if trainer.state.fn == TrainerFn.FITTING and trainer.global_step == self._saved_step > 0:
+            self._save(trainer, "last.ckpt")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer, "last.ckpt")
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        # Other ranks may never come here, and saving waits for them.
+        if trainer.training and trainer.world_size == 1 and trainer.global_step > self._saved_step:
+            self._save(trainer, "last.ckpt")
+
+    def _save(self, trainer: Trainer, name: str) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        trainer.save_checkpoint(self.dirpath / name, weights_only=False)
+        self._saved_step = trainer.global_step

@@ -1,0 +1,89 @@
+"""Exponential moving average of the weights that train (arXiv 2212.09748 samples from one of decay 0.9999)."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+
+class EMA(Callback):
+    """Keeps an average of every parameter that requires a gradient, and validates with it.
+
+    The decay is warmed up as ``min(decay, (1 + n) / (10 + n))`` after n updates, so that short runs do not
+    remember their first weights. Buffers are not averaged. The average stands in the checkpoint under this
+    callback's key; the model's own ``state_dict`` holds the raw weights, so that a resumed run goes on exactly.
+    """
+
+    def __init__(self, decay: float = 0.9999):
+        if not 0 < decay < 1:
+            raise ValueError(f"decay = {decay} must lie between 0 and 1")
+        self.decay = decay
+        self.num_updates = 0
+        self.weights: dict[str, Tensor] = {}
+        self._raw: dict[str, Tensor] = {}
+
+    @property
+    def state_key(self) -> str:
+        return "ema"
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        live = self._live(pl_module)
+        if not self.weights:
+            self.weights = {name: p.detach().clone() for name, p in live.items()}
+        else:  # restored from a checkpoint, on the CPU
+            self.weights = {name: self.weights[name].to(p) for name, p in live.items()}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        if trainer.global_step == self.num_updates:  # gradients are still being accumulated
+            return
+        self.num_updates = trainer.global_step
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        live = self._live(pl_module)
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                [self.weights[name] for name in live],
+                [p.detach() for p in live.values()],
+                1 - decay,
+            )
+
+    def swap_in(self, pl_module: L.LightningModule) -> None:
+        """Put the average in the model's place. Without an average yet, nothing happens."""
+        if self._raw or not self.weights:
+            return
+        for name, parameter in self._live(pl_module).items():
+            self._raw[name] = parameter.data
+            parameter.data = self.weights[name].to(parameter)
+
+    def swap_out(self, pl_module: L.LightningModule) -> None:
+        """Put the raw weights back."""
+        for name, parameter in self._live(pl_module).items():
+            if name in self._raw:
+                parameter.data = self._raw.pop(name)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.swap_in(pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.swap_out(pl_module)
+
+    on_test_start = on_predict_start = on_validation_start
+    on_test_end = on_predict_end = on_validation_end
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        self.swap_out(pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_updates": self.num_updates, "weights": self.weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.num_updates, self.weights = state_dict["num_updates"], state_dict["weights"]
+
+    @staticmethod
+    def _live(pl_module: L.LightningModule) -> dict[str, torch.nn.Parameter]:
+        return {name: p for name, p in pl_module.named_parameters() if p.requires_grad}

@@ -1,0 +1,49 @@
+"""A progress bar that shows what one waits for: the steps of the whole training and the time left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+
+
+class Progress(TQDMProgressBar):
+    """tqdm over optimizer steps where ``max_steps`` bounds a training, else over batches of an epoch.
+
+    It is named explicitly because Lightning would choose rich wherever something else happened to
+    install it.
+    """
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.max_steps < 0:
+            super().on_train_epoch_start(trainer)
+            return
+        bar = self.train_progress_bar
+        if bar.total is None:
+            bar.initial = bar.n = trainer.global_step  # what an earlier run did is not timed
+        bar.total = trainer.max_steps
+        bar.set_description("steps")
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if trainer.max_steps < 0:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+            return
+        bar, step = self.train_progress_bar, trainer.global_step
+        if step % self.refresh_rate == 0 or step == trainer.max_steps:
+            bar.n = step
+            bar.set_postfix(self.get_metrics(trainer, pl_module))
+
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics

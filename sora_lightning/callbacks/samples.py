@@ -1,0 +1,175 @@
+"""Videos that move in TensorBoard while a model trains: samples of prompts, and reconstructions
+beside their originals.
+
+Both draw at the end of a validation, when the averaged weights stand in the model and it is in
+evaluation mode.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Float, UInt8
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch import Tensor, nn
+
+from sora_lightning.systems import DiffusionSystem, TokenizerSystem
+from sora_lightning.types import VideoBatch, VideoSize
+
+_SHORT_SIDE = 128  # smaller videos are enlarged by a whole factor up to about this many pixels
+
+
+class SampleVideos(Callback):
+    """Samples a video of each prompt after every so many validations, always from the same noise.
+
+    Args:
+        prompts: One video each.
+        size: Frames x height x width, say 17x32x32.
+        every_n_validations: Validations from one set of samples to the next.
+    """
+
+    def __init__(
+        self,
+        prompts: list[str],
+        size: str,
+        every_n_validations: int = 1,
+        num_steps: int = 25,
+        guidance_scale: float = 2.0,
+        seed: int = 0,
+    ) -> None:
+        if not prompts or every_n_validations < 1:
+            raise ValueError(
+                f"prompts = {prompts}, every_n_validations = {every_n_validations}: "
+                "need at least one of each"
+            )
+        self.prompts = prompts
+        self.size = VideoSize.parse(size)
+        self.every_n_validations = every_n_validations
+        self.num_steps = num_steps
+        self.guidance_scale = guidance_scale
+        self.seed = seed
+        self.num_validations = 0
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        self.num_validations += 1
+        if self.num_validations % self.every_n_validations:
+            return
+        if not isinstance(pl_module, DiffusionSystem):
+            raise ValueError(
+                f"SampleVideos needs a DiffusionSystem, not {type(pl_module).__name__}"
+            )
+        seeds = [self.seed + index for index in range(len(self.prompts))]
+        # Every rank samples, since sharded weights need all of them; only the first has a writer.
+        with _undisturbed(pl_module):
+            videos = pl_module.generate(
+                self.prompts,
+                self.size,
+                seeds,
+                num_steps=self.num_steps,
+                guidance_scale=self.guidance_scale,
+            )
+        for prompt, video in zip(self.prompts, videos, strict=True):
+            log_video(trainer, f"samples/{prompt}", video, pl_module.fps)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_validations": self.num_validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.num_validations = state_dict["num_validations"]
+
+
+class ReconstructVideos(Callback):
+    """Shows the first clips of the validation, each beside what a tokenizer makes of it.
+
+    Args:
+        num_clips: How many of them; at most a batch.
+    """
+
+    def __init__(self, num_clips: int = 4) -> None:
+        if num_clips < 1:
+            raise ValueError(f"num_clips = {num_clips}: must be at least 1")
+        self.num_clips = num_clips
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: VideoBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if trainer.sanity_checking or batch_idx or dataloader_idx:
+            return
+        if not isinstance(pl_module, TokenizerSystem) or batch.video is None:
+            raise ValueError("ReconstructVideos needs a TokenizerSystem and batches of pixels")
+        original = batch.video[: self.num_clips]
+        with _undisturbed(pl_module):
+            rebuilt = pl_module.tokenizer.decode(pl_module.tokenizer.encode(original))
+        pairs = rearrange([original, rebuilt], "two b c F H W -> b c F H (two W)")
+        for index, pair in enumerate(pairs):
+            log_video(trainer, f"reconstructions/{index}", pair, float(batch.fps[index]))
+
+
+@contextmanager
+def _undisturbed(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients within; afterwards modes and random state are as before."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with torch.random.fork_rng(), torch.no_grad():
+            yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
+def log_video(trainer: Trainer, tag: str, video: Float[Tensor, "3 F H W"], fps: float) -> None:
+    """Give TensorBoard a moving picture of pixels in [-1, 1]. Ranks without a writer do nothing.
+
+    ``SummaryWriter.add_video`` needs an older moviepy and stores nothing beside a newer one,
+    without a word.
+    """
+    if not trainer.is_global_zero:
+        return
+    levels = ((video.float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    frames = rearrange(levels, "c F H W -> F H W c").numpy()
+    factor = max(round(_SHORT_SIDE / min(frames.shape[1:3])), 1)
+    frames = repeat(frames, "F H W c -> F (H i) (W j) c", i=factor, j=factor)
+    image = Summary.Image(
+        height=frames.shape[1],
+        width=frames.shape[2],
+        colorspace=3,
+        encoded_image_string=moving_png(frames, fps),
+    )
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            summary = Summary(value=[Summary.Value(tag=tag, image=image)])
+            logger.experiment._get_file_writer().add_summary(summary, trainer.global_step)
+
+
+def moving_png(frames: UInt8[np.ndarray, "F H W 3"], fps: float) -> bytes:
+    """An animated PNG that repeats for ever: lossless, and shown by every browser."""
+    images = [Image.fromarray(frame) for frame in frames]
+    buffer = io.BytesIO()
+    images[0].save(
+        buffer,
+        format="PNG",
+        save_all=True,
+        append_images=images[1:],
+        duration=round(1000 / fps),
+        loop=0,
+    )
+    return buffer.getvalue()

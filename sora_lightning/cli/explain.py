@@ -1,0 +1,153 @@
+"""Says in one sentence why a configuration was refused: which key, in which file, its value, and
+what would be right.
+
+jsonargparse decides what is accepted; its message for a mistake deep within nested classes is a
+block of nested attempts. After a refusal, this module walks the same files and arguments along the
+signatures of the classes that they name, and reports the first mistake it meets. What it cannot
+explain comes back as jsonargparse put it, condensed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from sora_lightning.cli.signatures import Signature, callable_arity, find_target, item_hint, name_of
+from sora_lightning.cli.sources import CommandLineValue, Source, merge, read_sources
+from sora_lightning.cli.suggest import suggestion
+
+_CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+# Lines of a jsonargparse message that say how it searched and not what is wrong.
+_NOISE = re.compile(
+    r"^(- )?(Does not validate against|Subtypes:|Errors:|Given value|"
+    r"Expected a <class 'NoneType'>|$)"
+)
+
+
+class Mistake(Exception):
+    """The first thing wrong with a configuration. ``path`` is the key, as it would be written on a
+    command line."""
+
+    def __init__(self, path: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.path = path
+
+
+def explain_refusal(
+    message: str, argv: list[str], groups: Mapping[str, Any], linked: frozenset[str] = frozenset()
+) -> str:
+    """Explain why ``argv`` (arguments after the verb, ``--config`` files among them) was refused.
+
+    Args:
+        message: What jsonargparse said.
+        groups: The top-level keys and what each holds: a class whose parameters are its keys, or a
+            type.
+        linked: Keys that are filled in from others and hence are not missed.
+    """
+    sources = read_sources(argv)
+    config: dict[str, Any] = {}
+    for source in sources:
+        config = merge(config, source.values)
+    try:
+        _check_keys(config, dict.fromkeys(groups), "", "the configuration")
+        for key, value in config.items():
+            _check_group(value, groups[key], key, linked)
+    except Mistake as mistake:
+        return f"{mistake}{_origin(mistake.path, sources)}"
+    return condense(message)
+
+
+def condense(message: str) -> str:
+    """A message of jsonargparse without the lines that tell of its search."""
+    lines = [line.strip() for line in message.splitlines()]
+    return " ".join(line.removeprefix("- ") for line in lines if not _NOISE.match(line))
+
+
+def _check_group(value: Any, hint: Any, path: str, linked: frozenset[str]) -> None:
+    if isinstance(hint, type) and isinstance(value, dict) and "class_path" not in value:
+        _check_parameters(value, Signature.of(hint), path, linked)
+    else:
+        _check_value(value, hint, path, linked)
+
+
+def _check_value(value: Any, hint: Any, path: str, linked: frozenset[str]) -> None:
+    if isinstance(value, dict) and "class_path" in value:
+        _check_class(value, hint, path, linked)
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        for index, item in enumerate(value):
+            _check_value(item, item_hint(hint), f"{path}[{index}]", linked)
+    elif not _accepts(hint, value):
+        raise Mistake(path, f"{path} = {_shown(value)}: expected {name_of(hint)}")
+
+
+def _check_class(value: dict[str, Any], hint: Any, path: str, linked: frozenset[str]) -> None:
+    _check_keys(value, dict.fromkeys(_CLASS_KEYS), path, "an object given by class_path")
+    class_path = str(value["class_path"])
+    try:
+        target = find_target(class_path)
+    except ValueError as error:
+        raise Mistake(
+            f"{path}.class_path", f"{path}.class_path = {class_path!r}: {error}"
+        ) from error
+    if target is None:
+        return
+    signature = Signature.of(target).without_first(callable_arity(hint))
+    _check_parameters(value.get("init_args") or {}, signature, f"{path}.init_args", linked)
+    if "." in path and not _accepts(hint, value):
+        raise Mistake(path, f"{path}: {class_path} does not fit here: expected {name_of(hint)}")
+
+
+def _check_parameters(values: Any, signature: Signature, path: str, linked: frozenset[str]) -> None:
+    if not isinstance(values, dict):
+        raise Mistake(
+            path, f"{path} = {_shown(values)}: expected the parameters of {signature.name}"
+        )
+    if not signature.takes_anything:
+        _check_keys(values, signature.hints, path, signature.name)
+    for key, value in values.items():
+        hint = signature.hints.get(key, Any)
+        if isinstance(value, dict) and "class_path" not in value and isinstance(hint, type):
+            _check_group(value, hint, f"{path}.{key}", linked)
+        else:
+            _check_value(value, hint, f"{path}.{key}", linked)
+    for key in signature.required:
+        if values.get(key) is None and f"{path}.{key}" not in linked:
+            raise Mistake(f"{path}.{key}", f"{path}.{key} is missing: {signature.name} needs it")
+
+
+def _check_keys(values: dict[str, Any], valid: Mapping[str, Any], path: str, owner: str) -> None:
+    for key in values:
+        if key not in valid:
+            full = f"{path}.{key}" if path else str(key)
+            raise Mistake(full, f"{full}: no such key in {owner}. {suggestion(str(key), valid)}")
+
+
+def _accepts(hint: Any, value: Any) -> bool:
+    if hint is Any or (isinstance(value, str) and "${" in value):
+        return True
+    parser = ArgumentParser(exit_on_error=False)
+    try:
+        parser.add_argument("--value", type=hint)
+        if isinstance(value, CommandLineValue):
+            parser.parse_args([f"--value={value}"])
+        else:
+            parser.parse_object({"value": value})
+    except ArgumentError:
+        return False
+    except ValueError:  # a type that jsonargparse has no parser for: nothing to say about it
+        return True
+    return True
+
+
+def _origin(path: str, sources: list[Source]) -> str:
+    for source in reversed(sources):
+        if source.holds(path):
+            return f" ({source.name})"
+    return ""
+
+
+def _shown(value: Any) -> str:
+    return repr(str(value) if isinstance(value, str) else value)

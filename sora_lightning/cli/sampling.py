@@ -1,0 +1,215 @@
+"""The verb ``sample``: prompts in, mp4 files out, from a checkpoint alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import groupby, islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from tqdm import tqdm
+
+from sora_lightning.cli.contact_sheet import contact_sheet
+from sora_lightning.cli.geometry import check_size
+from sora_lightning.cli.prompts import Prompt, read_prompts
+from sora_lightning.data.decode import PyAVReader, read_timeline
+from sora_lightning.data.encode import write_video
+from sora_lightning.systems import DiffusionSystem
+from sora_lightning.types import VideoSize
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A video to make, and all that decides what it shows: a row of ``prompts.jsonl``."""
+
+    path: str
+    prompt: str
+    seed: int
+    size: str
+    fps: float
+    num_steps: int
+    guidance_scale: float
+    checkpoint_sha256: str
+
+
+def sample(
+    checkpoint: Path,
+    output: Path,
+    prompt: str | None = None,
+    prompts: Path | None = None,
+    size: str = "32x32",
+    num_frames: int = 17,
+    seed: int = 0,
+    num_steps: int = 50,
+    guidance_scale: float = 2.0,
+    batch_size: int = 16,
+    device: str = "cpu",
+    sheet_rows: int = 12,
+) -> None:
+    """Make videos from sentences with a trained checkpoint; neither the YAML nor the data is
+    needed.
+
+    Args:
+        checkpoint: A checkpoint of a text-to-video training, say
+            runs/demo/text_to_video/checkpoints/last.ckpt.
+        output: With --prompt the mp4 file; with --prompts a folder for the videos, prompts.jsonl
+            and contact_sheet.png. What the folder holds already of the same settings is kept.
+        prompt: What the video shows, in a sentence.
+        prompts: A text file with a prompt a line, or a manifest (.jsonl), whose captions are the
+            prompts and whose clips' proportions choose among the sizes.
+        size: Height x width in pixels. Several, for a manifest to choose among: 32x32,24x40.
+        num_frames: Frames of each video. The rate is that of the training.
+        seed: Of the noise: video number i of the prompts takes seed + i, whatever batch it is in.
+        num_steps: Steps of the sampler.
+        guidance_scale: Weight of the prompt; 1 is no guidance.
+        batch_size: Videos made at a time.
+        device: Where to compute: cpu, cuda, cuda:1.
+        sheet_rows: Videos in the contact sheet, evenly spread over the prompts.
+    """
+    sizes = [VideoSize.parse(f"{num_frames}x{one}") for one in size.split(",")]
+    asked = _asked(prompt, prompts, sizes)
+    _check_output(output, single=prompts is None)
+    if not checkpoint.is_file():
+        raise ValueError(f"--checkpoint {checkpoint}: no such file")
+    system = DiffusionSystem.from_checkpoint(checkpoint).to(device).eval()
+    for one in sizes:
+        check_size("--size", one, system.tokenizer.compression, system.denoiser.patch)
+    settings = (system.fps, num_steps, guidance_scale, _sha256(checkpoint))
+    if prompts is None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        plan = [Sample(output.name, asked[0].text, seed, str(asked[0].size), *settings)]
+        for done, video in _generate(system, plan, batch_size):
+            write_video(output.parent / done.path, video, done.fps)
+        print(output)
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    plan = [
+        Sample(_file_name(index, one.text), one.text, seed + index, str(one.size), *settings)
+        for index, one in enumerate(asked)
+    ]
+    _sample_folder(system, plan, output, batch_size)
+    _write_sheet(plan, output, sheet_rows)
+    print(f"{len(plan)} videos, prompts.jsonl and contact_sheet.png in {output}")
+
+
+def _asked(prompt: str | None, prompts: Path | None, sizes: list[VideoSize]) -> list[Prompt]:
+    if (prompt is None) == (prompts is None):
+        raise ValueError('give either --prompt "..." or --prompts FILE')
+    if prompts is not None:
+        return read_prompts(prompts, sizes)
+    if not str(prompt).strip():
+        raise ValueError(f"--prompt {prompt!r}: is empty")
+    return [Prompt(str(prompt).strip(), sizes[0])]
+
+
+def _check_output(output: Path, single: bool) -> None:
+    if single and output.suffix != ".mp4":
+        raise ValueError(
+            f"--output {output}: a single video is written to a file that ends in .mp4"
+        )
+    if not single and output.is_file():
+        raise ValueError(f"--output {output}: is a file; with --prompts it must be a folder")
+
+
+def _sample_folder(
+    system: DiffusionSystem, plan: list[Sample], folder: Path, batch_size: int
+) -> None:
+    """Write what is not there yet. Each video is in ``prompts.jsonl`` as soon as its file is
+    complete."""
+    record = folder / "prompts.jsonl"
+    done = _finished(record, plan)
+    record.write_text("".join(_row(one) for one in plan if one in done))
+    left = [one for one in plan if one not in done]
+    with (
+        tqdm(total=len(plan), initial=len(done), desc="videos", unit="video") as bar,
+        record.open("a") as rows,
+    ):
+        for one, video in _generate(system, left, batch_size):
+            write_video(folder / one.path, video, one.fps)
+            rows.write(_row(one))
+            rows.flush()
+            bar.update()
+    record.write_text("".join(_row(one) for one in plan))
+
+
+def _finished(record: Path, plan: list[Sample]) -> set[Sample]:
+    """The videos of an earlier, interrupted call. Raises ``ValueError`` where the folder holds
+    others."""
+    done: set[Sample] = set()
+    planned = {one.path: one for one in plan}
+    lines = record.read_text().splitlines() if record.is_file() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            if number < len(lines):
+                raise ValueError(f"{record}, line {number}: not JSON") from None
+            continue  # the last line of a call that was killed while it wrote
+        match = planned.get(row.get("path"))
+        if match is None or asdict(match) != row:
+            raise ValueError(
+                f"{record}, line {number}: a video of other settings ({row.get('path')}). "
+                "Give another --output, or remove that folder"
+            )
+        if (record.parent / match.path).is_file():
+            done.add(match)
+    return done
+
+
+def _generate(
+    system: DiffusionSystem, plan: list[Sample], batch_size: int
+) -> Iterator[tuple[Sample, UInt8[np.ndarray, "F H W 3"]]]:
+    for size, group in groupby(sorted(plan, key=lambda one: one.size), key=lambda one: one.size):
+        while batch := list(islice(group, batch_size)):
+            videos = system.generate(
+                [one.prompt for one in batch],
+                VideoSize.parse(size),
+                [one.seed for one in batch],
+                num_steps=batch[0].num_steps,
+                guidance_scale=batch[0].guidance_scale,
+            )
+            yield from zip(batch, to_frames(videos), strict=True)
+
+
+@torch.no_grad()
+def to_frames(videos: Float[Tensor, "b 3 F H W"]) -> UInt8[np.ndarray, "b F H W 3"]:
+    """Pixels from [-1, 1] to 0 ... 255, as a file holds them."""
+    values = rearrange(videos.float().cpu(), "b c F H W -> b F H W c")
+    return ((values + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
+
+
+def read_all(path: Path) -> UInt8[np.ndarray, "F H W 3"]:
+    """Every frame of a video file."""
+    timeline = read_timeline(path)
+    return PyAVReader().read(path, timeline, range(len(timeline)))
+
+
+def _write_sheet(plan: list[Sample], folder: Path, rows: int) -> None:
+    step = max(len(plan) / max(rows, 1), 1.0)
+    shown = [plan[int(i * step)] for i in range(min(rows, len(plan)))]
+    videos = [read_all(folder / one.path) for one in shown]
+    contact_sheet(videos, [one.prompt for one in shown], shown[0].fps).save(
+        folder / "contact_sheet.png"
+    )
+
+
+def _row(one: Sample) -> str:
+    return json.dumps(asdict(one)) + "\n"
+
+
+def _file_name(index: int, prompt: str) -> str:
+    slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:48].rstrip("-")
+    return f"{index:04d}-{slug}.mp4" if slug else f"{index:04d}.mp4"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,113 @@
+"""What a class or function named in a YAML takes, read from its signature."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import typing
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sora_lightning.cli.suggest import suggestion
+
+_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    Path: "a path",
+    type(None): "null",
+}
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Names, types and necessity of the parameters of a class or function.
+
+    ``takes_anything`` is set where it has a ``**kwargs``, so that an unknown name is no mistake for
+    certain.
+    """
+
+    name: str
+    hints: dict[str, Any]
+    required: tuple[str, ...]
+    takes_anything: bool
+
+    @classmethod
+    def of(cls, target: Callable[..., Any]) -> Signature:
+        function = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
+        try:
+            types = typing.get_type_hints(function)
+        except (NameError, TypeError):  # a name imported for type checking alone
+            types = {}
+        parameters = inspect.signature(target).parameters.values()
+        named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        return cls(
+            name=getattr(target, "__name__", str(target)),
+            hints={p.name: types.get(p.name, Any) for p in named},
+            required=tuple(p.name for p in named if p.default is p.empty),
+            takes_anything=any(p.kind is p.VAR_KEYWORD for p in parameters),
+        )
+
+    def without_first(self, count: int) -> Signature:
+        """The signature that is left when the first ``count`` parameters are given by position."""
+        given = set(list(self.hints)[:count])
+        return Signature(
+            self.name,
+            {k: v for k, v in self.hints.items() if k not in given},
+            tuple(k for k in self.required if k not in given),
+            self.takes_anything,
+        )
+
+
+def find_target(class_path: str) -> Callable[..., Any] | None:
+    """The class or function of that import path; ``None`` for a short name, which the parser alone
+    can resolve.
+
+    Raises:
+        ValueError: The module or the name in it does not exist; says which, and the nearest that
+            does.
+    """
+    module_path, _, name = class_path.rpartition(".")
+    if not module_path:
+        return None
+    try:
+        module = importlib.import_module(module_path)
+    except ModuleNotFoundError as error:
+        if error.name and not module_path.startswith(error.name):
+            raise
+        raise ValueError(f"there is no module {module_path}") from error
+    if not hasattr(module, name):
+        public = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+        raise ValueError(f"{module_path} has no {name}. {suggestion(name, public)}".rstrip())
+    return getattr(module, name)
+
+
+def callable_arity(hint: Any) -> int:
+    """How many arguments the owner of a ``Callable[[...], X]`` gives itself, by position. 0 for any
+    other type."""
+    for option in (hint, *typing.get_args(hint)):
+        arguments = typing.get_args(option)
+        if typing.get_origin(option) is Callable and arguments and isinstance(arguments[0], list):
+            return len(arguments[0])
+    return 0
+
+
+def item_hint(hint: Any) -> Any:
+    """The type of the items where ``hint`` is a list or admits one, else ``Any``."""
+    for option in (hint, *typing.get_args(hint)):
+        if typing.get_origin(option) in (list, tuple, Iterable) and typing.get_args(option):
+            return typing.get_args(option)[0]
+    return Any
+
+
+def name_of(hint: Any) -> str:
+    """A type in words a reader of YAML knows."""
+    if hint in _NAMES:
+        return _NAMES[hint]
+    if isinstance(hint, type) and not typing.get_args(hint):
+        return f"a {hint.__name__}, given by class_path and init_args"
+    return re.sub(r"\b[a-z_]\w*\.(?=\w)", "", str(hint))

@@ -1,0 +1,112 @@
+"""Where a configuration comes from: YAML files in the order given, then the single keys of the
+command line."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sora_lightning.cli.signatures import Signature, find_target
+from sora_lightning.cli.suggest import suggestion
+
+
+class CommandLineValue(str):
+    """A value as typed, whose type the parser has yet to find."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file's or one argument's share of the configuration, and what to call it in a message."""
+
+    name: str
+    values: dict[str, Any]
+
+    def holds(self, path: str) -> bool:
+        """Whether this source gives the key: ``a.b[0].c``."""
+        node: Any = self.values
+        for step in re.findall(r"[^.\[\]]+", path):
+            if isinstance(node, list) and step.isdigit() and int(step) < len(node):
+                node = node[int(step)]
+            elif isinstance(node, dict) and step in node:
+                node = node[step]
+            elif step != "init_args":  # the command line may leave it out
+                return False
+        return True
+
+
+def read_sources(argv: list[str]) -> list[Source]:
+    """The sources of a configuration, in the order in which later ones override earlier ones.
+
+    Raises:
+        ValueError: A ``--config`` file does not exist or is not a mapping in YAML.
+    """
+    sources, position = [], 0
+    while position < len(argv):
+        flag, equals, value = argv[position].partition("=")
+        position += 1
+        if not flag.startswith("-"):
+            continue
+        if not equals and position < len(argv) and not argv[position].startswith("--"):
+            value, position = argv[position], position + 1
+        if flag in ("-c", "--config"):
+            sources.append(Source(f"in {value}", read_yaml(Path(value))))
+        elif flag.startswith("--"):
+            keys = flag[2:].removesuffix("+").split(".")
+            sources.append(Source("on the command line", _nest(keys, CommandLineValue(value))))
+    return sources
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises ``ValueError`` naming the file, and the line where it
+    stops being YAML."""
+    if not path.is_file():
+        known = [str(p) for p in Path("experiments").glob("**/*.yaml")]
+        raise ValueError(f"--config {path}: no such file. {suggestion(str(path), known)}".rstrip())
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ValueError(f"{path}, line {line}: not YAML: {error.problem}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected keys and values, found {type(values).__name__}")
+    return values
+
+
+def merge(base: dict[str, Any], delta: dict[str, Any]) -> dict[str, Any]:
+    """``base`` overridden by ``delta``. Where the class changes, arguments that the new one does
+    not take are dropped.
+
+    A key of the command line may leave ``init_args`` out.
+    """
+    merged = dict(base)
+    if "class_path" in merged and not set(delta) <= {"class_path", "init_args", "dict_kwargs"}:
+        delta = {"init_args": delta}
+    if delta.get("class_path", merged.get("class_path")) != merged.get("class_path"):
+        merged["init_args"] = _still_valid(merged.get("init_args") or {}, str(delta["class_path"]))
+    for key, value in delta.items():
+        old = merged.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            merged[key] = merge(old, value)
+        elif isinstance(old, dict) and "class_path" in old and isinstance(value, str):
+            merged[key] = merge(old, {"class_path": str(value)})
+        else:
+            merged[key] = value
+    return merged
+
+
+def _still_valid(arguments: dict[str, Any], class_path: str) -> dict[str, Any]:
+    try:
+        target = find_target(class_path)
+    except ValueError:
+        return {}
+    return {k: v for k, v in arguments.items() if target and k in Signature.of(target).hints}
+
+
+def _nest(keys: list[str], value: Any) -> dict[str, Any]:
+    for key in reversed(keys):
+        value = {key: value}
+    return value

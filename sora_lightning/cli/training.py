@@ -1,0 +1,168 @@
+"""The verbs that a Trainer runs: fit, validate, predict. One YAML names the system, the data and
+the run's folder.
+
+Source of the machinery: `lightning.pytorch.cli.LightningCLI`; this file changes the defaults that
+would lose work or train something else than what was asked for, and turns refusals into one
+sentence.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, Namespace, set_parsing_settings
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf.errors import OmegaConfBaseException
+
+from sora_lightning.callbacks.checkpoint import RunCheckpoint
+from sora_lightning.callbacks.progress import Progress
+from sora_lightning.callbacks.writers import LatentWriter
+from sora_lightning.cli.explain import explain_refusal
+from sora_lightning.cli.preflight import check_inputs, check_run_directory, check_sizes
+from sora_lightning.cli.sources import Source, merge, read_sources
+from sora_lightning.data import VideoDataModule
+from sora_lightning.data.latents import LatentCache
+from sora_lightning.systems import DiffusionSystem
+
+VERBS = ("fit", "validate", "predict")
+_GROUPS: dict[str, Any] = {
+    "model": LightningModule,
+    "data": VideoDataModule,
+    "trainer": Trainer,
+    "checkpoint": RunCheckpoint,
+    "latents": LatentWriter,
+    "run_dir": Path,
+    "ckpt_path": str,
+    "seed_everything": bool | int,
+    "weights_only": bool,
+    "return_predictions": bool,
+    "verbose": bool,
+}
+_LINKED = frozenset({"checkpoint.dirpath", "model.init_args.fps"})
+
+
+class TrainingCLI(LightningCLI):
+    """LightningCLI whose runs live in one folder each, and which checks a configuration before it
+    builds anything.
+
+    Keys beside Lightning's own: ``run_dir`` (TensorBoard events, ``config.yaml`` and
+    ``checkpoints/last.ckpt`` go there) and ``checkpoint`` (how often). A system that takes ``fps``
+    gets the data's.
+    """
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {verb: LightningCLI.subcommands()[verb] for verb in VERBS}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--run_dir", type=Path, help="the folder of this run, one for each run")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(LatentWriter, "latents")
+        parser.link_arguments("run_dir", "trainer.default_root_dir", compute_fn=str)
+        parser.link_arguments("run_dir", "checkpoint.dirpath", compute_fn=_checkpoints_of)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Keep the configuration as given: Lightning would let the checkpoint's hyperparameters
+        override it."""
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        config.ckpt_path = check_run_directory(self.subcommand, config.run_dir, config.ckpt_path)
+        check_inputs(config)
+        # Not a link: with one, jsonargparse 4.53 takes no key of the model on the command line as
+        # soon as a function, such as load_tokenizer, is the class_path of a part.
+        if "fps" in config.model.init_args:
+            config.model.init_args.fps = config.data.fps
+        check_sizes(config)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config: Namespace = self.config_init[self.subcommand]
+        if self.subcommand == "predict":
+            config.trainer.logger = False
+        elif config.trainer.logger in (None, True):
+            config.trainer.logger = TensorBoardLogger(
+                config.run_dir, name="", version="", default_hp_metric=False
+            )
+        if self.subcommand != "fit":
+            self.save_config_callback = None  # config.yaml stays the one that the weights come from
+        config.trainer.callbacks = [*(config.trainer.callbacks or []), Progress()]
+        return super().instantiate_trainer(**kwargs)
+
+    def after_instantiate_classes(self) -> None:
+        latents = self.datamodule.latents
+        if latents is not None and isinstance(self.model, DiffusionSystem):
+            LatentCache.open(latents).require(self.model.tokenizer.fingerprint())
+
+
+def run_training(argv: list[str]) -> None:
+    """Run ``fit``, ``validate`` or ``predict``: ``argv`` starts with the verb.
+
+    Raises:
+        ValueError: The configuration is refused; the message names the key, its value and what
+            would be right.
+    """
+    # Interpolations written from the root, ${data.fps}, then also hold below the verb.
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    parser = {"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False}
+    _silence_what_is_meant_so()
+    _refuse_second_rate(read_sources(argv[1:]))
+    try:
+        TrainingCLI(
+            LightningModule,
+            VideoDataModule,
+            subclass_mode_model=True,
+            trainer_defaults={
+                "use_distributed_sampler": False
+            },  # the data module serves each rank its own clips
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            auto_configure_optimizers=False,
+            parser_kwargs={**parser, **{verb: dict(parser) for verb in VERBS}},
+            args=argv,
+        )
+    except ArgumentError as error:
+        explanation = explain_refusal(str(error), argv[1:], _GROUPS, linked=_LINKED)
+        raise ValueError(explanation) from error
+    except OmegaConfBaseException as error:
+        raise ValueError(str(error).splitlines()[0]) from error
+
+
+def _refuse_second_rate(sources: list[Source]) -> None:
+    """A system's frame rate is that of its data; a config.yaml saved by a run may repeat it."""
+    config: dict[str, Any] = {}
+    for source in sources:
+        config = merge(config, source.values)
+    model, data = config.get("model"), config.get("data")
+    given = model.get("init_args") if isinstance(model, dict) else None
+    if not (isinstance(given, dict) and isinstance(data, dict) and "fps" in given):
+        return
+    if str(float(given["fps"])) != str(float(data.get("fps", "nan"))):
+        raise ValueError(
+            f"model.init_args.fps = {given['fps']}: is taken from data.fps = {data.get('fps')}; "
+            "leave it out"
+        )
+
+
+def _silence_what_is_meant_so() -> None:
+    """Keep warnings about deliberate choices, and advertisements, out of the output."""
+    for pattern in (
+        ".*does not have many workers.*",  # how many is data.num_workers' business
+        ".*LeafSpec.*",  # Lightning's own
+        ".*module\\(s\\) in eval mode.*",  # the frozen tokenizer of a DiffusionSystem
+        ".*smaller than the logging interval.*",  # epochs are short here, steps are what is counted
+    ):
+        warnings.filterwarnings("ignore", pattern)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.trainer.setup"):
+        logging.getLogger(name).addFilter(lambda record: "Tip:" not in record.getMessage())
+
+
+def _checkpoints_of(run_dir: Path) -> Path:
+    return Path(run_dir) / "checkpoints"

@@ -1,0 +1,160 @@
+"""The sizes on offer: which of them a clip goes to, how many clips of it make a batch, how a clip
+is brought to it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+from sora_lightning.data.manifest import ClipRecord, Footage
+from sora_lightning.types import VideoSize
+
+
+class Removal(Enum):
+    """Why a clip takes no part in training. The value is what a user is told."""
+
+    TOO_SMALL = "smaller than every size (clips are never upscaled)"
+    TOO_SHORT = "too short for every size that it covers"
+    TOO_SLOW = "fewer frames per second than asked for (frames are never repeated)"
+    UNREADABLE = "cannot be read"
+    NOT_ENCODED = "not in the latent cache"
+
+
+# A file at 23.976 frames per second counts as one at 24.
+RATE_TOLERANCE = 0.05
+
+
+class Buckets:
+    """Sizes on offer at one frame rate, and a budget of pixels (frames x rows x columns x clips)
+    for a batch.
+
+    Raises ``ValueError`` where there is no size, one twice, or one of which not a single clip fits
+    the budget.
+    """
+
+    def __init__(self, sizes: Sequence[VideoSize], fps: float, pixels_per_batch: int) -> None:
+        if not sizes or len(set(sizes)) != len(sizes):
+            raise ValueError(
+                f"sizes = {[str(s) for s in sizes]}: must be one or more different sizes"
+            )
+        if not (math.isfinite(fps) and fps > 0):
+            raise ValueError(f"fps = {fps}: must be positive")
+        for size in sizes:
+            if num_pixels(size) > pixels_per_batch:
+                raise ValueError(
+                    f"pixels_per_batch = {pixels_per_batch}: must be at least {num_pixels(size)}, "
+                    f"one clip of size {size}"
+                )
+        self.sizes = tuple(sizes)
+        self.fps = fps
+        self.pixels_per_batch = pixels_per_batch
+
+    def batch_size(self, size: VideoSize) -> int:
+        """The clips of a size that fit the budget, at least one."""
+        return self.pixels_per_batch // num_pixels(size)
+
+    def span_s(self, size: VideoSize) -> float:
+        """Seconds from a window's first frame to its last."""
+        return (size.num_frames - 1) / self.fps
+
+    def nearest(self, footage: Footage, duration_s: float) -> VideoSize | Removal:
+        """The size that keeps most of a clip, of those which it covers in rows, columns, frame rate
+        and ``duration_s``.
+
+        What is kept is the share of the picture left by the crop times the share of the duration
+        left by the window. Among equals the largest picture is taken.
+        """
+        covered = [s for s in self.sizes if footage.height >= s.height and footage.width >= s.width]
+        if not covered:
+            return Removal.TOO_SMALL
+        long_enough = [s for s in covered if self.span_s(s) < duration_s]
+        if not long_enough:
+            return Removal.TOO_SHORT
+        slowest = self.fps * (1 - RATE_TOLERANCE)
+        fast_enough = [s for s in long_enough if s.num_frames == 1 or footage.fps >= slowest]
+        if not fast_enough:
+            return Removal.TOO_SLOW
+        return max(fast_enough, key=lambda size: self._kept(size, footage, duration_s))
+
+    def _kept(
+        self, size: VideoSize, footage: Footage, duration_s: float
+    ) -> tuple[float, int, VideoSize]:
+        aspect = (size.width / size.height) / (footage.width / footage.height)
+        picture = min(aspect, 1 / aspect)
+        time = min(1.0, size.num_frames / (self.fps * duration_s))
+        return round(picture * time, 6), size.height * size.width, size
+
+    def assign(self, clips: Iterable[tuple[ClipRecord, Footage]]) -> Assignment:
+        """Give every clip its size, or the reason why it has none."""
+        assignment = Assignment({size: [] for size in self.sizes})
+        for record, footage in clips:
+            duration_s = min(footage.duration_s, record.end_s) - record.start_s
+            size = self.nearest(footage, duration_s)
+            if isinstance(size, Removal):
+                assignment.removed.append((record, size))
+            else:
+                assignment.clips[size].append(record)
+        return assignment
+
+
+@dataclass
+class Assignment:
+    """Clips by size, and those that no size took with the reason for each."""
+
+    clips: dict[VideoSize, list[ClipRecord]]
+    removed: list[tuple[ClipRecord, Removal]] = field(default_factory=list)
+
+    @property
+    def num_clips(self) -> int:
+        return sum(map(len, self.clips.values()))
+
+    def __str__(self) -> str:
+        """One line for each size and for each reason of removal, with the number of clips."""
+        lines = [f"{len(clips):6d} clips as {size}" for size, clips in self.clips.items()]
+        for reason in Removal:
+            removed = [record for record, why in self.removed if why is reason]
+            if removed:
+                lines.append(
+                    f"{len(removed):6d} left out: {reason.value}, e.g. {removed[0].path.name}"
+                )
+        return "\n".join(lines)
+
+
+def num_pixels(size: VideoSize) -> int:
+    """Frames x rows x columns."""
+    return size.num_frames * size.height * size.width
+
+
+def fit_frames(
+    frames: UInt8[Tensor, "F h w 3"], height: int, width: int
+) -> Float[Tensor, "3 F H W"]:
+    """Scale frames down until one side fits, then cut the other from the centre; values in [-1, 1].
+
+    Scaling keeps the aspect ratio to within one pixel and filters against aliasing: every pixel of
+    the source within reach weighs in, as in area averaging. Raises ``ValueError`` for frames that
+    would have to be scaled up.
+    """
+    rows, columns = frames.shape[1:3]
+    if rows < height or columns < width:
+        raise ValueError(
+            f"frames of {rows}x{columns} do not cover {height}x{width}: never upscaled"
+        )
+    scale = max(height / rows, width / columns)
+    scaled = max(height, round(rows * scale)), max(width, round(columns * scale))
+    images = rearrange(
+        frames, "F h w c -> F c h w"
+    )  # channels last in memory, for which torch has a fast path
+    if scaled != (rows, columns):
+        images = functional.interpolate(images, scaled, mode="bilinear", antialias=True)
+    top, left = (scaled[0] - height) // 2, (scaled[1] - width) // 2
+    images = images[:, :, top : top + height, left : left + width]
+    return rearrange(images, "F c h w -> c F h w").to(torch.float32).div_(127.5).sub_(1.0)

@@ -1,0 +1,211 @@
+"""Turns a request for a batch into a batch: from video files, or from the latent cache."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sora_lightning.data.buckets import fit_frames
+from sora_lightning.data.decode import DecodeError, Reader, Timeline, read_timeline
+from sora_lightning.data.latents import LatentCache
+from sora_lightning.data.manifest import ClipRecord
+from sora_lightning.data.sampler import BatchRequest
+from sora_lightning.types import VideoBatch, VideoSize
+
+TIMELINES_KEPT = 16384
+
+log = logging.getLogger(__name__)
+
+ClipsBySize = Mapping[VideoSize, Sequence[ClipRecord]]
+
+
+class Choice(NamedTuple):
+    """What a clip's turn shows. ``window`` in [0, 1] is where the window stands between the clip's
+    first and last.
+    """
+
+    window: float
+    caption: str
+
+
+@dataclass(frozen=True)
+class RandomChoice:
+    """A window and a wording drawn by (seed, clip, turn) alone, whichever worker and rank asks."""
+
+    seed: int
+
+    def __call__(self, record: ClipRecord, turn: int) -> Choice:
+        philox = np.random.Philox(key=[self.seed, int(record.clip_id, 16)], counter=[turn, 0, 0, 0])
+        rng = np.random.Generator(philox)
+        window = rng.random()
+        return Choice(window, record.captions[rng.integers(len(record.captions))])
+
+
+@dataclass(frozen=True)
+class EvenChoice:
+    """The turn-th of evenly placed windows (one: the middle of the clip), and the first wording."""
+
+    num_windows: int
+
+    def __call__(self, record: ClipRecord, turn: int) -> Choice:
+        return Choice((turn + 0.5) / self.num_windows, record.captions[0])
+
+
+Chooser = Callable[[ClipRecord, int], Choice]
+Namer = Callable[[ClipRecord, VideoSize, int], str]
+
+
+class BadClips:
+    """The clips that could not be read: each named once in a JSONL file, and in the log."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.reasons: dict[str, str] = {}
+        if path is not None and path.is_file():
+            rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+            self._named = {row["clip_id"] for row in rows}
+        else:
+            self._named = set()
+
+    def __contains__(self, record: ClipRecord) -> bool:
+        return record.clip_id in self.reasons
+
+    def add(self, record: ClipRecord, error: ValueError) -> None:
+        self.reasons[record.clip_id] = str(error)
+        log.warning("left out: %s", error)
+        if self.path is not None and record.clip_id not in self._named:
+            self._named.add(record.clip_id)
+            row = {"clip_id": record.clip_id, "path": str(record.path), "reason": str(error)}
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+class ClipReader:
+    """Reads windows of clips at a frame rate and a size; remembers when each file's frames are
+    shown.
+    """
+
+    def __init__(self, reader: Reader, fps: float) -> None:
+        self.reader = reader
+        self.fps = fps
+        self._timelines: dict[Path, Timeline] = {}
+
+    def read(self, record: ClipRecord, size: VideoSize, window: float) -> Float[Tensor, "3 F H W"]:
+        """Frames spaced by ``1 / fps`` seconds, in [-1, 1]. Raises ``DecodeError`` or another
+        ``ValueError``.
+        """
+        timeline = self._timeline(record.path)
+        span_s = (size.num_frames - 1) / self.fps
+        end_s = min(record.end_s, timeline.end_s)
+        if span_s >= end_s - record.start_s:
+            raise DecodeError(
+                f"{record.path}: {end_s - record.start_s:.3f} s are too short for {size}"
+            )
+        latest_s = min(timeline.times_s[-1], end_s) - span_s
+        start_s = record.start_s + window * max(0.0, latest_s - record.start_s)
+        indices = timeline.shown_at(start_s + np.arange(size.num_frames) / self.fps)
+        frames = self.reader.read(record.path, timeline, indices.tolist())
+        return fit_frames(torch.from_numpy(frames), size.height, size.width)
+
+    def _timeline(self, path: Path) -> Timeline:
+        if path not in self._timelines:
+            if len(self._timelines) >= TIMELINES_KEPT:
+                self._timelines.pop(next(iter(self._timelines)))
+            self._timelines[path] = read_timeline(path)
+        return self._timelines[path]
+
+
+class PixelClips(Dataset[VideoBatch]):
+    """Batches decoded from video files.
+
+    In the place of a clip that cannot be read stands the next of its size that can, so that batches
+    stay full and the order stays what it is; ``BadClips`` names it. Raises ``DecodeError`` where no
+    clip of a size can be read. ``name`` gives what the batch calls a clip at its turn.
+    """
+
+    def __init__(
+        self,
+        clips: ClipsBySize,
+        reader: ClipReader,
+        choose: Chooser,
+        name: Namer,
+        bad_clips: BadClips,
+    ) -> None:
+        self.clips = clips
+        self.reader = reader
+        self.choose = choose
+        self.name = name
+        self.bad_clips = bad_clips
+
+    def __len__(self) -> int:
+        return sum(map(len, self.clips.values()))
+
+    def __getitem__(self, request: BatchRequest) -> VideoBatch:
+        names, captions, videos = [], [], []
+        for number, turn in zip(request.clips, request.turns, strict=True):
+            record, choice, video = self._readable(request.size, number, turn)
+            names.append(self.name(record, request.size, turn))
+            captions.append(choice.caption)
+            videos.append(video)
+        fps = torch.full((len(videos),), self.reader.fps)
+        return VideoBatch(captions, fps, names, video=torch.stack(videos))
+
+    def _readable(
+        self, size: VideoSize, number: int, turn: int
+    ) -> tuple[ClipRecord, Choice, Float[Tensor, "3 F H W"]]:
+        clips = self.clips[size]
+        for step in range(len(clips)):
+            record = clips[(number + step) % len(clips)]
+            if record in self.bad_clips:
+                continue
+            choice = self.choose(record, turn)
+            try:
+                return record, choice, self.reader.read(record, size, choice.window)
+            except ValueError as error:
+                self.bad_clips.add(record, error)
+        raise DecodeError(f"none of the {len(clips)} clips of size {size} can be read")
+
+
+class LatentClips(Dataset[VideoBatch]):
+    """Batches from the latent cache. ``keys`` holds each clip's keys, one for each window."""
+
+    def __init__(
+        self,
+        clips: ClipsBySize,
+        keys: Mapping[str, Sequence[str]],
+        cache: LatentCache,
+        choose: Chooser,
+        fps: float,
+    ) -> None:
+        self.clips = clips
+        self.keys = keys
+        self.cache = cache
+        self.choose = choose
+        self.fps = fps
+
+    def __len__(self) -> int:
+        return sum(map(len, self.clips.values()))
+
+    def __getitem__(self, request: BatchRequest) -> VideoBatch:
+        records = [self.clips[request.size][number] for number in request.clips]
+        captions, latents = [], []
+        for record, turn in zip(records, request.turns, strict=True):
+            choice = self.choose(record, turn)
+            keys = self.keys[record.clip_id]
+            captions.append(choice.caption)
+            latents.append(
+                self.cache.read(keys[min(int(choice.window * len(keys)), len(keys) - 1)])
+            )
+        fps = torch.full((len(records),), self.fps)
+        return VideoBatch(captions, fps, [r.clip_id for r in records], latents=torch.stack(latents))

@@ -1,0 +1,240 @@
+"""The one DataModule of every system: a manifest and sizes go in, batches of clips or of cached
+latents come out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning as L
+from torch.utils.data import DataLoader, Dataset
+
+from sora_lightning.data.buckets import Assignment, Buckets
+from sora_lightning.data.clips import (
+    BadClips,
+    Chooser,
+    ClipReader,
+    ClipsBySize,
+    EvenChoice,
+    LatentClips,
+    Namer,
+    PixelClips,
+    RandomChoice,
+)
+from sora_lightning.data.decode import Reader, default_reader
+from sora_lightning.data.latents import LatentCache
+from sora_lightning.data.manifest import ClipRecord, read_manifest
+from sora_lightning.data.sampler import (
+    BatchPlan,
+    BatchRequest,
+    BatchStream,
+    FixedBatches,
+    StreamLoader,
+)
+from sora_lightning.data.survey import LatentKeys, encoded, survey
+from sora_lightning.types import VideoBatch, VideoSize
+
+log = logging.getLogger(__name__)
+
+
+class VideoDataModule(L.LightningDataModule):
+    """Clips of a manifest, each at the nearest of several sizes, as ``VideoBatch``.
+
+    Args:
+        manifest: JSONL; the columns stand at ``read_manifest``.
+        sizes: ``frames x rows x columns``, say ``["17x32x32", "17x24x40"]``. A clip goes to the one
+            that keeps most of it; it is scaled down and cut, never scaled up or distorted.
+        fps: Frames per second that the clips are read at, whatever their own rate is.
+        pixels_per_batch: A batch holds one size and as many clips as this number of frames x rows x
+            columns allows.
+        val_manifest: Clips to validate on: the middle of each, once. Without it nothing is
+            validated.
+        latents: A ``LatentCache`` written by ``predict`` on the same clips, sizes and fps; it is
+            served in place of pixels.
+        windows_per_clip: How many evenly placed windows of each clip ``predict`` encodes, and a
+            cache is read for. Training on pixels draws from all windows.
+        num_workers: Processes that decode; 0 decodes in the training process.
+        reader: Decodes the files; by default decord, with PyAV for what decord cannot be trusted
+            with.
+        seed: Draws the order, the windows and the wordings.
+        steps_per_epoch: Batches on each rank that Lightning counts as an epoch; by default one pass
+            over the clips. The order does not depend on it.
+        run_length: How many batches of one size come in a row; by default one for each rank. A
+            fixed number keeps the order of mixed sizes the same for every number of ranks that
+            divides it.
+
+    Training batches follow ``BatchPlan``; a run that resumes goes on with the next batch. Clips
+    that cannot be read are left out, and named in ``bad_clips.jsonl`` in the folder that the
+    trainer logs to. Raises ``ValueError`` at construction for settings that cannot work, in
+    ``setup`` for manifests that cannot.
+    """
+
+    def __init__(
+        self,
+        manifest: Path,
+        sizes: list[str],
+        fps: float,
+        pixels_per_batch: int,
+        val_manifest: Path | None = None,
+        latents: Path | None = None,
+        windows_per_clip: int = 1,
+        num_workers: int = 0,
+        reader: Reader | None = None,
+        seed: int = 0,
+        steps_per_epoch: int | None = None,
+        run_length: int | None = None,
+    ) -> None:
+        super().__init__()
+        if windows_per_clip < 1:
+            raise ValueError(f"windows_per_clip = {windows_per_clip}: must be at least 1")
+        if seed < 0:
+            raise ValueError(f"seed = {seed}: must not be negative")
+        self.buckets = Buckets([VideoSize.parse(size) for size in sizes], fps, pixels_per_batch)
+        self.manifest = Path(manifest)
+        self.val_manifest = None if val_manifest is None else Path(val_manifest)
+        self.fps = fps
+        self.latents = None if latents is None else Path(latents)
+        self.windows_per_clip = windows_per_clip
+        self.num_workers = num_workers
+        self.reader = reader or default_reader()
+        self.seed = seed
+        self.steps_per_epoch = steps_per_epoch
+        self.run_length = run_length
+        self._key = LatentKeys(fps, windows_per_clip)
+        self._clips: dict[Path, Assignment] = {}
+        self._encoded: dict[Path, Assignment] = {}
+        self._cache: LatentCache | None = None
+        self._latent_keys: dict[str, list[str]] = {}
+
+    def setup(self, stage: str) -> None:
+        """Read the manifests, give every clip its size, and open the latent cache where one is
+        served.
+        """
+        if stage == "validate" and self.val_manifest is None:
+            raise ValueError("val_manifest is not set: there is nothing to validate on")
+        self.check()
+        if stage != "predict" and self.latents is not None and self._cache is None:
+            self._open_cache(self.latents)
+
+    def check(self) -> dict[Path, Assignment]:
+        """Which clips of each manifest go to which size, and which are left out and why; ``str`` of
+        it is a table.
+
+        Decodes one frame of every file of which the manifest does not say frames, rate and size.
+        Raises ``ValueError`` with that table where no clip is left.
+        """
+        for manifest in self._manifests():
+            if manifest not in self._clips:
+                assignment = survey(read_manifest(manifest), self.buckets, self._bad_clips())
+                _refuse_empty(assignment, f"{manifest}: no clip is left for {self._settings()}")
+                self._clips[manifest] = assignment
+        return dict(self._clips)
+
+    @property
+    def tokenizer_fingerprint(self) -> str | None:
+        """The fingerprint of the tokenizer that made the latents served, None while pixels are."""
+        return None if self._cache is None else self._cache.tokenizer
+
+    def train_dataloader(self) -> StreamLoader:
+        clips = self._served(self.manifest)
+        rank, num_ranks = self._ranks()
+        num_clips = {size: len(of_size) for size, of_size in clips.items()}
+        batch_sizes = {size: self.buckets.batch_size(size) for size in clips}
+        names = "\n".join(record.clip_id for of_size in clips.values() for record in of_size)
+        identity = hashlib.sha256(names.encode()).hexdigest()
+        run_length = self.run_length or num_ranks
+        plan = BatchPlan(num_clips, batch_sizes, self.seed, run_length, identity)
+        stream = BatchStream(plan, rank, num_ranks, self.steps_per_epoch)
+        dataset = self._dataset(clips, RandomChoice(self.seed))
+        return StreamLoader(
+            dataset, stream, self.num_workers, persistent_workers=self.num_workers > 0
+        )
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        if self.val_manifest is None:
+            return []
+        clips = self._served(self.val_manifest)
+        return self._once(self._dataset(clips, EvenChoice(1)), self._batches(clips, num_windows=1))
+
+    def predict_dataloader(self) -> DataLoader:
+        """Every window of every clip once, training manifest first; ``clip_ids`` are keys of the
+        latent cache.
+        """
+        clips: dict[VideoSize, list[ClipRecord]] = {size: [] for size in self.buckets.sizes}
+        for manifest in self._manifests():
+            for size, of_size in self._clips[manifest].clips.items():
+                clips[size] += of_size
+        windows = EvenChoice(self.windows_per_clip)
+        return self._once(
+            self._pixels(clips, windows, self._key), self._batches(clips, self.windows_per_clip)
+        )
+
+    def _served(self, manifest: Path) -> ClipsBySize:
+        return (self._clips if self._cache is None else self._encoded)[manifest].clips
+
+    def _dataset(self, clips: ClipsBySize, choose: Chooser) -> Dataset[VideoBatch]:
+        if self._cache is None:
+            return self._pixels(clips, choose, _clip_id)
+        return LatentClips(clips, self._latent_keys, self._cache, choose, self.fps)
+
+    def _pixels(self, clips: ClipsBySize, choose: Chooser, name: Namer) -> PixelClips:
+        reader = ClipReader(self.reader, self.fps)
+        return PixelClips(clips, reader, choose, name, self._bad_clips())
+
+    def _once(self, dataset: Dataset[VideoBatch], batches: Sequence[BatchRequest]) -> DataLoader:
+        sampler = FixedBatches(batches, *self._ranks())
+        return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers)
+
+    def _batches(self, clips: ClipsBySize, num_windows: int) -> list[BatchRequest]:
+        batches = []
+        for size, of_size in clips.items():
+            length = self.buckets.batch_size(size)
+            turns = list(itertools.product(range(len(of_size)), range(num_windows)))
+            for start in range(0, len(turns), length):
+                numbers, windows = zip(*turns[start : start + length], strict=True)
+                batches.append(BatchRequest(size, numbers, windows))
+        return batches
+
+    def _manifests(self) -> list[Path]:
+        manifests = [self.manifest, self.val_manifest]
+        return list(dict.fromkeys(manifest for manifest in manifests if manifest is not None))
+
+    def _settings(self) -> str:
+        return f"{', '.join(map(str, self.buckets.sizes))} at {self.fps} frames per second"
+
+    def _ranks(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def _bad_clips(self) -> BadClips:
+        if self.trainer is None:
+            return BadClips(None)
+        folder = self.trainer.log_dir or self.trainer.default_root_dir
+        return BadClips(Path(folder) / "bad_clips.jsonl")
+
+    def _open_cache(self, root: Path) -> None:
+        self._cache = LatentCache.open(root)
+        for manifest, assignment in self._clips.items():
+            self._encoded[manifest], keys = encoded(assignment, self._key, self._cache)
+            self._latent_keys |= keys
+            _refuse_empty(
+                self._encoded[manifest],
+                f"{root}: holds no latents of {manifest} for {self._settings()} and "
+                f"windows_per_clip = {self.windows_per_clip}: encode the clips with these settings",
+            )
+
+
+def _refuse_empty(assignment: Assignment, problem: str) -> None:
+    if not assignment.num_clips:
+        raise ValueError(f"{problem}\n{assignment}")
+    if assignment.removed:
+        log.warning("not every clip takes part:\n%s", assignment)
+
+
+def _clip_id(record: ClipRecord, size: VideoSize, turn: int) -> str:
+    return record.clip_id

@@ -1,0 +1,289 @@
+"""Reads chosen frames of a video file: by PyAV, or by decord where decord is known to return the
+right ones.
+
+decord 0.6.0 gives wrong frames without a word for open GOPs, mpeg-ts and edit lists, and may loop
+for ever on stream-copied cuts. All of these show in the packets alone, so a file is judged by
+demuxing it, not by decoding.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.reformatter import VideoReformatter
+from jaxtyping import Float, Int, UInt8
+
+from sora_lightning.data.manifest import Footage
+
+DECORD_CODECS = ("h264", "hevc", "vp8", "vp9", "mpeg4", "mjpeg")
+
+log = logging.getLogger(__name__)
+
+
+class DecodeError(ValueError):
+    """A file, or the frames asked of it, cannot be decoded. The message names the file."""
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """When the frames of a file are shown, in the order of showing.
+
+    ``pts`` are presentation timestamps in the stream's own units; ``times_s`` are seconds from the
+    first frame. ``keyframes`` are indices into both. ``timed`` is false where the container keeps
+    no timestamps: frames are then counted from the start. ``decord_objection`` says why decord must
+    not read the file, None that it may.
+    """
+
+    pts: Int[np.ndarray, " F"]
+    times_s: Float[np.ndarray, " F"]
+    end_s: float
+    tick_s: float
+    keyframes: tuple[int, ...]
+    timed: bool
+    decord_objection: str | None
+
+    def __len__(self) -> int:
+        return len(self.times_s)
+
+    def shown_at(self, times_s: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """The index of the frame on screen at each time (seconds from the first frame): the last
+        that has begun.
+
+        Half a tick of the container's clock is forgiven, since timestamps are rounded to whole
+        ticks. Before the first frame it is the first, after the last the last.
+        """
+        slack = self.tick_s / 2 + 1e-6
+        indices = np.searchsorted(self.times_s, times_s + slack, side="right") - 1
+        return np.clip(indices, 0, len(self) - 1)
+
+
+def read_timeline(path: Path) -> Timeline:
+    """Demux the first video stream of a file, decoding nothing. Raises ``DecodeError``."""
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        stored = _Stored(
+            container.format.name, stream.codec_context.name, stream.codec_context.pix_fmt
+        )
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        if not packets:
+            raise DecodeError(f"{path}: the video stream holds no packets")
+        tick_s = float(stream.time_base or 0)
+        mean_gap_s = 1 / float(stream.average_rate or stream.guessed_rate or 25)
+        if not tick_s or any(packet.pts is None for packet in packets):
+            return _counted_timeline(path, mean_gap_s)
+        decoded = [packet for packet in packets if not packet.is_discard]
+        pts = np.array([packet.pts for packet in decoded], dtype=np.int64)
+        keys = np.array([packet.is_keyframe for packet in decoded])
+        durations = [packet.duration for packet in decoded]
+    if not len(pts) or len(np.unique(pts)) != len(pts):
+        return _counted_timeline(path, mean_gap_s)
+    order = np.argsort(pts)
+    times_s = (pts[order] - pts[order[0]]) * tick_s
+    last_s = (durations[order[-1]] or 0) * tick_s or (_gap(times_s) if len(pts) > 1 else mean_gap_s)
+    objection = _decord_objection(stored, len(packets) - len(decoded), pts, keys)
+    return Timeline(
+        pts=pts[order],
+        times_s=times_s,
+        end_s=float(times_s[-1] + last_s),
+        tick_s=tick_s,
+        keyframes=tuple(np.flatnonzero(keys[order]).tolist()),
+        timed=True,
+        decord_objection=objection,
+    )
+
+
+def _gap(times_s: np.ndarray) -> float:
+    return float(np.median(np.diff(times_s)))
+
+
+class _Stored(NamedTuple):
+    container: str
+    codec: str
+    pixels: str | None
+
+
+def _decord_objection(
+    stored: _Stored, num_discarded: int, pts: np.ndarray, keys: np.ndarray
+) -> str | None:
+    """Why decord would be unsafe; ``pts`` and ``keys`` in decoding order."""
+    if "mpegts" in stored.container:
+        return "mpeg-ts: decord seeks to wrong frames"
+    if stored.codec not in DECORD_CODECS:
+        return f"codec {stored.codec}: unknown to decord"
+    if stored.codec == "h264" and "444" in (stored.pixels or "") and keys.sum() > 1:
+        # Streams of x264 before build 151 need a workaround, which decord's FFmpeg forgets when it
+        # seeks.
+        return "h264 in 4:4:4 with several keyframes: decord garbles old ones after a seek"
+    if num_discarded:
+        return f"an edit list discards {num_discarded} packets, which decord shows"
+    if not keys[0]:
+        return "the first packet is no keyframe"
+    rank = np.empty(len(pts), dtype=np.int64)
+    rank[np.argsort(pts)] = np.arange(len(pts))
+    gaps = np.diff(np.sort(pts))
+    for key in np.flatnonzero(keys):
+        if rank[key] != key:
+            return f"open GOP: packet {key} is a keyframe and shown as frame {rank[key]}"
+        if key and gaps[key - 1] > 1.5 * np.median(gaps):
+            return f"a gap in time before keyframe {key}, as a cut without re-encoding leaves"
+    return None
+
+
+def _counted_timeline(path: Path, gap_s: float) -> Timeline:
+    """For containers whose timestamps are absent or repeat: frames at an even rate, counted by
+    decoding them.
+    """
+    with _opened(path) as container:
+        num_frames = sum(1 for _ in container.decode(container.streams.video[0]))
+    if not num_frames:
+        raise DecodeError(f"{path}: no frame can be decoded")
+    frames = np.arange(num_frames)
+    return Timeline(
+        pts=frames,
+        times_s=frames * gap_s,
+        end_s=num_frames * gap_s,
+        tick_s=gap_s / 100,
+        keyframes=(0,),
+        timed=False,
+        decord_objection="timestamps are missing or repeat",
+    )
+
+
+def probe(path: Path) -> Footage:
+    """Frames, mean rate and displayed size of a file. Decodes one frame. Raises ``DecodeError``."""
+    timeline = read_timeline(path)
+    height, width = PyAVReader().read(path, timeline, [0]).shape[1:3]
+    return Footage(len(timeline), len(timeline) / timeline.end_s, height, width)
+
+
+class Reader(ABC):
+    """Decodes chosen frames. Keeps no file open and no state, so that it may be used in any
+    process.
+    """
+
+    @abstractmethod
+    def read(
+        self, path: Path, timeline: Timeline, indices: Sequence[int]
+    ) -> UInt8[np.ndarray, "F H W 3"]:
+        """The frames at ``indices`` (ascending, may repeat), RGB, turned upright.
+
+        Raises ``DecodeError`` where one of them cannot be had; never gives another frame in its
+        place.
+        """
+
+
+class PyAVReader(Reader):
+    """Reads every file that FFmpeg reads; frames are found by their timestamps."""
+
+    def read(
+        self, path: Path, timeline: Timeline, indices: Sequence[int]
+    ) -> UInt8[np.ndarray, "F H W 3"]:
+        wanted = {int(timeline.pts[index]) for index in indices}
+        images = self._images(path, timeline, wanted, self._entry(timeline, min(indices)))
+        if len(images) < len(
+            wanted
+        ):  # the seek went astray, or the file is damaged: read it from its start
+            images = self._images(path, timeline, wanted, None)
+        if len(images) < len(wanted):
+            raise DecodeError(
+                f"{path}: {len(wanted) - len(images)} of {len(wanted)} frames do not decode"
+            )
+        frames = [images[int(timeline.pts[index])] for index in indices]
+        if len({frame.shape for frame in frames}) > 1:
+            raise DecodeError(f"{path}: the size of the picture changes within the file")
+        return np.stack(frames)
+
+    @staticmethod
+    def _entry(timeline: Timeline, first: int) -> int | None:
+        """The timestamp of the keyframe to start decoding at, or None for the start of the file."""
+        behind = [key for key in timeline.keyframes if key <= first]
+        if timeline.decord_objection is not None:
+            behind = behind[:-1]  # frames beside the keyframe of an open GOP need the one before
+        return int(timeline.pts[behind[-1]]) if timeline.timed and behind and behind[-1] else None
+
+    @staticmethod
+    def _images(
+        path: Path, timeline: Timeline, wanted: set[int], entry: int | None
+    ) -> dict[int, np.ndarray]:
+        images: dict[int, np.ndarray] = {}
+        converter = VideoReformatter()
+        with _opened(path) as container:
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1
+            if entry is not None:
+                container.seek(entry, stream=stream)
+            for number, frame in enumerate(container.decode(stream)):
+                pts = frame.pts if timeline.timed else number
+                if number == 0 and entry is not None and (pts is None or pts > entry):
+                    return {}
+                if pts in wanted and not frame.is_corrupt:
+                    upright = int(frame.rotation) // 90 % 4
+                    image = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+                    images[pts] = np.rot90(image, upright)
+                    if len(images) == len(wanted):
+                        break
+        return images
+
+
+class DecordReader(Reader):
+    """Reads by decord what decord reads rightly, everything else by PyAV.
+
+    A reader is opened for each call and deleted at once: an idle one goes on decoding into memory.
+    Raises ``ValueError`` when decord is not installed.
+    """
+
+    def __init__(self) -> None:
+        if importlib.util.find_spec("decord") is None:
+            raise ValueError(
+                "decord is not installed (its wheels are for x86-64 alone): use PyAVReader"
+            )
+
+    def read(
+        self, path: Path, timeline: Timeline, indices: Sequence[int]
+    ) -> UInt8[np.ndarray, "F H W 3"]:
+        if timeline.decord_objection is not None:
+            return PyAVReader().read(path, timeline, indices)
+        import decord
+
+        try:
+            reader = decord.VideoReader(str(path), num_threads=1)
+            if len(reader) != len(timeline):
+                raise DecodeError(
+                    f"decord counts {len(reader)} frames, the packets say {len(timeline)}"
+                )
+            frames = reader.get_batch(list(indices)).asnumpy()
+            del reader
+        except (DecodeError, RuntimeError, AssertionError, decord.DECORDError) as error:
+            log.debug("%s: read by PyAV, as decord fails: %s", path, error)
+            return PyAVReader().read(path, timeline, indices)
+        return frames
+
+
+def default_reader() -> Reader:
+    """decord's where it is installed, else PyAV's, and says so."""
+    if importlib.util.find_spec("decord") is not None:
+        return DecordReader()
+    log.warning("decord is not installed: videos are read by PyAV")
+    return PyAVReader()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[InputContainer]:
+    """The open file, its errors told as ``DecodeError``."""
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise DecodeError(f"{path}: holds no video stream")
+            yield container
+    except (av.error.FFmpegError, OSError) as error:
+        raise DecodeError(f"{path}: {getattr(error, 'strerror', None) or error}") from error

@@ -1,0 +1,255 @@
+"""Which clips make which batch: an endless order that depends on the seed and one position alone.
+
+Neither workers nor ranks change it, and a run that stops at any batch goes on with the next.
+Lightning leaves a ``DistributedSampler`` alone, saves and restores a loader's state, but tells
+samplers of a new epoch too late when it resumes with workers; therefore the position, and not the
+epoch, decides.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from sora_lightning.types import VideoSize
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BatchRequest:
+    """The clips of one batch: their size, their numbers within it, and for the how-many-th time
+    each has its turn.
+    """
+
+    size: VideoSize
+    clips: tuple[int, ...]
+    turns: tuple[int, ...]
+
+
+class BatchPlan:
+    """An endless sequence of full batches over clips sorted by size.
+
+    Within a size the clips are shuffled anew for every pass, and batches are cut from the passes
+    laid end to end: no clip is left out or seen twice within a pass, a batch is never short, and a
+    size with fewer clips than a batch shows some of them twice in it. The sizes take turns in
+    proportion to their clips, with ``run_length`` batches of one size in a row, so that as many
+    ranks (or a divisor) always work on the same size in the same step.
+
+    ``identity`` stands for the clips behind the numbers. Raises ``ValueError`` where there are no
+    clips or ``run_length`` is not positive.
+    """
+
+    def __init__(
+        self,
+        num_clips: Mapping[VideoSize, int],
+        batch_sizes: Mapping[VideoSize, int],
+        seed: int,
+        run_length: int = 1,
+        identity: str = "",
+    ) -> None:
+        self.sizes = tuple(size for size, count in num_clips.items() if count)
+        if not self.sizes:
+            raise ValueError("there are no clips to make batches of")
+        if run_length < 1:
+            raise ValueError(f"run_length = {run_length}: must be at least 1")
+        self.num_clips = tuple(num_clips[size] for size in self.sizes)
+        self.batch_sizes = tuple(batch_sizes[size] for size in self.sizes)
+        self.seed = seed
+        self.run_length = run_length
+        self.identity = identity
+        self._clips_per_run = tuple(run_length * batch for batch in self.batch_sizes)
+        # Each size starts its first run at another moment of the pass, else all would start
+        # together.
+        rng = np.random.default_rng([seed, 0])
+        self._phases = tuple(int(rng.integers(clips)) for clips in self._clips_per_run)
+        self._schedules: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._orders: dict[tuple[int, int], np.ndarray] = {}
+
+    @property
+    def batches_per_pass(self) -> int:
+        """Batches in which every clip has its turn once, rounded up."""
+        return math.ceil(sum(map(Fraction, self.num_clips, self.batch_sizes)))
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with anything that changes what batches show, but for the length of runs."""
+        sizes = [str(size) for size in self.sizes]
+        parts = [sizes, self.num_clips, self.batch_sizes, self.seed, self.identity]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+    def with_run_length(self, run_length: int) -> BatchPlan:
+        """The same clips and seed with other runs: an order of its own, unless there is but one
+        size.
+        """
+        num_clips = dict(zip(self.sizes, self.num_clips, strict=True))
+        batch_sizes = dict(zip(self.sizes, self.batch_sizes, strict=True))
+        return BatchPlan(num_clips, batch_sizes, self.seed, run_length, self.identity)
+
+    def batch(self, position: int) -> BatchRequest:
+        """The batch at a position, 0 or greater, without a walk through the positions before it."""
+        run, offset = divmod(position, self.run_length)
+        bucket, bucket_run = self._run(run)
+        batch_size, num_clips = self.batch_sizes[bucket], self.num_clips[bucket]
+        first = (bucket_run * self.run_length + offset) * batch_size
+        turns, places = np.divmod(np.arange(first, first + batch_size), num_clips)
+        clips = (
+            int(self._order(bucket, t)[p]) for t, p in zip(turns.tolist(), places, strict=True)
+        )
+        return BatchRequest(self.sizes[bucket], tuple(clips), tuple(turns.tolist()))
+
+    def _runs_before(self, number: int) -> list[int]:
+        """How many runs of each size have begun before the given pass: as many as its clips have
+        come round for.
+        """
+        counts = zip(self.num_clips, self._phases, self._clips_per_run, strict=True)
+        return [max(0, -((phase - number * clips) // per_run)) for clips, phase, per_run in counts]
+
+    def _run(self, run: int) -> tuple[int, int]:
+        """The size (by its place) and the number among the runs of that size of a run."""
+        last = 1
+        while sum(self._runs_before(last)) <= run:
+            last *= 2
+        number = bisect.bisect_right(range(last), run, key=lambda n: sum(self._runs_before(n))) - 1
+        buckets, numbers = self._schedule(number)
+        place = run - sum(self._runs_before(number))
+        return int(buckets[place]), int(numbers[place])
+
+    def _schedule(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """The runs of one pass in their order."""
+        if number not in self._schedules:
+            begin, end = self._runs_before(number), self._runs_before(number + 1)
+            counts = np.array(end) - np.array(begin)
+            buckets = np.repeat(np.arange(len(counts)), counts)
+            np.random.default_rng([self.seed, 1, number]).shuffle(buckets)
+            numbers = np.empty_like(buckets)
+            for bucket in range(len(counts)):
+                numbers[buckets == bucket] = np.arange(begin[bucket], end[bucket])
+            self._schedules.clear()
+            self._schedules[number] = buckets, numbers
+        return self._schedules[number]
+
+    def _order(self, bucket: int, number: int) -> np.ndarray:
+        """The order of a size's clips in one pass. The last two passes of each size are kept."""
+        if (bucket, number) not in self._orders:
+            rng = np.random.default_rng([self.seed, 2, bucket, number])
+            self._orders = {
+                k: v for k, v in self._orders.items() if k[0] != bucket or k[1] == number - 1
+            }
+            self._orders[bucket, number] = rng.permutation(self.num_clips[bucket])
+        return self._orders[bucket, number]
+
+
+class BatchStream(DistributedSampler):
+    """One rank's share of a plan: at every step the ranks take one batch each, side by side.
+
+    ``position`` counts the batches that all ranks together have used up. Raises ``ValueError``
+    where runs of one size do not divide evenly among the ranks.
+    """
+
+    def __init__(
+        self, plan: BatchPlan, rank: int, num_ranks: int, steps_per_epoch: int | None
+    ) -> None:
+        if len(plan.sizes) > 1 and plan.run_length % num_ranks:
+            raise ValueError(
+                f"run_length = {plan.run_length}: must be a multiple of the {num_ranks} ranks, "
+                "so that all of them work on one size at a time"
+            )
+        if steps_per_epoch is not None and steps_per_epoch < 1:
+            raise ValueError(f"steps_per_epoch = {steps_per_epoch}: must be at least 1")
+        self.plan = plan
+        self.steps = steps_per_epoch or -(-plan.batches_per_pass // num_ranks)
+        self.position = 0
+        super().__init__(range(self.steps), num_replicas=num_ranks, rank=rank, shuffle=False)  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[BatchRequest]:
+        start = self.position
+        for step in range(self.steps):
+            yield self.plan.batch(start + step * self.num_replicas + self.rank)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The position decides the order; the epoch is of no account."""
+
+
+class FixedBatches(DistributedSampler):
+    """Given batches once, in order, dealt out to the ranks in turn; some ranks may have one batch
+    fewer.
+    """
+
+    def __init__(self, batches: Sequence[BatchRequest], rank: int, num_ranks: int) -> None:
+        super().__init__(batches, num_replicas=num_ranks, rank=rank, shuffle=False)  # type: ignore[arg-type]
+        self.batches = batches[rank::num_ranks]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[BatchRequest]:
+        return iter(self.batches)
+
+
+class StreamLoader(DataLoader):
+    """Loads a ``BatchStream``, and keeps the position up to date by the batches that it has given
+    out.
+
+    What workers have prefetched does not count. The state is the same on every rank, since one rank
+    writes it.
+    """
+
+    sampler: BatchStream
+
+    def __init__(
+        self, dataset: Dataset, sampler: BatchStream, num_workers: int, **options: Any
+    ) -> None:
+        super().__init__(
+            dataset, batch_size=None, sampler=sampler, num_workers=num_workers, **options
+        )
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        for batch in super().__iter__():
+            self.sampler.position += self.sampler.num_replicas
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        plan = self.sampler.plan
+        return {
+            "position": self.sampler.position,
+            "run_length": plan.run_length,
+            "plan": plan.fingerprint,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on at the saved position. Ranks may have become more or fewer: up to their number of
+        batches come again.
+
+        Raises ``ValueError`` where other clips, sizes, batches or another seed made the saved
+        order.
+        """
+        sampler = self.sampler
+        if state["plan"] != sampler.plan.fingerprint:
+            raise ValueError(
+                "the checkpoint's order of clips was made from other clips, sizes, "
+                "pixels_per_batch or seed: resume with the same data, or start a new run from "
+                "the checkpoint's weights"
+            )
+        if state["run_length"] % sampler.num_replicas == 0:
+            sampler.plan = sampler.plan.with_run_length(state["run_length"])
+        elif len(sampler.plan.sizes) > 1:
+            log.warning(
+                "%d ranks cannot share runs of %d batches: the order of clips changes from here on",
+                sampler.num_replicas,
+                state["run_length"],
+            )
+        sampler.position = state["position"] // sampler.num_replicas * sampler.num_replicas

@@ -1,0 +1,210 @@
+"""What a synthetic clip shows, and the words for it: scenes of moving shapes, their captions, and
+the held-out combinations.
+
+Lengths are fractions of a clip's short side, and every shape stays inside the central square of
+that side, so that a caption stays true whatever a centre crop to another aspect ratio cuts off.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+SHAPES = ("circle", "square", "triangle")
+COLOURS = {
+    "red": (225, 30, 30),
+    "green": (30, 170, 50),
+    "blue": (35, 60, 230),
+    "yellow": (240, 220, 30),
+    "purple": (165, 35, 215),
+    "cyan": (30, 205, 225),
+}
+BACKGROUNDS = {"black": 16, "gray": 128, "white": 236}
+DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+
+# Short sides per second, and of a shape's box. The ranges do not touch, so that each word has one
+# meaning.
+SPEEDS = {"slowly": (0.07, 0.09), "medium": (0.12, 0.15), "quickly": (0.19, 0.22)}
+DIAMETERS = {"small": (0.28, 0.33), "large": (0.38, 0.45)}
+LARGEST_IN_A_LANE = 0.40
+MARGIN = 0.02
+LANE_MARGIN = 0.05
+
+# Rows x columns. decord 0.6.0 fails on frames 16, 24, 48 or 72 columns wide (the rows of its
+# buffers are padded).
+FRAME_SIZES = (
+    *((56, 56), (64, 64), (80, 80)),  # 1:1
+    *((48, 80), (54, 90), (60, 100)),  # 5:3
+    *((90, 54), (95, 57), (100, 60)),  # 3:5
+)
+FRAME_RATES = (8, 12, 16, 24, 30)
+DURATIONS_S = (2.2, 3.4)
+
+VERBS = ("moves", "drifts", "glides", "travels", "slides")
+TOWARDS = {
+    "left": ("left", "to the left"),
+    "right": ("right", "to the right"),
+    "up": ("up", "upwards"),
+    "down": ("down", "downwards"),
+}
+
+
+class Triple(NamedTuple):
+    """The combination by which clips are held out."""
+
+    shape: str
+    colour: str
+    direction: str
+
+
+@dataclass(frozen=True)
+class MovingShape:
+    """One shape on a straight path. ``diameter``, ``x``, ``y`` (the box's centre in the first
+    frame, from the upper left of the central square) in short sides, ``rate`` in short sides per
+    second."""
+
+    shape: str
+    colour: str
+    direction: str
+    speed: str
+    size: str
+    diameter: float
+    x: float
+    y: float
+    rate: float
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The ground truth of a clip. ``level`` is the grey level of the plain background, 0 to 255."""
+
+    background: str
+    level: int
+    shapes: tuple[MovingShape, ...]
+    num_frames: int
+    height: int
+    width: int
+    fps: int
+
+
+def triples(held_out: bool) -> list[Triple]:
+    """The 24 combinations kept for testing, or the 48 others.
+
+    The rule is a Latin square modulo 3: of the three shapes exactly one is held out for each colour
+    and direction, so that every pair of two attributes still occurs in training.
+    """
+    indices = itertools.product(range(len(SHAPES)), range(len(COLOURS)), range(len(DIRECTIONS)))
+    colours, directions = tuple(COLOURS), tuple(DIRECTIONS)
+    return [
+        Triple(SHAPES[s], colours[c], directions[d])
+        for s, c, d in indices
+        if ((s + c + d) % 3 == 0) == held_out
+    ]
+
+
+def random_scene(content: Sequence[Triple], rng: np.random.Generator) -> Scene:
+    """A scene that shows one or two given combinations, everything else drawn at random.
+
+    Two shapes move in lanes of their own and never touch, which needs two colours and a common axis
+    of motion. Raises ``ValueError`` for combinations that cannot share a clip.
+    """
+    if len(content) not in (1, 2):
+        raise ValueError(f"{len(content)} shapes in a scene: must be 1 or 2")
+    if len(content) == 2 and not can_share(*content):
+        raise ValueError(f"{content[0]} and {content[1]} need different colours and one axis")
+    height, width = FRAME_SIZES[rng.integers(len(FRAME_SIZES))]
+    fps = int(rng.choice(FRAME_RATES))
+    background = str(rng.choice(tuple(BACKGROUNDS)))
+    looks = [_look(alone=len(content) == 1, rng=rng) for _ in content]
+    # The fastest and largest shape decides how long the clip can be before it would leave the
+    # picture.
+    room = min((1 - 2 * MARGIN - look.diameter) / look.rate for look in looks)
+    duration_s = rng.uniform(DURATIONS_S[0], min(DURATIONS_S[1], room))
+    num_frames = int(np.ceil(duration_s * fps))
+    lanes: list[int | None] = [None] if len(content) == 1 else list(rng.permutation(2))
+    shapes = tuple(
+        _placed(triple, look, lane, duration_s, rng)
+        for triple, look, lane in zip(content, looks, lanes, strict=True)
+    )
+    level = BACKGROUNDS[background] + int(rng.integers(-8, 9))
+    return Scene(background, level, shapes, num_frames, height, width, fps)
+
+
+def can_share(first: Triple, second: Triple) -> bool:
+    """Whether two combinations fit into one clip: different colours, and both horizontal or both
+    vertical.
+    """
+    same_axis = DIRECTIONS[first.direction][0] ** 2 == DIRECTIONS[second.direction][0] ** 2
+    return first.colour != second.colour and same_axis
+
+
+class _Look(NamedTuple):
+    speed: str
+    size: str
+    rate: float
+    diameter: float
+
+
+def _look(alone: bool, rng: np.random.Generator) -> _Look:
+    speed, size = str(rng.choice(tuple(SPEEDS))), str(rng.choice(tuple(DIAMETERS)))
+    smallest, largest = DIAMETERS[size]
+    largest = largest if alone else min(largest, LARGEST_IN_A_LANE)
+    return _Look(speed, size, rng.uniform(*SPEEDS[speed]), rng.uniform(smallest, largest))
+
+
+def _placed(
+    triple: Triple, look: _Look, lane: int | None, duration_s: float, rng: np.random.Generator
+) -> MovingShape:
+    radius = look.diameter / 2
+    dx, dy = DIRECTIONS[triple.direction]
+    travel = look.rate * duration_s
+    low, high = radius + MARGIN, 1 - radius - MARGIN
+    along = rng.uniform(low, high - travel) if dx + dy > 0 else rng.uniform(low + travel, high)
+    if lane is None:
+        across = rng.uniform(low, high)
+    else:
+        across = lane / 2 + rng.uniform(radius + LANE_MARGIN, 0.5 - radius - LANE_MARGIN)
+    x, y = (along, across) if dx else (across, along)
+    return MovingShape(*triple, look.speed, look.size, look.diameter, x, y, look.rate)
+
+
+def captions(scene: Scene, rng: np.random.Generator) -> list[str]:
+    """Four wordings that are all true of the scene, from short to descriptive; ``rng`` chooses
+    among synonyms.
+
+    Colour, shape and direction are always named, in order of the scene's shapes. Speed is named
+    unless it is medium; size and background in the longer wordings alone.
+    """
+    short = " and ".join(_clause(s, VERBS[0], TOWARDS[s.direction][0], False) for s in scene.shapes)
+    varied = [_clause(s, _verb(rng), _towards(s, rng), False) for s in scene.shapes]
+    sized = [_clause(s, _verb(rng), _towards(s, rng), True) for s in scene.shapes]
+    plain = [_clause(s, _verb(rng), _towards(s, rng), True) for s in scene.shapes]
+    return [
+        short,
+        _sentence(" while ".join(varied)),
+        _sentence(f"{' and '.join(plain)} on a {scene.background} background"),
+        _sentence(f"on a {scene.background} background, {' while '.join(sized)}"),
+    ]
+
+
+def _verb(rng: np.random.Generator) -> str:
+    return VERBS[rng.integers(len(VERBS))]
+
+
+def _towards(shape: MovingShape, rng: np.random.Generator) -> str:
+    words = TOWARDS[shape.direction]
+    return words[rng.integers(len(words))]
+
+
+def _clause(shape: MovingShape, verb: str, towards: str, with_size: bool) -> str:
+    adjectives = f"{shape.size} {shape.colour}" if with_size else shape.colour
+    speed = "" if shape.speed == "medium" else f"{shape.speed} "
+    return f"a {adjectives} {shape.shape} {verb} {speed}{towards}"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."

@@ -1,0 +1,84 @@
+"""Finds out, before anything trains, which clips of a manifest can be used: probed, sized, and
+found in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from sora_lightning.data.buckets import Assignment, Buckets, Removal
+from sora_lightning.data.clips import BadClips
+from sora_lightning.data.decode import DecodeError, probe
+from sora_lightning.data.latents import LatentCache, content_id, latent_key
+from sora_lightning.data.manifest import ClipRecord, Footage
+from sora_lightning.types import VideoSize
+
+
+def survey(records: Sequence[ClipRecord], buckets: Buckets, bad_clips: BadClips) -> Assignment:
+    """Give every clip its size. One frame is decoded of every file whose row lacks the technical
+    columns.
+    """
+    unknown = [record for record in records if record.footage is None]
+    found: dict[str, Footage | DecodeError] = {}
+    with ThreadPoolExecutor(4) as pool:
+        probed = pool.map(_probe, unknown)
+        bar = tqdm(probed, "probing", len(unknown), unit="clip", disable=len(unknown) < 100)
+        for record, result in zip(unknown, bar, strict=True):
+            found[record.clip_id] = result
+    readable = []
+    for record in records:
+        footage = record.footage or found[record.clip_id]
+        if isinstance(footage, Footage):
+            readable.append((record, footage))
+        else:
+            bad_clips.add(record, footage)
+    assignment = buckets.assign(readable)
+    assignment.removed += [(r, Removal.UNREADABLE) for r in records if r in bad_clips]
+    return assignment
+
+
+def _probe(record: ClipRecord) -> Footage | DecodeError:
+    try:
+        return probe(record.path)
+    except DecodeError as error:
+        return error
+
+
+@dataclass(frozen=True)
+class LatentKeys:
+    """Names clips' windows in the latent cache."""
+
+    fps: float
+    num_windows: int
+
+    def __call__(self, record: ClipRecord, size: VideoSize, window: int) -> str:
+        """The key of one window. Reads the ends of the file, for its fingerprint."""
+        content = content_id(record.path)
+        return latent_key(content, record, size, self.fps, window, self.num_windows)
+
+    def present(self, record: ClipRecord, size: VideoSize, cache: LatentCache) -> list[str]:
+        """The keys of a clip's windows that a cache holds."""
+        content = content_id(record.path)
+        windows = range(self.num_windows)
+        keys = [latent_key(content, record, size, self.fps, w, self.num_windows) for w in windows]
+        return [key for key in keys if key in cache]
+
+
+def encoded(
+    assignment: Assignment, keys: LatentKeys, cache: LatentCache
+) -> tuple[Assignment, dict[str, list[str]]]:
+    """The clips of which a cache holds a window or more, and those windows' keys by ``clip_id``."""
+    kept = Assignment({size: [] for size in assignment.clips}, list(assignment.removed))
+    present: dict[str, list[str]] = {}
+    for size, clips in assignment.clips.items():
+        for record in clips:
+            present[record.clip_id] = keys.present(record, size, cache)
+            if present[record.clip_id]:
+                kept.clips[size].append(record)
+            else:
+                kept.removed.append((record, Removal.NOT_ENCODED))
+    return kept, present

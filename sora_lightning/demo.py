@@ -1,0 +1,164 @@
+"""The main job from nothing, as one would do it by hand: a list of commands, each printed before it
+runs.
+
+Clips are rendered, a tokenizer and a text-to-video transformer are trained on them, and videos of
+prompts that the training never saw are sampled and scored.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sora_lightning.stages import Stage, run_stages
+
+_HOME = Path("runs/demo")
+_CONFIGS = Path("experiments/demo")
+_LIBRARY, _JUDGE = Path("sora_lightning"), Path("evaluation")
+
+
+def demo(output: Path = _HOME, quick: bool = False) -> None:
+    """Render clips, train a tokenizer and a text-to-video model, sample unseen prompts, score the
+    videos.
+
+    Started again, it goes on from the last stage whose result still stands.
+
+    Args:
+        output: The folder of everything that is written.
+        quick: A few steps in each stage: shows that every part works, and makes nothing worth
+            watching.
+    """
+    run_stages(demo_stages(output, quick), output)
+    print(
+        f"\nThe scores      {output}/report/report.html"
+        f"\nThe videos      {output}/samples/contact_sheet.png"
+        f"\nThe curves      tensorboard --logdir {output} --samples_per_plugin images=100"
+        f"\nYour own words  sora-lightning sample "
+        f"--checkpoint {_checkpoint(output / 'text_to_video')} "
+        f'--prompt "a red circle moves left" --output {output}/mine.mp4'
+    )
+
+
+def demo_stages(output: Path, quick: bool = False) -> list[Stage]:
+    """The stages in order. A path that the YAMLs give already is not repeated in a command."""
+    clips = _synthesize(output, quick)
+    training = [
+        _fit_tokenizer(output, quick),
+        _encode(output, quick),
+        _fit_text_to_video(output, quick),
+    ]
+    return [clips, *training, _train_judge(output, quick), _sample(output, quick), _score(output)]
+
+
+def _synthesize(output: Path, quick: bool) -> Stage:
+    few = ("--num_train", "24", "--num_val", "8", "--num_test", "10") if quick else ()
+    data = output / "data"
+    command = ("sora-lightning", "synthesize", "--root", f"{data}", *few)
+    return Stage("clips", command, makes=(data,), records=(data,), reads=(_LIBRARY / "data",))
+
+
+def _fit_tokenizer(output: Path, quick: bool) -> Stage:
+    config, folder = _CONFIGS / "tokenizer.yaml", output / "tokenizer"
+    command = ("sora-lightning", "fit", "--config", f"{config}", *_few_steps(quick))
+    return Stage(
+        "tokenizer",
+        command + _elsewhere(output, {"run_dir": "tokenizer", **_CLIPS}),
+        makes=(folder,),
+        records=(_checkpoint(folder),),
+        reads=(config, _LIBRARY),
+        checkpoint=_checkpoint(folder),
+    )
+
+
+def _encode(output: Path, quick: bool) -> Stage:
+    config, latents = _CONFIGS / "tokenizer.yaml", output / "latents"
+    command = ("sora-lightning", "predict", "--config", f"{config}", "--ckpt_path", "last")
+    places = {"run_dir": "tokenizer", **_CLIPS, "latents.root": "latents"}
+    return Stage(
+        "latents",
+        command + _elsewhere(output, places),
+        makes=(latents,),
+        records=(latents,),
+        reads=(config, _LIBRARY),
+    )
+
+
+def _fit_text_to_video(output: Path, quick: bool) -> Stage:
+    config, folder = _CONFIGS / "text_to_video.yaml", output / "text_to_video"
+    command = ("sora-lightning", "fit", "--config", f"{config}", *_few_steps(quick))
+    places = {
+        "run_dir": "text_to_video",
+        **_CLIPS,
+        "data.latents": "latents",
+        "model.init_args.tokenizer.init_args.checkpoint": "tokenizer/checkpoints/last.ckpt",
+    }
+    return Stage(
+        "text_to_video",
+        command + _elsewhere(output, places),
+        makes=(folder,),
+        records=(_checkpoint(folder),),
+        reads=(config, _LIBRARY),
+        checkpoint=_checkpoint(folder),
+    )
+
+
+def _train_judge(output: Path, quick: bool) -> Stage:
+    judge, data = output / "judge.pt", output / "data"
+    few = ("--steps", "10") if quick else ()
+    command = ("python", "-m", "evaluation", "train-tiny", "--manifest", f"{data}/train.jsonl")
+    return Stage(
+        "judge",
+        (*command, "--output", f"{judge}", *few),
+        makes=(judge,),
+        records=(judge,),
+        reads=(_JUDGE, _LIBRARY),
+    )
+
+
+def _sample(output: Path, quick: bool) -> Stage:
+    samples = output / "samples"
+    few = ("--num-steps", "4") if quick else ()
+    command = (
+        *("sora-lightning", "sample", "--checkpoint", f"{_checkpoint(output / 'text_to_video')}"),
+        *(
+            "--prompts",
+            f"{output}/data/test.jsonl",
+            "--size",
+            "32x32,24x40,40x24",
+            "--num-frames",
+            "17",
+        ),
+        *("--output", f"{samples}", *few),
+    )
+    return Stage("samples", command, (samples,), (samples,), reads=(_LIBRARY,), resumes=True)
+
+
+def _score(output: Path) -> Stage:
+    report = output / "report"
+    command = (
+        *("python", "-m", "evaluation", "--protocol", "demo", "--videos", f"{output}/samples"),
+        *("--checkpoint", f"{_checkpoint(output / 'text_to_video')}"),
+        *("--reference", f"{output}/data/test.jsonl", "--output", f"{report}"),
+    )
+    written = (report / "report.json", report / "report.html")
+    return Stage("report", command, (report,), written, reads=(_JUDGE, _LIBRARY))
+
+
+_CLIPS = {"data.manifest": "data/train.jsonl", "data.val_manifest": "data/val.jsonl"}
+
+
+def _elsewhere(output: Path, places: dict[str, str]) -> tuple[str, ...]:
+    """Arguments that move a command's paths to ``output``, where that is not the folder that the
+    YAMLs name."""
+    if output == _HOME:
+        return ()
+    return tuple(
+        part for key, place in places.items() for part in (f"--{key}", f"{output}/{place}")
+    )
+
+
+def _few_steps(quick: bool) -> tuple[str, ...]:
+    return ("--trainer.max_steps", "20") if quick else ()
+
+
+def _checkpoint(run: Path) -> Path:
+    return run / "checkpoints" / "last.ckpt"

@@ -1,0 +1,104 @@
+"""The DiT block with adaLN-Zero (arXiv 2212.09748, section 3.2), for any attention layout, with text."""
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sora_lightning.layers.attention import CrossAttention, SelfAttention
+from sora_lightning.layers.partitions import Partition
+from sora_lightning.layers.position import sinusoidal
+from sora_lightning.layers.transformer import FeedForward
+from sora_lightning.types import Condition, TokenGrid
+
+
+def modulate(
+    x: Float[Tensor, "b n d"], shift: Float[Tensor, "b m d"], scale: Float[Tensor, "b m d"]
+) -> Float[Tensor, "b n d"]:
+    """``x (1 + scale) + shift``, one pair for each clip (m = 1) or for each token (m = n)."""
+    return x * (1 + scale) + shift
+
+
+class DiTBlock(nn.Module):
+    """One self-attention for each partition, cross-attention to the text, feed-forward: each gated from zero.
+
+    Shift, scale and gate come from the time and the pooled condition (adaLN-Zero); the cross-attention has no
+    modulation and a zero-initialised projection, as in PixArt (arXiv 2310.00426). A new block is the identity.
+    """
+
+    def __init__(
+        self, width: int, num_heads: int, mlp_ratio: float, partitions: Sequence[Partition]
+    ):
+        super().__init__()
+        self.attentions = nn.ModuleList(SelfAttention(width, num_heads, p) for p in partitions)
+        self.text = CrossAttention(width, num_heads)
+        self.mlp = FeedForward(width, int(width * mlp_ratio))
+        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        num_gated = len(self.attentions) + 1
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * num_gated * width))
+
+    def zero_init(self) -> None:
+        """Make the block the identity: zero gates, zero text projection."""
+        for layer in (self.modulation[-1], self.text.out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        embedding: Float[Tensor, "b m d"],
+        condition: Condition,
+        angles: Float[Tensor, "n a"],
+        grid: TokenGrid,
+    ) -> Float[Tensor, "b n d"]:
+        parts = rearrange(
+            self.modulation(embedding),
+            "b m (part three d) -> part three b m d",
+            three=3,
+            d=x.shape[-1],
+        )
+        for attention, (shift, scale, gate) in zip(self.attentions, parts[:-1], strict=True):
+            x = x + gate * attention(modulate(self.norm(x), shift, scale), angles, grid)
+        x = x + self.text(self.norm(x), condition.tokens, condition.mask)
+        shift, scale, gate = parts[-1]
+        return x + gate * self.mlp(modulate(self.norm(x), shift, scale))
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of diffusion time through a two-layer perceptron. ``t`` is scaled by 1000, as DiT counts steps."""
+
+    def __init__(self, width: int, num_frequencies: int = 256):
+        super().__init__()
+        self.num_frequencies = num_frequencies
+        self.mlp = nn.Sequential(
+            nn.Linear(num_frequencies, width), nn.SiLU(), nn.Linear(width, width)
+        )
+        for layer in (self.mlp[0], self.mlp[2]):
+            nn.init.normal_(layer.weight, std=0.02)  # DiT initialises both so
+
+    def forward(self, t: Float[Tensor, "b m"]) -> Float[Tensor, "b m d"]:
+        return self.mlp(sinusoidal(1000 * t, self.num_frequencies))
+
+
+class FinalLayer(nn.Module):
+    """Modulated norm and the projection to patch values, both zero-initialised (DiT)."""
+
+    def __init__(self, width: int, out_width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.out = nn.Linear(width, out_width)
+
+    def zero_init(self) -> None:
+        """Make the first prediction zero everywhere."""
+        for layer in (self.modulation[-1], self.out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self, x: Float[Tensor, "b n d"], embedding: Float[Tensor, "b m d"]
+    ) -> Float[Tensor, "b n p"]:
+        shift, scale = torch.chunk(self.modulation(embedding), 2, dim=-1)
+        return self.out(modulate(self.norm(x), shift, scale))

@@ -1,0 +1,93 @@
+"""3-D convolution that never looks at the future (MAGVIT-2, arXiv 2310.05737, section 3.1)."""
+
+from math import prod
+
+import torch.nn.functional as F
+from einops import rearrange, reduce, repeat
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class CausalConv3d(nn.Conv3d):
+    """Convolution whose output at frame i depends on input frames up to i * stride alone.
+
+    All ``kernel - 1`` frames of temporal padding stand in front, as copies of the first frame, so that a
+    single image behaves as a video that stands still. Space is padded with zeros on both sides.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, int, int] = (3, 3, 3),
+        stride: tuple[int, int, int] = (1, 1, 1),
+    ):
+        if any(k % 2 == 0 for k in kernel_size[1:]):
+            raise ValueError(f"kernel_size = {kernel_size}: height and width must be odd")
+        padding = (0, kernel_size[1] // 2, kernel_size[2] // 2)
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding)
+
+    def forward(self, x: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b d g i j"]:
+        num_past = self.kernel_size[0] - 1
+        if num_past:
+            x = F.pad(x, (0, 0, 0, 0, num_past, 0), mode="replicate")
+        return super().forward(x)
+
+
+class CausalDownsample(nn.Module):
+    """Halve space, time or both by a strided causal convolution: F frames become 1 + (F - 1) / 2.
+
+    The convolution is added to a shortcut without parameters: each box of pixels to channels, and channels
+    averaged in groups down to ``out_channels`` (DC-AE, arXiv 2410.10733, section 3.1). The shortcut carries each
+    position's content from the first step on, so that training starts from sharp latents instead of a smear.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, time: bool, space: bool):
+        super().__init__()
+        self.factors = _factors(time, space)
+        folded = in_channels * prod(self.factors)
+        if folded % out_channels:
+            raise ValueError(
+                f"halving {in_channels} channels by {self.factors} folds them into {folded}, which is no "
+                f"multiple of the next level's {out_channels}"
+            )
+        self.out_channels = out_channels
+        kernel = (3 if time else 1, 3 if space else 1, 3 if space else 1)
+        self.conv = CausalConv3d(in_channels, out_channels, kernel, self.factors)
+
+    def forward(self, x: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b d g i j"]:
+        p, q, r = self.factors
+        padded = F.pad(x, (0, 0, 0, 0, p - 1, 0), mode="replicate")
+        boxes = rearrange(padded, "b c (f p) (h q) (w r) -> b (c p q r) f h w", p=p, q=q, r=r)
+        return self.conv(x) + reduce(
+            boxes, "b (d group) f h w -> b d f h w", "mean", d=self.out_channels
+        )
+
+
+class CausalUpsample(nn.Module):
+    """Double space, time or both, depth to space: f frames become 1 + 2 (f - 1), the first one standing alone.
+
+    The mirror of ``CausalDownsample``: its shortcut repeats channels and unfolds them.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, time: bool, space: bool):
+        super().__init__()
+        self.factors = _factors(time, space)
+        unfolded = out_channels * prod(self.factors)
+        if unfolded % in_channels:
+            raise ValueError(
+                f"doubling to {out_channels} channels by {self.factors} needs {unfolded} folded channels, "
+                f"no multiple of the level's {in_channels}"
+            )
+        self.copies = unfolded // in_channels
+        self.conv = CausalConv3d(in_channels, unfolded, (1, 3, 3))
+
+    def forward(self, x: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b d g i j"]:
+        p, q, r = self.factors
+        folded = self.conv(x) + repeat(x, "b c f h w -> b (c copy) f h w", copy=self.copies)
+        y = rearrange(folded, "b (d p q r) f h w -> b d (f p) (h q) (w r)", p=p, q=q, r=r)
+        return y[:, :, p - 1 :]
+
+
+def _factors(time: bool, space: bool) -> tuple[int, int, int]:
+    return (2 if time else 1, 2 if space else 1, 2 if space else 1)

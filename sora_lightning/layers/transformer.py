@@ -1,0 +1,45 @@
+"""Feed-forward layer and the plain pre-norm block (arXiv 1706.03762, 2002.04745)."""
+
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+
+class FeedForward(nn.Sequential):
+    """Linear, GELU (tanh form, as DiT), linear."""
+
+    def __init__(self, width: int, hidden_width: int):
+        super().__init__(
+            nn.Linear(width, hidden_width),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(hidden_width, width),
+        )
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm self-attention over a masked sequence, then feed-forward."""
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float = 4.0):
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"width {width} is not a multiple of num_heads {num_heads}")
+        self.num_heads = num_heads
+        self.norm_1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm_2 = nn.LayerNorm(width)
+        self.mlp = FeedForward(width, int(width * mlp_ratio))
+
+    def forward(
+        self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"]
+    ) -> Float[Tensor, "b l d"]:
+        q, k, v = rearrange(
+            self.qkv(self.norm_1(x)),
+            "b l (three k d) -> three b k l d",
+            three=3,
+            k=self.num_heads,
+        )
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
+        x = x + self.out(rearrange(y, "b k l d -> b l (k d)"))
+        return x + self.mlp(self.norm_2(x))

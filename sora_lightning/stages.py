@@ -1,0 +1,177 @@
+"""Runs commands one after the other, and skips those whose result still stands.
+
+A stage's key is a hash of all that decides its result: its command, the YAMLs and sources it reads,
+and the key of the stage before it. Its stamp holds the key and the size and hash of every file it
+wrote. Only when both still hold is the stage skipped, so neither an edited YAML nor a file lost or
+replaced leaves a stale result behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+_PROGRAMS = {"sora-lightning": ("-m", "sora_lightning"), "python": ()}
+_SOURCES = (".py", ".yaml", ".txt")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command, as a user would type it, and what it leaves behind.
+
+    Args:
+        name: Names the stamp; unique among the stages.
+        command: Starts with ``sora-lightning`` or ``python``, which stand for this interpreter.
+        makes: The files and folders that belong to the stage alone: removed before it starts
+            afresh.
+        records: The files and folders whose content the stamp holds; others in ``makes`` may change
+            later, as TensorBoard's do.
+        reads: Files and folders of sources that decide the result beside the command.
+        checkpoint: Where an interrupted training is gone on from, with ``--ckpt_path last``.
+        resumes: Whether the command by itself goes on with what an interrupted call of it left.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    makes: tuple[Path, ...]
+    records: tuple[Path, ...]
+    reads: tuple[Path, ...] = ()
+    checkpoint: Path | None = None
+    resumes: bool = False
+
+
+class StageFailed(RuntimeError):
+    """A command ended with another exit code than 0."""
+
+
+def run_stages(stages: Sequence[Stage], output: Path) -> None:
+    """Run in order what does not stand; stamps go to ``output/stages``.
+
+    Raises:
+        ValueError: ``output`` holds something that no stage made, which a fresh start might remove.
+        StageFailed: A command failed; those after it did not run.
+        KeyboardInterrupt: Passed on once the running command has saved what it saves.
+    """
+    stamps = output / "stages"
+    if output.is_dir() and any(output.iterdir()) and not stamps.is_dir():
+        raise ValueError(f"--output {output}: holds files of something else; choose another folder")
+    stamps.mkdir(parents=True, exist_ok=True)
+    started, previous = time.monotonic(), ""
+    for number, stage in enumerate(stages, 1):
+        previous = stage_key(stage, previous)
+        stamp = stamps / f"{stage.name}.json"
+        print(f"\n[{number}/{len(stages)}] {stage.name}", flush=True)
+        if _stands(stage, previous, stamp):
+            print("  stands as it is", flush=True)
+            continue
+        begun = time.monotonic()
+        _run(stage, previous, stamp)
+        print(f"  {stage.name}: {_duration(time.monotonic() - begun)}", flush=True)
+    print(f"\nall stages: {_duration(time.monotonic() - started)}", flush=True)
+
+
+def stage_key(stage: Stage, previous: str) -> str:
+    """SHA-256 over all that decides the stage's result; ``previous`` is the key of the stage before
+    it."""
+    digest = hashlib.sha256(json.dumps([previous, stage.command, version("torch")]).encode())
+    for path in stage.reads:
+        if not path.exists():
+            raise ValueError(
+                f"stage {stage.name} reads {path}, which is not here: "
+                "run it from the repository's root"
+            )
+        for file in sorted(_files(path)):
+            if file.suffix in _SOURCES:
+                digest.update(f"{file} ".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _stands(stage: Stage, key: str, stamp: Path) -> bool:
+    recorded = _read(stamp)
+    return recorded.get("key") == key and recorded.get("wrote") == _written(stage)
+
+
+def _run(stage: Stage, key: str, stamp: Path) -> None:
+    before = _read(stamp)
+    interrupted = before.get("key") == key and "wrote" not in before
+    command = stage.command
+    if interrupted and stage.checkpoint is not None and stage.checkpoint.is_file():
+        command = (*command, "--ckpt_path", "last")
+    elif not (interrupted and stage.resumes):
+        _remove(stage)
+    stamp.write_text(json.dumps({"key": key, "command": command}))
+    print(f"  $ {shlex.join(command)}", flush=True)
+    code = _call([sys.executable, *_PROGRAMS[command[0]], *command[1:]])
+    if code:
+        raise StageFailed(f"stage {stage.name} failed (exit code {code}): $ {shlex.join(command)}")
+    wrote = _written(stage)
+    for path in stage.records:
+        if not path.exists():
+            raise StageFailed(f"stage {stage.name} ended well but did not write {path}")
+    stamp.write_text(json.dumps({"key": key, "command": command, "wrote": wrote}, indent=1))
+
+
+def _call(arguments: list[str]) -> int:
+    """Run a process. Ctrl-C reaches it too: wait until it has saved its state before passing the
+    interrupt on."""
+    process = subprocess.Popen(arguments)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        try:
+            process.wait(timeout=60)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            process.kill()
+        raise
+
+
+def _remove(stage: Stage) -> None:
+    for path in stage.makes:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _written(stage: Stage) -> dict[str, list[Any]]:
+    """Size and hash of every recorded file, by path."""
+    return {
+        str(file): [file.stat().st_size, _sha256(file)]
+        for path in stage.records
+        for file in sorted(_files(path))
+    }
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    return [p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(stamp: Path) -> dict[str, Any]:
+    """A stamp's content; nothing where there is none, or where writing it was cut short."""
+    try:
+        content = json.loads(stamp.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,0 +1,137 @@
+"""Trains a denoiser on a tokenizer's latents under any conditioner, and generates videos with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from jaxtyping import Float
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from sora_lightning.conditioning import Conditioner
+from sora_lightning.denoisers import Denoiser
+from sora_lightning.diffusion import LogitNormal, Sampler, euler, rectified_flow_loss
+from sora_lightning.generation import generate
+from sora_lightning.systems.loading import load_system
+from sora_lightning.systems.optimization import (
+    DEFAULT_OPTIMIZER,
+    OptimizerFactory,
+    configure,
+)
+from sora_lightning.systems.seeding import generator, step_generator
+from sora_lightning.tokenizers import VideoTokenizer
+from sora_lightning.types import Condition, VideoBatch, VideoSize
+
+
+class DiffusionSystem(L.LightningModule):
+    """Latents, condition, loss. With ``TextConditioner`` it is text to video, with ``Unconditional`` neither.
+
+    ``denoiser`` is a factory: the system calls it with the tokenizer's latent channels and the conditioner's
+    width, the only places where these numbers stand. The tokenizer is frozen; its weights and configuration
+    travel in this system's checkpoint, which therefore needs no other file. ``drop_condition`` is the share of
+    captions that classifier-free guidance trains without. ``fps`` is what the training clips were read at.
+    """
+
+    def __init__(
+        self,
+        tokenizer: VideoTokenizer,
+        conditioner: Conditioner,
+        denoiser: Callable[[int, int], Denoiser],
+        time: LogitNormal | None = None,
+        drop_condition: float = 0.1,
+        optimizer: OptimizerFactory = DEFAULT_OPTIMIZER,
+        warmup_steps: int = 100,
+        fps: float = 8.0,
+        seed: int = 0,
+    ):
+        super().__init__()
+        if not 0 <= drop_condition < 1:
+            raise ValueError(f"drop_condition = {drop_condition} must lie in [0, 1)")
+        self.save_hyperparameters()
+        self.tokenizer = tokenizer.requires_grad_(False)
+        self.conditioner = conditioner
+        self.denoiser = denoiser(tokenizer.latent_channels, conditioner.width)
+        self.time = time or LogitNormal()
+        self.drop_condition = drop_condition
+        self.optimizer = optimizer
+        self.warmup_steps = warmup_steps
+        self.fps = fps
+        self.seed = seed
+
+    @classmethod
+    def from_checkpoint(cls, path: Path | str, use_ema: bool = True) -> DiffusionSystem:
+        """The system ready to generate, from this file alone. ``ValueError`` for a file that holds none."""
+        return load_system(cls, path, use_ema)
+
+    def setup(self, stage: str) -> None:
+        """Refuse cached latents of another tokenizer than this system decodes with."""
+        served = getattr(self.trainer.datamodule, "tokenizer_fingerprint", None)
+        if served is not None and served != (own := self.tokenizer.fingerprint()):
+            raise ValueError(
+                f"data.latents = {self.trainer.datamodule.latents} were made by the tokenizer {served[:12]}, and "
+                f"this system's is {own[:12]}: encode the clips again with `sora-lightning predict`"
+            )
+
+    def training_step(self, batch: VideoBatch, batch_idx: int) -> Float[Tensor, ""]:
+        draw = step_generator(self, self.seed, batch_idx)
+        dropped = torch.rand(len(batch), generator=draw, device=self.device) < self.drop_condition
+        loss = self.loss(self.latents(batch), self.conditioner(batch.captions, dropped), draw)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def validation_step(self, batch: VideoBatch, batch_idx: int) -> None:
+        draw = generator(self.device, self.seed, batch_idx, self.global_rank)
+        loss = self.loss(self.latents(batch), self.conditioner(batch.captions), draw)
+        self.log("val/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
+
+    def loss(
+        self, x_0: Float[Tensor, "b c f h w"], condition: Condition, draw: torch.Generator
+    ) -> Float[Tensor, ""]:
+        """The rectified-flow loss at times and noise drawn from a generator, mean over the clips."""
+        t = self.time(torch.randn(len(x_0), generator=draw, device=x_0.device))
+        noise = torch.randn(x_0.shape, generator=draw, device=x_0.device)
+        return rectified_flow_loss(self.denoiser, x_0, noise, t, condition).mean()
+
+    def latents(self, batch: VideoBatch) -> Float[Tensor, "b c f h w"]:
+        """The cached latents of a batch, or its pixels encoded now."""
+        if batch.latents is not None:
+            return batch.latents
+        with torch.no_grad():
+            return self.tokenizer.encode(batch.video)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: list[str],
+        size: VideoSize,
+        seeds: list[int],
+        num_steps: int = 50,
+        guidance_scale: float = 2.0,
+        sampler: Sampler = euler,
+    ) -> Float[Tensor, "b 3 F H W"]:
+        """One video in [-1, 1] for each prompt: see ``generation.generate``."""
+        return generate(
+            self.tokenizer,
+            self.conditioner,
+            self.denoiser,
+            prompts,
+            size,
+            seeds,
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
+            sampler=sampler,
+        )
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        return configure(self, self.optimizer, self.warmup_steps)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the tokenizer's configuration where the path of its own checkpoint stood."""
+        if self.tokenizer.specification is not None:
+            hyperparameters = checkpoint["hyper_parameters"]
+            arguments = hyperparameters.get("init_args", hyperparameters)
+            arguments["tokenizer"] = self.tokenizer.specification

@@ -1,0 +1,123 @@
+"""A causal 3-D convolutional VAE in the manner of MAGVIT-2 and W.A.L.T (arXiv 2310.05737, 2312.06662)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sora_lightning.layers.causal_conv import CausalConv3d, CausalDownsample, CausalUpsample
+from sora_lightning.tokenizers.base import VideoTokenizer
+from sora_lightning.tokenizers.posterior import DiagonalGaussian
+from sora_lightning.types import Compression
+
+SPACE_TIME, SPACE, TIME = (3, 3, 3), (1, 3, 3), (3, 1, 1)
+
+
+class ConvTokenizer(VideoTokenizer):
+    """Levels of residual causal convolutions over patches of pixels.
+
+    ``widths`` has one entry a level, finest first; between levels ``down_time`` and ``down_space`` say which axes
+    are halved. ``patch`` pixels square are folded into channels before the first level, which makes the finest
+    and dearest level cheaper by its square. Compression is ``2^sum(down_time)`` frames by
+    ``patch * 2^sum(down_space)`` pixels: the default is the 4 x 8 x 8 of W.A.L.T. ``separable`` blocks convolve
+    space, then time, at less than a quarter of the cost (R(2+1)D, arXiv 1711.11248).
+    """
+
+    def __init__(
+        self,
+        latent_channels: int = 8,
+        widths: Sequence[int] = (128, 128, 256, 512),
+        down_time: Sequence[bool] = (False, True, True),
+        down_space: Sequence[bool] = (True, True, True),
+        patch: int = 1,
+        blocks_per_level: int = 2,
+        separable: bool = False,
+    ):
+        if not len(widths) - 1 == len(down_time) == len(down_space):
+            raise ValueError(
+                f"widths has {len(widths)} levels, so down_time and down_space need {len(widths) - 1} "
+                f"entries each, and have {len(down_time)} and {len(down_space)}"
+            )
+        if not all(t or s for t, s in zip(down_time, down_space, strict=True)):
+            raise ValueError("between two levels time or space must be halved: both are false")
+        space = patch * 2 ** sum(down_space)
+        super().__init__(Compression(2 ** sum(down_time), space, space), latent_channels)
+        self.patch = patch
+        kernel = SPACE if separable else SPACE_TIME
+        levels = list(zip(widths[:-1], widths[1:], down_time, down_space, strict=True))
+
+        def blocks(width: int) -> list[nn.Module]:
+            return [ResidualBlock(width, separable) for _ in range(blocks_per_level)]
+
+        encoder: list[nn.Module] = [CausalConv3d(3 * patch**2, widths[0], kernel)]
+        for width, wider, time, halve in levels:
+            encoder += blocks(width)
+            encoder += [CausalDownsample(width, wider, time=time, space=halve)]
+        encoder += [*blocks(widths[-1]), Head(widths[-1], 2 * latent_channels, kernel)]
+        self.encoder = nn.Sequential(*encoder)
+        # Start with little noise (standard deviation 0.05): at 1, training first has to learn to avoid it.
+        nn.init.constant_(encoder[-1].conv.bias[latent_channels:], -6.0)
+
+        decoder = [CausalConv3d(latent_channels, widths[-1], kernel), *blocks(widths[-1])]
+        for width, wider, time, halve in reversed(levels):
+            decoder += [CausalUpsample(wider, width, time=time, space=halve), *blocks(width)]
+        self.decoder = nn.Sequential(*decoder, Head(widths[0], 3 * patch**2, kernel))
+        # The layout in which convolutions run fastest, on CPU and GPU alike.
+        self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+    def posterior(self, video: Float[Tensor, "b 3 F H W"]) -> DiagonalGaussian:
+        x = rearrange(video, "b c f (h p) (w q) -> b (c p q) f h w", p=self.patch, q=self.patch)
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+        return DiagonalGaussian.from_moments(self.encoder(x))
+
+    def decode_raw(self, latents: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b 3 F H W"]:
+        x = self.decoder(latents.contiguous(memory_format=torch.channels_last_3d))
+        return rearrange(x, "b (c p q) f h w -> b c f (h p) (w q)", p=self.patch, q=self.patch)
+
+
+class ChannelNorm(nn.Module):
+    """Root-mean-square norm over the channels of each position: unlike group norm it cannot leak the future."""
+
+    def __init__(self, channels: int, eps: float = 1e-6):
+        super().__init__()
+        self.eps = eps
+        self.gain = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c f h w"]:
+        scale = torch.rsqrt(x.square().mean(dim=1, keepdim=True) + self.eps)
+        return x * scale * self.gain[:, None, None, None]
+
+
+class ResidualBlock(nn.Module):
+    """Norm, SiLU, causal convolution, twice, added to its input; it starts as the identity."""
+
+    def __init__(self, channels: int, separable: bool):
+        super().__init__()
+        self.layers = nn.Sequential(
+            ChannelNorm(channels),
+            nn.SiLU(),
+            CausalConv3d(channels, channels, SPACE if separable else SPACE_TIME),
+            ChannelNorm(channels),
+            nn.SiLU(),
+            CausalConv3d(channels, channels, TIME if separable else SPACE_TIME),
+        )
+        nn.init.zeros_(self.layers[-1].weight)
+        nn.init.zeros_(self.layers[-1].bias)
+
+    def forward(self, x: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c f h w"]:
+        return x + self.layers(x)
+
+
+class Head(nn.Module):
+    """Norm, SiLU and the convolution that leaves the trunk."""
+
+    def __init__(self, channels: int, out_channels: int, kernel: tuple[int, int, int]):
+        super().__init__()
+        self.norm = ChannelNorm(channels)
+        self.conv = CausalConv3d(channels, out_channels, kernel)
+
+    def forward(self, x: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b d f h w"]:
+        return self.conv(F.silu(self.norm(x)))

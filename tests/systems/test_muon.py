@@ -1,0 +1,88 @@
+import pytest
+import torch
+
+from sora_lightning.systems.muon import MuonAdamW, orthogonalise
+from sora_lightning.systems.optimization import parameter_groups, warmup_cosine
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (8, 40), (40, 8)])
+def test_singular_values_are_pulled_to_one_and_directions_kept(shape):
+    matrix = torch.randn(shape)
+    result = orthogonalise(matrix)
+    singular = torch.linalg.svdvals(result)
+    assert singular.min() > 0.5
+    assert singular.max() < 1.3
+    u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
+    aligned = u.mT @ result @ vh.mT
+    assert (aligned - torch.diag(aligned.diag())).abs().max() < 1e-3
+
+
+def test_matrices_step_as_torch_muon_does():
+    weights = [torch.nn.Parameter(torch.randn(12, 20)) for _ in range(2)]
+    weights[1].data.copy_(weights[0].data)
+    ours = MuonAdamW([weights[0]], lr=0.02, weight_decay=0.1)
+    theirs = torch.optim.Muon(
+        [weights[1]], lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
+    )
+    for _ in range(5):
+        gradient = torch.randn(12, 20)
+        for weight in weights:
+            weight.grad = gradient.clone()
+        ours.step()
+        theirs.step()
+    # torch iterates in bfloat16, ours in float32 on the CPU.
+    moved = (weights[0] - weights[1]).norm() / weights[1].norm()
+    assert moved < 5e-3
+
+
+def test_everything_else_steps_as_adamw():
+    vectors = [torch.nn.Parameter(torch.linspace(-1, 1, 7)) for _ in range(2)]
+    ours = MuonAdamW([vectors[0]], lr=0.01, betas=(0.8, 0.9))
+    theirs = torch.optim.AdamW([vectors[1]], lr=0.01, betas=(0.8, 0.9), weight_decay=0.0)
+    for _ in range(5):
+        gradient = torch.randn(7)
+        for vector in vectors:
+            vector.grad = gradient.clone()
+        ours.step()
+        theirs.step()
+    torch.testing.assert_close(vectors[0], vectors[1])
+
+
+def test_a_convolution_steps_as_its_flattened_matrix():
+    convolution = torch.nn.Parameter(torch.randn(6, 4, 3, 3, 3))
+    matrix = torch.nn.Parameter(convolution.data.flatten(1).clone())
+    optimizers = [MuonAdamW([convolution], lr=0.1), MuonAdamW([matrix], lr=0.1)]
+    gradient = torch.randn_like(convolution)
+    convolution.grad, matrix.grad = gradient, gradient.flatten(1)
+    for optimizer in optimizers:
+        optimizer.step()
+    torch.testing.assert_close(convolution.flatten(1), matrix)
+
+
+def test_groups_hold_each_trained_parameter_once_and_tables_stay_whole():
+    module = torch.nn.Sequential(
+        torch.nn.Embedding(5, 4), torch.nn.Linear(4, 4), torch.nn.LayerNorm(4)
+    )
+    module[1].bias.requires_grad_(False)
+    matrices, others = parameter_groups(module)
+    assert [id(p) for p in matrices["params"]] == [id(module[1].weight)]
+    assert {id(p) for p in others["params"]} == {
+        id(module[0].weight),
+        id(module[2].weight),
+        id(module[2].bias),
+    }
+    assert others["weight_decay"] == 0
+
+
+def test_rates_warm_up_and_end_at_the_floor():
+    factors = [warmup_cosine(step, 10, 100) for step in range(101)]
+    assert factors[0] == 0.1
+    assert factors[9] == factors[10] == 1
+    assert factors[100] == pytest.approx(0.02)
+    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+
+
+@pytest.mark.parametrize("arguments", [{"lr": 0.0}, {"momentum": 1.0}])
+def test_impossible_settings_are_refused(arguments):
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        MuonAdamW([torch.nn.Parameter(torch.ones(2))], **arguments)

@@ -1,0 +1,191 @@
+"""What `sample` writes, keeps, and refuses, with a system that paints its prompt's length instead
+of a network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from sora_lightning.cli import sampling
+from sora_lightning.cli.contact_sheet import contact_sheet
+from sora_lightning.cli.prompts import read_prompts
+from sora_lightning.cli.sampling import read_all, sample, to_frames
+from sora_lightning.layers.patch import Patch
+from sora_lightning.types import Compression, VideoSize
+
+_PROMPTS = ["a red circle moves left", "a blue square", "a green triangle moves up"]
+
+
+class Painter(nn.Module):
+    """Stands for a DiffusionSystem: each video has one shade, decided by its seed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokenizer = SimpleNamespace(compression=Compression(4, 8, 8))
+        self.denoiser = SimpleNamespace(patch=Patch(1, 1, 1))
+        self.fps = 8.0
+        self.asked: list[str] = []
+
+    def generate(
+        self,
+        prompts: list[str],
+        size: VideoSize,
+        seeds: list[int],
+        num_steps: int,
+        guidance_scale: float,
+    ) -> Tensor:
+        self.asked += prompts
+        shades = torch.tensor(seeds).view(-1, 1, 1, 1, 1) / 10 - 0.5
+        return shades.expand(-1, 3, size.num_frames, size.height, size.width).float()
+
+
+@pytest.fixture
+def painter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Painter:
+    monkeypatch.chdir(tmp_path)
+    painter = Painter()
+    loader = SimpleNamespace(from_checkpoint=lambda path: painter)
+    monkeypatch.setattr(sampling, "DiffusionSystem", loader)
+    Path("model.ckpt").write_bytes(b"weights")
+    Path("prompts.txt").write_text("\n".join(_PROMPTS) + "\n\n")
+    return painter
+
+
+def _sample(**changes: object) -> None:
+    arguments = {
+        "output": Path("out"),
+        "prompts": Path("prompts.txt"),
+        "num_frames": 5,
+        "batch_size": 2,
+    }
+    sample(**{"checkpoint": Path("model.ckpt"), **arguments, **changes})  # type: ignore[arg-type]
+
+
+def test_one_prompt_makes_one_file_of_the_size_asked(painter: Painter) -> None:
+    sample(
+        Path("model.ckpt"),
+        Path("new/x.mp4"),
+        prompt=" a red circle ",
+        size="16x24",
+        num_frames=9,
+        seed=3,
+    )
+    video = read_all(Path("new/x.mp4"))
+    assert video.shape == (9, 16, 24, 3)
+    assert abs(int(video.mean()) - round((0.3 - 0.5 + 1) * 127.5)) <= 2
+    assert painter.asked == ["a red circle"]
+
+
+def test_prompts_make_a_folder_that_says_how_each_was_made(painter: Painter) -> None:
+    _sample(seed=1)
+    rows = [json.loads(line) for line in Path("out/prompts.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == _PROMPTS
+    assert rows[0]["path"] == "0000-a-red-circle-moves-left.mp4"
+    assert [row["seed"] for row in rows] == [1, 2, 3]
+    assert {row["fps"] for row in rows} == {8.0}
+    assert all((Path("out") / row["path"]).is_file() for row in rows)
+    assert Image.open("out/contact_sheet.png").format == "PNG"
+
+
+def test_an_interrupted_call_makes_only_what_is_missing(painter: Painter) -> None:
+    _sample()
+    record = Path("out/prompts.jsonl")
+    complete = record.read_text()
+    rows = complete.splitlines()
+    record.write_text("\n".join([rows[0], rows[1][:20]]))  # killed while it wrote the second row
+    painter.asked.clear()
+    _sample()
+    assert painter.asked == _PROMPTS[1:]
+    assert record.read_text() == complete
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 5}, {"num_steps": 3}, {"guidance_scale": 1.0}, {"num_frames": 9}]
+)
+def test_a_folder_of_other_settings_is_refused_and_kept(
+    painter: Painter, change: dict[str, object]
+) -> None:
+    _sample()
+    before = Path("out/prompts.jsonl").read_text()
+    with pytest.raises(ValueError, match="other settings"):
+        _sample(**change)
+    assert Path("out/prompts.jsonl").read_text() == before
+
+
+def test_another_checkpoint_counts_as_other_settings(painter: Painter) -> None:
+    _sample()
+    Path("model.ckpt").write_bytes(b"other weights")
+    with pytest.raises(ValueError, match="other settings"):
+        _sample()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"checkpoint": Path("none.ckpt")}, "--checkpoint none.ckpt: no such file"),
+        ({"prompt": "a", "prompts": Path("prompts.txt")}, "either --prompt"),
+        ({"prompts": None}, "either --prompt"),
+        ({"prompts": None, "prompt": " ", "output": Path("x.mp4")}, "is empty"),
+        ({"prompts": None, "prompt": "a"}, "ends in .mp4"),
+        ({"prompts": Path("none.txt")}, "no such file"),
+        ({"size": "30x32"}, "--size = '5x30x32': height 30 does not divide"),
+        ({"size": "32"}, "'5x32' is not a video size"),
+        ({"output": Path("prompts.txt")}, "must be a folder"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused_before_anything_is_made(
+    painter: Painter, changes: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        _sample(**changes)
+    assert not painter.asked
+    assert not Path("out").exists()
+
+
+def test_a_manifest_gives_captions_and_the_size_nearest_in_proportion(tmp_path: Path) -> None:
+    rows = [
+        {"path": "a.mp4", "caption": ["first", "second"], "height": 60, "width": 100},
+        {"path": "b.mp4", "caption": "alone", "height": 100, "width": 60},
+        {"path": "c.mp4", "caption": "no size"},
+    ]
+    manifest = tmp_path / "test.jsonl"
+    manifest.write_text("\n".join(map(json.dumps, rows)))
+    square, wide, tall = (VideoSize(17, 32, 32), VideoSize(17, 24, 40), VideoSize(17, 40, 24))
+    prompts = read_prompts(manifest, [square, wide, tall])
+    assert [(p.text, p.size) for p in prompts] == [
+        ("first", wide),
+        ("alone", tall),
+        ("no size", square),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"), [("{", "not JSON"), ('{"path": "a"}', "caption"), ("[]", "caption")]
+)
+def test_a_bad_row_is_named_by_its_line(tmp_path: Path, row: str, said: str) -> None:
+    manifest = tmp_path / "test.jsonl"
+    manifest.write_text('{"caption": "a"}\n' + row)
+    with pytest.raises(ValueError, match=f"line 2: .*{said}"):
+        read_prompts(manifest, [VideoSize(17, 32, 32)])
+
+
+def test_frames_span_the_range_of_pixels() -> None:
+    ends = torch.tensor([-1.5, -1.0, 0.0, 1.0, 1.5]).view(1, 1, 5, 1, 1).expand(1, 3, 5, 1, 1)
+    assert to_frames(ends)[0, :, 0, 0, 0].tolist() == [0, 0, 128, 255, 255]
+
+
+def test_the_contact_sheet_shows_first_and_last_frame_of_every_row() -> None:
+    first = np.zeros((5, 16, 16, 3), np.uint8)
+    first[0], first[-1] = (255, 0, 0), (0, 0, 255)
+    tall = np.full((9, 40, 24, 3), (0, 255, 0), np.uint8)
+    sheet = np.asarray(contact_sheet([first, tall], ["one", "two words"], fps=8.0)).reshape(-1, 3)
+    for colour in ((255, 0, 0), (0, 0, 255), (0, 255, 0)):
+        assert (sheet == colour).all(1).sum() >= 50 * 90
+    with pytest.raises(ValueError, match="1 videos and 2 captions"):
+        contact_sheet([first], ["one", "two"], fps=8.0)

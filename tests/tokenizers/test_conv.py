@@ -1,0 +1,106 @@
+import pytest
+import torch
+
+from sora_lightning.tokenizers import ConvTokenizer, ReconstructionLoss
+from sora_lightning.tokenizers.posterior import DiagonalGaussian
+from sora_lightning.types import Compression
+
+
+@pytest.fixture(params=[False, True], ids=["full", "separable"])
+def tokenizer(request):
+    tokenizer = ConvTokenizer(
+        latent_channels=4,
+        widths=(12, 24, 24),
+        down_time=(True, True),
+        down_space=(True, False),
+        patch=2,
+        blocks_per_level=1,
+        separable=request.param,
+    )
+    for parameter in tokenizer.parameters():  # zero-initialised layers must count too
+        torch.nn.init.normal_(parameter, std=0.2)
+    return tokenizer.eval()
+
+
+def test_geometry_is_what_the_arguments_say(tokenizer):
+    assert tokenizer.compression == Compression(4, 4, 4)
+    latents = tokenizer.encode(torch.randn(2, 3, 9, 16, 12))
+    assert latents.shape == (2, 4, 3, 4, 3)
+    assert tokenizer.decode(latents).shape == (2, 3, 9, 16, 12)
+    assert ConvTokenizer().compression == Compression(4, 8, 8)  # W.A.L.T, FACTS 6
+
+
+def test_no_latent_and_no_decoded_frame_sees_the_future(tokenizer):
+    video = torch.rand(1, 3, 13, 8, 8) * 2 - 1
+    latents = tokenizer.encode(video)
+    for i in (1, 2):  # latent frame i covers frames 4 i - 3 .. 4 i
+        changed = video.clone()
+        changed[:, :, 4 * i + 1 :] *= -1
+        again = tokenizer.encode(changed)
+        torch.testing.assert_close(again[:, :, : i + 1], latents[:, :, : i + 1])
+        assert not torch.allclose(again[:, :, i + 1 :], latents[:, :, i + 1 :])
+
+        prefix = tokenizer.decode_raw(latents[:, :, : i + 1])
+        whole = tokenizer.decode_raw(latents)[:, :, : 4 * i + 1]
+        torch.testing.assert_close(prefix, whole, atol=1e-5, rtol=1e-5)
+
+
+def test_an_image_is_encoded_as_the_first_frame_of_its_video(tokenizer):
+    video = torch.rand(2, 3, 5, 8, 8) * 2 - 1
+    torch.testing.assert_close(tokenizer.encode(video[:, :, :1]), tokenizer.encode(video)[:, :, :1])
+
+
+def test_statistics_normalise_and_are_undone_in_decoding(tokenizer):
+    video = torch.rand(8, 3, 5, 16, 16) * 2 - 1
+    raw = tokenizer.posterior(video).mean
+    before = tokenizer.decode(tokenizer.encode(video))
+    tokenizer.set_latent_statistics(raw.mean((0, 2, 3, 4)), raw.std((0, 2, 3, 4)))
+    latents = tokenizer.encode(video)
+    torch.testing.assert_close(latents.mean((0, 2, 3, 4)), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(latents.std((0, 2, 3, 4)), torch.ones(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(tokenizer.decode(latents), before, atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match=r"latent channels \[1\] have standard deviation 0"):
+        tokenizer.set_latent_statistics(torch.zeros(4), torch.tensor([1.0, 0.0, 1.0, 1.0]))
+
+
+def test_fingerprint_follows_weights_and_statistics(tokenizer):
+    first = tokenizer.fingerprint()
+    assert tokenizer.fingerprint() == first
+    tokenizer.latent_mean[0] += 1
+    second = tokenizer.fingerprint()
+    tokenizer.encoder[0].bias.data[0] += 1e-6
+    assert len({first, second, tokenizer.fingerprint()}) == 3
+
+
+def test_sizes_and_levels_that_do_not_fit_are_refused(tokenizer):
+    with pytest.raises(ValueError, match="9x16x10: width 10 is not a multiple of 4"):
+        tokenizer.encode(torch.zeros(1, 3, 9, 16, 10))
+    with pytest.raises(ValueError, match="widths has 3 levels, so .* need 2 entries"):
+        ConvTokenizer(widths=(8, 8, 8), down_time=(True,), down_space=(True,))
+    with pytest.raises(ValueError, match="both are false"):
+        ConvTokenizer(widths=(8, 8), down_time=(False,), down_space=(False,))
+
+
+def test_kl_is_the_closed_form_and_samples_have_its_moments():
+    mean, log_variance = torch.tensor(0.7), torch.tensor(-1.2)
+    posterior = DiagonalGaussian(
+        mean.expand(1, 1, 1, 1, 50_000), log_variance.expand(1, 1, 1, 1, 50_000)
+    )
+    p = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
+    known = torch.distributions.kl_divergence(p, torch.distributions.Normal(0.0, 1.0))
+    torch.testing.assert_close(posterior.kl()[0] / 50_000, known)
+    draws = posterior.sample(torch.randn(1, 1, 1, 1, 50_000))
+    torch.testing.assert_close(draws.mean(), p.mean, atol=0.01, rtol=0)
+    torch.testing.assert_close(draws.std(), p.stddev, atol=0.01, rtol=0)
+
+
+def test_loss_is_the_weighted_sum_of_its_terms():
+    video = torch.zeros(2, 3, 1, 4, 4)
+    posterior = DiagonalGaussian(torch.ones(2, 1, 1, 2, 2), torch.zeros(2, 1, 1, 2, 2))
+    total, terms = ReconstructionLoss(l1=2.0, l2=3.0, kl=5.0)(video + 0.5, video, posterior)
+    assert terms["l1"] == 0.5
+    assert terms["l2"] == 0.25
+    assert terms["kl"] == 4 * 0.5 / 48  # 4 latents of KL 1/2 each over 48 pixel values
+    torch.testing.assert_close(total, torch.tensor(2 * 0.5 + 3 * 0.25 + 5 * 2 / 48))
+    with pytest.raises(ValueError, match="nothing asks for a reconstruction"):
+        ReconstructionLoss(l1=0.0, l2=0.0)
