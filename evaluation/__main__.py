@@ -1,4 +1,6 @@
-"""The judge's command line: ``python -m evaluation`` scores, ``python -m evaluation train-tiny`` trains the tiny judge."""
+"""The judge's command line: ``python -m evaluation`` scores, ``python -m evaluation train-tiny``
+trains the tiny judge.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +14,24 @@ _REFUSED, _INTERRUPTED = 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code: 0; 2 for what a user can put right; 130 interrupted."""
+    """Run one command and return the exit code: 0; 2 for what a user can put right; 130
+    interrupted.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     training = arguments[:1] == ["train-tiny"]
-    parsed = _train_parser().parse_args(arguments[1:]) if training else _parser().parse_args(arguments)
+    parsed = (
+        _train_parser().parse_args(arguments[1:]) if training else _parser().parse_args(arguments)
+    )
     try:
         if training:
             _train(parsed)
         else:
             _evaluate(parsed)
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on with sampling where it stopped", file=sys.stderr)
+        print(
+            "\ninterrupted; the same command goes on with sampling where it stopped",
+            file=sys.stderr,
+        )
         return _INTERRUPTED
     except ValueError as error:
         print(f"evaluation: {error}", file=sys.stderr)
@@ -38,10 +47,22 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--checkpoint", type=Path, help="sample from it, unless --videos is given; judge its tokenizer")
+    add(
+        "--checkpoint",
+        type=Path,
+        help="sample from it, unless --videos is given; judge its tokenizer",
+    )
     add("--videos", type=Path, help="a folder of videos with prompts.jsonl")
-    add("--protocol", default="demo", help="a shipped protocol's name, or a YAML file (default: demo)")
-    add("--reference", type=Path, help="JSONL of real videos with captions (default: the protocol's)")
+    add(
+        "--protocol",
+        default="demo",
+        help="a shipped protocol's name, or a YAML file (default: demo)",
+    )
+    add(
+        "--reference",
+        type=Path,
+        help="JSONL of real videos with captions (default: the protocol's)",
+    )
     add("--judge", type=Path, help="weights of the tiny judge (default: the protocol's)")
     add("--output", type=Path, help="folder of the report (default: the protocol's)")
     add("--device", default="cpu", help="where the model computes: cpu, cuda (default: cpu)")
@@ -57,8 +78,16 @@ def _train_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--manifest", type=Path, required=True, help="JSONL of training videos with captions")
     add("--output", type=Path, required=True, help="the file of weights to write")
-    add("--val", type=Path, help="JSONL to measure it on (default: val.jsonl beside the manifest, if any)")
-    add("--protocol", default="demo", help="whose frames, rate and sizes to train at (default: demo)")
+    add(
+        "--val",
+        type=Path,
+        help="JSONL to measure it on (default: val.jsonl beside the manifest, if any)",
+    )
+    add(
+        "--protocol",
+        default="demo",
+        help="whose frames, rate and sizes to train at (default: demo)",
+    )
     add("--steps", type=int, help="steps of training")
     return parser
 

@@ -1,4 +1,6 @@
-"""The report as one HTML file that needs nothing else: moving pictures, scores with scales, settings."""
+"""The report as one HTML file that needs nothing else: moving pictures, scores with scales,
+settings.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ _GROUPS = (
 def page(
     report: Mapping[str, Any], videos: Sequence[Video], real: Sequence[Video] | None, fps: float
 ) -> str:
-    """``report`` as ``write_report`` takes it; ``real`` are the clips of the same prompts in the same order."""
+    """``report`` as ``write_report`` takes it; ``real`` are the clips of the same prompts in the
+    same order.
+    """
     checkpoint = report["checkpoint"]
     subject = "a folder of videos"
     if checkpoint is not None:
@@ -82,7 +86,9 @@ def _tile(name: str, value: str, aside: str, scale: str, note: str) -> str:
 def _scale(fill: float, low: float, high: float, marks: Sequence[float]) -> str:
     """A bar filled to a part, a whisker from low to high, a tick at each mark; all in 0..1."""
     fill, low, high = (100 * min(max(v, 0.0), 1.0) for v in (fill, low, high))
-    ticks = "".join(f'<b style="left:calc({100 * min(max(m, 0), 1):.2f}% - 1px)"></b>' for m in marks)
+    ticks = "".join(
+        f'<b style="left:calc({100 * min(max(m, 0), 1):.2f}% - 1px)"></b>' for m in marks
+    )
     return (
         f'<div class="scale"><i style="width:{fill:.2f}%"></i>'
         f'<u style="left:{low:.2f}%;width:{high - low:.2f}%"></u>{ticks}</div>'
@@ -116,9 +122,7 @@ def _distance_tile(details: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _clip_tile(details: Mapping[str, Mapping[str, Any]]) -> str:
     score = details["clip_score-tiny"]
-    real, deaf = (
-        details[f"clip_score-tiny/{part}"]["value"] for part in ("reference", "shuffled")
-    )
+    real, deaf = (details[f"clip_score-tiny/{part}"]["value"] for part in ("reference", "shuffled"))
     bottom, top = deaf - 0.15 * abs(real - deaf), real + 0.15 * abs(real - deaf)
 
     def place(value: float) -> float:
@@ -137,7 +141,9 @@ def _clip_tile(details: Mapping[str, Mapping[str, Any]]) -> str:
 def _psnr_tile(details: Mapping[str, Mapping[str, Any]]) -> str:
     psnr, ssim = details["tokenizer/psnr"], details["tokenizer/ssim"]
     scale = _scale(ssim["value"], ssim["low"], ssim["high"], [])
-    note = f"bar: SSIM {number(ssim['value'])}; {psnr['n']} real clips through the tokenizer and back"
+    note = (
+        f"bar: SSIM {number(ssim['value'])}; {psnr['n']} real clips through the tokenizer and back"
+    )
     aside = f"dB, {number(psnr['low'])} to {number(psnr['high'])}"
     return _tile("tokenizer/psnr", number(psnr["value"]), aside, scale, note)
 
@@ -233,7 +239,13 @@ def _picture(video: Video, fps: float) -> str:
     buffer = io.BytesIO()
     duration = round(1000 / fps)
     frames[0].save(
-        buffer, "WEBP", save_all=True, append_images=frames[1:], duration=duration, loop=0, quality=90
+        buffer,
+        "WEBP",
+        save_all=True,
+        append_images=frames[1:],
+        duration=duration,
+        loop=0,
+        quality=90,
     )
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<td class="picture"><img src="data:image/webp;base64,{data}" alt=""></td>'

@@ -1,4 +1,6 @@
-"""What is measured and how, as one frozen value with a fingerprint: scores compare only where fingerprints agree."""
+"""What is measured and how, as one frozen value with a fingerprint: scores compare only where
+fingerprints agree.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,9 @@ T = TypeVar("T")
 class ClipSpec:
     """The clips that are judged: ``num_frames`` at ``fps`` from the middle of a video.
 
-    Reference videos are resized (bilinear, antialiased) to cover the size of ``sizes`` (height x width) whose
-    aspect ratio is nearest, and cut about the centre. Sampled videos stand at such a size already.
+    Reference videos are resized (bilinear, antialiased) to cover the size of ``sizes`` (height x
+    width) whose aspect ratio is nearest, and cut about the centre. Sampled videos stand at such a
+    size already.
     """
 
     num_frames: int
@@ -36,7 +39,9 @@ class ClipSpec:
     def __post_init__(self) -> None:
         _require(self.num_frames >= 4, "clips.num_frames", self.num_frames, "must be at least 4")
         _require(0 < self.fps < math.inf, "clips.fps", self.fps, "must be positive")
-        _require(len(self.sizes) > 0, "clips.sizes", list(self.sizes), "must name at least one size")
+        _require(
+            len(self.sizes) > 0, "clips.sizes", list(self.sizes), "must name at least one size"
+        )
         for index, size in enumerate(self.sizes):
             rule = "must be height x width, e.g. 32x48"
             _require(re.fullmatch(r"[1-9]\d*x[1-9]\d*", size), f"clips.sizes[{index}]", size, rule)
@@ -49,7 +54,9 @@ class ClipSpec:
 
 @dataclass(frozen=True)
 class SamplingSpec:
-    """How videos are sampled from a checkpoint, one for each prompt of the reference; prompt i has ``seed`` + i."""
+    """How videos are sampled from a checkpoint, one for each prompt of the reference; prompt i has
+    ``seed`` + i.
+    """
 
     seed: int
     num_steps: int
@@ -69,8 +76,8 @@ class SamplingSpec:
 class ScoreSpec:
     """Which scores are made and how their intervals are.
 
-    ``alignment`` reads moving shapes from pixels, for prompts about them alone. ``least_videos`` is the smallest
-    number of videos on either side; ``seed`` draws halves, groups and shuffles.
+    ``alignment`` reads moving shapes from pixels, for prompts about them alone. ``least_videos`` is
+    the smallest number of videos on either side; ``seed`` draws halves, groups and shuffles.
     """
 
     alignment: bool
@@ -79,7 +86,9 @@ class ScoreSpec:
     seed: int
 
     def __post_init__(self) -> None:
-        _require(self.least_videos >= 8, "scores.least_videos", self.least_videos, "must be at least 8")
+        _require(
+            self.least_videos >= 8, "scores.least_videos", self.least_videos, "must be at least 8"
+        )
         rule = "must be at least 2"
         _require(self.jackknife_groups >= 2, "scores.jackknife_groups", self.jackknife_groups, rule)
 
@@ -113,8 +122,8 @@ class Protocol:
 def load_protocol(name_or_path: str) -> Protocol:
     """A shipped protocol by name (``demo``), or any YAML file by path.
 
-    Raises ``ValueError`` naming the file and the key's full path for an unknown key, a missing one, a wrong type
-    or a value out of range.
+    Raises ``ValueError`` naming the file and the key's full path for an unknown key, a missing one,
+    a wrong type or a value out of range.
     """
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):

@@ -28,10 +28,12 @@ def write_report(
     fps: float,
     output: Path,
 ) -> None:
-    """Write ``report.json``, ``report.html`` and TensorBoard logs to a folder, which is made if need be.
+    """Write ``report.json``, ``report.html`` and TensorBoard logs to a folder, which is made if
+    need be.
 
-    ``report`` holds ``scores`` (name to value), ``details`` (name to the fields of ``Score``), ``videos`` (a row for each of
-    ``videos``), ``settings`` and what else ``run.py`` records. ``real`` are clips of the same prompts in the same order.
+    ``report`` holds ``scores`` (name to value), ``details`` (name to the fields of ``Score``),
+    ``videos`` (a row for each of ``videos``), ``settings`` and what else ``run.py`` records.
+    ``real`` are clips of the same prompts in the same order.
     """
     output.mkdir(parents=True, exist_ok=True)
     _write(output / "report.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
@@ -51,7 +53,9 @@ def as_text(report: Mapping[str, Any]) -> str:
 
 
 def animated_png(video: Video, fps: float) -> bytes:
-    """A lossless moving picture, enlarged by a whole factor where it is small: what TensorBoard's image tab plays."""
+    """A lossless moving picture, enlarged by a whole factor where it is small: what TensorBoard's
+    image tab plays.
+    """
     scale = max(1, _LEAST_SIDE // min(video.shape[1:3]))
     frames = [Image.fromarray(f.repeat(scale, axis=0).repeat(scale, axis=1)) for f in video]
     buffer = io.BytesIO()

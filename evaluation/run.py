@@ -1,4 +1,6 @@
-"""From a checkpoint or a folder of videos to a report: the one file of the judge that imports the library."""
+"""From a checkpoint or a folder of videos to a report: the one file of the judge that imports the
+library.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ from sora_lightning.tokenizers.load import load_tokenizer, read_checkpoint
 
 @dataclass(frozen=True)
 class Request:
-    """What to judge: videos, or a checkpoint to sample them from, or both (the checkpoint's tokenizer is judged too)."""
+    """What to judge: videos, or a checkpoint to sample them from, or both (the checkpoint's
+    tokenizer is judged too).
+    """
 
     protocol: Protocol
     reference: Path
@@ -123,7 +127,9 @@ def _check(
         return
     entries = read_folder(request.videos)
     _check_entries(entries, request.protocol, request.videos)
-    sources = {e.sampling["checkpoint_sha256"] for e in entries if "checkpoint_sha256" in e.sampling}
+    sources = {
+        e.sampling["checkpoint_sha256"] for e in entries if "checkpoint_sha256" in e.sampling
+    }
     if checkpoint is not None and sources - {checkpoint["sha256"]}:
         raise ValueError(
             f"--videos {request.videos}: were sampled from a checkpoint of sha256 {min(sources)}, and "
@@ -143,7 +149,9 @@ def _check_entries(entries: Sequence[VideoEntry], protocol: Protocol, origin: Pa
 
 
 def _sample(request: Request) -> None:
-    """One video for each row of the reference, by the library's own command, which goes on where it stopped."""
+    """One video for each row of the reference, by the library's own command, which goes on where it
+    stopped.
+    """
     assert request.checkpoint is not None
     clips, sampling = request.protocol.clips, request.protocol.sampling
     sample(
@@ -222,7 +230,9 @@ def _record(
     entries: Sequence[VideoEntry],
     reference: Sequence[VideoEntry],
 ) -> dict[str, Any]:
-    """What was measured and with what. ``settings`` is all that moves a score but the model; its hash is the fingerprint."""
+    """What was measured and with what. ``settings`` is all that moves a score but the model; its
+    hash is the fingerprint.
+    """
     settings = request.protocol.settings()
     # What the videos' own rows say of their sampling counts, not what the protocol would have done.
     settings["sampling"] = {

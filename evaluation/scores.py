@@ -1,4 +1,6 @@
-"""Clips and prompts in, scores out: each with its interval, its scale and a sentence that says what it means."""
+"""Clips and prompts in, scores out: each with its interval, its scale and a sentence that says what
+it means.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class Score:
-    """A number, over how many videos, its 95 % interval where it has one, which way is better, what it means."""
+    """A number, over how many videos, its 95 % interval where it has one, which way is better, what
+    it means.
+    """
 
     value: float
     n: int
@@ -43,7 +47,9 @@ class Score:
 
 @dataclass(frozen=True)
 class Clips:
-    """Videos of the protocol's frames, of any sizes, with a prompt each and the judge's features of each."""
+    """Videos of the protocol's frames, of any sizes, with a prompt each and the judge's features of
+    each.
+    """
 
     videos: list[Video]
     prompts: list[str]
@@ -61,7 +67,9 @@ class Seen:
 def frechet_scores(
     generated: Float[Tensor, "n d"], reference: Float[Tensor, "m d"], spec: ScoreSpec
 ) -> dict[str, Score]:
-    """The distance with its jackknife interval; and, at half the videos, distance and floor that compare."""
+    """The distance with its jackknife interval; and, at half the videos, distance and floor that
+    compare.
+    """
     half = min(len(generated), len(reference)) // 2
     with warnings.catch_warnings():
         # The report says it in a row of its own, beside the floor.
@@ -116,10 +124,14 @@ def clip_scores(
             "higher",
         ),
         "clip_score-tiny/reference": score(
-            real, "The same for real videos and their own captions: what a perfect model would get.", ""
+            real,
+            "The same for real videos and their own captions: what a perfect model would get.",
+            "",
         ),
         "clip_score-tiny/shuffled": score(
-            shuffled, "The same for real videos and captions of others: what a model deaf to its prompt would get.", ""
+            shuffled,
+            "The same for real videos and captions of others: what a model deaf to its prompt would get.",
+            "",
         ),
     }
     return by_name, scores
@@ -192,9 +204,11 @@ _WHAT = {
 
 
 def alignment_scores(seen: Sequence[Seen], of: str) -> dict[str, Score]:
-    """Parts right, with Wilson intervals; ``of`` is "" for generated videos or a prefix of ``_OF_WHAT``.
+    """Parts right, with Wilson intervals; ``of`` is "" for generated videos or a prefix of
+    ``_OF_WHAT``.
 
-    Prompts of one shape and of several are apart. A video with a shape that nobody asked for is wrong in everything.
+    Prompts of one shape and of several are apart. A video with a shape that nobody asked for is
+    wrong in everything.
     """
     scores = {}
     alignments = [one.alignment for one in seen]
@@ -232,14 +246,21 @@ def tokenizer_scores(
     values = np.zeros((len(videos), 2))
     for indices in _same_size(videos):
         real, other = (as_batch([side[i] for i in indices]) for side in (videos, reconstructed))
-        values[indices, 0], values[indices, 1] = psnr_per_clip(real, other), ssim_per_clip(real, other)
+        values[indices, 0], values[indices, 1] = (
+            psnr_per_clip(real, other),
+            ssim_per_clip(real, other),
+        )
     meanings = {
         "tokenizer/psnr": "Peak signal to noise of real clips after the tokenizer, in dB; mean over frames, then clips.",
         "tokenizer/ssim": "Structural similarity of real clips after the tokenizer, at most 1; mean over frames, then clips.",
     }
     return {
         name: Score(
-            float(column.mean()), len(column), meaning, "higher", *bootstrap_interval(column, seed=spec.seed)
+            float(column.mean()),
+            len(column),
+            meaning,
+            "higher",
+            *bootstrap_interval(column, seed=spec.seed),
         )
         for (name, meaning), column in zip(meanings.items(), values.T, strict=True)
     }

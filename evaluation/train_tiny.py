@@ -31,7 +31,9 @@ from evaluation.videos import (
 
 @dataclass(frozen=True)
 class TinyTraining:
-    """How the judge is trained: AdamW with a one-cycle rate, clips shifted by up to ``greatest_shift`` pixels."""
+    """How the judge is trained: AdamW with a one-cycle rate, clips shifted by up to
+    ``greatest_shift`` pixels.
+    """
 
     num_steps: int = 240
     batch_size: int = 48
@@ -45,8 +47,8 @@ def train_tiny(
 ) -> dict[str, float]:
     """Train on a manifest, measure on another, save to ``output``; give what was measured.
 
-    Without ``validation`` nothing is measured. Raises ``ValueError`` for manifests as ``read_entries`` does, and
-    for fewer than 8 clips.
+    Without ``validation`` nothing is measured. Raises ``ValueError`` for manifests as
+    ``read_entries`` does, and for fewer than 8 clips.
     """
     entries = read_entries(manifest)
     if len(entries) < 8:
@@ -69,8 +71,9 @@ def measure(
 ) -> dict[str, float]:
     """How well the judge can judge: parts in 0..1 over clips that it was not trained on.
 
-    ``own_over_other``: how often a clip fits its own caption better than a caption of another clip (half by chance);
-    ``top1`` and ``top5``: how often its own is the best, or among the best five, of all.
+    ``own_over_other``: how often a clip fits its own caption better than a caption of another clip
+    (half by chance); ``top1`` and ``top5``: how often its own is the best, or among the best five,
+    of all.
     """
     judge.eval()
     with torch.no_grad():
@@ -87,9 +90,7 @@ def measure(
 
 
 @torch.no_grad()
-def _features(
-    judge: TinyJudge, videos: UInt8[Tensor, "n 3 F H W"]
-) -> Float[Tensor, "n d"]:
+def _features(judge: TinyJudge, videos: UInt8[Tensor, "n 3 F H W"]) -> Float[Tensor, "n d"]:
     return torch.cat([judge.features(part) for part in videos.split(64)])
 
 

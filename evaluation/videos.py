@@ -1,6 +1,7 @@
 """Videos and prompts as the judge takes them in: files and lists of files to uint8 frames.
 
-Frames are chosen by time, never by count, so that files of any frame rate are judged at the protocol's.
+Frames are chosen by time, never by count, so that files of any frame rate are judged at the
+protocol's.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import av
 import numpy as np
 import torch
+from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 from einops import rearrange
 from jaxtyping import Float, UInt8
@@ -28,7 +30,8 @@ SAMPLING_KEYS = ("seed", "num_steps", "guidance_scale", "checkpoint_sha256")
 
 @dataclass(frozen=True)
 class VideoEntry:
-    """One video to judge: its file, what it should show in one or more wordings, and how it was sampled.
+    """One video to judge: its file, what it should show in one or more wordings, and how it was
+    sampled.
 
     ``sampling`` holds those of ``SAMPLING_KEYS`` that its row has.
     """
@@ -44,10 +47,11 @@ class VideoEntry:
 
 
 def read_entries(listing: Path) -> list[VideoEntry]:
-    """The rows of a JSONL file: ``path`` (relative to the file's folder) and ``prompt`` or ``caption``.
+    """The rows of a JSONL file: ``path`` (relative to the file's folder) and ``prompt`` or
+    ``caption``.
 
-    A caption may be a list of wordings. Raises ``ValueError`` naming the file, the line and
-    the key for a row that is not JSON, a missing key, an empty prompt, a video that does not exist.
+    A caption may be a list of wordings. Raises ``ValueError`` naming the file, the line and the key
+    for a row that is not JSON, a missing key, an empty prompt, a video that does not exist.
     """
     if not listing.is_file():
         raise ValueError(f"{listing}: no such file")
@@ -72,7 +76,9 @@ def _entry(line: str, folder: Path, where: str) -> VideoEntry:
     prompt = row.get("prompt", row.get("caption"))
     wordings = prompt if isinstance(prompt, list) and prompt else [prompt]
     if not all(isinstance(text, str) and text.strip() for text in wordings):
-        raise ValueError(f"{where}: 'prompt' or 'caption' is {prompt!r}; it must be a text, not empty")
+        raise ValueError(
+            f"{where}: 'prompt' or 'caption' is {prompt!r}; it must be a text, not empty"
+        )
     path = folder / row["path"]
     if not path.is_file():
         raise ValueError(f"{where}: 'path' is {row['path']!r}, and {path} does not exist")
@@ -99,7 +105,8 @@ def read_folder(folder: Path) -> list[VideoEntry]:
 
 
 def read_video(path: Path, num_frames: int, fps: float) -> UInt8[np.ndarray, "F H W 3"]:
-    """``num_frames`` frames at ``fps`` from the middle of a video, each the one on display at its time.
+    """``num_frames`` frames at ``fps`` from the middle of a video, each the one on display at its
+    time.
 
     Raises ``ValueError`` naming the file when it cannot be decoded or is too short.
     """
@@ -119,28 +126,29 @@ def read_video(path: Path, num_frames: int, fps: float) -> UInt8[np.ndarray, "F 
 
 def _timestamps(path: Path) -> tuple[Float[np.ndarray, " F"], float]:
     """When each frame begins, in seconds, in the order of display; and when the last one ends."""
-    with _video_stream(path) as stream:
-        packets = [packet for packet in stream.container.demux(stream) if packet.size]
+    with _opened(path) as (container, stream):
+        packets = [packet for packet in container.demux(stream) if packet.size]
         if not packets:
             raise ValueError(f"{path}: holds no frame")
+        tick, rate = float(stream.time_base or 1), float(stream.average_rate or 1)
         stamps = [p.dts if p.pts is None else p.pts for p in packets]
-        if None in stamps:
-            times = np.arange(len(packets)) / float(stream.average_rate)
-        else:
-            times = np.sort(np.array(stamps, dtype=np.float64)) * float(stream.time_base)
-        step = float((packets[-1].duration or 0) * stream.time_base)
-    return times, times[-1] + (step or float(np.diff(times).mean()) if len(times) > 1 else step)
+        known = [stamp for stamp in stamps if stamp is not None]
+        times = np.sort(np.array(known, dtype=np.float64)) * tick
+        if len(known) < len(stamps):
+            times = np.arange(len(stamps)) / rate
+        step = (packets[-1].duration or 0) * tick or 1 / rate
+    return times, float(times[-1] + step)
 
 
 def _frames(path: Path, indices: Sequence[int] | np.ndarray) -> UInt8[np.ndarray, "F H W 3"]:
     wanted = set(map(int, indices))
     kept: dict[int, np.ndarray] = {}
     to_rgb = VideoReformatter()  # one for all frames: setting it up costs more than a small frame
-    with _video_stream(path) as stream:
-        for index, frame in enumerate(stream.container.decode(stream)):
+    with _opened(path) as (container, stream):
+        for index, frame in enumerate(container.decode(stream)):
             if index in wanted:
-                upright = np.rot90(to_rgb.reformat(frame, format="rgb24").to_ndarray(), frame.rotation // 90)
-                kept[index] = np.ascontiguousarray(upright)
+                pixels = to_rgb.reformat(frame, format="rgb24").to_ndarray()
+                kept[index] = np.ascontiguousarray(np.rot90(pixels, frame.rotation // 90))
             if index >= max(wanted):
                 break
     if missing := sorted(wanted - kept.keys()):
@@ -149,14 +157,14 @@ def _frames(path: Path, indices: Sequence[int] | np.ndarray) -> UInt8[np.ndarray
 
 
 @contextmanager
-def _video_stream(path: Path) -> Iterator[av.VideoStream]:
+def _opened(path: Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise ValueError(f"{path}: holds no video stream")
             # Clips are short: threads would take longer to start than to decode.
             container.streams.video[0].thread_type = "NONE"
-            yield container.streams.video[0]
+            yield container, container.streams.video[0]
     except (av.FFmpegError, OSError) as error:
         raise ValueError(f"{path}: cannot be decoded as video ({error})") from error
 
@@ -172,18 +180,20 @@ def nearest_size(
 def cover(
     video: UInt8[np.ndarray, "F H W 3"], height: int, width: int
 ) -> UInt8[np.ndarray, "F height width 3"]:
-    """Resized to cover height x width without distortion (bilinear, antialiased), then cut about the centre."""
+    """Resized to cover height x width without distortion (bilinear, antialiased), then cut about
+    the centre.
+    """
     if video.shape[1:3] == (height, width):
         return video
     scale = max(height / video.shape[1], width / video.shape[2])
-    size = [max(n, round(scale * m)) for n, m in zip((height, width), video.shape[1:3], strict=True)]
+    size = [
+        max(n, round(scale * m)) for n, m in zip((height, width), video.shape[1:3], strict=True)
+    ]
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
     return _resized(video, size)[:, top : top + height, left : left + width]
 
 
-def squash(
-    video: UInt8[np.ndarray, "F H W 3"], side: int
-) -> UInt8[np.ndarray, "F side side 3"]:
+def squash(video: UInt8[np.ndarray, "F H W 3"], side: int) -> UInt8[np.ndarray, "F side side 3"]:
     """Resized to a square whatever the aspect ratio (bilinear, antialiased)."""
     return _resized(video, [side, side])
 
@@ -196,8 +206,6 @@ def _resized(
     return rearrange(frames.round().clamp(0, 255).byte(), "F c H W -> F H W c").numpy()
 
 
-def as_batch(
-    videos: Sequence[UInt8[np.ndarray, "F H W 3"]]
-) -> UInt8[Tensor, "b 3 F H W"]:
+def as_batch(videos: Sequence[UInt8[np.ndarray, "F H W 3"]]) -> UInt8[Tensor, "b 3 F H W"]:
     """Clips of one size as extractors take them."""
     return rearrange(torch.from_numpy(np.stack(videos)), "b F H W c -> b c F H W")

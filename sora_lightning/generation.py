@@ -13,7 +13,9 @@ from sora_lightning.types import DenoiserFunction, TokenGrid, VideoSize
 def seeded_noise(
     seeds: list[int], channels: int, grid: TokenGrid
 ) -> Float[Tensor, "b {channels} f h w"]:
-    """Standard normal latents, one generator a clip: a clip's noise does not depend on its neighbours."""
+    """Standard normal latents, one generator a clip: a clip's noise does not depend on its
+    neighbours.
+    """
     shape = (channels, grid.f, grid.h, grid.w)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     return torch.stack([torch.randn(shape, generator=g) for g in generators])
@@ -33,9 +35,9 @@ def generate(
 ) -> Float[Tensor, "b 3 F H W"]:
     """Videos in [-1, 1], one for each prompt and seed.
 
-    The noise is drawn on the CPU from each clip's own seed, so a video is the same in any batch and on any
-    device up to rounding. Raises ``ValueError`` for a size that the tokenizer's compression does not divide, or
-    where prompts and seeds differ in number.
+    The noise is drawn on the CPU from each clip's own seed, so a video is the same in any batch and
+    on any device up to rounding. Raises ``ValueError`` for a size that the tokenizer's compression
+    does not divide, or where prompts and seeds differ in number.
     """
     if not prompts or len(prompts) != len(seeds):
         raise ValueError(

@@ -1,8 +1,9 @@
-"""The vocabulary of the house: what is called a size, a clip, a batch, a grid of tokens, a condition.
+"""The vocabulary of the house: what is called a size, a clip, a batch, a grid of tokens, a
+condition.
 
-Axis letters, everywhere: ``b`` batch, ``c`` channels, ``f h w`` latent frame, row and column, ``F H W`` pixels,
-``n`` spacetime tokens, ``l`` text tokens, ``d`` width, ``k`` heads. Pixels are floats in [-1, 1], RGB.
-Diffusion time ``t`` is 0 at data and 1 at noise.
+Axis letters, everywhere: ``b`` batch, ``c`` channels, ``f h w`` latent frame, row and column, ``F H
+W`` pixels, ``n`` spacetime tokens, ``l`` text tokens, ``d`` width, ``k`` heads. Pixels are floats
+in [-1, 1], RGB. Diffusion time ``t`` is 0 at data and 1 at noise.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ class VideoSize:
 
     @classmethod
     def parse(cls, text: str) -> VideoSize:
-        """Read ``frames x height x width``, say ``17x32x48``. Raises ``ValueError`` for anything else."""
+        """Read ``frames x height x width``, say ``17x32x48``. Raises ``ValueError`` for anything
+        else.
+        """
         match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text.strip())
         if match is None:
             raise ValueError(
@@ -59,7 +62,9 @@ class TokenGrid:
 
 @dataclass(frozen=True)
 class Compression:
-    """How many pixels of each axis share one latent position. Causal: F frames give 1 + (F - 1) / frames."""
+    """How many pixels of each axis share one latent position. Causal: F frames give 1 + (F - 1) /
+    frames.
+    """
 
     frames: int
     height: int
@@ -69,8 +74,9 @@ class Compression:
         if (size.num_frames - 1) % self.frames:
             below = (size.num_frames - 1) // self.frames * self.frames + 1
             raise ValueError(
-                f"{size}: {size.num_frames} frames do not fit a temporal compression of {self.frames}: "
-                f"the number must be 1 + a multiple of {self.frames}, e.g. {below} or {below + self.frames}"
+                f"{size}: {size.num_frames} frames do not fit a temporal compression of "
+                f"{self.frames}: the number must be 1 + a multiple of {self.frames}, e.g. {below} "
+                f"or {below + self.frames}"
             )
         for name in ("height", "width"):
             length, factor = getattr(size, name), getattr(self, name)
@@ -93,7 +99,9 @@ class Compression:
 
 @dataclass
 class VideoBatch:
-    """Clips of one size. Exactly one of ``video`` and ``latents`` may be absent: a latent cache serves no pixels."""
+    """Clips of one size. Exactly one of ``video`` and ``latents`` may be absent: a latent cache
+    serves no pixels.
+    """
 
     captions: list[str]
     fps: Float[Tensor, " b"]
@@ -109,7 +117,9 @@ class VideoBatch:
         return len(self.clip_ids)
 
     def to(self, *args: Any, **kwargs: Any) -> VideoBatch:
-        """Move every tensor. Takes what ``Tensor.to`` takes; Lightning calls this for each batch."""
+        """Move every tensor. Takes what ``Tensor.to`` takes; Lightning calls this for each
+        batch.
+        """
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
         moved = {k: v.to(*args, **kwargs) for k, v in tensors.items() if isinstance(v, Tensor)}
         return replace(self, **moved)
@@ -117,7 +127,9 @@ class VideoBatch:
 
 @dataclass
 class Condition:
-    """What the denoiser is told: text tokens to attend to, and one pooled vector that joins the time embedding."""
+    """What the denoiser is told: text tokens to attend to, and one pooled vector that joins the
+    time embedding.
+    """
 
     tokens: Float[Tensor, "b l d"]
     mask: Bool[Tensor, "b l"]
@@ -149,9 +161,11 @@ class Condition:
 
 @runtime_checkable
 class DenoiserFunction(Protocol):
-    """Any callable that predicts, at noisy latents ``x_t`` and time ``t``, what its objective asks for.
+    """Any callable that predicts, at noisy latents ``x_t`` and time ``t``, what its objective asks
+    for.
 
-    Objectives and samplers ask for no more, so guidance may wrap a network and a closed form may stand in for it.
+    Objectives and samplers ask for no more, so guidance may wrap a network and a closed form may
+    stand in for it.
     """
 
     def __call__(

@@ -1,7 +1,9 @@
-"""A judge small enough to train in a minute: a video tower and a text tower that agree on what belongs together.
+"""A judge small enough to train in a minute: a video tower and a text tower that agree on what
+belongs together.
 
-It stands in where the public networks (I3D for FVD, CLIP for the CLIP score) cannot be downloaded. Its scores are named
-``fvd-tiny`` and ``clip_score-tiny``, and compare with no published figure. Contrastive loss: Radford et al., 2021.
+It stands in where the public networks (I3D for FVD, CLIP for the CLIP score) cannot be downloaded.
+Its scores are named ``fvd-tiny`` and ``clip_score-tiny``, and compare with no published figure.
+Contrastive loss: Radford et al., 2021.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class TinyConfig:
-    """Sizes of the towers. Videos are resized to ``side`` x ``side``; words are hashed into ``num_words``."""
+    """Sizes of the towers. Videos are resized to ``side`` x ``side``; words are hashed into
+    ``num_words``.
+    """
 
     side: int = 32
     channels: tuple[int, ...] = (16, 32, 64, 32)
@@ -36,8 +40,12 @@ class TinyConfig:
 class TinyJudge(nn.Module):
     """Features of videos, and embeddings of videos and texts whose cosine says how well they fit.
 
-    Videos are uint8 RGB ``b 3 F H W`` of any size and at least 4 frames at the frame rate of its training.
+    Videos are uint8 RGB ``b 3 F H W`` of any size and at least 4 frames at the frame rate of its
+    training.
     """
+
+    centre: Tensor
+    spread: Tensor
 
     def __init__(self, config: TinyConfig) -> None:
         super().__init__()
@@ -55,13 +63,20 @@ class TinyJudge(nn.Module):
         return self.config.channels[0] + self.config.channels[-1]
 
     def features(self, videos: UInt8[Tensor, "b 3 F H W"]) -> Float[Tensor, "b d"]:
-        """What the Fréchet distance compares, each of mean 0 and deviation 1 over the clips of the training.
+        """What the Fréchet distance compares, each of mean 0 and deviation 1 over the clips of the
+        training.
 
-        The last convolution's means over space and time say what is seen; how much the first one changes from frame
-        to frame says how it moves: nothing does in a still, too much in noise and in frames out of order.
-        Raises ``ValueError`` for videos of another type, layout or fewer than 4 frames.
+        The last convolution's means over space and time say what is seen; how much the first one
+        changes from frame to frame says how it moves: nothing does in a still, too much in noise
+        and in frames out of order. Raises ``ValueError`` for videos of another type, layout or
+        fewer than 4 frames.
         """
-        if videos.ndim != 5 or videos.shape[1] != 3 or videos.dtype != torch.uint8 or videos.shape[2] < 4:
+        if (
+            videos.ndim != 5
+            or videos.shape[1] != 3
+            or videos.dtype != torch.uint8
+            or videos.shape[2] < 4
+        ):
             raise ValueError(
                 f"videos of shape {tuple(videos.shape)} and type {videos.dtype}: "
                 "must be uint8 (batch, 3, frames >= 4, height, width)"
@@ -76,7 +91,9 @@ class TinyJudge(nn.Module):
 
     @torch.no_grad()
     def standardise(self, features: Float[Tensor, "n d"]) -> None:
-        """Make ``features``, those of the training's clips, have mean 0 and deviation 1; embeddings stay as they are."""
+        """Make ``features``, those of the training's clips, have mean 0 and deviation 1; embeddings
+        stay as they are.
+        """
         centre, spread = features.mean(dim=0), features.std(dim=0).clamp(min=1e-4)
         self.centre += centre * self.spread
         self.spread *= spread
@@ -92,7 +109,9 @@ class TinyJudge(nn.Module):
         return F.normalize(self.project(features), dim=-1)
 
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "b e"]:
-        """Of length 1. Words beyond ``max_words`` are not read; raises ``ValueError`` for a text without words."""
+        """Of length 1. Words beyond ``max_words`` are not read; raises ``ValueError`` for a text
+        without words.
+        """
         words, mask = self._hashed(texts)
         return F.normalize(self.text_tower(words, mask), dim=-1)
 
@@ -126,14 +145,17 @@ class _TextTower(nn.Module):
         self.words = nn.Embedding(config.num_words, width)
         self.places = nn.Parameter(0.02 * torch.randn(config.max_words, width))
         layer = nn.TransformerEncoderLayer(
-            width, nhead=4, dim_feedforward=2 * width, dropout=0.0, batch_first=True, norm_first=True
+            width,
+            nhead=4,
+            dim_feedforward=2 * width,
+            dropout=0.0,
+            batch_first=True,
+            norm_first=True,
         )
         self.blocks = nn.TransformerEncoder(layer, config.text_depth, enable_nested_tensor=False)
         self.project = nn.Linear(width, config.embedding)
 
-    def forward(
-        self, words: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"]
-    ) -> Float[Tensor, "b e"]:
+    def forward(self, words: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b e"]:
         x = self.words(words) + self.places[: words.shape[1]]  # b l d
         x = self.blocks(x, src_key_padding_mask=~mask)
         weight = mask.float() / mask.sum(dim=1, keepdim=True)
@@ -163,7 +185,9 @@ def weights_sha256(module: nn.Module) -> str:
 
 
 def save_judge(judge: TinyJudge, path: Path, notes: dict[str, float]) -> str:
-    """Write configuration, weights, their hash and notes (its accuracy, say) to one file; give the hash."""
+    """Write configuration, weights, their hash and notes (its accuracy, say) to one file; give the
+    hash.
+    """
     sha256 = weights_sha256(judge)
     payload = {
         "kind": "tiny judge",
@@ -189,7 +213,9 @@ class SavedJudge:
 
 
 def load_judge(path: Path) -> SavedJudge:
-    """Raises ``ValueError`` for a file that is missing, is no judge, or whose weights are not those it was saved with."""
+    """Raises ``ValueError`` for a file that is missing, is no judge, or whose weights are not those
+    it was saved with.
+    """
     if not path.is_file():
         raise ValueError(f"{path}: no such file; `python -m evaluation train-tiny` makes one")
     try:
@@ -197,7 +223,9 @@ def load_judge(path: Path) -> SavedJudge:
     except Exception as error:  # torch raises many types for a damaged archive
         raise ValueError(f"{path}: cannot be read as weights ({error})") from error
     if not isinstance(payload, dict) or payload.get("kind") != "tiny judge":
-        raise ValueError(f"{path}: is not a tiny judge; `python -m evaluation train-tiny` makes one")
+        raise ValueError(
+            f"{path}: is not a tiny judge; `python -m evaluation train-tiny` makes one"
+        )
     config = payload["config"]
     judge = TinyJudge(TinyConfig(**{**config, "channels": tuple(config["channels"])}))
     judge.load_state_dict(payload["weights"])

@@ -34,8 +34,9 @@ class ExpectedShape:
 
 @dataclass(frozen=True)
 class Alignment:
-    """Whether all the shapes of a prompt are right in a video. ``num_extra`` counts found shapes that the
-    prompt does not name."""
+    """Whether all the shapes of a prompt are right in a video. ``num_extra`` counts found shapes
+    that the prompt does not name.
+    """
 
     colour: bool
     direction: bool
@@ -45,12 +46,13 @@ class Alignment:
 
 
 def parse_prompt(text: str) -> list[ExpectedShape]:
-    """The moving shapes that a prompt names, in its order, by their words alone; the wording is free.
+    """The moving shapes that a prompt names, in its order, by their words alone; the wording is
+    free.
 
     A shape's colour is the last one before it, its direction the first one after it (``leftwards``,
-    ``to the left`` and ``left`` are one); for the first shape also one before it ("to the left glides a red
-    circle"). A background's colour is passed over.
-    Raises ``ValueError`` for a prompt without a shape and for a shape without a colour or a direction.
+    ``to the left`` and ``left`` are one); for the first shape also one before it ("to the left
+    glides a red circle"). A background's colour is passed over. Raises ``ValueError`` for a prompt
+    without a shape and for a shape without a colour or a direction.
     """
     words = re.findall(r"[a-z]+", text.lower())
     nouns = [i for i, word in enumerate(words) if word in SHAPES]
@@ -89,15 +91,18 @@ def _directions(words: Sequence[str]) -> list[str]:
 def align(found: Sequence[FoundShape], expected: Sequence[ExpectedShape]) -> Alignment:
     """Compare what a video shows with what its prompt says.
 
-    Each expected shape is judged by one found shape, paired so that first as many colours, then shapes, then
-    directions agree as can. An expected shape that finds no partner is wrong in everything, and a shape
-    that nobody asked for makes the whole video wrong: else a video of every shape would satisfy any prompt.
+    Each expected shape is judged by one found shape, paired so that first as many colours, then
+    shapes, then directions agree as can. An expected shape that finds no partner is wrong in
+    everything, and a shape that nobody asked for makes the whole video wrong: else a video of every
+    shape would satisfy any prompt.
     """
     if not expected:
         raise ValueError("nothing is expected: alignment needs at least one shape")
     agreement = np.array([[_agreement(e, f) for f in found] for e in expected])
     agreement = agreement.reshape(len(expected), len(found), len(ATTRIBUTES))
-    weights = np.array([4, 1, 2])  # colour before shape before direction, in the order of ATTRIBUTES
+    weights = np.array(
+        [4, 1, 2]
+    )  # colour before shape before direction, in the order of ATTRIBUTES
     pairs = linear_sum_assignment(-(agreement @ weights))
     num_extra = max(0, len(found) - len(expected))
     complete = len(pairs[0]) == len(expected) and num_extra == 0
@@ -113,17 +118,20 @@ def _agreement(expected: ExpectedShape, found: FoundShape) -> list[bool]:
 class ShapeAlignment(RowBank):
     """The part of videos that show the colours, shapes and directions of their prompts.
 
-    ``compute`` gives a part in 0..1 for ``alignment/colour``, ``alignment/direction``, ``alignment/shape`` and
-    ``alignment/all`` over prompts of one shape, and the same under ``alignment/two_shapes/`` over prompts of
-    several, where an attribute is right when it is right for each of them. A kind of prompt that did not
-    come is absent.
+    ``compute`` gives a part in 0..1 for ``alignment/colour``, ``alignment/direction``,
+    ``alignment/shape`` and ``alignment/all`` over prompts of one shape, and the same under
+    ``alignment/two_shapes/`` over prompts of several, where an attribute is right when it is right
+    for each of them. A kind of prompt that did not come is absent.
     """
 
     def __init__(self) -> None:
         super().__init__({"judged": len(ATTRIBUTES) + 2})
 
     def update(
-        self, videos: Sequence[UInt8[np.ndarray, "F H W 3"]], prompts: Sequence[str], ids: Sequence[int]
+        self,
+        videos: Sequence[UInt8[np.ndarray, "F H W 3"]],
+        prompts: Sequence[str],
+        ids: Sequence[int],
     ) -> None:
         """Videos as ``find_shapes`` takes them, of any sizes; ids tell a video from its copies."""
         rows = [

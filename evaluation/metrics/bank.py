@@ -1,8 +1,9 @@
-"""Rows of numbers, one for each judged video, gathered over ranks: the state behind every metric here.
+"""Rows of numbers, one for each judged video, gathered over ranks: the state behind every metric
+here.
 
-A row is known by the id of its video. Ranks may hold any number of rows, none included, and may hold the same
-video twice, as padded samplers do: ``rows()`` returns each id once, in order, so that a score does
-not depend on how the work was shared.
+A row is known by the id of its video. Ranks may hold any number of rows, none included, and may
+hold the same video twice, as padded samplers do: ``rows()`` returns each id once, in order, so that
+a score does not depend on how the work was shared.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class RowBank(Metric):
         self._open_banks()
 
     def add(self, bank: str, ids: Sequence[int], rows: Float[Tensor, "b columns"]) -> None:
-        """Note one row for each id. Raises ``ValueError`` when numbers of ids, rows or columns differ."""
+        """Note one row for each id. Raises ``ValueError`` when numbers of ids, rows or columns
+        differ.
+        """
         if rows.shape != (len(ids), self.banks[bank]):
             raise ValueError(
                 f"{bank}: rows of shape {tuple(rows.shape)} for {len(ids)} ids: "

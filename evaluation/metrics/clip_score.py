@@ -39,7 +39,9 @@ class ClipScore(RowBank):
     ) -> None:
         """Note videos of one size with a text each; ids tell a video from its copies."""
         if len(videos) != len(texts):
-            raise ValueError(f"{len(videos)} videos and {len(texts)} texts: give one text for each video")
+            raise ValueError(
+                f"{len(videos)} videos and {len(texts)} texts: give one text for each video"
+            )
         embedded = self.embedder.embed_videos(videos) * self.embedder.embed_texts(texts)
         self.add("scores", ids, 100 * embedded.sum(dim=1, keepdim=True))
 

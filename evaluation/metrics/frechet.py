@@ -2,9 +2,10 @@
 
     d² = |μ₁ - μ₂|² + tr Σ₁ + tr Σ₂ - 2 tr (Σ₁ Σ₂)^½
 
-With Σ = A Aᵀ the last trace is the nuclear norm of A₁ᵀ A₂, the sum of its singular values. No matrix root is
-taken, so the distance is right for singular covariances too (fewer videos than features), where
-roots of products lose digits. Heusel et al., 2017 (FID, equation 6); Unterthiner et al., 2018 (FVD).
+With Σ = A Aᵀ the last trace is the nuclear norm of A₁ᵀ A₂, the sum of its singular values. No
+matrix root is taken, so the distance is right for singular covariances too (fewer videos than
+features), where roots of products lose digits. Heusel et al., 2017 (FID, equation 6); Unterthiner
+et al., 2018 (FVD).
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Moments:
-    """Number, mean and scatter (sum of outer products of deviations) of a set of features, in float64."""
+    """Number, mean and scatter (sum of outer products of deviations) of a set of features, in
+    float64.
+    """
 
     n: int
     mean: Float[Tensor, " d"]
@@ -46,7 +49,9 @@ class Moments:
         )
 
     def factor(self) -> Float[Tensor, "d d"]:
-        """A with A Aᵀ the unbiased covariance. Eigenvalues below rounding of the largest are noise: zero."""
+        """A with A Aᵀ the unbiased covariance. Eigenvalues below rounding of the largest are noise:
+        zero.
+        """
         if self.n < 2:
             raise ValueError(f"moments of {self.n} video: a covariance needs at least 2")
         values, vectors = torch.linalg.eigh(self.scatter / (self.n - 1))
@@ -57,14 +62,17 @@ class Moments:
 def frechet_distance(
     first: Float[Tensor, "n d"], second: Float[Tensor, "m d"]
 ) -> Float[Tensor, ""]:
-    """Distance of two sets of at least two features each; 0 for equal sets, never below about -1e-10.
+    """Distance of two sets of at least two features each; 0 for equal sets, never below about
+    -1e-10.
 
-    Warns where a set has no more videos than features: the distance is then defined, but mostly bias.
-    Raises ``ValueError`` for sets of other widths, of fewer than two videos, or not finite.
+    Warns where a set has no more videos than features: the distance is then defined, but mostly
+    bias. Raises ``ValueError`` for sets of other widths, of fewer than two videos, or not finite.
     """
     x, y = _checked(first, least=2), _checked(second, least=2)
     if x.shape[1] != y.shape[1]:
-        raise ValueError(f"features of {x.shape[1]} and of {y.shape[1]} values: widths must be equal")
+        raise ValueError(
+            f"features of {x.shape[1]} and of {y.shape[1]} values: widths must be equal"
+        )
     if min(len(x), len(y)) <= x.shape[1]:
         warnings.warn(
             f"Fréchet distance of {len(x)} and {len(y)} videos with {x.shape[1]} features: "
@@ -105,20 +113,20 @@ def _from_factors(
 def jackknife_interval(
     first: Float[Tensor, "n d"], second: Float[Tensor, "m d"], num_groups: int = 16, seed: int = 0
 ) -> tuple[float, float]:
-    """A 95 % interval of ``frechet_distance`` by leaving out one of ``num_groups`` groups at a time.
+    """A 95 % interval of ``frechet_distance`` by leaving out one of ``num_groups`` groups at a
+    time.
 
-    The bootstrap is of no use here: its duplicates lower the rank and raise the distance, so that its interval
-    excludes the estimate. Both sets are shuffled by ``seed`` and cut into groups; when both have one length,
-    group g holds the same places of both, so that pairs (a prompt's real and generated video) leave together.
+    The bootstrap is of no use here: its duplicates lower the rank and raise the distance, so that
+    its interval excludes the estimate. Both sets are shuffled by ``seed`` and cut into groups; when
+    both have one length, group g holds the same places of both, so that pairs (a prompt's real and
+    generated video) leave together.
     """
     x, y = _checked(first, least=2), _checked(second, least=2)
     num_groups = min(num_groups, len(x) // 2, len(y) // 2)
     if num_groups < 2:
         raise ValueError(f"{len(x)} and {len(y)} videos: a jackknife needs at least 4 of each")
     groups_x, groups_y = (_groups(len(z), num_groups, seed) for z in (x, y))
-    parts = torch.stack(
-        [_distance(x[groups_x != g], y[groups_y != g]) for g in range(num_groups)]
-    )
+    parts = torch.stack([_distance(x[groups_x != g], y[groups_y != g]) for g in range(num_groups)])
     spread = (num_groups - 1) / num_groups * (parts - parts.mean()).square().sum()
     value, half = float(_distance(x, y)), 1.96 * float(spread.sqrt())
     return max(0.0, value - half), value + half
@@ -136,10 +144,12 @@ def frechet_distance_at_infinity(
     repeats: int = 4,
     seed: int = 0,
 ) -> float:
-    """The distance that endlessly many videos would have: a line through the distance over 1 / n, at 0.
+    """The distance that endlessly many videos would have: a line through the distance over 1 / n,
+    at 0.
 
-    Both sets are subsampled without replacement to the same n, from half of the smaller set to the whole of it.
-    Chong and Forsyth, 2019, arXiv 1911.07023; they subsample one side alone, which leaves the other's bias in.
+    Both sets are subsampled without replacement to the same n, from half of the smaller set to the
+    whole of it. Chong and Forsyth, 2019, arXiv 1911.07023; they subsample one side alone, which
+    leaves the other's bias in.
     """
     x, y = _checked(first, least=8), _checked(second, least=8)
     generator = torch.Generator().manual_seed(seed)
@@ -159,9 +169,10 @@ def distance_between_halves(
 ) -> float:
     """Mean distance between a random half of ``first`` and the other half of ``second``.
 
-    With one set given twice this is the floor: what two sets of n / 2 videos differ by when nothing differs.
-    With real and generated videos of the same prompts, in the same order, it is their distance at the same n and with
-    the same disjoint prompts, so that the two compare. Raises ``ValueError`` for sets of two lengths.
+    With one set given twice this is the floor: what two sets of n / 2 videos differ by when nothing
+    differs. With real and generated videos of the same prompts, in the same order, it is their
+    distance at the same n and with the same disjoint prompts, so that the two compare. Raises
+    ``ValueError`` for sets of two lengths.
     """
     x, y = _checked(first, least=4), _checked(second, least=4)
     if len(x) != len(y):
@@ -183,7 +194,7 @@ def _checked(features: Float[Tensor, "n d"], least: int) -> Float[Tensor, "n d"]
     x = features.detach().double()
     if not x.isfinite().all():
         bad = (~x.isfinite()).any(dim=1).nonzero().flatten().tolist()
-        raise ValueError(f"features of video {bad[0]} are not finite ({len(bad)} of {len(x)} videos)")
+        raise ValueError(
+            f"features of video {bad[0]} are not finite ({len(bad)} of {len(x)} videos)"
+        )
     return x
-
-

@@ -15,18 +15,16 @@ from evaluation.metrics.frechet import frechet_distance
 class FrechetVideoDistance(RowBank):
     """``frechet_distance`` of real and generated videos.
 
-    ``extractor`` maps uint8 ``b 3 F H W`` to ``b feature_dim``. It is called through ``features`` where
-    it has such a method, so that a module with several outputs may serve. The number is FVD only if the
-    extractor is its I3D: name the score after the extractor.
+    ``extractor`` maps uint8 ``b 3 F H W`` to ``b feature_dim``. It is called through ``features``
+    where it has such a method, so that a module with several outputs may serve. The number is FVD
+    only if the extractor is its I3D: name the score after the extractor.
     """
 
     def __init__(self, extractor: nn.Module, feature_dim: int) -> None:
         super().__init__({"real": feature_dim, "generated": feature_dim})
         self.extractor = extractor.eval().requires_grad_(False)
 
-    def update(
-        self, videos: UInt8[Tensor, "b 3 F H W"], ids: Sequence[int], *, real: bool
-    ) -> None:
+    def update(self, videos: UInt8[Tensor, "b 3 F H W"], ids: Sequence[int], *, real: bool) -> None:
         """Note videos of one size; ids tell a video from its copies, apart for each side."""
         extract = getattr(self.extractor, "features", self.extractor)
         with torch.no_grad():

@@ -26,7 +26,9 @@ def wilson_interval(num_right: int, n: int) -> tuple[float, float]:
 def bootstrap_interval(
     values: Float[np.ndarray, " n"], num_draws: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """Of the mean of ``values``, one for each video, by drawing videos with replacement (percentiles)."""
+    """Of the mean of ``values``, one for each video, by drawing videos with replacement
+    (percentiles).
+    """
     if len(values) == 0:
         raise ValueError("no values: an interval needs at least one")
     rng = np.random.default_rng(seed)

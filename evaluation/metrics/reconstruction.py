@@ -1,4 +1,6 @@
-"""How near a tokenizer's reconstruction is to the clip: PSNR and SSIM of each frame, by torchmetrics."""
+"""How near a tokenizer's reconstruction is to the clip: PSNR and SSIM of each frame, by
+torchmetrics.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from evaluation.metrics.bank import RowBank
 def psnr_per_clip(
     real: UInt8[Tensor, "b 3 F H W"], other: UInt8[Tensor, "b 3 F H W"]
 ) -> Float[Tensor, " b"]:
-    """Peak signal to noise in dB, mean over frames. A frame without any error counts 100 dB, not infinity."""
+    """Peak signal to noise in dB, mean over frames. A frame without any error counts 100 dB, not
+    infinity.
+    """
     error = reduce((real.double() - other.double()).square(), "b c F H W -> b F", "mean")
     return (10 * torch.log10(255**2 / error.clamp(min=255**2 * 1e-10))).mean(dim=1)
 
@@ -24,9 +28,11 @@ def psnr_per_clip(
 def ssim_per_clip(
     real: UInt8[Tensor, "b 3 F H W"], other: UInt8[Tensor, "b 3 F H W"]
 ) -> Float[Tensor, " b"]:
-    """Structural similarity, mean over frames: Gaussian window of deviation 1.5 (Wang et al., 2004), at most 1."""
-    frames = [rearrange(v, "b c F H W -> (b F) c H W").double() / 255 for v in (real, other)]
-    ssim = structural_similarity_index_measure(*frames, data_range=1.0, reduction="none")
+    """Structural similarity, mean over frames: Gaussian window of deviation 1.5 (Wang et al.,
+    2004), at most 1.
+    """
+    frames, others = (rearrange(v, "b c F H W -> (b F) c H W") / 255 for v in (real, other))
+    ssim = structural_similarity_index_measure(frames, others, data_range=1.0, reduction="none")
     assert isinstance(ssim, Tensor)
     return reduce(ssim, "(b F) -> b", "mean", b=len(real))
 
@@ -43,7 +49,9 @@ class Reconstruction(RowBank):
         other: UInt8[Tensor, "b 3 F H W"],
         ids: Sequence[int],
     ) -> None:
-        """Note clips of one size; ids tell a clip from its copies. Sides are at least 11 pixels, for SSIM."""
+        """Note clips of one size; ids tell a clip from its copies. Sides are at least 11 pixels,
+        for SSIM.
+        """
         if real.shape != other.shape:
             raise ValueError(
                 f"clips of shapes {tuple(real.shape)} and {tuple(other.shape)}: must be equal"

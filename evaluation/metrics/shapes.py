@@ -1,10 +1,11 @@
 """Reads moving shapes from pixels, without any network: colour, shape and direction of motion.
 
-A shape is a saturated blob on a background without hue. Its pixels are found by their chroma (RGB less
-its mean), tracked as one connected region of space and time, and weighed by a soft mask, so that
-anti-aliased, blurred and noisy edges count in proportion. Shapes are told apart by complex moments
-``sum(mask * (x + iy) ** m)``: (x + iy) ** m is harmonic, so these moments do not change under any
-isotropic blur, and over the right power of the area they do not change with size or rotation either.
+A shape is a saturated blob on a background without hue. Its pixels are found by their chroma (RGB
+less its mean), tracked as one connected region of space and time, and weighed by a soft mask, so
+that anti-aliased, blurred and noisy edges count in proportion. Shapes are told apart by complex
+moments ``sum(mask * (x + iy) ** m)``: (x + iy) ** m is harmonic, so these moments do not change
+under any isotropic blur, and over the right power of the area they do not change with size or
+rotation either.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from scipy import ndimage
 
-# Hues in degrees. Purple stands between blue and magenta, so that violet is nearer to it than to blue.
+# Hues in degrees. Purple stands between blue and magenta, so that violet is nearer to it than to
+# blue.
 HUES = {"red": 0, "yellow": 60, "green": 120, "cyan": 180, "blue": 240, "purple": 290}
 COLOURS = tuple(HUES)
 SHAPES = ("circle", "square", "triangle")
@@ -30,24 +32,28 @@ _LEAST_SHARE = 0.12
 # A shape covers this part of a frame, in this part of the frames.
 _LEAST_AREA = 0.008
 _LEAST_PRESENCE = 0.6
-# A shape moves when it travels this part of the short side, and twice as far along an axis as across it.
+# A shape moves when it travels this part of the short side, and twice as far along an axis as
+# across it.
 _LEAST_TRAVEL = 0.06
 _GREATEST_SKEW = 0.5
-# Complex moments of the ideal shapes: |m3| / A^2.5 of an equilateral triangle is 0.0429, of a triangle as
-# wide as high 0.0360; |m4| / A^3 of a square is 1 / 60; a circle has neither. Each limit is half the ideal.
+# Complex moments of the ideal shapes: |m3| / A^2.5 of an equilateral triangle is 0.0429, of a
+# triangle as wide as high 0.0360; |m4| / A^3 of a square is 1 / 60; a circle has neither. Each
+# limit is half the ideal.
 _TRIANGLE = 0.018
 _SQUARE = 1 / 120
 # |m2| / A^2 is 0.028 for a triangle as wide as high and 0.05 for an ellipse of axes 1.4 : 1.
 _GREATEST_ELONGATION = 0.05
-# sum(mask * r^2) / A^2 is 0.159 for a circle, 0.167 for a square, 0.194 for a triangle; a cloud has more.
+# sum(mask * r^2) / A^2 is 0.159 for a circle, 0.167 for a square, 0.194 for a triangle; a cloud has
+# more.
 _GREATEST_SPREAD = 0.26
 
 
 @dataclass(frozen=True)
 class FoundShape:
-    """One moving shape. ``shape`` is None for a blob that is none of the three, ``direction`` for one that
-    stands still or moves aslant. ``area`` is in pixels, ``travel`` in pixels from the first frame to the
-    last (right, down), ``presence`` the part of the frames in which it is seen."""
+    """One moving shape. ``shape`` is None for a blob that is none of the three, ``direction`` for
+    one that stands still or moves aslant. ``area`` is in pixels, ``travel`` in pixels from the
+    first frame to the last (right, down), ``presence`` the part of the frames in which it is seen.
+    """
 
     colour: str
     shape: str | None
@@ -63,8 +69,9 @@ class FoundShape:
 def find_shapes(video: UInt8[np.ndarray, "F H W 3"]) -> list[FoundShape]:
     """The moving shapes of a video, largest first; empty when nothing in it has a colour.
 
-    ``video`` is RGB in 0..255 on a background of any gray, of at least two frames. Raises ``ValueError``
-    for other layouts. Shapes narrower than about 6 pixels are found but not told apart reliably.
+    ``video`` is RGB in 0..255 on a background of any gray, of at least two frames. Raises
+    ``ValueError`` for other layouts. Shapes narrower than about 6 pixels are found but not told
+    apart reliably.
     """
     if video.ndim != 4 or video.shape[3] != 3 or video.dtype != np.uint8 or len(video) < 2:
         raise ValueError(
@@ -155,7 +162,9 @@ def _soft_mask(
     track: Bool[np.ndarray, "F H W"],
     others: Bool[np.ndarray, "F H W"],
 ) -> Float[np.ndarray, "F H W"]:
-    """How much of each pixel the shape covers: 1 inside, 0 outside, unclipped so that noise averages out."""
+    """How much of each pixel the shape covers: 1 inside, 0 outside, unclipped so that noise
+    averages out.
+    """
     core = contrast[track].mean(axis=0)
     cover = contrast @ (core / np.linalg.norm(core))
     # The inner half of the shape's pixels is covered wholly, whatever the blur at the edges.
@@ -186,10 +195,10 @@ def _direction_of(travel: tuple[float, float], short_side: int) -> str | None:
     return "down" if down > 0 else "up"
 
 
-def _shape_of(
-    mask: Float[np.ndarray, "F H W"], z: Float[np.ndarray, "F H W"]
-) -> str | None:
-    """By complex moments about the centre of each frame, summed over frames before they are compared."""
+def _shape_of(mask: Float[np.ndarray, "F H W"], z: Float[np.ndarray, "F H W"]) -> str | None:
+    """By complex moments about the centre of each frame, summed over frames before they are
+    compared.
+    """
     area = mask.sum() / len(mask)
 
     def moment(weight: np.ndarray, power: float) -> float:

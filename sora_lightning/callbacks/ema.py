@@ -1,4 +1,6 @@
-"""Exponential moving average of the weights that train (arXiv 2212.09748 samples from one of decay 0.9999)."""
+"""Exponential moving average of the weights that train (arXiv 2212.09748 samples from one of decay
+0.9999).
+"""
 
 from typing import Any
 
@@ -11,9 +13,10 @@ from torch import Tensor
 class EMA(Callback):
     """Keeps an average of every parameter that requires a gradient, and validates with it.
 
-    The decay is warmed up as ``min(decay, (1 + n) / (10 + n))`` after n updates, so that short runs do not
-    remember their first weights. Buffers are not averaged. The average stands in the checkpoint under this
-    callback's key; the model's own ``state_dict`` holds the raw weights, so that a resumed run goes on exactly.
+    The decay is warmed up as ``min(decay, (1 + n) / (10 + n))`` after n updates, so that short runs
+    do not remember their first weights. Buffers are not averaged. The average stands in the
+    checkpoint under this callback's key; the model's own ``state_dict`` holds the raw weights, so
+    that a resumed run goes on exactly.
     """
 
     def __init__(self, decay: float = 0.9999):

@@ -9,15 +9,19 @@ from sora_lightning.types import Condition
 
 
 class Conditioner(nn.Module, ABC):
-    """Turns captions into a ``Condition`` of this ``width``; knows what "no condition" looks like."""
+    """Turns captions into a ``Condition`` of this ``width``; knows what "no condition" looks
+    like.
+    """
 
     def __init__(self, width: int):
         super().__init__()
         self.width = width
 
     @abstractmethod
-    def forward(self, captions: list[str], drop: Bool[Tensor, "b"] | None = None) -> Condition:
-        """The condition of each caption; where ``drop`` is True it is the one of no caption at all."""
+    def forward(self, captions: list[str], drop: Bool[Tensor, " b"] | None = None) -> Condition:
+        """The condition of each caption; where ``drop`` is True it is the one of no caption at
+        all.
+        """
 
     def null(self, num_clips: int) -> Condition:
         """The condition of no caption: the other end of classifier-free guidance."""

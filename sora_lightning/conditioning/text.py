@@ -1,4 +1,6 @@
-"""A small text encoder that trains with the denoiser: words by hashing, a few transformer blocks."""
+"""A small text encoder that trains with the denoiser: words by hashing, a few transformer
+blocks.
+"""
 
 import re
 import zlib
@@ -20,11 +22,12 @@ def split_words(text: str) -> list[str]:
 
 
 class TextConditioner(Conditioner):
-    """Encodes a caption's words. There is no vocabulary to keep: a word's row is its CRC-32 modulo ``num_rows``.
+    """Encodes a caption's words. There is no vocabulary to keep: a word's row is its CRC-32 modulo
+    ``num_rows``.
 
-    Row 0 holds the summary token that stands before the words and becomes the pooled vector. An empty caption,
-    or a dropped one, is the summary token alone, so the condition of no caption is learned in training.
-    Captions longer than ``max_words`` are cut.
+    Row 0 holds the summary token that stands before the words and becomes the pooled vector. An
+    empty caption, or a dropped one, is the summary token alone, so the condition of no caption is
+    learned in training. Captions longer than ``max_words`` are cut.
     """
 
     def __init__(
@@ -59,7 +62,7 @@ class TextConditioner(Conditioner):
         device = self.embedding.weight.device
         return ids.to(device), mask.to(device)
 
-    def forward(self, captions: list[str], drop: Bool[Tensor, "b"] | None = None) -> Condition:
+    def forward(self, captions: list[str], drop: Bool[Tensor, " b"] | None = None) -> Condition:
         if drop is not None:
             captions = [
                 "" if gone else text for text, gone in zip(captions, drop.tolist(), strict=True)
@@ -84,7 +87,7 @@ class Unconditional(Conditioner):
         super().__init__(width)
         self.vector = nn.Parameter(torch.zeros(width))
 
-    def forward(self, captions: list[str], drop: Bool[Tensor, "b"] | None = None) -> Condition:
+    def forward(self, captions: list[str], drop: Bool[Tensor, " b"] | None = None) -> Condition:
         b = len(captions)
         mask = torch.ones(b, 1, dtype=torch.bool, device=self.vector.device)
         return Condition(

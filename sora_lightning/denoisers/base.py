@@ -20,7 +20,7 @@ class Denoiser(nn.Module, ABC):
     def forward(
         self,
         x_t: Float[Tensor, "b c f h w"],
-        t: Float[Tensor, "b"],
+        t: Float[Tensor, " b"],
         condition: Condition,
     ) -> Float[Tensor, "b c f h w"]:
         """The prediction at noisy latents ``x_t`` and time ``t`` (0 = data, 1 = noise)."""

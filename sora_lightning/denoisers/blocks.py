@@ -1,4 +1,6 @@
-"""The DiT block with adaLN-Zero (arXiv 2212.09748, section 3.2), for any attention layout, with text."""
+"""The DiT block with adaLN-Zero (arXiv 2212.09748, section 3.2), for any attention layout, with
+text.
+"""
 
 from collections.abc import Sequence
 
@@ -22,10 +24,12 @@ def modulate(
 
 
 class DiTBlock(nn.Module):
-    """One self-attention for each partition, cross-attention to the text, feed-forward: each gated from zero.
+    """One self-attention for each partition, cross-attention to the text, feed-forward: each gated
+    from zero.
 
-    Shift, scale and gate come from the time and the pooled condition (adaLN-Zero); the cross-attention has no
-    modulation and a zero-initialised projection, as in PixArt (arXiv 2310.00426). A new block is the identity.
+    Shift, scale and gate come from the time and the pooled condition (adaLN-Zero); the
+    cross-attention has no modulation and a zero-initialised projection, as in PixArt (arXiv
+    2310.00426). A new block is the identity.
     """
 
     def __init__(
@@ -67,7 +71,9 @@ class DiTBlock(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoids of diffusion time through a two-layer perceptron. ``t`` is scaled by 1000, as DiT counts steps."""
+    """Sinusoids of diffusion time through a two-layer perceptron. ``t`` is scaled by 1000, as DiT
+    counts steps.
+    """
 
     def __init__(self, width: int, num_frequencies: int = 256):
         super().__init__()

@@ -1,4 +1,6 @@
-"""Spacetime Diffusion Transformer: DiT (arXiv 2212.09748) on video latents of any size, for any layout."""
+"""Spacetime Diffusion Transformer: DiT (arXiv 2212.09748) on video latents of any size, for any
+layout.
+"""
 
 from collections.abc import Sequence
 
@@ -15,11 +17,13 @@ from sora_lightning.types import Condition
 
 
 class DiT(Denoiser):
-    """Patches of latents to tokens, blocks of attention in the chosen layout, tokens back to patches.
+    """Patches of latents to tokens, blocks of attention in the chosen layout, tokens back to
+    patches.
 
-    ``latent_channels`` and ``condition_width`` come from the tokenizer and the conditioner; a system passes
-    them. Positions are absolute sinusoids at the input and rotary angles in every attention, both from the
-    coordinates, so that no size is built in. ``patch`` counts latent frames, rows and columns.
+    ``latent_channels`` and ``condition_width`` come from the tokenizer and the conditioner; a
+    system passes them. Positions are absolute sinusoids at the input and rotary angles in every
+    attention, both from the coordinates, so that no size is built in. ``patch`` counts latent
+    frames, rows and columns.
     """
 
     def __init__(
@@ -63,7 +67,7 @@ class DiT(Denoiser):
     def forward(
         self,
         x_t: Float[Tensor, "b c f h w"],
-        t: Float[Tensor, "b"],
+        t: Float[Tensor, " b"],
         condition: Condition,
     ) -> Float[Tensor, "b c f h w"]:
         grid = self.patch.grid(*x_t.shape[2:])

@@ -11,10 +11,11 @@ from sora_lightning.types import Condition, DenoiserFunction
 
 @dataclass(frozen=True)
 class ClassifierFreeGuidance:
-    """``u + scale (c - u)`` (arXiv 2207.12598, equation 6, with its w + 1 as ``scale``): 1 is no guidance.
+    """``u + scale (c - u)`` (arXiv 2207.12598, equation 6, with its w + 1 as ``scale``): 1 is no
+    guidance.
 
-    Both predictions come from one call on a doubled batch. ``null`` is the condition of no caption, for as many
-    clips as the batch holds.
+    Both predictions come from one call on a doubled batch. ``null`` is the condition of no caption,
+    for as many clips as the batch holds.
     """
 
     denoiser: DenoiserFunction
@@ -22,7 +23,7 @@ class ClassifierFreeGuidance:
     scale: float
 
     def __call__(
-        self, x_t: Float[Tensor, "b c f h w"], t: Float[Tensor, "b"], condition: Condition
+        self, x_t: Float[Tensor, "b c f h w"], t: Float[Tensor, " b"], condition: Condition
     ) -> Float[Tensor, "b c f h w"]:
         if self.scale == 1:
             return self.denoiser(x_t, t, condition)

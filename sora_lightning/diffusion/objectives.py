@@ -11,10 +11,12 @@ def rectified_flow_loss(
     denoiser: DenoiserFunction,
     x_0: Float[Tensor, "b c f h w"],
     noise: Float[Tensor, "b c f h w"],
-    t: Float[Tensor, "b"],
+    t: Float[Tensor, " b"],
     condition: Condition,
-) -> Float[Tensor, "b"]:
-    """Mean squared error of the velocity at ``x_t``, for each clip (arXiv 2209.03003, equation 1)."""
+) -> Float[Tensor, " b"]:
+    """Mean squared error of the velocity at ``x_t``, for each clip (arXiv 2209.03003, equation
+    1).
+    """
     x_t = interpolate(x_0, noise, t)
     v = denoiser(x_t, t, condition)
     return (v - velocity(x_0, noise)).square().flatten(1).mean(1)

@@ -7,15 +7,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def broadcast_time(t: Float[Tensor, "b"], like: Float[Tensor, "b ..."]) -> Tensor:
+def broadcast_time(t: Float[Tensor, " b"], like: Float[Tensor, "b ..."]) -> Tensor:
     """A time for each clip, shaped to multiply its tensor."""
     return t.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def interpolate(
-    x_0: Float[Tensor, "b ..."], noise: Float[Tensor, "b ..."], t: Float[Tensor, "b"]
+    x_0: Float[Tensor, "b ..."], noise: Float[Tensor, "b ..."], t: Float[Tensor, " b"]
 ) -> Float[Tensor, "b ..."]:
-    """Rectified flow's straight line ``(1 - t) x_0 + t noise`` (arXiv 2209.03003, equation 1, time reversed)."""
+    """Rectified flow's straight line ``(1 - t) x_0 + t noise`` (arXiv 2209.03003, equation 1, time
+    reversed).
+    """
     t = broadcast_time(t, x_0)
     return (1 - t) * x_0 + t * noise
 
@@ -26,14 +28,16 @@ def velocity(x_0: Float[Tensor, "b ..."], noise: Float[Tensor, "b ..."]) -> Floa
 
 
 def data_from_velocity(
-    x_t: Float[Tensor, "b ..."], v: Float[Tensor, "b ..."], t: Float[Tensor, "b"]
+    x_t: Float[Tensor, "b ..."], v: Float[Tensor, "b ..."], t: Float[Tensor, " b"]
 ) -> Float[Tensor, "b ..."]:
     """The data that a velocity at ``x_t`` points back to: ``x_t - t v``."""
     return x_t - broadcast_time(t, x_t) * v
 
 
 def shift_time(t: Float[Tensor, "..."], shift: float) -> Float[Tensor, "..."]:
-    """``s t / (1 + (s - 1) t)``: more time at high noise for ``shift`` > 1 (arXiv 2403.03206, equation 23)."""
+    """``s t / (1 + (s - 1) t)``: more time at high noise for ``shift`` > 1 (arXiv 2403.03206,
+    equation 23).
+    """
     return shift * t / (1 + (shift - 1) * t)
 
 
@@ -52,6 +56,6 @@ class LogitNormal:
         if self.std <= 0 or self.shift <= 0:
             raise ValueError(f"std = {self.std} and shift = {self.shift} must be positive")
 
-    def __call__(self, normal: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
+    def __call__(self, normal: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """Times in (0, 1) for standard normal draws."""
         return shift_time(torch.sigmoid(self.mean + self.std * normal), self.shift)

@@ -1,4 +1,6 @@
-"""Multi-head attention: among the tokens of a partition's groups, and from video tokens to text tokens."""
+"""Multi-head attention: among the tokens of a partition's groups, and from video tokens to text
+tokens.
+"""
 
 import torch.nn.functional as F
 from einops import rearrange
@@ -11,7 +13,8 @@ from sora_lightning.types import TokenGrid
 
 
 class SelfAttention(nn.Module):
-    """Attention within the groups of one partition, with normalised queries and keys and rotary positions.
+    """Attention within the groups of one partition, with normalised queries and keys and rotary
+    positions.
 
     Query-key norm keeps logits bounded (arXiv 2302.05442, section 2.2).
     """

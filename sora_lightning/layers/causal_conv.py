@@ -11,8 +11,9 @@ from torch import Tensor, nn
 class CausalConv3d(nn.Conv3d):
     """Convolution whose output at frame i depends on input frames up to i * stride alone.
 
-    All ``kernel - 1`` frames of temporal padding stand in front, as copies of the first frame, so that a
-    single image behaves as a video that stands still. Space is padded with zeros on both sides.
+    All ``kernel - 1`` frames of temporal padding stand in front, as copies of the first frame, so
+    that a single image behaves as a video that stands still. Space is padded with zeros on both
+    sides.
     """
 
     def __init__(
@@ -37,9 +38,10 @@ class CausalConv3d(nn.Conv3d):
 class CausalDownsample(nn.Module):
     """Halve space, time or both by a strided causal convolution: F frames become 1 + (F - 1) / 2.
 
-    The convolution is added to a shortcut without parameters: each box of pixels to channels, and channels
-    averaged in groups down to ``out_channels`` (DC-AE, arXiv 2410.10733, section 3.1). The shortcut carries each
-    position's content from the first step on, so that training starts from sharp latents instead of a smear.
+    The convolution is added to a shortcut without parameters: each box of pixels to channels, and
+    channels averaged in groups down to ``out_channels`` (DC-AE, arXiv 2410.10733, section 3.1). The
+    shortcut carries each position's content from the first step on, so that training starts from
+    sharp latents instead of a smear.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, time: bool, space: bool):
@@ -48,8 +50,8 @@ class CausalDownsample(nn.Module):
         folded = in_channels * prod(self.factors)
         if folded % out_channels:
             raise ValueError(
-                f"halving {in_channels} channels by {self.factors} folds them into {folded}, which is no "
-                f"multiple of the next level's {out_channels}"
+                f"halving {in_channels} channels by {self.factors} folds them into {folded}, "
+                f"which is no multiple of the next level's {out_channels}"
             )
         self.out_channels = out_channels
         kernel = (3 if time else 1, 3 if space else 1, 3 if space else 1)
@@ -65,7 +67,8 @@ class CausalDownsample(nn.Module):
 
 
 class CausalUpsample(nn.Module):
-    """Double space, time or both, depth to space: f frames become 1 + 2 (f - 1), the first one standing alone.
+    """Double space, time or both, depth to space: f frames become 1 + 2 (f - 1), the first one
+    standing alone.
 
     The mirror of ``CausalDownsample``: its shortcut repeats channels and unfolds them.
     """
@@ -76,8 +79,8 @@ class CausalUpsample(nn.Module):
         unfolded = out_channels * prod(self.factors)
         if unfolded % in_channels:
             raise ValueError(
-                f"doubling to {out_channels} channels by {self.factors} needs {unfolded} folded channels, "
-                f"no multiple of the level's {in_channels}"
+                f"doubling to {out_channels} channels by {self.factors} needs {unfolded} folded "
+                f"channels, no multiple of the level's {in_channels}"
             )
         self.copies = unfolded // in_channels
         self.conv = CausalConv3d(in_channels, unfolded, (1, 3, 3))

@@ -1,9 +1,11 @@
-"""Which tokens see each other: an attention layout is a list of partitions of a clip's tokens into groups.
+"""Which tokens see each other: an attention layout is a list of partitions of a clip's tokens into
+groups.
 
-Joint attention is one group a clip; per frame, the groups are frames; per position, they are the tubes through
-time; windows are boxes. One key over the coordinates ``(frame, row, column)`` defines them all, and on an even
-grid the same groups are a reshape. Layouts say which partitions stand in which block: ViViT (arXiv 2103.15691,
-section 3.3), Latte (arXiv 2401.03048, section 3.2), W.A.L.T (arXiv 2312.06662, section 3.2).
+Joint attention is one group a clip; per frame, the groups are frames; per position, they are the
+tubes through time; windows are boxes. One key over the coordinates ``(frame, row, column)`` defines
+them all, and on an even grid the same groups are a reshape. Layouts say which partitions stand in
+which block: ViViT (arXiv 2103.15691, section 3.3), Latte (arXiv 2401.03048, section 3.2), W.A.L.T
+(arXiv 2312.06662, section 3.2).
 """
 
 from abc import ABC, abstractmethod
@@ -18,7 +20,9 @@ from sora_lightning.types import TokenGrid
 
 @dataclass(frozen=True)
 class Partition:
-    """Boxes of ``frames`` x ``rows`` x ``columns`` tokens; ``None`` stands for the clip's whole extent."""
+    """Boxes of ``frames`` x ``rows`` x ``columns`` tokens; ``None`` stands for the clip's whole
+    extent.
+    """
 
     frames: int | None = None
     rows: int | None = None
@@ -53,7 +57,9 @@ class Partition:
         )
 
     def mask(self, coordinates: Int[Tensor, "n 3"], grid: TokenGrid) -> Bool[Tensor, "n n"]:
-        """The definition: True where two tokens share a box. Slow; the tests hold ``group`` to it."""
+        """The definition: True where two tokens share a box. Slow; the tests hold ``group`` to
+        it.
+        """
         key = coordinates // coordinates.new_tensor(self.box(grid))
         return (key[:, None] == key[None]).all(dim=-1)
 

@@ -22,7 +22,9 @@ class Patch:
         return self.f * self.h * self.w
 
     def grid(self, f: int, h: int, w: int) -> TokenGrid:
-        """Token grid of latents of this extent. ``ValueError`` where the patch does not divide them."""
+        """Token grid of latents of this extent. ``ValueError`` where the patch does not divide
+        them.
+        """
         for name, length, part in (("f", f, self.f), ("h", h, self.h), ("w", w, self.w)):
             if length % part:
                 raise ValueError(

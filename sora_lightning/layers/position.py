@@ -1,4 +1,6 @@
-"""Where a token stands: absolute sinusoids and 3-D rotary angles, both computed from coordinates."""
+"""Where a token stands: absolute sinusoids and 3-D rotary angles, both computed from
+coordinates.
+"""
 
 import torch
 from einops import rearrange
@@ -9,7 +11,9 @@ from sora_lightning.types import TokenGrid
 
 
 def grid_coordinates(grid: TokenGrid, device: torch.device) -> Int[Tensor, "n 3"]:
-    """``(frame, row, column)`` of every token, frame-major: the order that tokens stand in everywhere."""
+    """``(frame, row, column)`` of every token, frame-major: the order that tokens stand in
+    everywhere.
+    """
     axes = [torch.arange(length, device=device) for length in (grid.f, grid.h, grid.w)]
     return rearrange(torch.stack(torch.meshgrid(*axes, indexing="ij")), "a f h w -> (f h w) a")
 
@@ -17,7 +21,9 @@ def grid_coordinates(grid: TokenGrid, device: torch.device) -> Int[Tensor, "n 3"
 def sinusoidal(
     positions: Float[Tensor, "*shape"], width: int, max_period: float = 10_000.0
 ) -> Float[Tensor, "*shape {width}"]:
-    """Cosines, then sines, of geometrically spaced frequencies (arXiv 1706.03762; cosines first as in DiT)."""
+    """Cosines, then sines, of geometrically spaced frequencies (arXiv 1706.03762; cosines first as
+    in DiT).
+    """
     half = width // 2
     exponent = torch.arange(half, dtype=torch.float32, device=positions.device) / half
     angles = positions[..., None].float() * max_period**-exponent
@@ -44,9 +50,11 @@ def sinusoidal_3d(coordinates: Int[Tensor, "n 3"], width: int) -> Float[Tensor, 
 def rotary_angles(
     coordinates: Int[Tensor, "n 3"], head_width: int, base: float = 100.0
 ) -> Float[Tensor, "n {head_width}//2"]:
-    """Rotation angle of each channel pair: 3-D rotary embedding, axes on separate channels (arXiv 2104.09864).
+    """Rotation angle of each channel pair: 3-D rotary embedding, axes on separate channels (arXiv
+    2104.09864).
 
-    ``base`` is the longest wavelength over 2 pi, in tokens: far shorter than for text, since axes are short.
+    ``base`` is the longest wavelength over 2 pi, in tokens: far shorter than for text, since axes
+    are short.
     """
     angles = []
     for axis, share in enumerate(axis_widths(head_width)):

@@ -1,4 +1,6 @@
-"""Trains a denoiser on a tokenizer's latents under any conditioner, and generates videos with it."""
+"""Trains a denoiser on a tokenizer's latents under any conditioner, and generates videos with
+it.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +30,14 @@ from sora_lightning.types import Condition, VideoBatch, VideoSize
 
 
 class DiffusionSystem(L.LightningModule):
-    """Latents, condition, loss. With ``TextConditioner`` it is text to video, with ``Unconditional`` neither.
+    """Latents, condition, loss. With ``TextConditioner`` it is text to video, with
+    ``Unconditional`` neither.
 
-    ``denoiser`` is a factory: the system calls it with the tokenizer's latent channels and the conditioner's
-    width, the only places where these numbers stand. The tokenizer is frozen; its weights and configuration
-    travel in this system's checkpoint, which therefore needs no other file. ``drop_condition`` is the share of
-    captions that classifier-free guidance trains without. ``fps`` is what the training clips were read at.
+    ``denoiser`` is a factory: the system calls it with the tokenizer's latent channels and the
+    conditioner's width, the only places where these numbers stand. The tokenizer is frozen; its
+    weights and configuration travel in this system's checkpoint, which therefore needs no other
+    file. ``drop_condition`` is the share of captions that classifier-free guidance trains without.
+    ``fps`` is what the training clips were read at.
     """
 
     def __init__(
@@ -64,7 +68,9 @@ class DiffusionSystem(L.LightningModule):
 
     @classmethod
     def from_checkpoint(cls, path: Path | str, use_ema: bool = True) -> DiffusionSystem:
-        """The system ready to generate, from this file alone. ``ValueError`` for a file that holds none."""
+        """The system ready to generate, from this file alone. ``ValueError`` for a file that holds
+        none.
+        """
         return load_system(cls, path, use_ema)
 
     def setup(self, stage: str) -> None:
@@ -72,8 +78,9 @@ class DiffusionSystem(L.LightningModule):
         served = getattr(self.trainer.datamodule, "tokenizer_fingerprint", None)
         if served is not None and served != (own := self.tokenizer.fingerprint()):
             raise ValueError(
-                f"data.latents = {self.trainer.datamodule.latents} were made by the tokenizer {served[:12]}, and "
-                f"this system's is {own[:12]}: encode the clips again with `sora-lightning predict`"
+                f"data.latents = {self.trainer.datamodule.latents} were made by the tokenizer "
+                f"{served[:12]}, and this system's is {own[:12]}: encode the clips again with "
+                "`sora-lightning predict`"
             )
 
     def training_step(self, batch: VideoBatch, batch_idx: int) -> Float[Tensor, ""]:
@@ -91,7 +98,9 @@ class DiffusionSystem(L.LightningModule):
     def loss(
         self, x_0: Float[Tensor, "b c f h w"], condition: Condition, draw: torch.Generator
     ) -> Float[Tensor, ""]:
-        """The rectified-flow loss at times and noise drawn from a generator, mean over the clips."""
+        """The rectified-flow loss at times and noise drawn from a generator, mean over the
+        clips.
+        """
         t = self.time(torch.randn(len(x_0), generator=draw, device=x_0.device))
         noise = torch.randn(x_0.shape, generator=draw, device=x_0.device)
         return rectified_flow_loss(self.denoiser, x_0, noise, t, condition).mean()

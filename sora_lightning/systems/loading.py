@@ -12,9 +12,11 @@ System = TypeVar("System", bound=L.LightningModule)
 
 
 def load_system(kind: type[System], path: Path | str, use_ema: bool = True) -> System:
-    """Build the system that a checkpoint was saved from, load its weights, freeze it, set it to evaluation.
+    """Build the system that a checkpoint was saved from, load its weights, freeze it, set it to
+    evaluation.
 
-    Raises ``ValueError`` where the file is missing, no checkpoint, or one of another kind of system.
+    Raises ``ValueError`` where the file is missing, no checkpoint, or one of another kind of
+    system.
     """
     checkpoint = read_checkpoint(path)
     class_path = checkpoint["hyper_parameters"].get("_class_path", "")

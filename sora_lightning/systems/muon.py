@@ -1,8 +1,9 @@
 """Muon for weight matrices and convolutions, AdamW for everything else, under one learning rate.
 
-Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) orthogonalises each matrix's momentum; the factor
-``0.2 sqrt(max(rows, columns))`` makes the update as large as AdamW's (arXiv 2502.16982, section 2.2), so that one
-rate and one schedule serve both. ``torch.optim.Muon`` is the same for two-dimensional weights alone.
+Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) orthogonalises each matrix's momentum;
+the factor ``0.2 sqrt(max(rows, columns))`` makes the update as large as AdamW's (arXiv 2502.16982,
+section 2.2), so that one rate and one schedule serve both. ``torch.optim.Muon`` is the same for
+two-dimensional weights alone.
 """
 
 from collections.abc import Iterable
@@ -35,10 +36,11 @@ def orthogonalise(
 
 
 class MuonAdamW(Optimizer):
-    """Groups with ``is_matrix=True`` take Muon's step, with all but the first axis of a weight flattened.
+    """Groups with ``is_matrix=True`` take Muon's step, with all but the first axis of a weight
+    flattened.
 
-    ``systems.optimization.parameter_groups`` makes the groups; a plain list of parameters is split by the number
-    of axes. Weight decay is decoupled and acts on matrices alone.
+    ``systems.optimization.parameter_groups`` makes the groups; a plain list of parameters is split
+    by the number of axes. Weight decay is decoupled and acts on matrices alone.
     """
 
     def __init__(

@@ -19,7 +19,8 @@ DEFAULT_OPTIMIZER: OptimizerFactory = partial(AdamW, lr=1e-4, betas=(0.9, 0.99),
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
     """What trains, in two groups: matrices (``is_matrix``), and gains, biases and embedding tables.
 
-    Only the first is decayed, and only the first may be orthogonalised: a row of a table stands by itself.
+    Only the first is decayed, and only the first may be orthogonalised: a row of a table stands by
+    itself.
     """
     tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
     trainable = [p for p in module.parameters() if p.requires_grad]
@@ -32,7 +33,9 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
 
 
 def warmup_cosine(step: int, warmup_steps: int, total_steps: int, floor: float = 0.02) -> float:
-    """The learning rate's factor: a line from 0 up to 1, then half a cosine down to ``floor`` at the end."""
+    """The learning rate's factor: a line from 0 up to 1, then half a cosine down to ``floor`` at
+    the end.
+    """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
@@ -42,7 +45,9 @@ def warmup_cosine(step: int, warmup_steps: int, total_steps: int, floor: float =
 def configure(
     system: L.LightningModule, optimizer: OptimizerFactory, warmup_steps: int
 ) -> OptimizerLRSchedulerConfig:
-    """What ``configure_optimizers`` returns: the optimiser over what trains, its rate set anew at each step."""
+    """What ``configure_optimizers`` returns: the optimiser over what trains, its rate set anew at
+    each step.
+    """
     built = optimizer(parameter_groups(system))
     total_steps = int(system.trainer.estimated_stepping_batches)
     schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -1,4 +1,6 @@
-"""Random numbers of a training step as a function of its place, so that a resumed run draws what it would have."""
+"""Random numbers of a training step as a function of its place, so that a resumed run draws what it
+would have.
+"""
 
 import hashlib
 
@@ -14,6 +16,8 @@ def generator(device: torch.device, *place: int) -> torch.Generator:
 
 
 def step_generator(system: L.LightningModule, seed: int, batch_index: int) -> torch.Generator:
-    """The generator of one batch of one rank: seeded by optimiser step, batch within it, and rank."""
+    """The generator of one batch of one rank: seeded by optimiser step, batch within it, and
+    rank.
+    """
     micro_batch = batch_index % system.trainer.accumulate_grad_batches
     return generator(system.device, seed, system.global_step, micro_batch, system.global_rank)

@@ -24,8 +24,9 @@ from sora_lightning.types import VideoBatch
 class TokenizerSystem(L.LightningModule):
     """Encode, draw from the posterior, decode, compare.
 
-    Each validation also records the latents' mean and deviation over the validation clips in the tokenizer's
-    buffers: those of a run's last checkpoint are the ones that its latents are normalised by.
+    Each validation also records the latents' mean and deviation over the validation clips in the
+    tokenizer's buffers: those of a run's last checkpoint are the ones that its latents are
+    normalised by.
     """
 
     def __init__(
@@ -47,7 +48,9 @@ class TokenizerSystem(L.LightningModule):
 
     @classmethod
     def from_checkpoint(cls, path: Path | str) -> TokenizerSystem:
-        """The system with averaged weights, ready to encode. ``ValueError`` for a file that holds none."""
+        """The system with averaged weights, ready to encode. ``ValueError`` for a file that holds
+        none.
+        """
         return load_system(cls, path)
 
     def training_step(self, batch: VideoBatch, batch_idx: int) -> Float[Tensor, ""]:
@@ -96,7 +99,9 @@ def psnr(
 
 
 def latent_moments(latents: Float[Tensor, "b c f h w"]) -> Float[Tensor, "3 c"]:
-    """Count, sum and sum of squares of each channel, in float64: they add up over batches and ranks."""
+    """Count, sum and sum of squares of each channel, in float64: they add up over batches and
+    ranks.
+    """
     x = latents.double().transpose(0, 1).flatten(1)
     count = torch.full_like(x[:, 0], x.shape[1])
     return torch.stack([count, x.sum(1), x.square().sum(1)])

@@ -1,4 +1,6 @@
-"""A causal 3-D convolutional VAE in the manner of MAGVIT-2 and W.A.L.T (arXiv 2310.05737, 2312.06662)."""
+"""A causal 3-D convolutional VAE in the manner of MAGVIT-2 and W.A.L.T (arXiv 2310.05737,
+2312.06662).
+"""
 
 from collections.abc import Sequence
 
@@ -19,11 +21,12 @@ SPACE_TIME, SPACE, TIME = (3, 3, 3), (1, 3, 3), (3, 1, 1)
 class ConvTokenizer(VideoTokenizer):
     """Levels of residual causal convolutions over patches of pixels.
 
-    ``widths`` has one entry a level, finest first; between levels ``down_time`` and ``down_space`` say which axes
-    are halved. ``patch`` pixels square are folded into channels before the first level, which makes the finest
-    and dearest level cheaper by its square. Compression is ``2^sum(down_time)`` frames by
-    ``patch * 2^sum(down_space)`` pixels: the default is the 4 x 8 x 8 of W.A.L.T. ``separable`` blocks convolve
-    space, then time, at less than a quarter of the cost (R(2+1)D, arXiv 1711.11248).
+    ``widths`` has one entry a level, finest first; between levels ``down_time`` and ``down_space``
+    say which axes are halved. ``patch`` pixels square are folded into channels before the first
+    level, which makes the finest and dearest level cheaper by its square. Compression is
+    ``2^sum(down_time)`` frames by ``patch * 2^sum(down_space)`` pixels: the default is the 4 x 8 x
+    8 of W.A.L.T. ``separable`` blocks convolve space, then time, at less than a quarter of the cost
+    (R(2+1)D, arXiv 1711.11248).
     """
 
     def __init__(
@@ -38,8 +41,8 @@ class ConvTokenizer(VideoTokenizer):
     ):
         if not len(widths) - 1 == len(down_time) == len(down_space):
             raise ValueError(
-                f"widths has {len(widths)} levels, so down_time and down_space need {len(widths) - 1} "
-                f"entries each, and have {len(down_time)} and {len(down_space)}"
+                f"widths has {len(widths)} levels, so down_time and down_space need "
+                f"{len(widths) - 1} entries each, and have {len(down_time)} and {len(down_space)}"
             )
         if not all(t or s for t, s in zip(down_time, down_space, strict=True)):
             raise ValueError("between two levels time or space must be halved: both are false")
@@ -58,7 +61,7 @@ class ConvTokenizer(VideoTokenizer):
             encoder += [CausalDownsample(width, wider, time=time, space=halve)]
         encoder += [*blocks(widths[-1]), Head(widths[-1], 2 * latent_channels, kernel)]
         self.encoder = nn.Sequential(*encoder)
-        # Start with little noise (standard deviation 0.05): at 1, training first has to learn to avoid it.
+        # Start with little noise (deviation 0.05): at 1, training first has to learn to avoid it.
         nn.init.constant_(encoder[-1].conv.bias[latent_channels:], -6.0)
 
         decoder = [CausalConv3d(latent_channels, widths[-1], kernel), *blocks(widths[-1])]
@@ -79,7 +82,9 @@ class ConvTokenizer(VideoTokenizer):
 
 
 class ChannelNorm(nn.Module):
-    """Root-mean-square norm over the channels of each position: unlike group norm it cannot leak the future."""
+    """Root-mean-square norm over the channels of each position: unlike group norm it cannot leak
+    the future.
+    """
 
     def __init__(self, channels: int, eps: float = 1e-6):
         super().__init__()

@@ -1,4 +1,6 @@
-"""Builds a tokenizer from a checkpoint file alone: configuration, averaged weights, latent statistics."""
+"""Builds a tokenizer from a checkpoint file alone: configuration, averaged weights, latent
+statistics.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ from sora_lightning.tokenizers.base import VideoTokenizer
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
     """A Lightning checkpoint, on the CPU, tensors and plain values only.
 
-    Raises ``ValueError`` naming the path where there is no file or the file is no checkpoint of a system.
+    Raises ``ValueError`` naming the path where there is no file or the file is no checkpoint of a
+    system.
     """
     path = Path(path)
     if not path.is_file():
@@ -31,7 +34,9 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
 
 
 def averaged_state_dict(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights to judge by: the exponential moving average where the run kept one, else the last ones."""
+    """The weights to judge by: the exponential moving average where the run kept one, else the last
+    ones.
+    """
     average = checkpoint.get("callbacks", {}).get("ema", {}).get("weights", {})
     return {**checkpoint["state_dict"], **average}
 
@@ -43,7 +48,8 @@ def init_args(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_tokenizer(checkpoint: Path) -> VideoTokenizer:
-    """The tokenizer of a system's checkpoint, with averaged weights, frozen. Any system that holds one will do.
+    """The tokenizer of a system's checkpoint, with averaged weights, frozen. Any system that holds
+    one will do.
 
     Raises ``ValueError`` where the file is missing or holds no tokenizer.
     """

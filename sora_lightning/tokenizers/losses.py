@@ -12,8 +12,8 @@ from sora_lightning.tokenizers.posterior import DiagonalGaussian
 class ReconstructionLoss:
     """Absolute and squared error per pixel value, and the posterior's KL divergence.
 
-    The divergence, in nats a clip, is divided by the clip's number of pixel values, so that one ``kl`` weight
-    serves all sizes.
+    The divergence, in nats a clip, is divided by the clip's number of pixel values, so that one
+    ``kl`` weight serves all sizes.
     """
 
     l1: float = 1.0

@@ -16,7 +16,9 @@ class DiagonalGaussian:
 
     @classmethod
     def from_moments(cls, moments: Float[Tensor, "b d f h w"]) -> "DiagonalGaussian":
-        """Split channels into mean and log-variance; the latter is clamped to [-30, 20], as latent diffusion does."""
+        """Split channels into mean and log-variance; the latter is clamped to [-30, 20], as latent
+        diffusion does.
+        """
         mean, log_variance = moments.chunk(2, dim=1)
         return cls(mean, log_variance.clamp(-30, 20))
 
@@ -25,6 +27,8 @@ class DiagonalGaussian:
         return self.mean + torch.exp(0.5 * self.log_variance) * noise
 
     def kl(self) -> Float[Tensor, " b"]:
-        """KL divergence from the standard normal, in nats, summed over each clip's latent values."""
+        """KL divergence from the standard normal, in nats, summed over each clip's latent
+        values.
+        """
         per_value = 0.5 * (self.mean**2 + self.log_variance.exp() - 1 - self.log_variance)
         return per_value.flatten(1).sum(1)

@@ -83,6 +83,40 @@ def test_a_run_that_lightning_resumes_sees_the_same_clips(
     assert first + second == whole
 
 
+class RankRecorder(Recorder):
+    """Writes what each rank was fed into a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def on_train_end(self) -> None:
+        (self.folder / f"rank{self.global_rank}.json").write_text(json.dumps(self.fed))
+
+
+@pytest.mark.slow
+def test_two_ranks_share_what_one_would_see_and_one_goes_on_alone(
+    shapes: dict[str, Path], tmp_path: Path
+) -> None:
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    together.mkdir()
+    saving = L.pytorch.callbacks.ModelCheckpoint(together, "last", every_n_train_steps=1)
+    data = module(shapes, run_length=2, steps_per_epoch=4, num_workers=1)
+    ddp = trainer(
+        together, max_steps=3, devices=2, strategy="ddp_spawn", callbacks=[saving],
+        enable_checkpointing=True,
+    )  # fmt: skip
+    ddp.fit(RankRecorder(together), data)
+    ranks = [json.loads((together / f"rank{rank}.json").read_text()) for rank in range(2)]
+    shared = [batch for step in zip(*ranks, strict=True) for batch in step]
+    recorder = Recorder()
+    trainer(alone, max_steps=10).fit(recorder, module(shapes, run_length=2))
+    assert shared == [list(batch) for batch in recorder.fed[:6]]
+    second = Recorder()
+    trainer(alone, max_steps=5).fit(second, module(shapes), ckpt_path=together / "last.ckpt")
+    assert second.fed == recorder.fed[6:8]
+
+
 def test_batches_keep_budget_size_range_and_rate(shapes: dict[str, Path]) -> None:
     data = module(shapes, steps_per_epoch=12)
     data.setup("fit")
@@ -182,7 +216,7 @@ def test_a_cache_made_with_other_settings_is_refused(
     write_cache(shapes, root)
     for settings in ({"fps": 6.0}, {"sizes": ["5x16x16"]}, {"windows_per_clip": 2}):
         data = module(shapes, latents=root, **({"windows_per_clip": 3} | settings))
-        with pytest.raises(ValueError, match="holds no latents of .*train.jsonl"):
+        with pytest.raises(ValueError, match=r"holds no latents of .*train\.jsonl"):
             data.setup("fit")
     with pytest.raises(ValueError, match="no latent cache here"):
         module(shapes, latents=tmp_path / "absent").setup("fit")

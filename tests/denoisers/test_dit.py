@@ -19,8 +19,8 @@ def small_dit(layout=None, patch=(1, 2, 2), trained=True):
     return dit
 
 
-def text(b, l=3):
-    return Condition(torch.randn(b, l, 16), torch.ones(b, l, dtype=torch.bool), torch.randn(b, 16))
+def text(b):
+    return Condition(torch.randn(b, 3, 16), torch.ones(b, 3, dtype=torch.bool), torch.randn(b, 16))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: type(layout).__name__)

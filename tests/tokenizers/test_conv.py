@@ -75,7 +75,7 @@ def test_fingerprint_follows_weights_and_statistics(tokenizer):
 def test_sizes_and_levels_that_do_not_fit_are_refused(tokenizer):
     with pytest.raises(ValueError, match="9x16x10: width 10 is not a multiple of 4"):
         tokenizer.encode(torch.zeros(1, 3, 9, 16, 10))
-    with pytest.raises(ValueError, match="widths has 3 levels, so .* need 2 entries"):
+    with pytest.raises(ValueError, match=r"widths has 3 levels, so .* need 2 entries"):
         ConvTokenizer(widths=(8, 8, 8), down_time=(True,), down_space=(True,))
     with pytest.raises(ValueError, match="both are false"):
         ConvTokenizer(widths=(8, 8), down_time=(False,), down_space=(False,))
