@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m evaluation",
-        description="Score a checkpoint, or a folder of videos with prompts.jsonl, against real videos.",
-        epilog="`python -m evaluation train-tiny --help`: train the tiny judge that the demo's protocol asks for.",
+        description="Score a checkpoint, or a folder of videos and prompts, against real videos.",
+        epilog="To train the tiny judge: `python -m evaluation train-tiny --help`.",
         allow_abbrev=False,
     )
     add = parser.add_argument

@@ -43,7 +43,8 @@ def page(
     settings = report["settings"]
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=f"Evaluation, protocol {escape(report['protocol'])}",
-        subtitle=f"{subject}: {settings['num_videos']} generated videos beside {settings['num_reference']} real ones",
+        subtitle=f"{subject}: {settings['num_videos']} generated videos beside "
+        f"{settings['num_reference']} real ones",
         tiles="\n".join(_tiles(report["details"])),
         scores="\n".join(_score_rows(report["details"])),
         order=_order_sentence(report, real is not None),
@@ -79,7 +80,8 @@ def _tiles(details: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 def _tile(name: str, value: str, aside: str, scale: str, note: str) -> str:
     return (
         f'<div class="tile"><div class="name">{escape(name)}</div>'
-        f'<div class="value">{value} <small>{aside}</small></div>{scale}<div class="note">{note}</div></div>'
+        f'<div class="value">{value} <small>{aside}</small></div>{scale}'
+        f'<div class="note">{note}</div></div>'
     )
 
 
@@ -110,7 +112,7 @@ def _distance_tile(details: Mapping[str, Mapping[str, Any]]) -> str:
     score, half, floor = (details[f"fvd-tiny{part}"]["value"] for part in ("", "/half", "/floor"))
     low, high = details["fvd-tiny"]["low"], details["fvd-tiny"]["high"]
     top = 1.15 * max(high, half, floor)
-    note = f"with half the videos {number(half)}; tick: {number(floor)} between real halves"
+    note = f"bar: {number(half)} with half the videos; tick: {number(floor)} between real halves"
     return _tile(
         "fvd-tiny, lower is better",
         number(score),
@@ -168,8 +170,9 @@ def _score_rows(details: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
             if score["low"] is not None:
                 interval = f"{shown(name, score['low'])} to {shown(name, score['high'])}"
             yield (
-                f'<tr><td><code>{escape(name)}</code></td><td class="n">{shown(name, score["value"])}</td>'
-                f'<td class="n">{interval}</td><td class="n">{score["n"]}</td><td>{score["better"]}</td>'
+                f'<tr><td class="score"><code>{escape(name)}</code></td>'
+                f'<td class="n">{shown(name, score["value"])}</td><td class="n">{interval}</td>'
+                f'<td class="n">{score["n"]}</td><td>{score["better"]}</td>'
                 f'<td class="meaning">{escape(score["meaning"])}</td></tr>'
             )
 
@@ -210,8 +213,8 @@ def _video_tables(
         return table(lines)
     middle = lines[_SHOWN:-_SHOWN]
     return (
-        f"{table(lines[:_SHOWN])}<details><summary>{len(middle)} videos between</summary>{table(middle)}</details>"
-        f"<p class='faint'>The best:</p>{table(lines[-_SHOWN:])}"
+        f"{table(lines[:_SHOWN])}<details><summary>{len(middle)} videos between</summary>"
+        f"{table(middle)}</details><p class='faint'>The best:</p>{table(lines[-_SHOWN:])}"
     )
 
 

@@ -132,8 +132,9 @@ def _check(
     }
     if checkpoint is not None and sources - {checkpoint["sha256"]}:
         raise ValueError(
-            f"--videos {request.videos}: were sampled from a checkpoint of sha256 {min(sources)}, and "
-            f"{request.checkpoint} has {checkpoint['sha256']}; sample again, or leave --checkpoint out"
+            f"--videos {request.videos}: were sampled from a checkpoint of sha256 "
+            f"{min(sources)}, and {request.checkpoint} has {checkpoint['sha256']}; "
+            "sample again, or leave --checkpoint out"
         )
 
 
@@ -203,7 +204,7 @@ def _score(
     reconstructed: Clips | None,
     spec: ScoreSpec,
 ) -> tuple[dict[str, Score], list[dict[str, Any]]]:
-    """Scores by name, in the order of the report; and a row of findings for each generated video."""
+    """Scores by name, in the report's order; and a row of findings for each generated video."""
     scores: dict[str, Score] = {}
     by_clip, of_each = clip_scores(judge, generated, real, spec)
     rows: list[dict[str, Any]] = [{"clip_score-tiny": round(float(s), 2)} for s in of_each]

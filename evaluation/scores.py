@@ -83,8 +83,8 @@ def frechet_scores(
         "fvd-tiny": Score(
             value,
             n,
-            "Fréchet distance between generated and real videos by the tiny judge's features, for comparing runs "
-            "of this protocol with each other; it is not FVD.",
+            "Fréchet distance between generated and real videos by the tiny judge's features, "
+            "for comparing runs of this protocol with each other; it is not FVD.",
             "lower",
             low,
             high,
@@ -92,7 +92,8 @@ def frechet_scores(
         "fvd-tiny/half": Score(
             at_half,
             half,
-            "The same with half the videos on each side, with no prompt on both: to read beside the floor.",
+            "The same with half the videos on each side and no prompt on both: to read beside "
+            "the floor.",
             "lower",
         ),
         "fvd-tiny/floor": Score(
@@ -120,7 +121,8 @@ def clip_scores(
     by_name = {
         "clip_score-tiny": score(
             scores,
-            "100 times the cosine between a generated video and its prompt by the tiny judge; it is not the CLIP score.",
+            "100 times the cosine between a generated video and its prompt by the tiny judge; "
+            "it is not the CLIP score.",
             "higher",
         ),
         "clip_score-tiny/reference": score(
@@ -130,7 +132,8 @@ def clip_scores(
         ),
         "clip_score-tiny/shuffled": score(
             shuffled,
-            "The same for real videos and captions of others: what a model deaf to its prompt would get.",
+            "The same for real videos and captions of others: what a model deaf to its prompt "
+            "would get.",
             "",
         ),
     }
@@ -193,7 +196,7 @@ def look(clips: Clips, description: str) -> list[Seen]:
 _OF_WHAT = {
     "": "generated videos",
     "reference/": "real clips, so that it measures the reader of pixels itself",
-    "reconstruction/": "real clips after the tokenizer, which no model on this tokenizer should exceed",
+    "reconstruction/": "real clips after the tokenizer, which no model on it should exceed",
 }
 _WHAT = {
     "colour": "colours are those of the prompt",
@@ -232,7 +235,8 @@ def alignment_scores(seen: Sequence[Seen], of: str) -> dict[str, Score]:
         scores["alignment/extra_shapes"] = Score(
             sum(extra) / len(extra),
             len(extra),
-            "Part of videos that show a shape which the prompt does not name; they count as wrong in everything.",
+            "Part of videos that show a shape which the prompt does not name; they count as wrong "
+            "in everything.",
             "lower",
             *wilson_interval(sum(extra), len(extra)),
         )
@@ -251,8 +255,10 @@ def tokenizer_scores(
             ssim_per_clip(real, other),
         )
     meanings = {
-        "tokenizer/psnr": "Peak signal to noise of real clips after the tokenizer, in dB; mean over frames, then clips.",
-        "tokenizer/ssim": "Structural similarity of real clips after the tokenizer, at most 1; mean over frames, then clips.",
+        "tokenizer/psnr": "Peak signal to noise of real clips after the tokenizer, in dB; "
+        "mean over frames, then clips.",
+        "tokenizer/ssim": "Structural similarity of real clips after the tokenizer, at most 1; "
+        "mean over frames, then clips.",
     }
     return {
         name: Score(

@@ -95,10 +95,10 @@ class TinyJudge(nn.Module):
         stay as they are.
         """
         centre, spread = features.mean(dim=0), features.std(dim=0).clamp(min=1e-4)
-        self.centre += centre * self.spread
-        self.spread *= spread
-        self.project.bias += self.project.weight @ centre
-        self.project.weight *= spread
+        self.centre.add_(centre * self.spread)
+        self.spread.mul_(spread)
+        self.project.bias.add_(self.project.weight @ centre)
+        self.project.weight.mul_(spread)
 
     def embed_videos(self, videos: UInt8[Tensor, "b 3 F H W"]) -> Float[Tensor, "b e"]:
         """Of length 1."""

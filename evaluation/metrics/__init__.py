@@ -1,4 +1,4 @@
-"""Scores of videos. Functions take plain arrays; ``torchmetrics.Metric`` classes gather over ranks."""
+"""Scores of videos: functions of plain arrays, and metrics that gather over ranks."""
 
 from evaluation.metrics.alignment import Alignment, ShapeAlignment, align, parse_prompt
 from evaluation.metrics.clip_score import ClipScore

@@ -76,7 +76,8 @@ def parse_prompt(text: str) -> list[ExpectedShape]:
         ):
             if not options:
                 raise ValueError(
-                    f"prompt {text!r}: the {words[noun]} has no {what}; one of {', '.join(known)} is needed"
+                    f"prompt {text!r}: the {words[noun]} has no {what}; "
+                    f"one of {', '.join(known)} is needed"
                 )
         expected.append(ExpectedShape(words[noun], colours[-1], directions[0]))
     return expected

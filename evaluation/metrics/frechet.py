@@ -38,7 +38,7 @@ class Moments:
         return cls(len(x), mean, deviations.T @ deviations)
 
     def merge(self, other: Moments) -> Moments:
-        """Of both sets together, exact to rounding (Chan, Golub and LeVeque, 1979, equation 2.1)."""
+        """Of both sets together, exact to rounding (Chan, Golub and LeVeque, 1979)."""
         n = self.n + other.n
         delta = other.mean - self.mean
         scatter = self.scatter + other.scatter

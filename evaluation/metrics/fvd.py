@@ -1,4 +1,4 @@
-"""Fréchet distance between the videos of two sets, by the features of an extractor that is given."""
+"""Fréchet distance between two sets of videos, by the features of a given extractor."""
 
 from __future__ import annotations
 

@@ -93,7 +93,8 @@ class TrainingCLI(LightningCLI):
             )
         if self.subcommand != "fit":
             self.save_config_callback = None  # config.yaml stays the one that the weights come from
-        config.trainer.callbacks = [*(config.trainer.callbacks or []), Progress()]
+        if config.trainer.enable_progress_bar is not False:
+            config.trainer.callbacks = [*(config.trainer.callbacks or []), Progress()]
         return super().instantiate_trainer(**kwargs)
 
     def after_instantiate_classes(self) -> None:

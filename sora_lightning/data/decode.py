@@ -207,8 +207,6 @@ class PyAVReader(Reader):
     def _entry(timeline: Timeline, first: int) -> int | None:
         """The timestamp of the keyframe to start decoding at, or None for the start of the file."""
         behind = [key for key in timeline.keyframes if key <= first]
-        if timeline.decord_objection is not None:
-            behind = behind[:-1]  # frames beside the keyframe of an open GOP need the one before
         return int(timeline.pts[behind[-1]]) if timeline.timed and behind and behind[-1] else None
 
     @staticmethod

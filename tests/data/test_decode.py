@@ -119,8 +119,10 @@ def test_eight_frames_a_second_are_eight_whatever_the_file_has(
     rate: int, step: int, barcodes: Callable[..., Path]
 ) -> None:
     times_ms = [round(1000 * i / rate) for i in range(2 * rate + 1)]
-    timeline = read_timeline(barcodes(f"{rate}.mp4", times_ms, options=CLOSED))
+    timeline = read_timeline(barcodes(f"{rate}.mkv", times_ms, options=CLOSED))
     assert timeline.shown_at(np.arange(17) / 8).tolist() == list(range(0, 2 * rate + 1, step))
+    # This container counts milliseconds, and most of these times lie between two of them.
+    assert timeline.shown_at(np.arange(2 * rate) / rate).tolist() == list(range(2 * rate))
 
 
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])

@@ -81,7 +81,7 @@ def test_rates_warm_up_and_end_at_the_floor():
     assert factors[0] == 0.1
     assert factors[9] == factors[10] == 1
     assert factors[100] == pytest.approx(0.02)
-    assert all(a >= b for a, b in itertools.pairwise(factors))
+    assert all(a >= b for a, b in itertools.pairwise(factors[10:]))
 
 
 @pytest.mark.parametrize("arguments", [{"lr": 0.0}, {"momentum": 1.0}])

@@ -1,0 +1,186 @@
+"""Both systems through the command line, on real files: training, resuming, loading, refusing."""
+
+import shutil
+
+import pytest
+import torch
+
+from sora_lightning.callbacks import EMA
+from sora_lightning.systems import DiffusionSystem, TokenizerSystem
+from sora_lightning.tokenizers import load_tokenizer
+from sora_lightning.types import VideoSize
+
+
+def weights(path):
+    content = torch.load(path, weights_only=True)
+    return {
+        **content["state_dict"],
+        **{f"ema.{k}": v for k, v in content["callbacks"]["ema"]["weights"].items()},
+    }
+
+
+def assert_same_weights(first, second):
+    first, second = weights(first), weights(second)
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+@pytest.mark.parametrize("system", ["tokenizer", "diffusion"])
+def test_a_resumed_training_is_the_uninterrupted_one_to_the_bit(system, fit, tmp_path, request):
+    model = {"model": request.getfixturevalue(f"{system}_model")}
+    whole = fit(model, tmp_path / "whole", "--trainer.max_steps", "8")
+    # The schedule is a function of the last step, so the first part is stopped, not planned shorter.
+    part = fit(
+        model,
+        tmp_path / "parts",
+        "--trainer.max_steps",
+        "8",
+        "--checkpoint.keep_every_n_steps",
+        "4",
+    )
+    middle = part.parent / "step-00000004.ckpt"
+    shutil.copy(middle, tmp_path / "middle.ckpt")
+    shutil.rmtree(tmp_path / "parts")
+    resumed = fit(
+        model,
+        tmp_path / "parts",
+        "--trainer.max_steps",
+        "8",
+        "--ckpt_path",
+        str(tmp_path / "middle.ckpt"),
+    )
+    assert_same_weights(whole, resumed)
+    assert torch.load(resumed, weights_only=True)["global_step"] == 8
+
+
+def test_a_diffusion_checkpoint_needs_no_other_file(
+    fit, diffusion_model, tmp_path, tokenizer_checkpoint
+):
+    moved = tmp_path / "tokenizer.ckpt"
+    shutil.copy(tokenizer_checkpoint, moved)
+    model = {**diffusion_model, "init_args": {**diffusion_model["init_args"]}}
+    model["init_args"]["tokenizer"] = {
+        "class_path": "sora_lightning.tokenizers.load_tokenizer",
+        "init_args": {"checkpoint": str(moved)},
+    }
+    path = fit({"model": model}, tmp_path / "run", "--trainer.max_steps", "3")
+    expected = load_tokenizer(moved).fingerprint()
+    moved.unlink()
+
+    system = DiffusionSystem.from_checkpoint(path)
+    assert not system.training
+    assert system.fps == 8
+    assert system.tokenizer.fingerprint() == expected
+    assert load_tokenizer(path).fingerprint() == expected
+    video = system.generate(["a red circle"], VideoSize(5, 16, 24), [0], num_steps=2)
+    assert video.shape == (1, 3, 5, 16, 24)
+
+    averaged = dict(system.named_parameters())
+    raw = dict(DiffusionSystem.from_checkpoint(path, use_ema=False).named_parameters())
+    content = torch.load(path, weights_only=True)
+    for name, average in content["callbacks"]["ema"]["weights"].items():
+        torch.testing.assert_close(averaged[name], average, rtol=0, atol=0)
+        torch.testing.assert_close(raw[name], content["state_dict"][name], rtol=0, atol=0)
+    assert any(not torch.equal(averaged[name], raw[name]) for name in averaged)
+
+
+def test_the_tokenizer_learns_and_keeps_the_statistics_of_its_validation(
+    fit, tokenizer_model, tmp_path
+):
+    path = fit({"model": tokenizer_model}, tmp_path / "run", "--trainer.max_steps", "3")
+    tokenizer = TokenizerSystem.from_checkpoint(path).tokenizer
+    assert (tokenizer.latent_std != 1).all()
+    assert (tokenizer.latent_mean != 0).all()
+
+
+def test_cached_latents_train_the_diffusion_and_those_of_another_tokenizer_are_refused(
+    fit, tokenizer_model, diffusion_model, tokenizer_checkpoint, tmp_path
+):
+    run_dir = tokenizer_checkpoint.parent.parent
+    fit(
+        {"model": tokenizer_model},
+        run_dir,
+        "--ckpt_path",
+        str(tokenizer_checkpoint),
+        verb="predict",
+    )
+    data = {"latents": str(run_dir / "latents")}
+    path = fit(
+        {"model": diffusion_model, "data": data}, tmp_path / "cached", "--trainer.max_steps", "3"
+    )
+    assert torch.load(path, weights_only=True)["global_step"] == 3
+
+    other = fit({"model": tokenizer_model}, tmp_path / "other", "--trainer.max_steps", "1")
+    model = {**diffusion_model, "init_args": {**diffusion_model["init_args"]}}
+    model["init_args"]["tokenizer"] = {
+        "class_path": "sora_lightning.tokenizers.load_tokenizer",
+        "init_args": {"checkpoint": str(other)},
+    }
+    with pytest.raises(ValueError, match="encode the clips again"):
+        fit({"model": model, "data": data}, tmp_path / "refused", "--trainer.max_steps", "1")
+
+
+def test_one_class_trains_unconditionally_too(fit, diffusion_model, tmp_path):
+    model = {**diffusion_model, "init_args": {**diffusion_model["init_args"]}}
+    model["init_args"]["conditioner"] = {
+        "class_path": "sora_lightning.conditioning.Unconditional",
+        "init_args": {"width": 16},
+    }
+    path = fit({"model": model}, tmp_path / "run", "--trainer.max_steps", "2")
+    video = DiffusionSystem.from_checkpoint(path).generate(
+        ["", ""], VideoSize(3, 16, 16), [0, 1], num_steps=1, guidance_scale=1.0
+    )
+    assert video.shape == (2, 3, 3, 16, 16)
+
+
+def test_wrong_files_are_refused_by_name(tmp_path, tokenizer_checkpoint):
+    with pytest.raises(ValueError, match=r"nowhere\.ckpt does not exist"):
+        DiffusionSystem.from_checkpoint(tmp_path / "nowhere.ckpt")
+    (tmp_path / "text.ckpt").write_text("not a checkpoint")
+    with pytest.raises(ValueError, match=r"text\.ckpt cannot be read"):
+        load_tokenizer(tmp_path / "text.ckpt")
+    torch.save({"weights": 1}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match=r"other\.ckpt is no Lightning checkpoint"):
+        load_tokenizer(tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match="holds a TokenizerSystem, not a DiffusionSystem"):
+        DiffusionSystem.from_checkpoint(tokenizer_checkpoint)
+
+
+def test_the_average_follows_its_formula_and_swaps_in_and_out():
+    import lightning as L
+
+    class One(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+            self.frozen = torch.nn.Parameter(torch.tensor([5.0]), requires_grad=False)
+
+    class Steps:
+        global_step = 0
+
+    module, ema, trainer = One(), EMA(decay=0.5), Steps()
+    ema.on_fit_start(trainer, module)
+    average = module.weight.detach().clone()
+    for step in range(1, 6):
+        trainer.global_step = step
+        module.weight.data += step
+        ema.on_train_batch_end(trainer, module)
+        ema.on_train_batch_end(trainer, module)  # accumulation: the same step counts once
+        decay = min(0.5, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * module.weight.detach()
+    torch.testing.assert_close(ema.weights["weight"], average)
+    assert "frozen" not in ema.weights
+
+    raw = module.weight.detach().clone()
+    ema.on_validation_start(trainer, module)
+    torch.testing.assert_close(module.weight.detach(), average)
+    ema.on_validation_end(trainer, module)
+    torch.testing.assert_close(module.weight.detach(), raw)
+
+    restored = EMA(decay=0.5)
+    restored.load_state_dict(ema.state_dict())
+    restored.on_fit_start(trainer, module)
+    torch.testing.assert_close(restored.weights["weight"], average)
+    with pytest.raises(ValueError, match=r"decay = 1\.0"):
+        EMA(decay=1.0)
