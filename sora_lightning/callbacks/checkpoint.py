@@ -42,6 +42,11 @@ class RunCheckpoint(Checkpoint):
         self.keep_every_n_steps = keep_every_n_steps
         self._saved_step = -1
 
+    @property
+    def last(self) -> Path:
+        """The file of the latest state."""
+        return self.dirpath / "last.ckpt"
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_step = trainer.global_step
 
@@ -52,27 +57,27 @@ class RunCheckpoint(Checkpoint):
         if step == self._saved_step:  # gradient accumulation: the batch ended no optimizer step
             return
         if self.keep_every_n_steps and step % self.keep_every_n_steps == 0:
-            self._save(trainer, f"step-{step:08d}.ckpt")
+            self._save(trainer, self.dirpath / f"step-{step:08d}.ckpt")
         if step % self.every_n_steps == 0:
-            self._save(trainer, "last.ckpt")
+            self._save(trainer, self.last)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # A validation may set buffers, as the tokenizer's does: a state just saved is saved anew.
         if trainer.state.fn == TrainerFn.FITTING and trainer.global_step == self._saved_step > 0:
-            self._save(trainer, "last.ckpt")
+            self._save(trainer, self.last)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save(trainer, "last.ckpt")
+        self._save(trainer, self.last)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         # Other ranks may never come here, and saving waits for them.
         if trainer.training and trainer.world_size == 1 and trainer.global_step > self._saved_step:
-            self._save(trainer, "last.ckpt")
+            self._save(trainer, self.last)
 
-    def _save(self, trainer: Trainer, name: str) -> None:
+    def _save(self, trainer: Trainer, path: Path) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        trainer.save_checkpoint(self.dirpath / name, weights_only=False)
+        trainer.save_checkpoint(path, weights_only=False)
         self._saved_step = trainer.global_step

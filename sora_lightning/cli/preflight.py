@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser, Namespace
 from sora_lightning.cli.geometry import check_size
 from sora_lightning.cli.suggest import suggestion
 from sora_lightning.conditioning import Conditioner
+from sora_lightning.data.latents import LatentCache
 from sora_lightning.denoisers import Denoiser
 from sora_lightning.tokenizers import VideoTokenizer
 from sora_lightning.types import VideoSize
@@ -64,6 +65,17 @@ def check_inputs(config: Namespace) -> None:
             raise ValueError(
                 f"{key} = {str(value)!r}: there is no such file or folder{_instead(Path(value))}"
             )
+
+
+def check_latents(verb: str, config: Namespace) -> None:
+    """Raise ``ValueError`` where ``predict`` has no folder to write latents to, or a training's
+    ``data.latents`` is no cache of them.
+    """
+    if verb == "predict" and config.latents.root is None:
+        raise ValueError("latents.root is missing: the folder that predict writes latents to")
+    if verb != "predict" and config.data.latents is not None:
+        with _named("data.latents"):
+            LatentCache.open(config.data.latents)
 
 
 def check_sizes(config: Namespace) -> None:

@@ -23,11 +23,14 @@ from sora_lightning.callbacks.checkpoint import RunCheckpoint
 from sora_lightning.callbacks.progress import Progress
 from sora_lightning.callbacks.writers import LatentWriter
 from sora_lightning.cli.explain import explain_refusal
-from sora_lightning.cli.preflight import check_inputs, check_run_directory, check_sizes
+from sora_lightning.cli.preflight import (
+    check_inputs,
+    check_latents,
+    check_run_directory,
+    check_sizes,
+)
 from sora_lightning.cli.sources import Source, merge, read_sources
 from sora_lightning.data import VideoDataModule
-from sora_lightning.data.latents import LatentCache
-from sora_lightning.systems import DiffusionSystem
 
 VERBS = ("fit", "validate", "predict")
 _GROUPS: dict[str, Any] = {
@@ -77,6 +80,7 @@ class TrainingCLI(LightningCLI):
         config = self.config[self.subcommand]
         config.ckpt_path = check_run_directory(self.subcommand, config.run_dir, config.ckpt_path)
         check_inputs(config)
+        check_latents(self.subcommand, config)
         # Not a link: with one, jsonargparse 4.53 takes no key of the model on the command line as
         # soon as a function, such as load_tokenizer, is the class_path of a part.
         if "fps" in config.model.init_args:
@@ -96,11 +100,6 @@ class TrainingCLI(LightningCLI):
         if config.trainer.enable_progress_bar is not False:
             config.trainer.callbacks = [*(config.trainer.callbacks or []), Progress()]
         return super().instantiate_trainer(**kwargs)
-
-    def after_instantiate_classes(self) -> None:
-        latents = self.datamodule.latents
-        if latents is not None and isinstance(self.model, DiffusionSystem):
-            LatentCache.open(latents).require(self.model.tokenizer.fingerprint())
 
 
 def run_training(argv: list[str]) -> None:
@@ -158,6 +157,9 @@ def _silence_what_is_meant_so() -> None:
         ".*does not have many workers.*",  # how many is data.num_workers' business
         ".*LeafSpec.*",  # Lightning's own
         ".*module\\(s\\) in eval mode.*",  # the frozen tokenizer of a DiffusionSystem
+        ".*already saved during checkpointing.*",  # a part's hyperparameters are its class_path
+        ".*infer the batch indices.*",  # latents are keyed by clip
+        ".*was deprecated in v4.49.*",  # of jsonargparse, towards Lightning
         ".*smaller than the logging interval.*",  # epochs are short here, steps are what is counted
     ):
         warnings.filterwarnings("ignore", pattern)

@@ -2,8 +2,8 @@
 blocks.
 """
 
+import hashlib
 import re
-import zlib
 
 import torch
 from einops import repeat
@@ -22,12 +22,13 @@ def split_words(text: str) -> list[str]:
 
 
 class TextConditioner(Conditioner):
-    """Encodes a caption's words. There is no vocabulary to keep: a word's row is its CRC-32 modulo
-    ``num_rows``.
+    """Encodes a caption's words.
 
-    Row 0 holds the summary token that stands before the words and becomes the pooled vector. An
-    empty caption, or a dropped one, is the summary token alone, so the condition of no caption is
-    learned in training. Captions longer than ``max_words`` are cut.
+    There is no vocabulary to keep: a word's vector is the sum of two rows of one table, chosen by
+    two hashes of its letters (arXiv 1709.03933), so that words which share one row still differ.
+    Row 0, twice, is the summary token that stands before the words and becomes the pooled vector.
+    An empty caption, or a dropped one, is the summary token alone, so the condition of no caption
+    is learned in training. Captions longer than ``max_words`` are cut.
     """
 
     def __init__(
@@ -48,16 +49,21 @@ class TextConditioner(Conditioner):
         self.blocks = nn.ModuleList(TransformerBlock(width, num_heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
-    def rows(self, caption: str) -> list[int]:
-        """The rows of the embedding table that a caption's tokens take."""
+    def rows(self, caption: str) -> list[tuple[int, int]]:
+        """The two rows of the embedding table that each of a caption's tokens takes."""
         words = split_words(caption)[: self.max_words]
-        return [0, *(1 + zlib.crc32(word.encode()) % (self.num_rows - 1) for word in words)]
+        return [(0, 0), *map(self._hash, words)]
 
-    def tokenize(self, captions: list[str]) -> tuple[Int[Tensor, "b l"], Bool[Tensor, "b l"]]:
+    def _hash(self, word: str) -> tuple[int, int]:
+        digest = hashlib.blake2b(word.encode(), digest_size=16).digest()
+        first, second = (int.from_bytes(half, "little") for half in (digest[:8], digest[8:]))
+        return 1 + first % (self.num_rows - 1), 1 + second % (self.num_rows - 1)
+
+    def tokenize(self, captions: list[str]) -> tuple[Int[Tensor, "b l 2"], Bool[Tensor, "b l"]]:
         """Rows, padded with 0, and the mask that is True on real tokens."""
         rows = [self.rows(caption) for caption in captions]
         length = max(map(len, rows))
-        ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
+        ids = torch.tensor([row + [(0, 0)] * (length - len(row)) for row in rows])
         mask = torch.tensor([[True] * len(row) + [False] * (length - len(row)) for row in rows])
         device = self.embedding.weight.device
         return ids.to(device), mask.to(device)
@@ -68,13 +74,13 @@ class TextConditioner(Conditioner):
                 "" if gone else text for text, gone in zip(captions, drop.tolist(), strict=True)
             ]
         ids, mask = self.tokenize(captions)
-        x = self.embedding(ids) + self._positions(ids)  # b l d
+        x = self.embedding(ids).sum(dim=2) + self._positions(ids)  # b l d
         for block in self.blocks:
             x = block(x, mask)
         x = self.norm(x)
         return Condition(tokens=x, mask=mask, pooled=x[:, 0])
 
-    def _positions(self, ids: Int[Tensor, "b l"]) -> Float[Tensor, "1 l d"]:
+    def _positions(self, ids: Int[Tensor, "b l 2"]) -> Float[Tensor, "1 l d"]:
         positions = torch.arange(ids.shape[1], device=ids.device, dtype=torch.float32)
         # Of the embedding's own size, so that place does not drown the word.
         return 0.02 * repeat(sinusoidal(positions, self.width), "l d -> 1 l d")

@@ -38,6 +38,9 @@ from sora_lightning.data.sampler import (
 from sora_lightning.data.survey import LatentKeys, encoded, survey
 from sora_lightning.types import VideoBatch, VideoSize
 
+# The share of clips that a latent cache may lack, since some cannot be read.
+MAX_MISSING = 0.05
+
 log = logging.getLogger(__name__)
 
 
@@ -108,7 +111,7 @@ class VideoDataModule(L.LightningDataModule):
         self._clips: dict[Path, Assignment] = {}
         self._encoded: dict[Path, Assignment] = {}
         self._cache: LatentCache | None = None
-        self._latent_keys: dict[str, list[str]] = {}
+        self._latent_keys: dict[Path, dict[str, list[str]]] = {}
 
     def setup(self, stage: str) -> None:
         """Read the manifests, give every clip its size, and open the latent cache where one is
@@ -140,7 +143,7 @@ class VideoDataModule(L.LightningDataModule):
         return None if self._cache is None else self._cache.tokenizer
 
     def train_dataloader(self) -> StreamLoader:
-        clips = self._served(self.manifest)
+        clips = self._served(self.manifest).clips
         rank, num_ranks = self._ranks()
         num_clips = {size: len(of_size) for size, of_size in clips.items()}
         batch_sizes = {size: self.buckets.batch_size(size) for size in clips}
@@ -149,7 +152,7 @@ class VideoDataModule(L.LightningDataModule):
         run_length = self.run_length or num_ranks
         plan = BatchPlan(num_clips, batch_sizes, self.seed, run_length, identity)
         stream = BatchStream(plan, rank, num_ranks, self.steps_per_epoch)
-        dataset = self._dataset(clips, RandomChoice(self.seed))
+        dataset = self._dataset(self.manifest, RandomChoice(self.seed))
         return StreamLoader(
             dataset, stream, self.num_workers, persistent_workers=self.num_workers > 0
         )
@@ -157,8 +160,9 @@ class VideoDataModule(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         if self.val_manifest is None:
             return []
-        clips = self._served(self.val_manifest)
-        return self._once(self._dataset(clips, EvenChoice(1)), self._batches(clips, num_windows=1))
+        dataset = self._dataset(self.val_manifest, EvenChoice(1))
+        clips = self._served(self.val_manifest).clips
+        return self._once(dataset, self._batches(clips, num_windows=1))
 
     def predict_dataloader(self) -> DataLoader:
         """Every window of every clip once, training manifest first; ``clip_ids`` are keys of the
@@ -173,13 +177,14 @@ class VideoDataModule(L.LightningDataModule):
             self._pixels(clips, windows, self._key), self._batches(clips, self.windows_per_clip)
         )
 
-    def _served(self, manifest: Path) -> ClipsBySize:
-        return (self._clips if self._cache is None else self._encoded)[manifest].clips
+    def _served(self, manifest: Path) -> Assignment:
+        return (self._clips if self._cache is None else self._encoded)[manifest]
 
-    def _dataset(self, clips: ClipsBySize, choose: Chooser) -> Dataset[VideoBatch]:
+    def _dataset(self, manifest: Path, choose: Chooser) -> Dataset[VideoBatch]:
+        clips = self._served(manifest).clips
         if self._cache is None:
             return self._pixels(clips, choose, _clip_id)
-        return LatentClips(clips, self._latent_keys, self._cache, choose, self.fps)
+        return LatentClips(clips, self._latent_keys[manifest], self._cache, choose, self.fps)
 
     def _pixels(self, clips: ClipsBySize, choose: Chooser, name: Namer) -> PixelClips:
         reader = ClipReader(self.reader, self.fps)
@@ -220,13 +225,16 @@ class VideoDataModule(L.LightningDataModule):
     def _open_cache(self, root: Path) -> None:
         self._cache = LatentCache.open(root)
         for manifest, assignment in self._clips.items():
-            self._encoded[manifest], keys = encoded(assignment, self._key, self._cache)
-            self._latent_keys |= keys
-            _refuse_empty(
-                self._encoded[manifest],
-                f"{root}: holds no latents of {manifest} for {self._settings()} and "
-                f"windows_per_clip = {self.windows_per_clip}: encode the clips with these settings",
-            )
+            kept, self._latent_keys[manifest] = encoded(assignment, self._key, self._cache)
+            missing = assignment.num_clips - kept.num_clips
+            if missing > MAX_MISSING * assignment.num_clips:
+                raise ValueError(
+                    f"{root}: lacks the latents of {missing} of {assignment.num_clips} clips of "
+                    f"{manifest} for {self._settings()} and windows_per_clip = "
+                    f"{self.windows_per_clip}: encode them, by predict with the same settings"
+                )
+            _refuse_empty(kept, f"{root}: holds no latents of {manifest}")
+            self._encoded[manifest] = kept
 
 
 def _refuse_empty(assignment: Assignment, problem: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 
 import lightning as L
@@ -210,20 +209,41 @@ def test_cached_latents_are_those_of_the_clips(shapes: dict[str, Path], tmp_path
 
 
 def test_a_cache_made_with_other_settings_is_refused(
-    shapes: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    shapes: dict[str, Path], tmp_path: Path
 ) -> None:
     root = tmp_path / "latents"
     write_cache(shapes, root)
     for settings in ({"fps": 6.0}, {"sizes": ["5x16x16"]}, {"windows_per_clip": 2}):
         data = module(shapes, latents=root, **({"windows_per_clip": 3} | settings))
-        with pytest.raises(ValueError, match=r"holds no latents of .*train\.jsonl"):
+        with pytest.raises(ValueError, match=r"lacks the latents of 30 of 30 .*train\.jsonl"):
             data.setup("fit")
     with pytest.raises(ValueError, match="no latent cache here"):
         module(shapes, latents=tmp_path / "absent").setup("fit")
-    with caplog.at_level(logging.WARNING):
-        both = {"train": shapes["train"], "val": shapes["test"]}
-        with pytest.raises(ValueError, match=r"holds no latents of .*test\.jsonl"):
-            module(both, val_manifest=both["val"], latents=root, windows_per_clip=3).setup("fit")
+    both = {"train": shapes["train"], "val": shapes["test"]}
+    with pytest.raises(ValueError, match=r"lacks the latents of 10 of 10 clips of .*test\.jsonl"):
+        module(both, val_manifest=both["val"], latents=root, windows_per_clip=3).setup("fit")
+
+
+def test_a_file_that_changed_since_it_was_encoded_is_left_out(
+    shapes: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = shapes["train"].parent
+    rows = [json.loads(line) for line in shapes["train"].read_text().splitlines()]
+    for row in rows:
+        (tmp_path / Path(row["path"]).name).write_bytes((root / row["path"]).read_bytes())
+        row["path"] = Path(row["path"]).name
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    copied = {**shapes, "train": tmp_path / "train.jsonl"}
+    write_cache(copied, tmp_path / "latents")
+    with (tmp_path / "00003.mp4").open("ab") as file:
+        file.write(b"x")
+    data = module(copied, latents=tmp_path / "latents", windows_per_clip=3, steps_per_epoch=40)
+    data.setup("fit")
+    changed = read_manifest(copied["train"])[3].clip_id
+    served = {name for batch in data.train_dataloader() for name in batch.clip_ids}
+    assert changed not in served
+    assert len(served) == 29
+    assert "1 left out: not in the latent cache" in caplog.text
 
 
 def with_bad_clips(shapes: dict[str, Path], folder: Path, declared: bool) -> Path:

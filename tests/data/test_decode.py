@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from sora_lightning.data.decode import (
     DecodeError,
@@ -194,6 +196,24 @@ def test_damaged_frames_are_refused_not_replaced(
         assert numbers_in(reader.read(path, timeline, [50, 52])) == [50, 52]
         with pytest.raises(DecodeError, match="damaged"):
             reader.read(path, timeline, [30])
+
+
+def test_a_frame_that_is_not_there_is_an_error(barcodes: Callable[..., Path]) -> None:
+    path = barcodes("closed.mp4", STEADY, options=CLOSED)
+    timeline = read_timeline(path)
+    shifted = replace(timeline, pts=timeline.pts + 1)  # as of a file that has changed since
+    with pytest.raises(DecodeError, match=r"closed.mp4: 2 of 2 frames do not decode"):
+        PyAVReader().read(path, shifted, [3, 40])
+
+
+@pytest.mark.parametrize("name", ["picture.png", "picture.jpg", "picture.webp"])
+def test_a_picture_is_a_clip_of_one_frame(name: str, tmp_path: Path) -> None:
+    Image.fromarray(barcode(13)).save(tmp_path / name)
+    timeline = read_timeline(tmp_path / name)
+    assert len(timeline) == 1
+    assert numbers_in(default_reader().read(tmp_path / name, timeline, [0])) == [13]
+    footage = probe(tmp_path / name)
+    assert (footage.num_frames, footage.height, footage.width) == (1, *barcode(13).shape[:2])
 
 
 def test_decord_is_the_default_where_it_is_installed() -> None:

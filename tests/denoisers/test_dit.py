@@ -127,6 +127,14 @@ def test_words_order_and_dropping_matter_case_and_points_do_not(conditioner):
     )
 
 
+def test_words_that_share_a_row_of_a_small_table_still_differ():
+    conditioner = TextConditioner(width=16, depth=1, num_heads=2, num_rows=64)
+    words = [f"word{i}" for i in range(40)]
+    rows = [conditioner.rows(word)[1] for word in words]
+    assert len({first for first, _ in rows}) < len(words)  # there are collisions,
+    assert len(set(rows)) == len(words)  # and two hashes part them
+
+
 def test_unconditional_ignores_captions():
     conditioner = Unconditional(8)
     torch.testing.assert_close(conditioner(["a", "b"]).pooled, conditioner.null(2).pooled)

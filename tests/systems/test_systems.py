@@ -85,7 +85,7 @@ def test_a_diffusion_checkpoint_needs_no_other_file(
     assert any(not torch.equal(averaged[name], raw[name]) for name in averaged)
 
 
-def test_the_tokenizer_learns_and_keeps_the_statistics_of_its_validation(
+def test_the_tokenizer_keeps_the_latent_statistics_of_its_validation(
     fit, tokenizer_model, tmp_path
 ):
     path = fit({"model": tokenizer_model}, tmp_path / "run", "--trainer.max_steps", "3")

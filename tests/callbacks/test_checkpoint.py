@@ -1,0 +1,98 @@
+"""last.ckpt always holds the latest state: after the last step, after a validation, after an exception."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
+
+from sora_lightning.callbacks.checkpoint import RunCheckpoint
+
+
+class Measured(BoringModel):
+    """Writes the step into a buffer when it validates, as a tokenizer writes its statistics."""
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        super().__init__()
+        self.register_buffer("measured_at", torch.tensor(-1))
+        self.fail_at = fail_at
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if self.global_step == self.fail_at:
+            raise ArithmeticError("diverged")
+        return super().training_step(batch, batch_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        self.measured_at.fill_(self.global_step)
+
+
+def _fit(folder: Path, checkpoint: RunCheckpoint, model: BoringModel, **trainer: Any) -> None:
+    Trainer(
+        default_root_dir=folder,
+        callbacks=[checkpoint],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+        limit_val_batches=1,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        **trainer,
+    ).fit(model, ckpt_path=checkpoint.last if checkpoint.last.exists() else None)
+
+
+def _load(folder: Path, name: str = "last.ckpt") -> tuple[int, int]:
+    content = torch.load(folder / name, weights_only=True)
+    return content["global_step"], content["state_dict"]["measured_at"].item()
+
+
+@pytest.mark.parametrize(("every", "max_steps"), [(2, 4), (3, 4), (100, 4)])
+def test_the_last_step_and_the_validation_after_it_are_saved(
+    tmp_path: Path, every: int, max_steps: int
+) -> None:
+    _fit(tmp_path, RunCheckpoint(tmp_path, every), Measured(), max_steps=max_steps, val_check_interval=4)
+    assert _load(tmp_path) == (4, 4)
+    assert [path.name for path in tmp_path.glob("*.ckpt")] == ["last.ckpt"]
+
+
+def test_a_second_training_goes_on_and_overwrites_the_same_file(tmp_path: Path) -> None:
+    _fit(tmp_path, RunCheckpoint(tmp_path, 2), Measured(), max_steps=2, val_check_interval=2)
+    _fit(tmp_path, RunCheckpoint(tmp_path, 2), Measured(), max_steps=4, val_check_interval=2)
+    assert _load(tmp_path) == (4, 4)
+    assert [path.name for path in tmp_path.glob("*.ckpt")] == ["last.ckpt"]
+
+
+def test_an_exception_leaves_the_state_before_the_step_that_raised_it(tmp_path: Path) -> None:
+    with pytest.raises(ArithmeticError):
+        _fit(tmp_path, RunCheckpoint(tmp_path, 100), Measured(fail_at=3), max_steps=9)
+    assert _load(tmp_path)[0] == 3
+
+
+def test_numbered_checkpoints_stay(tmp_path: Path) -> None:
+    checkpoint = RunCheckpoint(tmp_path, every_n_steps=3, keep_every_n_steps=2)
+    _fit(tmp_path, checkpoint, Measured(), max_steps=5)
+    names = sorted(path.name for path in tmp_path.glob("*.ckpt"))
+    assert names == ["last.ckpt", "step-00000002.ckpt", "step-00000004.ckpt"]
+    assert _load(tmp_path, "step-00000002.ckpt")[0] == 2
+
+
+def test_accumulated_batches_are_saved_once(tmp_path: Path) -> None:
+    saved = []
+
+    class Counted(RunCheckpoint):
+        def _save(self, trainer: Trainer, path: Path) -> None:
+            saved.append(trainer.global_step)
+            super()._save(trainer, path)
+
+    _fit(tmp_path, Counted(tmp_path, 1), Measured(), max_steps=2, accumulate_grad_batches=3)
+    assert saved == [1, 2, 2]  # each step once, and the end
+
+
+@pytest.mark.parametrize("name", ["every_n_steps", "keep_every_n_steps"])
+def test_an_interval_of_nothing_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"checkpoint.{name} = 0: must be at least 1"):
+        RunCheckpoint(tmp_path, **{name: 0})

@@ -1,0 +1,229 @@
+"""Every YAML builds as it is written and says what it is for; the demo's chain runs from clips to a video."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from sora_lightning.__main__ import main
+from sora_lightning.callbacks import EMA
+from sora_lightning.cli.sampling import read_all
+from sora_lightning.cli.training import TrainingCLI
+from sora_lightning.systems import DiffusionSystem, TokenizerSystem
+from sora_lightning.tokenizers import load_tokenizer
+
+_ROOT = Path(__file__).resolve().parents[1]
+_YAMLS = sorted(path.relative_to(_ROOT) for path in _ROOT.glob("experiments/**/*.yaml"))
+_LABELS = ("Question", "Command", "Cost", "Expected")
+_SMALL = ("--data.sizes=[17x32x32]", "--data.pixels_per_batch=70000", "--trainer.logger=true")
+_FEW = (
+    "--trainer.max_steps=2",
+    "--trainer.val_check_interval=1",
+    "--trainer.log_every_n_steps=1",
+)
+_NARROW = "--model.init_args.tokenizer.init_args.widths=[8,16,32]"
+_CHECKPOINT = "runs/demo/text_to_video/checkpoints/last.ckpt"
+
+
+def _run(*arguments: str) -> None:
+    assert main(arguments) == 0
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the experiments, clips for all of them, and narrow tokenizers trained for two
+    steps where the text-to-video experiments look for theirs.
+    """
+    folder = tmp_path_factory.mktemp("workplace")
+    (folder / "experiments").symlink_to(_ROOT / "experiments")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        counts = ("--num_train", "6", "--num_val", "2", "--num_test", "3")
+        _run("synthesize", "--root", "runs/demo/data", *counts)
+        (folder / "clips").symlink_to("runs/demo/data")
+        for config in ("experiments/demo/tokenizer.yaml", "experiments/tokenizer/clips.yaml"):
+            _run("fit", "--config", config, *_SMALL, *_FEW, _NARROW)
+            _run("predict", "--config", config, *_SMALL, _NARROW, "--ckpt_path", "last")
+        small = ("--model.init_args.denoiser.init_args.depth=2", *_SMALL, *_FEW)
+        _run("fit", "--config", "experiments/demo/text_to_video.yaml", *small)
+        yield folder
+
+
+@pytest.fixture
+def inside(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(workplace)
+    return workplace
+
+
+def _header(yaml: Path) -> dict[str, str]:
+    """The opening comments by label; what follows a label's line belongs to it."""
+    header: dict[str, str] = {}
+    for line in (_ROOT / yaml).read_text().splitlines():
+        if not line.startswith("#"):
+            break
+        words = line.removeprefix("# ")
+        label = words.split(" ")[0]
+        if label in _LABELS:
+            header[label] = words.removeprefix(label).strip()
+        else:
+            header[list(header)[-1]] += "\n" + words.strip()
+    return header
+
+
+@pytest.mark.parametrize("yaml", _YAMLS, ids=str)
+def test_a_yaml_opens_with_question_command_cost_and_expectation(yaml: Path) -> None:
+    header = _header(yaml)
+    assert tuple(header) == _LABELS
+    assert all(header.values())
+    assert header["Question"].rstrip().endswith("?")
+    assert str(yaml) in header["Command"]
+
+
+@pytest.mark.parametrize("yaml", _YAMLS, ids=str)
+def test_a_yaml_builds_by_the_command_it_gives(
+    inside: Path, yaml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[TrainingCLI] = []
+    monkeypatch.setattr(TrainingCLI, "_run_subcommand", lambda cli, verb: built.append(cli))
+    program, *arguments = shlex.split(_header(yaml)["Command"].splitlines()[0])
+    assert program == "sora-lightning"
+    _run(*arguments, "--run_dir", "runs/untouched")
+    (cli,) = built
+    assert isinstance(cli.model, DiffusionSystem | TokenizerSystem)
+    assert getattr(cli.model, "fps", cli.datamodule.fps) == cli.datamodule.fps
+    assert not Path("runs/untouched").exists()
+
+
+def test_a_run_lies_in_its_folder(inside: Path) -> None:
+    run = Path("runs/demo/tokenizer")
+    assert {path.name for path in run.iterdir() if "events" not in path.name} == {
+        "checkpoints",
+        "config.yaml",
+        "hparams.yaml",
+    }
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
+
+
+def test_the_config_a_run_saves_is_that_of_its_training_and_builds_it_again(
+    inside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrainingCLI, "_run_subcommand", lambda cli, verb: None)
+    config = Path("runs/demo/text_to_video/config.yaml")
+    assert "max_steps: 2" in config.read_text()
+    _run("fit", "--config", str(config), "--run_dir", "runs/again")
+
+
+def test_predict_encodes_every_clip_with_the_weights_that_are_sampled_with(inside: Path) -> None:
+    tokenizer = load_tokenizer(Path("runs/demo/tokenizer/checkpoints/last.ckpt"))
+    index = json.loads(Path("runs/demo/latents/index.json").read_text())
+    assert index["tokenizer"] == tokenizer.fingerprint()
+    assert DiffusionSystem.from_checkpoint(_CHECKPOINT).tokenizer.fingerprint() == index["tokenizer"]
+
+
+def test_tensorboard_has_curves_and_pictures_that_move(inside: Path) -> None:
+    for run, tag in (("tokenizer", "reconstructions/0"), ("text_to_video", "samples/")):
+        events = EventAccumulator(f"runs/demo/{run}", size_guidance={"images": 0, "scalars": 0})
+        events.Reload()
+        assert {"train/loss", "val/loss"} <= set(events.Tags()["scalars"])
+        tags = [name for name in events.Tags()["images"] if name.startswith(tag)]
+        assert tags
+        pictures = events.Images(tags[0])
+        assert len(pictures) == 2  # one for each validation
+        assert b"acTL" in pictures[0].encoded_image_string  # the chunk that makes a PNG move
+
+
+def test_a_checkpoint_alone_makes_videos(
+    inside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = str(inside / _CHECKPOINT)
+    monkeypatch.chdir(tmp_path)  # far from the YAML, the data and the tokenizer's own checkpoint
+    options = ("--num-steps=2", "--num-frames=9", "--seed=1")
+    one = ("sample", "--checkpoint", checkpoint, "--prompt", "a red circle moves left", *options)
+    _run(*one, "--size=32x32", "--output=x.mp4")
+    assert read_all(Path("x.mp4")).shape == (9, 32, 32, 3)
+    many = ("sample", "--checkpoint", checkpoint, "--prompts", str(inside / "clips/test.jsonl"))
+    _run(*many, "--size=32x32,24x40", "--output=out", *options)
+    rows = [json.loads(line) for line in Path("out/prompts.jsonl").read_text().splitlines()]
+    assert [read_all(Path("out", row["path"])).shape[0] for row in rows] == [9, 9, 9]
+
+
+def test_a_training_goes_on_from_its_checkpoint(
+    inside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[int] = []
+    on_train_start = EMA.on_train_start
+
+    def record(self: EMA, trainer: Any, pl_module: Any) -> None:
+        began.append(trainer.global_step)
+        on_train_start(self, trainer, pl_module)
+
+    monkeypatch.setattr(EMA, "on_train_start", record)
+    fit = ("fit", "--config", "experiments/demo/tokenizer.yaml", *_SMALL, _NARROW)
+    more = ("--trainer.max_steps=3", "--run_dir=runs/longer")
+    _run(*fit, *more, "--ckpt_path", "runs/demo/tokenizer/checkpoints/last.ckpt")
+    assert began == [2]
+    saved = torch.load("runs/longer/checkpoints/last.ckpt", weights_only=True)
+    assert saved["global_step"] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("fit", "--data.latentz=1"), "data.latentz: no such key in VideoDataModule. Did you mean latents?"),
+        (("fit", "--trainer.max_step=3"), "trainer.max_step: no such key in Trainer. Did you mean max_steps?"),
+        (("fit", "--model.init_args.denoiser.init_args.width=abc"), "init_args.width = 'abc': expected a whole"),
+        (("fit", "--model.init_args.denoiser.init_args.num_heads=3"), "model.init_args.denoiser: "),
+        (("fit", "--data.sizes=[17x32x32,17x30x32]"), "data.sizes[1] = '17x30x32': height 30 does not divide"),
+        (("fit", "--data.sizes=[32x32]"), "data.sizes[0]: '32x32' is not a video size"),
+        (("fit", "--data.manifest=clips/trian.jsonl"), "data.manifest = 'clips/trian.jsonl': there is no such"),
+        (("fit", "--data.latents=clips"), "data.latents: clips: no latent cache here"),
+        (("fit", "--model.init_args.tokenizer.init_args.checkpoint=x.ckpt"), "init_args.checkpoint = 'x.ckpt'"),
+        (("fit", "--model.init_args.fps=9"), "model.init_args.fps = 9: is taken from data.fps = 8"),
+        (("fit", "--data.fps=${data.fsp}"), "Interpolation key"),
+        (("fit", "--run_dir=runs/demo/text_to_video"), "holds runs/demo/text_to_video/checkpoints/last.ckpt"),
+        (("fit", "--ckpt_path=last"), "there is no file runs/new/checkpoints/last.ckpt"),
+        (("fit", "--ckpt_path=best"), "ckpt_path = 'best': there is no file"),
+        (("validate",), "validate needs trained weights"),
+        (("predict", "--ckpt_path=runs/demo/tokenizer/checkpoints/last.ckpt"), "latents.root is missing"),
+        (("fit", "--config=experiments/demo/tokeniser.yaml"), "Did you mean experiments/demo/tokenizer.yaml?"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, tuple) else "",
+)  # fmt: skip
+def test_a_mistake_is_one_message_before_anything_is_built(
+    inside: Path,
+    arguments: tuple[str, ...],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def built(*_: Any, **__: Any) -> None:
+        raise AssertionError("the system was built")
+
+    monkeypatch.setattr(DiffusionSystem, "__init__", built)
+    verb, *rest = arguments
+    new = () if any("--run_dir" in one for one in rest) else ("--run_dir=runs/new",)
+    assert main([verb, "--config", "experiments/demo/text_to_video.yaml", *new, *rest]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if "INFO" not in line]
+    messages = [line for line in errors if line.startswith(f"sora-lightning {verb}: ")]
+    assert len(messages) == 1
+    assert said in messages[0]
+    assert "Traceback" not in "\n".join(errors)
+    assert not Path("runs/new").exists()
+
+
+def test_sampling_with_a_tokenizer_is_refused(
+    inside: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = "runs/demo/tokenizer/checkpoints/last.ckpt"
+    arguments = ("sample", "--checkpoint", checkpoint, "--prompt", "a", "--output", "x.mp4")
+    assert main(arguments) == 2
+    assert "holds a TokenizerSystem, not a DiffusionSystem" in capsys.readouterr().err
+    assert not Path("x.mp4").exists()
