@@ -45,8 +45,8 @@ class RandomChoice:
     seed: int
 
     def __call__(self, record: ClipRecord, turn: int) -> Choice:
-        philox = np.random.Philox(key=[self.seed, int(record.clip_id, 16)], counter=[turn, 0, 0, 0])
-        rng = np.random.Generator(philox)
+        key = np.array([self.seed, int(record.clip_id, 16)], dtype=np.uint64)
+        rng = np.random.Generator(np.random.Philox(key=key, counter=turn))
         window = rng.random()
         return Choice(window, record.captions[rng.integers(len(record.captions))])
 

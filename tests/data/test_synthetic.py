@@ -14,7 +14,6 @@ from sora_lightning.data import read_manifest, write_dataset
 from sora_lightning.data.decode import PyAVReader, read_timeline
 from sora_lightning.data.scenes import (
     COLOURS,
-    DIRECTIONS,
     SHAPES,
     SPEEDS,
     TOWARDS,
@@ -25,6 +24,9 @@ from sora_lightning.data.scenes import (
     triples,
 )
 from sora_lightning.data.synthetic import render
+
+# Columns grow to the right and rows downwards.
+STEPS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 
 def scenes(count: int, pairs: bool = False) -> list[Scene]:
@@ -51,7 +53,7 @@ def test_held_out_combinations_leave_every_pair_to_training() -> None:
     assert len(seen) == 48
     assert not set(held_out) & set(seen)
     for a, b in itertools.combinations(range(3), 2):
-        values = (SHAPES, tuple(COLOURS), tuple(DIRECTIONS))
+        values = (SHAPES, tuple(COLOURS), tuple(STEPS))
         every = set(itertools.product(values[a], values[b]))
         assert {(t[a], t[b]) for t in seen} == every
         assert {(t[a], t[b]) for t in held_out} <= every
@@ -75,7 +77,7 @@ def test_the_picture_shows_what_the_scene_says(pairs: bool) -> None:
             centre = np.stack([np.bincount(frame, axis) / np.bincount(frame) for axis in (x, y)])
             travelled = (centre[:, -1] - centre[:, 0]) / side
             expected_travel = shape.rate * (scene.num_frames - 1) / scene.fps
-            along = travelled @ DIRECTIONS[shape.direction]
+            along = travelled @ STEPS[shape.direction]
             assert abs(along - expected_travel) < 0.05
             assert np.abs(travelled).sum() - along < 0.05
             assert SPEEDS[shape.speed][0] <= shape.rate <= SPEEDS[shape.speed][1]
@@ -85,7 +87,7 @@ def test_two_shapes_never_touch() -> None:
     for scene in scenes(40, pairs=True):
         first, second = masks(scene, render(scene))
         side = min(scene.height, scene.width)
-        axis = 1 if DIRECTIONS[scene.shapes[0].direction][0] else 2
+        axis = 1 if STEPS[scene.shapes[0].direction][0] else 2
         reach = [np.nonzero(m.any((0, 3 - axis)))[0] for m in (first, second)]
         gap = max(reach[0].min() - reach[1].max(), reach[1].min() - reach[0].max())
         assert gap > 0.06 * side
@@ -129,6 +131,15 @@ def test_the_seed_decides_every_byte(tmp_path: Path) -> None:
     assert content(tmp_path / "a") != content(tmp_path / "c")
     hashes = list(content(tmp_path / "a").values())
     assert len(set(hashes)) == len(hashes)
+
+
+def test_no_two_scenes_are_alike_in_any_split_or_seed(tmp_path: Path) -> None:
+    places = []
+    for seed in (0, 1):
+        for path in write_dataset(tmp_path / str(seed), 4, 4, 4, seed=seed).values():
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            places += [(shape["x"], shape["y"]) for row in rows for shape in row["scene"]["shapes"]]
+    assert len(places) == len(set(places)) == 24
 
 
 def test_the_splits_keep_to_their_combinations(shapes: dict[str, Path]) -> None:
