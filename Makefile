@@ -3,6 +3,10 @@ VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed.stamp
+OUTPUT ?= runs/sample.mp4
+
+# $(call needs,NAME,example) ends with a sentence where the variable was not given.
+needs = @$(if $($(1)),:,echo 'make $@ needs $(1)=..., for example $(1)=$(2)' >&2; exit 2)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-all lint format eval sample train tensorboard clean
@@ -38,13 +42,17 @@ format: $(STAMP)  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-train: $(STAMP)  ## make train CONFIG=experiments/text_to_video/clips.yaml [ARGS="--data.manifest ..."]
+train: $(STAMP)  ## make train CONFIG=experiments/tokenizer/clips.yaml [ARGS="--data.manifest ..."]
+	$(call needs,CONFIG,experiments/tokenizer/clips.yaml)
 	$(BIN)/python -m sora_lightning fit --config $(CONFIG) $(ARGS)
 
-sample: $(STAMP)  ## make sample CKPT=... PROMPT="a red circle moves left" [ARGS="--size 32x32"]
-	$(BIN)/python -m sora_lightning sample --checkpoint $(CKPT) --prompt "$(PROMPT)" $(ARGS)
+sample: $(STAMP)  ## make sample CKPT=... PROMPT="a red circle moves left" [OUTPUT=...] [ARGS="--size 32x32"]
+	$(call needs,CKPT,runs/demo/text_to_video/checkpoints/last.ckpt)
+	$(call needs,PROMPT,"a red circle moves left")
+	$(BIN)/python -m sora_lightning sample --checkpoint "$(CKPT)" --prompt "$(PROMPT)" --output "$(OUTPUT)" $(ARGS)
 
 eval: $(STAMP)  ## make eval CKPT=... [PROTOCOL=demo] [REFERENCE=manifest] [ARGS="--output folder"]
+	$(call needs,CKPT,runs/demo/text_to_video/checkpoints/last.ckpt)
 	$(BIN)/python -m evaluation --checkpoint "$(CKPT)" $(if $(PROTOCOL),--protocol $(PROTOCOL)) $(if $(REFERENCE),--reference $(REFERENCE)) $(ARGS)
 
 tensorboard: $(STAMP)  ## curves, moving samples and scores of all runs

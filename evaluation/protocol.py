@@ -27,9 +27,9 @@ T = TypeVar("T")
 class ClipSpec:
     """The clips that are judged: ``num_frames`` at ``fps`` from the middle of a video.
 
-    Reference videos are resized (bilinear, antialiased) to cover the size of ``sizes`` (height x
-    width) whose aspect ratio is nearest, and cut about the centre. Sampled videos stand at such a
-    size already.
+    Reference videos are cut about the centre to the proportions of the nearest of ``sizes``
+    (height x width) and resized to it (bilinear, antialiased). Sampled videos stand at such a size
+    already.
     """
 
     num_frames: int

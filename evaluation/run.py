@@ -224,6 +224,10 @@ def _score(
     return scores, rows
 
 
+def _numbers_first(value: float | str) -> tuple[bool, float | str]:
+    return isinstance(value, str), value
+
+
 def _record(
     request: Request,
     judge: SavedJudge,
@@ -237,7 +241,7 @@ def _record(
     settings = request.protocol.settings()
     # What the videos' own rows say of their sampling counts, not what the protocol would have done.
     settings["sampling"] = {
-        key: sorted({e.sampling.get(key, "unknown") for e in entries}, key=str)
+        key: sorted({e.sampling.get(key, "unknown") for e in entries}, key=_numbers_first)
         for key in ("seed", "num_steps", "guidance_scale")
     }
     settings["extractor"] = {"name": "tiny", "sha256": judge.sha256}

@@ -182,8 +182,8 @@ def cover(
 ) -> UInt8[np.ndarray, "F height width 3"]:
     """Cut about the centre to the proportions of height x width, then resized to them (bilinear,
     antialiased). Nothing is distorted by more than half a pixel of the source."""
-    rows = min(video.shape[1], round(video.shape[2] * height / width))
-    columns = min(video.shape[2], round(video.shape[1] * width / height))
+    rows = min(video.shape[1], max(1, round(video.shape[2] * height / width)))
+    columns = min(video.shape[2], max(1, round(video.shape[1] * width / height)))
     top, left = (video.shape[1] - rows) // 2, (video.shape[2] - columns) // 2
     cut = video[:, top : top + rows, left : left + columns]
     return cut if cut.shape[1:3] == (height, width) else _resized(cut, [height, width])

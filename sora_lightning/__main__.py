@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-_VERBS = {
+VERBS = {
     "fit": "train the model of an experiment: fit --config experiments/demo/tokenizer.yaml",
     "validate": "measure a checkpoint on the validation clips",
     "predict": "encode clips into latents with a trained tokenizer",
@@ -17,7 +17,7 @@ _VERBS = {
     "synthesize": "render captioned clips of moving shapes",
     "demo": "all of it, from rendered clips to scored videos",
 }
-_FUNCTIONS = {
+FUNCTIONS = {
     "sample": ("sora_lightning.cli.sampling", "sample"),
     "synthesize": ("sora_lightning.data.synthetic", "write_dataset"),
     "demo": ("sora_lightning.demo", "demo"),
@@ -58,20 +58,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _verb(name: str) -> Callable[[list[str]], None]:
     """The function that takes the arguments after a verb. Modules are loaded for the verb that
     needs them."""
-    if name in _FUNCTIONS:
+    if name in FUNCTIONS:
         from sora_lightning.cli.functions import run_function
 
-        module, function = _FUNCTIONS[name]
+        module, function = FUNCTIONS[name]
         return lambda arguments: run_function(
             name, getattr(import_module(module), function), arguments
         )
-    if name in _VERBS:
+    if name in VERBS:
         from sora_lightning.cli.training import run_training
 
         return lambda arguments: run_training([name, *arguments])
     from sora_lightning.cli.suggest import suggestion
 
-    raise ValueError(f"there is no such verb. {suggestion(name, _VERBS)}")
+    raise ValueError(f"there is no such verb. {suggestion(name, VERBS)}")
 
 
 def _can_be_put_right(error: Exception) -> bool:
@@ -84,8 +84,8 @@ def _can_be_put_right(error: Exception) -> bool:
 
 
 def _help() -> str:
-    width = max(map(len, _VERBS))
-    verbs = "\n".join(f"  {name:{width}}  {what}" for name, what in _VERBS.items())
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:{width}}  {what}" for name, what in VERBS.items())
     more = "Arguments of a verb: sora-lightning VERB --help"
     return f"usage: sora-lightning VERB [arguments]\n\n{verbs}\n\n{more}"
 

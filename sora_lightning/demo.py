@@ -50,7 +50,7 @@ def demo_stages(output: Path, quick: bool = False) -> list[Stage]:
 
 
 def _synthesize(output: Path, quick: bool) -> Stage:
-    few = ("--num_train", "24", "--num_val", "8", "--num_test", "10") if quick else ()
+    few = ("--num_train", "48", "--num_val", "16", "--num_test", "24") if quick else ()
     data = output / "data"
     command = ("sora-lightning", "synthesize", "--root", f"{data}", *few)
     return Stage("clips", command, makes=(data,), records=(data,), reads=(_LIBRARY / "data",))
@@ -103,7 +103,7 @@ def _fit_text_to_video(output: Path, quick: bool) -> Stage:
 
 def _train_judge(output: Path, quick: bool) -> Stage:
     judge, data = output / "judge.pt", output / "data"
-    few = ("--steps", "10") if quick else ()
+    few = ("--steps", "40") if quick else ()
     command = ("python", "-m", "evaluation", "train-tiny", "--manifest", f"{data}/train.jsonl")
     return Stage(
         "judge",
@@ -137,7 +137,8 @@ def _score(output: Path) -> Stage:
     command = (
         *("python", "-m", "evaluation", "--protocol", "demo", "--videos", f"{output}/samples"),
         *("--checkpoint", f"{_checkpoint(output / 'text_to_video')}"),
-        *("--reference", f"{output}/data/test.jsonl", "--output", f"{report}"),
+        *("--reference", f"{output}/data/test.jsonl", "--judge", f"{output}/judge.pt"),
+        *("--output", f"{report}"),
     )
     written = (report / "report.json", report / "report.html")
     return Stage("report", command, (report,), written, reads=(_JUDGE, _LIBRARY))

@@ -221,7 +221,8 @@ def load_judge(path: Path) -> SavedJudge:
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a damaged archive
-        raise ValueError(f"{path}: cannot be read as weights ({error})") from error
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: cannot be read as weights ({reason})") from error
     if not isinstance(payload, dict) or payload.get("kind") != "tiny judge":
         raise ValueError(
             f"{path}: is not a tiny judge; `python -m evaluation train-tiny` makes one"

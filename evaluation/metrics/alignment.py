@@ -101,9 +101,7 @@ def align(found: Sequence[FoundShape], expected: Sequence[ExpectedShape]) -> Ali
         raise ValueError("nothing is expected: alignment needs at least one shape")
     agreement = np.array([[_agreement(e, f) for f in found] for e in expected])
     agreement = agreement.reshape(len(expected), len(found), len(ATTRIBUTES))
-    weights = np.array(
-        [4, 1, 2]
-    )  # colour before shape before direction, in the order of ATTRIBUTES
+    weights = np.array([4, 1, 2])  # in the order of ATTRIBUTES: colour, then shape, then direction
     pairs = linear_sum_assignment(-(agreement @ weights))
     num_extra = max(0, len(found) - len(expected))
     complete = len(pairs[0]) == len(expected) and num_extra == 0

@@ -6,7 +6,7 @@ Hessel et al., 2021, without their clamping at 0, which hides how wrong a video 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
@@ -15,6 +15,7 @@ from torch import Tensor
 from evaluation.metrics.bank import RowBank
 
 
+@runtime_checkable
 class VideoTextEmbedder(Protocol):
     """Embeds videos and texts into one space, as vectors of length 1."""
 

@@ -36,14 +36,13 @@ _LEAST_PRESENCE = 0.6
 # across it.
 _LEAST_TRAVEL = 0.06
 _GREATEST_SKEW = 0.5
-# Complex moments of the ideal shapes: |m3| / A^2.5 of an equilateral triangle is 0.0429, of a
-# triangle as wide as high 0.0360; |m4| / A^3 of a square is 1 / 60; a circle has neither. Each
-# limit is half the ideal.
-_TRIANGLE = 0.018
+# |m3| / A^2.5 is 0.0675 for an equilateral triangle, |m4| / A^3 is 1 / 60 for a square, and a
+# circle has neither. Each limit is half of the ideal.
+_TRIANGLE = 0.034
 _SQUARE = 1 / 120
-# |m2| / A^2 is 0.028 for a triangle as wide as high and 0.05 for an ellipse of axes 1.4 : 1.
+# |m2| / A^2 is 0 for the three shapes and 0.055 for an ellipse of axes 1.4 : 1.
 _GREATEST_ELONGATION = 0.05
-# sum(mask * r^2) / A^2 is 0.159 for a circle, 0.167 for a square, 0.194 for a triangle; a cloud has
+# sum(mask * r^2) / A^2 is 0.159 for a circle, 0.167 for a square, 0.192 for a triangle; a cloud has
 # more.
 _GREATEST_SPREAD = 0.26
 

@@ -1,4 +1,6 @@
-"""A progress bar that shows what one waits for: the steps of the whole training and the time left."""
+"""A progress bar that shows what one waits for: the steps of the whole training and the time
+left.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 
 
 class Progress(TQDMProgressBar):
-    """tqdm over optimizer steps where ``max_steps`` bounds a training, else over batches of an epoch.
+    """tqdm over optimizer steps where ``max_steps`` bounds a training, else over batches of an
+    epoch.
 
     It is named explicitly because Lightning would choose rich wherever something else happened to
     install it.

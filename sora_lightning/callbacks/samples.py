@@ -72,7 +72,7 @@ class SampleVideos(Callback):
             )
         seeds = [self.seed + index for index in range(len(self.prompts))]
         # Every rank samples, since sharded weights need all of them; only the first has a writer.
-        with _undisturbed(pl_module):
+        with undisturbed(pl_module):
             videos = pl_module.generate(
                 self.prompts,
                 self.size,
@@ -116,7 +116,7 @@ class ReconstructVideos(Callback):
         if not isinstance(pl_module, TokenizerSystem) or batch.video is None:
             raise ValueError("ReconstructVideos needs a TokenizerSystem and batches of pixels")
         original = batch.video[: self.num_clips]
-        with _undisturbed(pl_module):
+        with undisturbed(pl_module):
             rebuilt = pl_module.tokenizer.decode(pl_module.tokenizer.encode(original))
         pairs = rearrange([original, rebuilt], "two b c F H W -> b c F H (two W)")
         for index, pair in enumerate(pairs):
@@ -124,7 +124,7 @@ class ReconstructVideos(Callback):
 
 
 @contextmanager
-def _undisturbed(module: nn.Module) -> Iterator[None]:
+def undisturbed(module: nn.Module) -> Iterator[None]:
     """Evaluation mode and no gradients within; afterwards modes and random state are as before."""
     modes = {part: part.training for part in module.modules()}
     module.eval()

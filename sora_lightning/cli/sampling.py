@@ -20,6 +20,7 @@ from tqdm import tqdm
 from sora_lightning.cli.contact_sheet import contact_sheet
 from sora_lightning.cli.geometry import check_size
 from sora_lightning.cli.prompts import Prompt, read_prompts
+from sora_lightning.cli.quiet import quieten
 from sora_lightning.data.decode import PyAVReader, read_timeline
 from sora_lightning.data.encode import write_video
 from sora_lightning.systems import DiffusionSystem
@@ -74,6 +75,7 @@ def sample(
         device: Where to compute: cpu, cuda, cuda:1.
         sheet_rows: Videos in the contact sheet, evenly spread over the prompts.
     """
+    quieten()
     sizes = [VideoSize.parse(f"{num_frames}x{one}") for one in size.split(",")]
     asked = _asked(prompt, prompts, sizes)
     _check_output(output, single=prompts is None)
@@ -83,21 +85,17 @@ def sample(
     for one in sizes:
         check_size("--size", one, system.tokenizer.compression, system.denoiser.patch)
     settings = (system.fps, num_steps, guidance_scale, _sha256(checkpoint))
-    if prompts is None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        plan = [Sample(output.name, asked[0].text, seed, str(asked[0].size), *settings)]
-        for done, video in _generate(system, plan, batch_size):
-            write_video(output.parent / done.path, video, done.fps)
-        print(output)
-        return
-    output.mkdir(parents=True, exist_ok=True)
     plan = [
-        Sample(_file_name(index, one.text), one.text, seed + index, str(one.size), *settings)
-        for index, one in enumerate(asked)
+        Sample(_file_name(i, one.text), one.text, seed + i, str(one.size), *settings)
+        for i, one in enumerate(asked)
     ]
-    _sample_folder(system, plan, output, batch_size)
-    _write_sheet(plan, output, sheet_rows)
-    print(f"{len(plan)} videos, prompts.jsonl and contact_sheet.png in {output}")
+    if prompts is None:
+        _sample_file(system, plan[0], output)
+        print(output)
+    else:
+        _sample_folder(system, plan, output, batch_size)
+        _write_sheet(plan, output, sheet_rows)
+        print(f"{len(plan)} videos, prompts.jsonl and contact_sheet.png in {output}")
 
 
 def _asked(prompt: str | None, prompts: Path | None, sizes: list[VideoSize]) -> list[Prompt]:
@@ -119,11 +117,18 @@ def _check_output(output: Path, single: bool) -> None:
         raise ValueError(f"--output {output}: is a file; with --prompts it must be a folder")
 
 
+def _sample_file(system: DiffusionSystem, one: Sample, output: Path) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for _, video in _generate(system, [one], batch_size=1):
+        write_video(output, video, one.fps)
+
+
 def _sample_folder(
     system: DiffusionSystem, plan: list[Sample], folder: Path, batch_size: int
 ) -> None:
     """Write what is not there yet. Each video is in ``prompts.jsonl`` as soon as its file is
     complete."""
+    folder.mkdir(parents=True, exist_ok=True)
     record = folder / "prompts.jsonl"
     done = _finished(record, plan)
     record.write_text("".join(_row(one) for one in plan if one in done))

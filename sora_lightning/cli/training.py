@@ -8,8 +8,6 @@ sentence.
 
 from __future__ import annotations
 
-import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +27,12 @@ from sora_lightning.cli.preflight import (
     check_run_directory,
     check_sizes,
 )
+from sora_lightning.cli.quiet import quieten
 from sora_lightning.cli.sources import Source, merge, read_sources
 from sora_lightning.data import VideoDataModule
 
 VERBS = ("fit", "validate", "predict")
+PARSER = {"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False}
 _GROUPS: dict[str, Any] = {
     "model": LightningModule,
     "data": VideoDataModule,
@@ -70,6 +70,7 @@ class TrainingCLI(LightningCLI):
         parser.link_arguments("run_dir", "checkpoint.dirpath", compute_fn=_checkpoints_of)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        assert isinstance(args, list)
         self.config = parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:
@@ -77,10 +78,11 @@ class TrainingCLI(LightningCLI):
         override it."""
 
     def before_instantiate_classes(self) -> None:
-        config = self.config[self.subcommand]
-        config.ckpt_path = check_run_directory(self.subcommand, config.run_dir, config.ckpt_path)
+        verb = str(self.subcommand)
+        config = self.config[verb]
+        config.ckpt_path = check_run_directory(verb, config.run_dir, config.ckpt_path)
         check_inputs(config)
-        check_latents(self.subcommand, config)
+        check_latents(verb, config)
         # Not a link: with one, jsonargparse 4.53 takes no key of the model on the command line as
         # soon as a function, such as load_tokenizer, is the class_path of a part.
         if "fps" in config.model.init_args:
@@ -111,8 +113,7 @@ def run_training(argv: list[str]) -> None:
     """
     # Interpolations written from the root, ${data.fps}, then also hold below the verb.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    parser = {"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False}
-    _silence_what_is_meant_so()
+    quieten()
     _refuse_second_rate(read_sources(argv[1:]))
     try:
         TrainingCLI(
@@ -125,7 +126,7 @@ def run_training(argv: list[str]) -> None:
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
-            parser_kwargs={**parser, **{verb: dict(parser) for verb in VERBS}},
+            parser_kwargs={**PARSER, **{verb: dict(PARSER) for verb in VERBS}},
             args=argv,
         )
     except ArgumentError as error:
@@ -149,22 +150,6 @@ def _refuse_second_rate(sources: list[Source]) -> None:
             f"model.init_args.fps = {given['fps']}: is taken from data.fps = {data.get('fps')}; "
             "leave it out"
         )
-
-
-def _silence_what_is_meant_so() -> None:
-    """Keep warnings about deliberate choices, and advertisements, out of the output."""
-    for pattern in (
-        ".*does not have many workers.*",  # how many is data.num_workers' business
-        ".*LeafSpec.*",  # Lightning's own
-        ".*module\\(s\\) in eval mode.*",  # the frozen tokenizer of a DiffusionSystem
-        ".*already saved during checkpointing.*",  # a part's hyperparameters are its class_path
-        ".*infer the batch indices.*",  # latents are keyed by clip
-        ".*was deprecated in v4.49.*",  # of jsonargparse, towards Lightning
-        ".*smaller than the logging interval.*",  # epochs are short here, steps are what is counted
-    ):
-        warnings.filterwarnings("ignore", pattern)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.trainer.setup"):
-        logging.getLogger(name).addFilter(lambda record: "Tip:" not in record.getMessage())
 
 
 def _checkpoints_of(run_dir: Path) -> Path:

@@ -1,4 +1,6 @@
-"""last.ckpt always holds the latest state: after the last step, after a validation, after an exception."""
+"""last.ckpt always holds the latest state: after the last step, after a validation, after an
+exception.
+"""
 
 from __future__ import annotations
 
@@ -54,9 +56,27 @@ def _load(folder: Path, name: str = "last.ckpt") -> tuple[int, int]:
 def test_the_last_step_and_the_validation_after_it_are_saved(
     tmp_path: Path, every: int, max_steps: int
 ) -> None:
-    _fit(tmp_path, RunCheckpoint(tmp_path, every), Measured(), max_steps=max_steps, val_check_interval=4)
+    _fit(
+        tmp_path,
+        RunCheckpoint(tmp_path, every),
+        Measured(),
+        max_steps=max_steps,
+        val_check_interval=4,
+    )
     assert _load(tmp_path) == (4, 4)
     assert [path.name for path in tmp_path.glob("*.ckpt")] == ["last.ckpt"]
+
+
+def test_a_state_is_saved_anew_when_a_validation_has_changed_it(tmp_path: Path) -> None:
+    seen = []
+
+    class Peeking(Measured):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            if self.global_step == 2:
+                seen.append(_load(tmp_path))
+
+    _fit(tmp_path, RunCheckpoint(tmp_path, 2), Peeking(), max_steps=3, val_check_interval=2)
+    assert seen == [(2, 2)]  # what a process killed at this moment leaves
 
 
 def test_a_second_training_goes_on_and_overwrites_the_same_file(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Rendered scenes whose content is known exactly, and a small dataset with a judge trained on it."""
+"""Rendered scenes whose content is known, and a small dataset with a judge trained on it."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ import pytest
 
 from evaluation.metrics.alignment import ExpectedShape, ShapeAlignment, align, parse_prompt
 from evaluation.metrics.shapes import FoundShape
-from tests.evaluation.conftest import Known
 from sora_lightning.data.scenes import captions
+from tests.evaluation.conftest import Known
 
 
 def found(colour: str, shape: str | None, direction: str | None) -> FoundShape:
@@ -49,7 +49,7 @@ def test_free_wordings(prompt: str, expected: list[ExpectedShape]) -> None:
         ("a circle moves left", "no colour"),
         ("a red circle", "no direction"),
         ("a red circle moves left and a blue square", "the square has no direction"),
-        ("a circle on a red background moves left", "no colour"),
+        ("on a red background a circle moves left", "no colour"),
     ],
 )
 def test_incomplete_prompts_are_refused(prompt: str, lacks: str) -> None:

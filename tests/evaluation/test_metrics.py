@@ -41,12 +41,17 @@ def test_batches_order_and_padding_do_not_matter() -> None:
     whole = distance_of([(range(20), True), (range(20, 40), False)], videos)
     features = MeanColour()(videos)
     assert whole == pytest.approx(float(frechet_distance(features[:20], features[20:])), rel=1e-12)
-    shards = [(range(30, 40), False), (range(7), True), (range(7, 20), True), (range(20, 31), False)]
+    shards = [
+        (range(30, 40), False),
+        (range(7), True),
+        (range(7, 20), True),
+        (range(20, 31), False),
+    ]
     assert distance_of(shards, videos) == pytest.approx(whole, rel=1e-10)
 
 
 def _rank(rank: int, init: str, answers: multiprocessing.Queue) -> None:
-    """Rank 0 holds all real clips; rank 1 none of them, and one of rank 0's generated clips again."""
+    """Rank 0 has all real clips; rank 1 has none, and one of rank 0's generated clips again."""
     dist.init_process_group("gloo", init_method=init, rank=rank, world_size=2)
     torch.set_num_threads(1)
     videos = clips(31)
@@ -94,7 +99,7 @@ def test_rows_of_another_width_are_refused() -> None:
 
 
 class Angles:
-    """Embeds a video at the angle of its first pixel, a text at the angle that it says, in degrees."""
+    """Embeds a video at the angle of its first pixel, a text at the angle it says, in degrees."""
 
     def embed_videos(self, videos: Tensor) -> Tensor:
         return self._at(videos[:, 0, 0, 0, 0].float())

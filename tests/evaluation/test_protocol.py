@@ -57,7 +57,7 @@ def test_a_wrong_key_is_named_with_its_path(
 
 
 def test_an_unknown_protocol_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match="'dmo': no such file; shipped are .*demo"):
+    with pytest.raises(ValueError, match=r"'dmo': no such file; shipped are .*demo"):
         load_protocol("dmo")
 
 

@@ -1,4 +1,4 @@
-"""The reader of pixels: right on rendered clips, on flawed ones too, and not to be fooled by wrong ones."""
+"""The reader of pixels: right on rendered clips and on flawed ones, not fooled by wrong ones."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from scipy import ndimage
 
 from evaluation.metrics.alignment import align, parse_prompt
 from evaluation.metrics.shapes import COLOURS, DIRECTIONS, SHAPES, find_shapes
-from tests.evaluation.conftest import Known, draw
 from sora_lightning.data import scenes
 from sora_lightning.data.scenes import Triple
+from tests.evaluation.conftest import Known, draw
 
 
 def blurred(video: np.ndarray) -> np.ndarray:
@@ -96,12 +96,39 @@ def test_reversing_a_video_reverses_its_direction(known: list[Known]) -> None:
         assert found.direction == opposite[one.scene.shapes[0].direction]
 
 
-def test_a_smear_is_none_of_the_shapes() -> None:
+def smear(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return (np.abs(x) < 6) & (np.abs(y) < 3)
+
+
+def ring(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return (np.hypot(x, y) < 8) & (np.hypot(x, y) > 5)
+
+
+@pytest.mark.parametrize("outline", [smear, ring])
+def test_other_blobs_are_none_of_the_shapes(outline: Callable[..., np.ndarray]) -> None:
     video = np.full((17, 32, 32, 3), 128, np.uint8)
+    rows, columns = np.mgrid[:32, :32]
     for frame in range(17):
-        video[frame, 14:18, 2 + frame // 2 : 20 + frame // 2] = (225, 30, 30)
+        video[frame, outline(columns - 9 - frame * 0.7, rows - 15.5)] = (225, 30, 30)
     (found,) = find_shapes(video)
     assert (found.colour, found.shape, found.direction) == ("red", None, "right")
+
+
+def test_a_shape_almost_without_colour_is_not_found(known: list[Known]) -> None:
+    faded = known[0].video.mean(axis=-1, keepdims=True) * 0.85 + known[0].video * 0.15
+    assert find_shapes(faded.astype(np.uint8)) == []
+
+
+def test_a_fringe_is_no_shape_of_its_own() -> None:
+    """A faint rim of another colour, as chroma that bleeds leaves it."""
+    video = np.full((17, 32, 32, 3), 16, np.uint8)
+    rows, columns = np.mgrid[:32, :32]
+    for frame in range(17):
+        radius = np.hypot(columns - 9 - frame * 0.7, rows - 15.5)
+        video[frame, radius < 7] = (110, 110, 16)
+        video[frame, radius < 6] = (225, 16, 16)
+    (found,) = find_shapes(video)
+    assert (found.colour, found.shape, found.direction) == ("red", "circle", "right")
 
 
 def test_shapes_of_one_colour_are_told_apart() -> None:

@@ -58,11 +58,11 @@ def test_a_short_or_damaged_video_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"short.mp4: lasts 1.25 s; 17 frames .* take 2.12 s"):
         read_video(tmp_path / "short.mp4", 17, 8.0)
     (tmp_path / "text.mp4").write_text("not a video")
-    with pytest.raises(ValueError, match="text.mp4: cannot be decoded"):
+    with pytest.raises(ValueError, match=r"text.mp4: cannot be decoded"):
         read_video(tmp_path / "text.mp4", 4, 8.0)
     content = (tmp_path / "short.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match="cut.mp4"):
+    with pytest.raises(ValueError, match=r"cut.mp4"):
         read_video(tmp_path / "cut.mp4", 8, 8.0)
 
 

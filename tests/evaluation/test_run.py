@@ -1,0 +1,251 @@
+"""The judge as it is called: videos or a checkpoint in, a report out, and clear refusals."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from evaluation.__main__ import main
+from evaluation.videos import cover, nearest_size, read_entries, read_video
+from sora_lightning.cli.training import run_training
+from sora_lightning.data.encode import write_video
+from tests.evaluation.conftest import SIZES
+
+
+def write_samples(folder: Path, reference: Path, backwards: int) -> Path:
+    """Real clips in the place of generated ones, the first few of them playing backwards."""
+    folder.mkdir()
+    rows = []
+    for index, entry in enumerate(read_entries(reference)):
+        video = read_video(entry.path, 17, 8.0)
+        video = cover(video, *nearest_size(video, SIZES))
+        write_video(folder / f"{index}.mp4", video[::-1] if index < backwards else video, 8)
+        row = {"path": f"{index}.mp4", "prompt": entry.prompt, "seed": index}
+        rows.append(row | {"num_steps": 7, "checkpoint_sha256": "0" * 64})
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def samples(dataset: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_samples(tmp_path_factory.mktemp("samples") / "s", dataset["test"], backwards=4)
+
+
+@pytest.fixture(scope="session")
+def evaluate(
+    dataset: dict[str, Path], judge: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., tuple[Path, dict[str, Any]]]:
+    def run(*arguments: object) -> tuple[Path, dict[str, Any]]:
+        output = tmp_path_factory.mktemp("report")
+        places = ["--reference", dataset["test"], "--judge", judge, "--output", output]
+        assert main([str(part) for part in [*places, *arguments]]) == 0
+        return output, json.loads((output / "report.json").read_text())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def judged(
+    samples: Path, evaluate: Callable[..., tuple[Path, dict[str, Any]]]
+) -> tuple[Path, dict[str, Any]]:
+    return evaluate("--videos", samples)
+
+
+def test_scores_are_those_of_the_videos(judged: tuple[Path, dict[str, Any]]) -> None:
+    """16 prompts of one shape come first, 4 of their videos backwards; then 4 of two shapes."""
+    scores, details = judged[1]["scores"], judged[1]["details"]
+    assert scores["alignment/colour"] == scores["alignment/shape"] == 1
+    assert scores["alignment/direction"] == scores["alignment/all"] == 0.75
+    assert scores["alignment/two_shapes/all"] == 1
+    assert scores["reference/alignment/direction"] == 1
+    assert details["alignment/direction"]["n"] == 16
+    assert details["alignment/direction"]["low"] < 0.75 < details["alignment/direction"]["high"]
+    assert 0 <= scores["fvd-tiny"] < scores["fvd-tiny/half"]
+    assert -100 <= scores["clip_score-tiny"] <= 100
+    assert not any(name.startswith("tokenizer/") for name in scores)
+
+
+def test_each_video_is_accounted_for(
+    judged: tuple[Path, dict[str, Any]], dataset: dict[str, Path]
+) -> None:
+    rows = judged[1]["videos"]
+    assert [row["prompt"] for row in rows] == [e.prompt for e in read_entries(dataset["test"])]
+    assert [row["direction"] for row in rows] == [False] * 4 + [True] * 16
+    assert rows[7]["seed"] == 7
+
+
+def test_what_was_done_is_recorded(judged: tuple[Path, dict[str, Any]]) -> None:
+    settings = judged[1]["settings"]
+    assert settings["sampling"]["num_steps"] == [7]  # what the rows say, not the protocol's 50
+    assert settings["sampling"]["guidance_scale"] == ["unknown"]
+    assert settings["extractor"]["sha256"] == judged[1]["judge"]["sha256"]
+    assert settings["num_videos"] == settings["num_reference"] == 20
+
+
+def test_the_same_again_has_the_same_scores_and_fingerprint(
+    judged: tuple[Path, dict[str, Any]],
+    samples: Path,
+    evaluate: Callable[..., tuple[Path, dict[str, Any]]],
+) -> None:
+    again = evaluate("--videos", samples)[1]
+    assert again["scores"] == pytest.approx(judged[1]["scores"], rel=1e-6)
+    assert again["fingerprint"] == judged[1]["fingerprint"]
+
+
+def test_the_page_needs_nothing_else(judged: tuple[Path, dict[str, Any]]) -> None:
+    page = (judged[0] / "report.html").read_text()
+    assert set(re.findall(r'(?:src|href)="(.{5})', page)) == {"data:"}
+    assert "http" not in page
+    assert "$" not in page
+    for row in judged[1]["videos"]:
+        assert row["prompt"] in page
+    assert page.count("data:image/webp") == 40  # each video beside the real clip of its prompt
+    assert judged[1]["fingerprint"] in page
+
+
+def test_tensorboard_has_scores_and_moving_samples(judged: tuple[Path, dict[str, Any]]) -> None:
+    events = EventAccumulator(str(judged[0]), size_guidance={"scalars": 0, "images": 0})
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == set(judged[1]["scores"])
+    (tag, *_) = events.Tags()["images"]
+    assert b"acTL" in events.Images(tag)[0].encoded_image_string[:200]  # an animated PNG
+
+
+@pytest.fixture(scope="session")
+def checkpoint(dataset: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text-to-video model after one step, on a tokenizer after one step."""
+    root = tmp_path_factory.mktemp("model")
+
+    def fit(name: str, system: str, **init_args: Any) -> Path:
+        data = {"manifest": str(dataset["train"]), "sizes": ["17x32x32"], "fps": 8}
+        trainer = {"logger": False, "max_steps": 1, "limit_val_batches": 0, "accelerator": "cpu"}
+        config = {
+            "run_dir": str(root / name),
+            "data": data | {"pixels_per_batch": 2 * 17 * 32 * 32},
+            "trainer": trainer | {"enable_progress_bar": False, "enable_model_summary": False},
+            "model": part(f"systems.{system}", optimizer=optimizer, **init_args),
+        }
+        (root / f"{name}.yaml").write_text(yaml.safe_dump(config))
+        run_training(["fit", "--config", str(root / f"{name}.yaml")])
+        return root / name / "checkpoints" / "last.ckpt"
+
+    def part(class_path: str, **init_args: Any) -> dict[str, Any]:
+        return {"class_path": f"sora_lightning.{class_path}", "init_args": init_args}
+
+    optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}}
+    space = {"widths": [8, 16], "down_space": [True], "patch": 4, "blocks_per_level": 1}
+    tokenizer = part("tokenizers.ConvTokenizer", latent_channels=4, down_time=[True], **space)
+    trained = fit("tokenizer", "TokenizerSystem", tokenizer=tokenizer)
+    return fit(
+        "text_to_video",
+        "DiffusionSystem",
+        tokenizer=part("tokenizers.load_tokenizer", checkpoint=str(trained)),
+        conditioner=part("conditioning.TextConditioner", width=16, depth=1, num_heads=2),
+        denoiser=part("denoisers.DiT", width=16, depth=1, num_heads=2, patch=[1, 1, 1]),
+    )
+
+
+@pytest.fixture
+def quick(tmp_path: Path) -> Path:
+    """The demo's protocol with two steps of sampling."""
+    content = yaml.safe_load(Path("evaluation/protocols/demo.yaml").read_text())
+    content["sampling"]["num_steps"] = 2
+    (tmp_path / "quick.yaml").write_text(yaml.safe_dump(content))
+    return tmp_path / "quick.yaml"
+
+
+def test_a_checkpoint_is_sampled_and_its_tokenizer_judged(
+    checkpoint: Path, quick: Path, evaluate: Callable[..., tuple[Path, dict[str, Any]]]
+) -> None:
+    output, report = evaluate("--checkpoint", checkpoint, "--protocol", quick)
+    scores, settings = report["scores"], report["settings"]
+    assert {"tokenizer/psnr", "tokenizer/ssim", "reconstruction/alignment/shape"} <= scores.keys()
+    assert 0 < scores["tokenizer/psnr"] < 40
+    assert report["checkpoint"]["sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    assert report["checkpoint"]["step"] == 1
+    assert settings["sampling"] == {
+        "seed": list(range(20)),
+        "num_steps": [2],
+        "guidance_scale": [2.0],
+    }
+    assert len(list((output / "videos").glob("*.mp4"))) == 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "neither --checkpoint nor --videos is given"),
+        (("--checkpoint", "absent.ckpt"), "--checkpoint absent.ckpt: no such file"),
+        (("--checkpoint", ""), "--checkpoint .*: no such file"),
+        (("--checkpoint", "{judge}"), "no Lightning checkpoint"),
+        (("--videos", "absent"), "--videos absent: no such file or folder"),
+        (("--videos", "{empty}"), "holds no video"),
+        (("--videos", "{few}"), "holds 3 videos; protocol demo needs at least 16"),
+        (("--videos", "{samples}", "--protocol", "dmo"), "protocol 'dmo': no such file"),
+        (("--videos", "{samples}", "--reference", "{few}/prompts.jsonl"), "holds 3 videos"),
+        (("--videos", "{samples}", "--judge", "{few}/0.mp4"), "cannot be read as weights"),
+        (("--videos", "{samples}", "--output", "{few}/0.mp4"), "is a file; it must be a folder"),
+        (("--videos", "{samples}", "--checkpoint", "{checkpoint}"), "were sampled from a checkp"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused_at_once(
+    arguments: tuple[str, ...],
+    message: str,
+    samples: Path,
+    judge: Path,
+    checkpoint: Path,
+    dataset: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    empty, few = tmp_path / "empty", tmp_path / "few"
+    empty.mkdir()
+    few.mkdir()
+    for index in range(3):
+        (few / f"{index}.mp4").write_bytes((samples / f"{index}.mp4").read_bytes())
+    rows = (samples / "prompts.jsonl").read_text().splitlines(keepends=True)
+    (few / "prompts.jsonl").write_text("".join(rows[:3]))
+    places = {"samples": samples, "judge": judge, "empty": empty, "few": few}
+    defaults = ["--reference", dataset["test"], "--judge", judge, "--output", tmp_path / "report"]
+    asked = [part.format(checkpoint=checkpoint, **places) for part in arguments]
+    assert main([str(part) for part in [*defaults, *asked]]) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert re.search(message, line)
+    assert captured.out == ""
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_prompt_that_says_too_little_is_refused(
+    samples: Path, dataset: dict[str, Path], judge: Path, tmp_path: Path, capsys: Any
+) -> None:
+    rows = (samples / "prompts.jsonl").read_text().splitlines()
+    vague = [json.dumps(json.loads(row) | {"prompt": "a nice video"}) for row in rows]
+    for row in rows:
+        name = json.loads(row)["path"]
+        (tmp_path / name).write_bytes((samples / name).read_bytes())
+    (tmp_path / "prompts.jsonl").write_text("\n".join(vague))
+    arguments = ["--videos", tmp_path, "--reference", dataset["test"], "--judge", judge]
+    assert main([str(part) for part in arguments]) == 2
+    assert "prompt 'a nice video': names no shape" in capsys.readouterr().err
+
+
+def test_training_the_judge_is_a_command(
+    dataset: dict[str, Path], tmp_path: Path, capsys: Any
+) -> None:
+    output = tmp_path / "judge.pt"
+    arguments = ["train-tiny", "--manifest", dataset["train"], "--output", output, "--steps", "1"]
+    assert main([str(part) for part in arguments]) == 0
+    assert "own_over_other" in capsys.readouterr().out
+    assert output.is_file()
+    arguments[2] = tmp_path / "absent.jsonl"
+    assert main([str(part) for part in arguments]) == 2
+    assert "absent.jsonl: no such file" in capsys.readouterr().err

@@ -1,0 +1,101 @@
+"""The table of verbs: one help for all, a suggestion for a wrong one, and errors of two kinds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sora_lightning.__main__ as program
+from sora_lightning.__main__ import main
+from sora_lightning.cli.functions import parse_function
+
+
+def paint(output: Path, num_frames: int = 17, rate: float = 8.0) -> None:
+    """Stands for a verb that is a plain function."""
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
+def test_one_help_lists_every_verb(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    for verb in ("fit", "validate", "predict", "sample", "synthesize", "demo"):
+        assert f"\n  {verb} " in text
+
+
+def test_help_needs_neither_torch_nor_lightning() -> None:
+    code = "import sys; from sora_lightning.__main__ import main; main(['--help']); "
+    code += "assert not {'torch', 'lightning'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-S", "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_a_wrong_verb_is_answered_with_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["smaple", "--checkpoint", "x"]) == 2
+    assert capsys.readouterr().err == (
+        "sora-lightning smaple: there is no such verb. Did you mean sample?\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["--num_frame=3", "--output=x"],
+            "--num_frame: no such argument. Did you mean --num-frames?",
+        ),
+        (["--num-frames=three", "--output=x"], "--num-frames = 'three': expected a whole number"),
+        (["--num-frames=3"], "--output is missing"),
+        (["--output=x", "stray"], "stray"),
+    ],
+)
+def test_a_verb_refuses_what_it_does_not_take(arguments: list[str], said: str) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is what is tested
+        parse_function("paint", paint, arguments)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("flag", ["--num-frames=9", "--num_frames=9"])
+def test_dashes_and_underscores_are_the_same(flag: str) -> None:
+    values = parse_function("paint", paint, ["--output=a-b_c.mp4", flag])
+    assert values == {"output": Path("a-b_c.mp4"), "num_frames": 9, "rate": 8.0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "value"),
+    [(["--loud"], True), (["--loud=false"], False), (["--loud", "false"], False), ([], False)],
+)
+def test_a_switch_needs_no_value(arguments: list[str], value: bool) -> None:
+    def play(loud: bool = False, rate: float = 8.0) -> None:
+        """Stands for a verb with a switch."""
+
+    assert parse_function("play", play, [*arguments, "--rate=2"]) == {"loud": value, "rate": 2.0}
+
+
+def test_a_defect_keeps_its_traceback_and_a_mistake_does_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(arguments: list[str]) -> None:
+        int("three")  # a ValueError that nobody raised on purpose
+
+    def strict(arguments: list[str]) -> None:
+        parse_function("paint", paint, ["--outptu=x"])
+
+    monkeypatch.setattr(program, "_verb", lambda name: broken)
+    with pytest.raises(ValueError, match="invalid literal"):
+        main(["fit"])
+    monkeypatch.setattr(program, "_verb", lambda name: strict)
+    assert main(["fit"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_missing_file_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    missing = tmp_path / "none.txt"
+    monkeypatch.setattr(program, "_verb", lambda name: lambda arguments: missing.read_text())
+    assert main(["fit"]) == 2
+    assert str(missing) in capsys.readouterr().err

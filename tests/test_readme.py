@@ -1,0 +1,84 @@
+"""Every command in README and CONTRIBUTING is one that the programs accept."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from lightning.pytorch import LightningModule
+
+import sora_lightning.__main__ as program
+from sora_lightning.cli.functions import parse_function
+from sora_lightning.cli.training import PARSER, VERBS, TrainingCLI
+from sora_lightning.data import VideoDataModule
+
+_ROOT = Path(__file__).resolve().parents[1]
+_PAGES = ("README.md", "CONTRIBUTING.md")
+
+
+class Parsed(Exception):
+    """Raised in place of building what was parsed."""
+
+
+class ParsingCLI(TrainingCLI):
+    def before_instantiate_classes(self) -> None:
+        raise Parsed
+
+
+def _commands() -> list[str]:
+    blocks = [
+        block
+        for page in _PAGES
+        for block in re.findall(r"```sh\n(.*?)```", (_ROOT / page).read_text(), re.DOTALL)
+    ]
+    return [line for block in blocks for line in block.replace("\\\n", " ").strip().splitlines()]
+
+
+def test_there_are_commands_to_check() -> None:
+    assert {shlex.split(line)[0] for line in _commands()} == {"make", "sora-lightning"}
+
+
+@pytest.mark.parametrize("line", [c for c in _commands() if c.startswith("make")])
+def test_a_target_of_make_exists(line: str) -> None:
+    targets = re.findall(r"^([a-z-]+):", (_ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert shlex.split(line)[1] in targets
+
+
+@pytest.mark.parametrize("line", [c for c in _commands() if c.startswith("sora-lightning")])
+def test_a_command_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(_ROOT)
+    _, verb, *arguments = shlex.split(line)
+    if verb in VERBS:
+        with pytest.raises(Parsed):
+            ParsingCLI(
+                LightningModule,
+                VideoDataModule,
+                subclass_mode_model=True,
+                seed_everything_default=False,
+                auto_configure_optimizers=False,
+                parser_kwargs={**PARSER, **{one: dict(PARSER) for one in VERBS}},
+                args=[verb, *arguments],
+            )
+    else:
+        module, function = program.FUNCTIONS[verb]
+        assert parse_function(verb, getattr(import_module(module), function), arguments)
+
+
+def test_the_table_of_verbs_and_the_map_of_the_code_are_complete() -> None:
+    text = (_ROOT / "README.md").read_text()
+    assert re.findall(r"^\| `sora-lightning (\w+)`", text, re.MULTILINE) == list(program.VERBS)
+    tree = text.partition("## Map of the code")[2]
+    for path in (_ROOT / "sora_lightning").iterdir():
+        if path.name not in ("__init__.py", "__pycache__", "torchvision_guard.py"):
+            assert f" {path.name}" in tree, path.name
+
+
+@pytest.mark.parametrize("page", _PAGES)
+def test_a_path_that_a_page_names_exists(page: str) -> None:
+    named = re.findall(
+        r"`((?:sora_lightning|evaluation|experiments|tests)/[\w./]+)`", (_ROOT / page).read_text()
+    )
+    assert [path for path in named if not (_ROOT / path).exists()] == []
