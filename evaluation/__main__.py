@@ -100,7 +100,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     for option in ("checkpoint", "videos", "reference", "judge"):
         path = getattr(arguments, option)
         # `make eval` without CKPT gives an empty path, which pathlib takes for this folder.
-        if path is not None and (path == Path() or not path.exists()):
+        if path == Path():
+            raise ValueError(f"--{option} is empty: name a file or folder")
+        if path is not None and not path.exists():
             raise ValueError(f"--{option} {path}: no such file or folder")
     protocol = load_protocol(arguments.protocol)
     paths = protocol.paths

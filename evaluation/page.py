@@ -20,8 +20,10 @@ Video = UInt8[np.ndarray, "F H W 3"]
 TEMPLATE = Path(__file__).with_name("page.html")
 # Rows shown at once at each end; the rest is folded away.
 _SHOWN = 12
+_STRIP = 12
 # Enough to see what a video shows; keeps a report of large videos small.
 _LONGEST_SIDE = 176
+_SMALL = 96
 _GROUPS = (
     ("", "Generated videos"),
     ("tokenizer/", "The tokenizer on real clips"),
@@ -46,6 +48,7 @@ def page(
         subtitle=f"{subject}: {settings['num_videos']} generated videos beside "
         f"{settings['num_reference']} real ones",
         tiles="\n".join(_tiles(report["details"])),
+        strip="".join(_strip(report["videos"], videos, fps)),
         scores="\n".join(_score_rows(report["details"])),
         order=_order_sentence(report, real is not None),
         videos=_video_tables(report["videos"], videos, real, fps),
@@ -157,6 +160,13 @@ _TILES = {
 }
 
 
+def _strip(rows: Sequence[Mapping[str, Any]], videos: Sequence[Video], fps: float) -> Iterator[str]:
+    count = min(_STRIP, len(videos))
+    for index in np.linspace(0, len(videos) - 1, count).round().astype(int).tolist():
+        caption = f"<figcaption>{escape(rows[index]['prompt'])}</figcaption>"
+        yield f"<figure>{_picture(videos[index], fps)}{caption}</figure>"
+
+
 def _score_rows(details: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     def group_of(name: str) -> str:
         return next((prefix for prefix, _ in _GROUPS[1:] if name.startswith(prefix)), "")
@@ -219,9 +229,7 @@ def _video_tables(
 
 
 def _video_row(row: Mapping[str, Any], video: Video, real: Video | None, fps: float) -> str:
-    cells = [_picture(video, fps)]
-    if real is not None:
-        cells.append(_picture(real, fps))
+    cells = [f"<td>{_picture(one, fps)}</td>" for one in (video, real) if one is not None]
     cells.append(f"<td>{escape(row['prompt'])}</td>")
     if "colour" in row:
         found = "<br>".join(map(escape, row["found"])) or "nothing"
@@ -239,6 +247,8 @@ def _picture(video: Video, fps: float) -> str:
     if max(frames[0].size) > _LONGEST_SIDE:
         for frame in frames:
             frame.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
+    # Lossy coding halves the resolution of colour, which a small shape is mostly made of.
+    lossless = max(frames[0].size) <= _SMALL
     buffer = io.BytesIO()
     duration = round(1000 / fps)
     frames[0].save(
@@ -249,9 +259,10 @@ def _picture(video: Video, fps: float) -> str:
         duration=duration,
         loop=0,
         quality=90,
+        lossless=lossless,
     )
     data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<td class="picture"><img src="data:image/webp;base64,{data}" alt=""></td>'
+    return f'<img src="data:image/webp;base64,{data}" alt="">'
 
 
 def _record_rows(report: Mapping[str, Any]) -> Iterator[str]:

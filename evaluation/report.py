@@ -77,10 +77,11 @@ def _write_tensorboard(
     report: Mapping[str, Any], videos: Sequence[Video], fps: float, output: Path
 ) -> None:
     step = report["checkpoint"]["step"] if report["checkpoint"] else 0
+    folder = output / "tensorboard"
     # A second report to the same folder would draw every score twice.
-    for old in output.glob("events.out.tfevents.*"):
+    for old in folder.glob("events.out.tfevents.*"):
         old.unlink()
-    with SummaryWriter(str(output)) as writer:
+    with SummaryWriter(str(folder)) as writer:
         for name, value in report["scores"].items():
             writer.add_scalar(name, value, step)
         for row, video in list(zip(report["videos"], videos, strict=True))[:_TENSORBOARD_VIDEOS]:

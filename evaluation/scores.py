@@ -67,24 +67,23 @@ class Seen:
 def frechet_scores(
     generated: Float[Tensor, "n d"], reference: Float[Tensor, "m d"], spec: ScoreSpec
 ) -> dict[str, Score]:
-    """The distance with its jackknife interval; and, at half the videos, distance and floor that
-    compare.
-    """
-    half = min(len(generated), len(reference)) // 2
+    """The distance with its interval; and distance and floor that compare, at half the videos."""
+    n = min(len(generated), len(reference))
+    half = n // 2
+    few = " Fewer videos than features: mostly bias." if half <= generated.shape[1] else ""
     with warnings.catch_warnings():
-        # The report says it in a row of its own, beside the floor.
+        # The report says it beside the score.
         warnings.simplefilter("ignore", UserWarning)
         value = float(frechet_distance(generated, reference))
     low, high = jackknife_interval(generated, reference, spec.jackknife_groups, spec.seed)
     at_half = distance_between_halves(reference, generated, seed=spec.seed)
     floor = distance_between_halves(reference, reference, seed=spec.seed)
-    n = min(len(generated), len(reference))
     return {
         "fvd-tiny": Score(
             value,
             n,
             "Fréchet distance between generated and real videos by the tiny judge's features, "
-            "for comparing runs of this protocol with each other; it is not FVD.",
+            f"for comparing runs of this protocol with each other; it is not FVD.{few}",
             "lower",
             low,
             high,

@@ -35,7 +35,7 @@ class TinyTraining:
     ``greatest_shift`` pixels.
     """
 
-    num_steps: int = 240
+    num_steps: int = 200
     batch_size: int = 48
     learning_rate: float = 2e-3
     greatest_shift: int = 2

@@ -31,6 +31,7 @@ def generate(
     *,
     num_steps: int,
     guidance_scale: float,
+    shift: float = 1.0,
     sampler: Sampler = euler,
 ) -> Float[Tensor, "b 3 F H W"]:
     """Videos in [-1, 1], one for each prompt and seed.
@@ -47,4 +48,4 @@ def generate(
     grid = tokenizer.compression.grid(size)
     noise = seeded_noise(seeds, tokenizer.latent_channels, grid).to(condition.pooled)
     guided = ClassifierFreeGuidance(denoiser, conditioner.null(len(prompts)), guidance_scale)
-    return tokenizer.decode(sampler(guided, noise, uniform_times(num_steps), condition))
+    return tokenizer.decode(sampler(guided, noise, uniform_times(num_steps, shift), condition))

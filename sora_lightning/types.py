@@ -9,7 +9,7 @@ in [-1, 1], RGB. Diffusion time ``t`` is 0 at data and 1 at noise.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -116,13 +116,27 @@ class VideoBatch:
     def __len__(self) -> int:
         return len(self.clip_ids)
 
+    @property
+    def pixels(self) -> Float[Tensor, "b 3 F H W"]:
+        """The video. Raises ``ValueError`` for a batch of cached latents."""
+        if self.video is None:
+            raise ValueError("data.latents serves latents, and pixels are needed: leave it out")
+        return self.video
+
     def to(self, *args: Any, **kwargs: Any) -> VideoBatch:
         """Move every tensor. Takes what ``Tensor.to`` takes; Lightning calls this for each
         batch.
         """
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {k: v.to(*args, **kwargs) for k, v in tensors.items() if isinstance(v, Tensor)}
-        return replace(self, **moved)
+
+        def move(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(*args, **kwargs)
+
+        return replace(
+            self,
+            fps=self.fps.to(*args, **kwargs),
+            video=move(self.video),
+            latents=move(self.latents),
+        )
 
 
 @dataclass

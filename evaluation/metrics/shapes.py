@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Complex, Float, Int, UInt8
 from scipy import ndimage
 
 # Hues in degrees. Purple stands between blue and magenta, so that violet is nearer to it than to
@@ -37,8 +37,9 @@ _LEAST_PRESENCE = 0.6
 _LEAST_TRAVEL = 0.06
 _GREATEST_SKEW = 0.5
 # |m3| / A^2.5 is 0.0675 for an equilateral triangle, |m4| / A^3 is 1 / 60 for a square, and a
-# circle has neither. Each limit is half of the ideal.
-_TRIANGLE = 0.034
+# circle has neither. A square's limit is half of that, a triangle's a little more than a third,
+# because its pointed corners are the first to be lost.
+_TRIANGLE = 0.025
 _SQUARE = 1 / 120
 # |m2| / A^2 is 0 for the three shapes and 0.055 for an ellipse of axes 1.4 : 1.
 _GREATEST_ELONGATION = 0.05
@@ -194,7 +195,7 @@ def _direction_of(travel: tuple[float, float], short_side: int) -> str | None:
     return "down" if down > 0 else "up"
 
 
-def _shape_of(mask: Float[np.ndarray, "F H W"], z: Float[np.ndarray, "F H W"]) -> str | None:
+def _shape_of(mask: Float[np.ndarray, "F H W"], z: Complex[np.ndarray, "F H W"]) -> str | None:
     """By complex moments about the centre of each frame, summed over frames before they are
     compared.
     """

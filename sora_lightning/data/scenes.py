@@ -28,8 +28,8 @@ DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 # Short sides per second, and of a shape's box. The ranges do not touch, so that each word has one
 # meaning.
-SPEEDS = {"slowly": (0.07, 0.09), "medium": (0.12, 0.15), "quickly": (0.19, 0.22)}
-DIAMETERS = {"small": (0.28, 0.33), "large": (0.38, 0.45)}
+SPEEDS = {"slowly": (0.085, 0.105), "medium": (0.14, 0.16), "quickly": (0.2, 0.215)}
+DIAMETERS = {"small": (0.31, 0.35), "large": (0.39, 0.47)}
 LARGEST_IN_A_LANE = 0.40
 MARGIN = 0.02
 LANE_MARGIN = 0.05

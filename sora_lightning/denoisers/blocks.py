@@ -5,6 +5,7 @@ text.
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -14,6 +15,12 @@ from sora_lightning.layers.partitions import Partition
 from sora_lightning.layers.position import sinusoidal
 from sora_lightning.layers.transformer import FeedForward
 from sora_lightning.types import Condition, TokenGrid
+
+
+def zero_init(linear: nn.Linear) -> None:
+    """Make a projection give zero until it has been trained."""
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
 
 
 def modulate(
@@ -41,13 +48,12 @@ class DiTBlock(nn.Module):
         self.mlp = FeedForward(width, int(width * mlp_ratio))
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         num_gated = len(self.attentions) + 1
-        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * num_gated * width))
+        self.modulation = nn.Linear(width, 3 * num_gated * width)
 
     def zero_init(self) -> None:
         """Make the block the identity: zero gates, zero text projection."""
-        for layer in (self.modulation[-1], self.text.out):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        zero_init(self.modulation)
+        zero_init(self.text.out)
 
     def forward(
         self,
@@ -58,7 +64,7 @@ class DiTBlock(nn.Module):
         grid: TokenGrid,
     ) -> Float[Tensor, "b n d"]:
         parts = rearrange(
-            self.modulation(embedding),
+            self.modulation(F.silu(embedding)),
             "b m (part three d) -> part three b m d",
             three=3,
             d=x.shape[-1],
@@ -78,14 +84,13 @@ class TimeEmbedding(nn.Module):
     def __init__(self, width: int, num_frequencies: int = 256):
         super().__init__()
         self.num_frequencies = num_frequencies
-        self.mlp = nn.Sequential(
-            nn.Linear(num_frequencies, width), nn.SiLU(), nn.Linear(width, width)
-        )
-        for layer in (self.mlp[0], self.mlp[2]):
+        self.hidden = nn.Linear(num_frequencies, width)
+        self.out = nn.Linear(width, width)
+        for layer in (self.hidden, self.out):
             nn.init.normal_(layer.weight, std=0.02)  # DiT initialises both so
 
     def forward(self, t: Float[Tensor, "b m"]) -> Float[Tensor, "b m d"]:
-        return self.mlp(sinusoidal(1000 * t, self.num_frequencies))
+        return self.out(F.silu(self.hidden(sinusoidal(1000 * t, self.num_frequencies))))
 
 
 class FinalLayer(nn.Module):
@@ -94,17 +99,16 @@ class FinalLayer(nn.Module):
     def __init__(self, width: int, out_width: int):
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.modulation = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, out_width)
 
     def zero_init(self) -> None:
         """Make the first prediction zero everywhere."""
-        for layer in (self.modulation[-1], self.out):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        zero_init(self.modulation)
+        zero_init(self.out)
 
     def forward(
         self, x: Float[Tensor, "b n d"], embedding: Float[Tensor, "b m d"]
     ) -> Float[Tensor, "b n p"]:
-        shift, scale = torch.chunk(self.modulation(embedding), 2, dim=-1)
+        shift, scale = torch.chunk(self.modulation(F.silu(embedding)), 2, dim=-1)
         return self.out(modulate(self.norm(x), shift, scale))

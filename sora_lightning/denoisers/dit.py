@@ -49,18 +49,14 @@ class DiT(Denoiser):
         self.time = TimeEmbedding(width)
         self.text_in = nn.Linear(condition_width, width)
         self.pooled_in = nn.Linear(condition_width, width)
-        self.blocks = nn.ModuleList(
-            DiTBlock(width, num_heads, mlp_ratio, layout.partitions(i)) for i in range(depth)
-        )
+        blocks = [DiTBlock(width, num_heads, mlp_ratio, layout.partitions(i)) for i in range(depth)]
+        self.blocks = nn.ModuleList(blocks)
         self.final = FinalLayer(width, latent_channels * self.patch.volume)
-        self._initialise()
-
-    def _initialise(self) -> None:
         for module in self.blocks.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for block in self.blocks:
+        for block in blocks:
             block.zero_init()
         self.final.zero_init()
 

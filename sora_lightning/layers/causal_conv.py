@@ -83,7 +83,7 @@ class CausalUpsample(nn.Module):
                 f"channels, no multiple of the level's {in_channels}"
             )
         self.copies = unfolded // in_channels
-        self.conv = CausalConv3d(in_channels, unfolded, (1, 3, 3))
+        self.conv = CausalConv3d(in_channels, unfolded, (1, 1, 1))
 
     def forward(self, x: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b d g i j"]:
         p, q, r = self.factors

@@ -20,8 +20,8 @@ from sora_lightning.diffusion import LogitNormal, Sampler, euler, rectified_flow
 from sora_lightning.generation import generate
 from sora_lightning.systems.loading import load_system
 from sora_lightning.systems.optimization import (
-    DEFAULT_OPTIMIZER,
     OptimizerFactory,
+    adamw,
     configure,
 )
 from sora_lightning.systems.seeding import generator, step_generator
@@ -47,7 +47,7 @@ class DiffusionSystem(L.LightningModule):
         denoiser: Callable[[int, int], Denoiser],
         time: LogitNormal | None = None,
         drop_condition: float = 0.1,
-        optimizer: OptimizerFactory = DEFAULT_OPTIMIZER,
+        optimizer: OptimizerFactory = adamw,
         warmup_steps: int = 100,
         fps: float = 8.0,
         seed: int = 0,
@@ -75,10 +75,11 @@ class DiffusionSystem(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse cached latents of another tokenizer than this system decodes with."""
-        served = getattr(self.trainer.datamodule, "tokenizer_fingerprint", None)
+        data = getattr(self.trainer, "datamodule", None)
+        served = getattr(data, "tokenizer_fingerprint", None)
         if served is not None and served != (own := self.tokenizer.fingerprint()):
             raise ValueError(
-                f"data.latents = {self.trainer.datamodule.latents} were made by the tokenizer "
+                f"data.latents = {getattr(data, 'latents', None)} were made by the tokenizer "
                 f"{served[:12]}, and this system's is {own[:12]}: encode the clips again with "
                 "`sora-lightning predict`"
             )
@@ -108,9 +109,9 @@ class DiffusionSystem(L.LightningModule):
     def latents(self, batch: VideoBatch) -> Float[Tensor, "b c f h w"]:
         """The cached latents of a batch, or its pixels encoded now."""
         if batch.latents is not None:
-            return batch.latents
+            return batch.latents.float()
         with torch.no_grad():
-            return self.tokenizer.encode(batch.video)
+            return self.tokenizer.encode(batch.pixels)
 
     @torch.no_grad()
     def generate(
@@ -132,6 +133,7 @@ class DiffusionSystem(L.LightningModule):
             seeds,
             num_steps=num_steps,
             guidance_scale=guidance_scale,
+            shift=self.time.shift,
             sampler=sampler,
         )
 

@@ -14,25 +14,26 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
+from torch.optim.adamw import adamw
 
 # The quintic whose iteration pulls singular values towards 1 fastest (Jordan et al. 2024).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalise(
-    matrix: Float[Tensor, "rows columns"], num_iterations: int = 5
-) -> Float[Tensor, "rows columns"]:
-    """The nearest matrix with all singular values near 1, between about 0.7 and 1.2."""
+    matrices: Float[Tensor, "*batch rows columns"], num_iterations: int = 5
+) -> Float[Tensor, "*batch rows columns"]:
+    """The same singular vectors, and all singular values between about 0.7 and 1.2."""
     a, b, c = NEWTON_SCHULZ
     # bfloat16 is enough, and faster where there is hardware for it.
-    x = matrix.bfloat16() if matrix.is_cuda else matrix.float()
-    tall = x.shape[0] > x.shape[1]
+    x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
+    tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
-    x = x / x.norm().clamp(min=1e-7)
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(num_iterations):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).to(matrix)
+    return (x.mT if tall else x).to(matrices)
 
 
 class MuonAdamW(Optimizer):
@@ -56,12 +57,12 @@ class MuonAdamW(Optimizer):
             raise ValueError(f"lr = {lr} must be positive")
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum = {momentum} must lie in [0, 1)")
-        groups = list(params)
-        if groups and isinstance(groups[0], Tensor):
-            groups = [
-                {"params": [p for p in groups if p.ndim >= 2], "is_matrix": True},
-                {"params": [p for p in groups if p.ndim < 2], "is_matrix": False},
-            ]
+        given = list(params)
+        plain = [p for p in given if isinstance(p, Tensor)]
+        groups = [g for g in given if isinstance(g, dict)] or [
+            {"params": [p for p in plain if p.ndim >= 2], "is_matrix": True},
+            {"params": [p for p in plain if p.ndim < 2], "is_matrix": False},
+        ]
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -79,33 +80,55 @@ class MuonAdamW(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            update = self._muon if group["is_matrix"] else self._adamw
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    update(parameter, parameter.grad, group)
+            with_grad = [p for p in group["params"] if p.grad is not None]
+            if group["is_matrix"]:
+                self._muon(with_grad, group)
+            elif with_grad:
+                self._adamw(with_grad, group)
         return loss
 
-    def _muon(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[parameter]
-        if not state:
-            state["momentum"] = torch.zeros_like(grad)
-        state["momentum"].lerp_(grad, 1 - group["momentum"])
-        nesterov = grad.lerp(state["momentum"], group["momentum"])
-        update = orthogonalise(nesterov.flatten(1))
-        scale = 0.2 * max(update.shape) ** 0.5
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(update.reshape(parameter.shape), alpha=-group["lr"] * scale)
+    def _muon(self, parameters: list[Parameter], group: dict[str, Any]) -> None:
+        """Weights of one shape go through the iteration together: many are small."""
+        of_shape: dict[torch.Size, list[Parameter]] = {}
+        for parameter in parameters:
+            of_shape.setdefault(parameter.flatten(1).shape, []).append(parameter)
+        for shape, alike in of_shape.items():
+            updates = orthogonalise(
+                torch.stack([self._nesterov(p, group["momentum"]).flatten(1) for p in alike])
+            )
+            scale = 0.2 * max(shape) ** 0.5
+            for parameter, update in zip(alike, updates, strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(update.reshape(parameter.shape), alpha=-group["lr"] * scale)
 
-    def _adamw(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+    def _nesterov(self, parameter: Parameter, momentum: float) -> Tensor:
+        assert parameter.grad is not None
         state = self.state[parameter]
         if not state:
-            state["step"] = 0
-            state["first"] = torch.zeros_like(grad)
-            state["second"] = torch.zeros_like(grad)
-        state["step"] += 1
-        beta_1, beta_2 = group["betas"]
-        state["first"].lerp_(grad, 1 - beta_1)
-        state["second"].lerp_(grad.square(), 1 - beta_2)
-        first = state["first"] / (1 - beta_1 ** state["step"])
-        second = state["second"] / (1 - beta_2 ** state["step"])
-        parameter.sub_(group["lr"] * first / (second.sqrt() + group["eps"]))
+            state["momentum"] = torch.zeros_like(parameter.grad)
+        state["momentum"].lerp_(parameter.grad, 1 - momentum)
+        return parameter.grad.lerp(state["momentum"], momentum)
+
+    def _adamw(self, parameters: list[Parameter], group: dict[str, Any]) -> None:
+        for parameter in parameters:
+            if not (state := self.state[parameter]):
+                state["step"] = torch.tensor(0.0)
+                state["exp_avg"] = torch.zeros_like(parameter)
+                state["exp_avg_sq"] = torch.zeros_like(parameter)
+        states = [self.state[parameter] for parameter in parameters]
+        adamw(
+            list(parameters),
+            [p.grad for p in parameters if p.grad is not None],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            foreach=True,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=0.0,
+            eps=group["eps"],
+            maximize=False,
+        )

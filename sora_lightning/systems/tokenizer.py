@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sora_lightning.systems.loading import load_system
 from sora_lightning.systems.optimization import (
-    DEFAULT_OPTIMIZER,
     OptimizerFactory,
+    adamw,
     configure,
 )
 from sora_lightning.systems.seeding import step_generator
@@ -33,7 +33,7 @@ class TokenizerSystem(L.LightningModule):
         self,
         tokenizer: VideoTokenizer,
         loss: ReconstructionLoss | None = None,
-        optimizer: OptimizerFactory = DEFAULT_OPTIMIZER,
+        optimizer: OptimizerFactory = adamw,
         warmup_steps: int = 100,
         seed: int = 0,
     ):
@@ -53,8 +53,17 @@ class TokenizerSystem(L.LightningModule):
         """
         return load_system(cls, path)
 
+    def setup(self, stage: str) -> None:
+        """Refuse a training that would end without latent statistics."""
+        data = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and getattr(data, "val_manifest", True) is None:
+            raise ValueError(
+                "data.val_manifest is not set: a tokenizer's latents are normalised by their "
+                "statistics over the validation clips; for lack of others, name the training clips"
+            )
+
     def training_step(self, batch: VideoBatch, batch_idx: int) -> Float[Tensor, ""]:
-        video = _pixels(batch)
+        video = batch.pixels
         generator = step_generator(self, self.seed, batch_idx)
         posterior = self.tokenizer.posterior(video)
         noise = torch.randn(posterior.mean.shape, generator=generator, device=self.device)
@@ -65,7 +74,7 @@ class TokenizerSystem(L.LightningModule):
         return loss
 
     def validation_step(self, batch: VideoBatch, batch_idx: int) -> None:
-        video = _pixels(batch)
+        video = batch.pixels
         posterior = self.tokenizer.posterior(video)
         reconstruction = self.tokenizer.decode_raw(posterior.mean).clamp(-1, 1)
         loss, _ = self.loss(reconstruction, video, posterior)
@@ -74,9 +83,10 @@ class TokenizerSystem(L.LightningModule):
         self._moments.append(latent_moments(posterior.mean))
 
     def on_validation_epoch_end(self) -> None:
-        total = self.trainer.strategy.reduce(torch.stack(self._moments).sum(0), reduce_op="sum")
+        none = torch.zeros(3, self.tokenizer.latent_channels, dtype=torch.float64)
+        own = torch.stack([none.to(self.device), *self._moments]).sum(0)
         self._moments.clear()
-        count, first, second = total
+        count, first, second = self.trainer.strategy.reduce(own, reduce_op="sum")
         mean = first / count
         std = (second / count - mean**2).clamp(min=0).sqrt()
         if bool((std > 0).all()):  # an encoder that has not trained yet may have silent channels
@@ -84,7 +94,7 @@ class TokenizerSystem(L.LightningModule):
 
     def predict_step(self, batch: VideoBatch, batch_idx: int) -> Float[Tensor, "b c f h w"]:
         """Normalised latents, for the latent cache."""
-        return self.tokenizer.encode(_pixels(batch))
+        return self.tokenizer.encode(batch.pixels)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure(self, self.optimizer, self.warmup_steps)
@@ -105,11 +115,3 @@ def latent_moments(latents: Float[Tensor, "b c f h w"]) -> Float[Tensor, "3 c"]:
     x = latents.double().transpose(0, 1).flatten(1)
     count = torch.full_like(x[:, 0], x.shape[1])
     return torch.stack([count, x.sum(1), x.square().sum(1)])
-
-
-def _pixels(batch: VideoBatch) -> Float[Tensor, "b 3 F H W"]:
-    if batch.video is None:
-        raise ValueError(
-            "a tokenizer trains on pixels, and data.latents serves latents: leave it out"
-        )
-    return batch.video

@@ -79,7 +79,8 @@ class VideoTokenizer(nn.Module, ABC):
         digest.update(json.dumps([str(self.compression), self.latent_channels]).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            flat = tensor.detach().cpu().flatten().contiguous()
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     @staticmethod

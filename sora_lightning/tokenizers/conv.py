@@ -59,10 +59,11 @@ class ConvTokenizer(VideoTokenizer):
         for width, wider, time, halve in levels:
             encoder += blocks(width)
             encoder += [CausalDownsample(width, wider, time=time, space=halve)]
-        encoder += [*blocks(widths[-1]), Head(widths[-1], 2 * latent_channels, kernel)]
-        self.encoder = nn.Sequential(*encoder)
+        head = Head(widths[-1], 2 * latent_channels, kernel)
+        self.encoder = nn.Sequential(*encoder, *blocks(widths[-1]), head)
         # Start with little noise (deviation 0.05): at 1, training first has to learn to avoid it.
-        nn.init.constant_(encoder[-1].conv.bias[latent_channels:], -6.0)
+        assert head.conv.bias is not None
+        nn.init.constant_(head.conv.bias[latent_channels:], -6.0)
 
         decoder = [CausalConv3d(latent_channels, widths[-1], kernel), *blocks(widths[-1])]
         for width, wider, time, halve in reversed(levels):
@@ -101,16 +102,18 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int, separable: bool):
         super().__init__()
+        last = CausalConv3d(channels, channels, TIME if separable else SPACE_TIME)
+        nn.init.zeros_(last.weight)
+        assert last.bias is not None
+        nn.init.zeros_(last.bias)
         self.layers = nn.Sequential(
             ChannelNorm(channels),
             nn.SiLU(),
             CausalConv3d(channels, channels, SPACE if separable else SPACE_TIME),
             ChannelNorm(channels),
             nn.SiLU(),
-            CausalConv3d(channels, channels, TIME if separable else SPACE_TIME),
+            last,
         )
-        nn.init.zeros_(self.layers[-1].weight)
-        nn.init.zeros_(self.layers[-1].bias)
 
     def forward(self, x: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c f h w"]:
         return x + self.layers(x)

@@ -30,7 +30,7 @@ def assert_same_weights(first, second):
 def test_a_resumed_training_is_the_uninterrupted_one_to_the_bit(system, fit, tmp_path, request):
     model = {"model": request.getfixturevalue(f"{system}_model")}
     whole = fit(model, tmp_path / "whole", "--trainer.max_steps", "8")
-    # The schedule is a function of the last step, so the first part is stopped, not planned shorter.
+    # The schedule depends on the last step: the first part is stopped, not planned shorter.
     part = fit(
         model,
         tmp_path / "parts",
@@ -88,10 +88,17 @@ def test_a_diffusion_checkpoint_needs_no_other_file(
 def test_the_tokenizer_keeps_the_latent_statistics_of_its_validation(
     fit, tokenizer_model, tmp_path
 ):
-    path = fit({"model": tokenizer_model}, tmp_path / "run", "--trainer.max_steps", "3")
+    arguments = {k: v for k, v in tokenizer_model["init_args"].items() if k != "optimizer"}
+    model = {**tokenizer_model, "init_args": arguments}  # defaults must load again too
+    path = fit({"model": model}, tmp_path / "run", "--trainer.max_steps", "3")
     tokenizer = TokenizerSystem.from_checkpoint(path).tokenizer
     assert (tokenizer.latent_std != 1).all()
     assert (tokenizer.latent_mean != 0).all()
+
+
+def test_a_tokenizer_without_validation_clips_is_refused(fit, tokenizer_model, tmp_path):
+    with pytest.raises(ValueError, match=r"data\.val_manifest is not set"):
+        fit({"model": tokenizer_model, "data": {"val_manifest": None}}, tmp_path / "run")
 
 
 def test_cached_latents_train_the_diffusion_and_those_of_another_tokenizer_are_refused(
