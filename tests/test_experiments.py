@@ -35,7 +35,10 @@ _DENOISER, _TOKENIZER = (
     "--model.init_args.denoiser.init_args",
     "--model.init_args.tokenizer.init_args",
 )
-_NARROW = f"{_TOKENIZER}.widths=[8,16,32]"
+_NARROW = {
+    "experiments/demo/tokenizer.yaml": f"{_TOKENIZER}.widths=[8,16,16,16]",
+    "experiments/tokenizer/clips.yaml": f"{_TOKENIZER}.widths=[8,16,32]",
+}
 _CHECKPOINT = "runs/demo/text_to_video/checkpoints/last.ckpt"
 
 
@@ -55,9 +58,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         counts = ("--num_train", "6", "--num_val", "2", "--num_test", "3")
         _run("synthesize", "--root", "runs/demo/data", *counts)
         (folder / "clips").symlink_to("runs/demo/data")
-        for config in ("experiments/demo/tokenizer.yaml", "experiments/tokenizer/clips.yaml"):
-            _run("fit", "--config", config, *_SMALL, *_FEW, _NARROW)
-            _run("predict", "--config", config, *_SMALL, _NARROW, "--ckpt_path", "last")
+        for config, narrow in _NARROW.items():
+            _run("fit", "--config", config, *_SMALL, *_FEW, narrow)
+            _run("predict", "--config", config, *_SMALL, narrow, "--ckpt_path", "last")
         small = ("--model.init_args.denoiser.init_args.depth=2", *_SMALL, *_FEW)
         _run("fit", "--config", "experiments/demo/text_to_video.yaml", *small)
         yield folder
@@ -175,7 +178,8 @@ def test_a_training_goes_on_from_its_checkpoint(
         on_train_start(self, trainer, pl_module)
 
     monkeypatch.setattr(EMA, "on_train_start", record)
-    fit = ("fit", "--config", "experiments/demo/tokenizer.yaml", *_SMALL, _NARROW)
+    config = "experiments/demo/tokenizer.yaml"
+    fit = ("fit", "--config", config, *_SMALL, _NARROW[config])
     more = ("--trainer.max_steps=3", "--run_dir=runs/longer")
     _run(*fit, *more, "--ckpt_path", "runs/demo/tokenizer/checkpoints/last.ckpt")
     assert began == [2]

@@ -129,7 +129,8 @@ def checkpoint(dataset: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
     root = tmp_path_factory.mktemp("model")
 
     def fit(name: str, system: str, **init_args: Any) -> Path:
-        data = {"manifest": str(dataset["train"]), "sizes": ["17x32x32"], "fps": 8}
+        clips = str(dataset["train"])
+        data = {"manifest": clips, "val_manifest": clips, "sizes": ["17x32x32"], "fps": 8}
         trainer = {"logger": False, "max_steps": 1, "limit_val_batches": 0, "accelerator": "cpu"}
         config = {
             "run_dir": str(root / name),
