@@ -17,7 +17,6 @@ _ROOT = Path(__file__).resolve().parents[1]
 _CLIPS = _ROOT.parent / "shared" / "clips"
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not (_CLIPS / "captions.jsonl").is_file(), reason=f"no real clips in {_CLIPS}")
 def test_real_video_trains_both_models_and_samples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
