@@ -21,6 +21,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from sora_lightning.files import file_sha256
+
 _PROGRAMS = {"sora-lightning": ("-m", "sora_lightning"), "python": ()}
 _SOURCES = (".py", ".yaml", ".txt")
 
@@ -146,7 +148,7 @@ def _remove(stage: Stage) -> None:
 def _written(stage: Stage) -> dict[str, list[Any]]:
     """Size and hash of every recorded file, by path."""
     return {
-        str(file): [file.stat().st_size, _sha256(file)]
+        str(file): [file.stat().st_size, file_sha256(file)]
         for path in stage.records
         for file in sorted(_files(path))
     }
@@ -156,11 +158,6 @@ def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     return [p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read(stamp: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from sora_lightning.cli.prompts import Prompt, read_prompts
 from sora_lightning.cli.quiet import quieten
 from sora_lightning.data.decode import PyAVReader, read_timeline
 from sora_lightning.data.encode import write_video
+from sora_lightning.files import file_sha256
 from sora_lightning.systems import DiffusionSystem
 from sora_lightning.types import VideoSize
 
@@ -84,7 +84,7 @@ def sample(
     system = DiffusionSystem.from_checkpoint(checkpoint).to(device).eval()
     for one in sizes:
         check_size("--size", one, system.tokenizer.compression, system.denoiser.patch)
-    settings = (system.fps, num_steps, guidance_scale, _sha256(checkpoint))
+    settings = (system.fps, num_steps, guidance_scale, file_sha256(checkpoint))
     plan = [
         Sample(_file_name(i, one.text), one.text, seed + i, str(one.size), *settings)
         for i, one in enumerate(asked)
@@ -213,8 +213,3 @@ def _row(one: Sample) -> str:
 def _file_name(index: int, prompt: str) -> str:
     slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:48].rstrip("-")
     return f"{index:04d}-{slug}.mp4" if slug else f"{index:04d}.mp4"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
