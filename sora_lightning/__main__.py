@@ -15,11 +15,13 @@ VERBS = {
     "predict": "encode clips into latents with a trained tokenizer",
     "sample": "make videos from prompts with a checkpoint",
     "synthesize": "render captioned clips of moving shapes",
+    "curves": "draw the losses of all runs below a folder",
     "demo": "all of it, from rendered clips to scored videos",
 }
 FUNCTIONS = {
     "sample": ("sora_lightning.cli.sampling", "sample"),
     "synthesize": ("sora_lightning.data.synthetic", "write_dataset"),
+    "curves": ("sora_lightning.cli.curves", "curves"),
     "demo": ("sora_lightning.demo", "demo"),
 }
 _REFUSED, _INTERRUPTED = (
