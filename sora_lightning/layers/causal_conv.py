@@ -50,7 +50,8 @@ class CausalConv3d(nn.Conv3d):
         elif num_past:
             x = F.pad(x, (0, 0, 0, 0, num_past, 0), mode="replicate")
         num_kept = self.kernel_size[0] - self.stride[0]
-        kept = x[:, :, x.shape[2] - num_kept :] if num_kept > 0 else x[:, :, :0]
+        # A copy, since a slice would keep the whole piece in memory.
+        kept = x[:, :, x.shape[2] - max(num_kept, 0) :].clone()
         return super().forward(x), kept
 
 
