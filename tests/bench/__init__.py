@@ -1,0 +1,1 @@
+"""Speed, measured: every module here but ``report`` is a section with one ``run(report)``."""
