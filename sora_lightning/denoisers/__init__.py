@@ -2,5 +2,6 @@
 
 from sora_lightning.denoisers.base import Denoiser
 from sora_lightning.denoisers.dit import DiT
+from sora_lightning.denoisers.uvit import UViT
 
-__all__ = ["Denoiser", "DiT"]
+__all__ = ["Denoiser", "DiT", "UViT"]

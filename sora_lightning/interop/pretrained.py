@@ -1,0 +1,120 @@
+"""Weights with the model they belong to: what conversion makes, and files hold."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+_METADATA = "sora_lightning"  # the key of the safetensors metadata that holds the parts
+_HOUSE = "sora_lightning."
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """The house's weights and the parts they fill.
+
+    ``parts`` maps a part's name (denoiser, conditioner, encoder) to its ``class_path`` and
+    ``init_args``, as a YAML gives them; the names in ``weights`` begin with it.
+    """
+
+    parts: dict[str, dict[str, Any]]
+    weights: dict[str, Tensor]
+
+    def build(self) -> dict[str, nn.Module]:
+        """Each part with its weights, in evaluation mode. Raises ``ValueError`` for weights that do
+        not fill the parts exactly.
+        """
+        modules = nn.ModuleDict({name: make(part) for name, part in self.parts.items()})
+        try:
+            modules.load_state_dict(self.weights)
+        except RuntimeError as error:
+            raise ValueError(str(error)) from error
+        return dict(modules.eval().items())
+
+    def init_args(self, part: str) -> dict[str, Any]:
+        """The arguments of a part; ``ValueError`` where there is no such part."""
+        if part not in self.parts:
+            raise ValueError(f"there is no {part} in it; there is {', '.join(self.parts)}")
+        return self.parts[part]["init_args"]
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file whose metadata holds the parts."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(self.weights, path, metadata={_METADATA: json.dumps(self.parts)})
+
+    @classmethod
+    def load(cls, path: Path) -> Pretrained:
+        """Read what ``save`` wrote. Raises ``ValueError`` for any other file."""
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+        except SafetensorError as error:
+            raise ValueError(f"{path}: not a safetensors file ({error})") from error
+        if _METADATA not in metadata:
+            raise ValueError(f"{path}: does not say which of this house's models it fills")
+        return cls(json.loads(metadata[_METADATA]), load_file(path))
+
+
+def make(value: Any) -> Any:
+    """Build what a ``class_path`` with ``init_args`` describes, of this house's classes alone."""
+    if isinstance(value, list):
+        return [make(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    if "class_path" not in value:
+        return {key: make(item) for key, item in value.items()}
+    if not value["class_path"].startswith(_HOUSE):
+        raise ValueError(f"{value['class_path']}: only classes of sora_lightning are built")
+    module, _, name = value["class_path"].rpartition(".")
+    arguments = {key: make(item) for key, item in value.get("init_args", {}).items()}
+    return getattr(importlib.import_module(module), name)(**arguments)
+
+
+def describe(target: Any, **init_args: Any) -> dict[str, Any]:
+    """The ``class_path`` and ``init_args`` of a class."""
+    return {"class_path": f"{target.__module__}.{target.__qualname__}", "init_args": init_args}
+
+
+def read_foreign(path: Path) -> dict[str, Tensor]:
+    """The weights in a ``.safetensors`` file or in one that ``torch.save`` wrote; where that holds
+    a training's state, its ``ema`` before its ``model``.
+
+    Only tensors are unpickled. Raises ``ValueError`` for a file that holds no weights.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path}: not a safetensors file ({error})") from error
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path}: holds more than weights, or none ({error})") from error
+    for key in ("ema", "model", "state_dict"):
+        if isinstance(held, Mapping) and isinstance(held.get(key), Mapping):
+            held = held[key]
+            break
+    if not isinstance(held, Mapping) or not all(isinstance(v, Tensor) for v in held.values()):
+        raise ValueError(f"{path}: is not a table of weights")
+    return dict(held)
+
+
+def write_foreign(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Write a ``.safetensors`` file, or for any other suffix what ``torch.load`` reads."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".safetensors":
+        save_file(dict(weights), path)
+    else:
+        torch.save(dict(weights), path)
