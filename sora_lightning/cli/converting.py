@@ -10,7 +10,7 @@ from sora_lightning.cli.suggest import suggestion
 from sora_lightning.interop.pretrained import Pretrained, read_foreign, write_foreign
 
 OURS = "sora-lightning"
-FAMILIES = ("uvit",)  # each the name of its module in sora_lightning/interop
+FAMILIES = ("uvit", "vivit")  # each the name of its module in sora_lightning/interop
 
 
 def convert(

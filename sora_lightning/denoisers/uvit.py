@@ -9,32 +9,26 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sora_lightning.denoisers.base import Denoiser
+from sora_lightning.layers.inflation import central_frame, same_for_every_frame
+from sora_lightning.layers.learned_positions import LearnedPositions
 from sora_lightning.layers.patch import Patch
 from sora_lightning.layers.position import sinusoidal
-from sora_lightning.types import Condition, TokenGrid
+from sora_lightning.layers.size import TransformerSize
+from sora_lightning.types import Condition
 
-
-@dataclass(frozen=True)
-class UViTSize:
-    """A row of the paper's Table 1; ``depth`` counts the middle block too."""
-
-    depth: int
-    width: int
-    num_heads: int
-
-
+# arXiv 2209.12152, Table 1; the depth counts the middle block too
 UVIT_SIZES = {
-    "tiny": UViTSize(5, 64, 2),
-    "S": UViTSize(13, 512, 8),
-    "S-deep": UViTSize(17, 512, 8),
-    "M": UViTSize(17, 768, 12),
-    "L": UViTSize(21, 1024, 16),
-    "H": UViTSize(29, 1152, 16),
+    "tiny": TransformerSize(5, 64, 2),
+    "S": TransformerSize(13, 512, 8),
+    "S-deep": TransformerSize(17, 512, 8),
+    "M": TransformerSize(17, 768, 12),
+    "L": TransformerSize(21, 1024, 16),
+    "H": TransformerSize(29, 1152, 16),
 }
 
 
@@ -105,7 +99,7 @@ class UViT(Denoiser):
         self,
         latent_channels: int,
         condition_width: int,
-        size: UViTSize | None = None,
+        size: TransformerSize | None = None,
         mlp_ratio: float = 4.0,
         patch: Sequence[int] = (1, 2, 2),
         extent: LearnedExtent | None = None,
@@ -139,7 +133,7 @@ class UViT(Denoiser):
         e = self.extent
         self.condition_position = nn.Parameter(torch.empty(e.condition, width))
         self.time_position = nn.Parameter(torch.empty(1, width))
-        self.patch_position = nn.Parameter(torch.empty(e.frames, e.rows, e.columns, width))
+        self.positions = LearnedPositions(e.frames, e.rows, e.columns, width)
         self.down, self.middle, self.up = (
             nn.ModuleList(UViTBlock(width, size.num_heads, mlp_ratio, skip) for _ in range(count))
             for count, skip in ((size.depth // 2, False), (1, False), (size.depth // 2, True))
@@ -159,18 +153,23 @@ class UViT(Denoiser):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for position in (self.condition_position, self.time_position, self.patch_position):
+        for position in (self.condition_position, self.time_position):
             nn.init.trunc_normal_(position, std=0.02)
 
     def forward(
         self,
         x_t: Float[Tensor, "b c f h w"],
-        t: Float[Tensor, " b"],
+        t: Float[Tensor, " b *n"],
         condition: Condition,
-    ) -> Float[Tensor, "b c f h w"]:
+    ) -> Float[Tensor, "b out f h w"]:
+        if t.numel() != len(t):
+            raise ValueError(
+                f"times of shape {tuple(t.shape)}: U-ViT has one time token, so one time a clip"
+            )
+        t = t.reshape(-1)
         grid = self.patch.grid(*x_t.shape[2:])
         first, mask = self._first_tokens(t, condition)  # b m d
-        patches = self.x_in(self.patch.patchify(x_t)) + self._positions(grid)
+        patches = self.x_in(self.patch.patchify(x_t)) + self.positions(grid)
         x = torch.cat([first.to(patches.dtype), patches], dim=1)  # b n d
         mask = F.pad(mask, (0, grid.num_tokens), value=True)
         skips = []
@@ -200,14 +199,6 @@ class UViT(Denoiser):
         tokens = self.condition_in(condition.tokens) + self.condition_position[:length]
         return torch.cat([tokens, time], dim=1), F.pad(condition.mask, (0, 1), value=True)
 
-    def _positions(self, grid: TokenGrid) -> Float[Tensor, "n d"]:
-        learned: Tensor = self.patch_position
-        if (grid.f, grid.h, grid.w) != tuple(learned.shape[:3]):
-            batch = rearrange(learned, "f h w d -> 1 d f h w")
-            batch = F.interpolate(batch, (grid.f, grid.h, grid.w), mode="trilinear")
-            learned = rearrange(batch, "1 d f h w -> f h w d")
-        return rearrange(learned, "f h w d -> (f h w) d")
-
     def start_from_image_model(self, image: UViT) -> None:
         """Take an image model's weights: positions of its one frame for every frame of this one.
 
@@ -217,13 +208,10 @@ class UViT(Denoiser):
         state = image.state_dict()
         if image.patch.f != 1 or image.extent.frames != 1:
             raise ValueError(f"{image.patch} and {image.extent}: an image model has one frame")
-        frames, middle = self.patch.f, self.patch.f // 2
-        layer = torch.zeros_like(self.x_in.weight)
-        layer.unflatten(1, (frames, -1))[:, middle] = state["x_in.weight"]
-        state["x_in.weight"] = layer
-        state["out.weight"] = repeat(state["out.weight"], "v d -> (f v) d", f=frames)
-        state["out.bias"] = repeat(state["out.bias"], "v -> (f v)", f=frames)
-        state["patch_position"] = repeat(
-            state["patch_position"], "1 h w d -> f h w d", f=self.extent.frames
-        )
+        frames = self.patch.f
+        state["x_in.weight"] = central_frame(state["x_in.weight"], frames)
+        for name in ("out.weight", "out.bias"):
+            state[name] = same_for_every_frame(state[name], frames)
+        table = self.positions.table
+        state["positions.table"] = state["positions.table"].expand_as(table)
         self.load_state_dict(state)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 _METADATA = "sora_lightning"  # the key of the safetensors metadata that holds the parts
-_HOUSE = "sora_lightning."
+_OURS_OR_TORCHS = ("sora_lightning.", "torch.nn.modules.")
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,16 @@ class Pretrained:
 
 
 def make(value: Any) -> Any:
-    """Build what a ``class_path`` with ``init_args`` describes, of this house's classes alone."""
+    """Build what a ``class_path`` with ``init_args`` describes. ``ValueError`` for a class that is
+    neither of this house nor a layer of torch: a file cannot ask for other code.
+    """
     if isinstance(value, list):
         return [make(item) for item in value]
     if not isinstance(value, Mapping):
         return value
     if "class_path" not in value:
         return {key: make(item) for key, item in value.items()}
-    if not value["class_path"].startswith(_HOUSE):
+    if not value["class_path"].startswith(_OURS_OR_TORCHS):
         raise ValueError(f"{value['class_path']}: only classes of sora_lightning are built")
     module, _, name = value["class_path"].rpartition(".")
     arguments = {key: make(item) for key, item in value.get("init_args", {}).items()}

@@ -14,7 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from sora_lightning.denoisers.uvit import UVIT_SIZES, LearnedExtent, UViT, UViTSize
+from sora_lightning.denoisers.uvit import UVIT_SIZES, LearnedExtent, UViT
 from sora_lightning.interop.labels import label_rules, label_table
 from sora_lightning.interop.pretrained import Pretrained, describe
 from sora_lightning.interop.renaming import (
@@ -25,6 +25,7 @@ from sora_lightning.interop.renaming import (
     linear,
     same,
 )
+from sora_lightning.layers.size import TransformerSize
 
 _TEXT_TOKENS = 77  # configs/mscoco_uvit_small.py
 
@@ -49,13 +50,13 @@ def to_ours(weights: Weights, num_heads: int | None = None) -> Pretrained:
     shape = _foreign_shape(weights)
     width = weights["pos_embed"].shape[-1]
     text = weights.get("context_embed.weight")
-    size = UViTSize(2 * shape.half + 1, width, num_heads or _heads(width))
+    size = TransformerSize(2 * shape.half + 1, width, num_heads or _heads(width))
     parts: dict[str, Any] = {
         "denoiser": describe(
             UViT,
             latent_channels=shape.channels,
             condition_width=width if text is None else text.shape[1],
-            size=describe(UViTSize, depth=size.depth, width=width, num_heads=size.num_heads),
+            size=describe(TransformerSize, depth=size.depth, width=width, num_heads=size.num_heads),
             mlp_ratio=weights["mid_block.mlp.fc1.weight"].shape[0] / width,
             patch=[1, shape.patch, shape.patch],
             extent=describe(
@@ -172,7 +173,7 @@ def _positions(shape: _Shape) -> Rule:
         first = (condition, time) if shape.labels else (time, condition)
         return (torch.cat([*first, rearrange(patches, "1 h w d -> (h w) d")])[None],)
 
-    ours = ("condition_position", "time_position", "patch_position")
+    ours = ("condition_position", "time_position", "positions.table")
     return Rule(("pos_embed",), tuple(f"denoiser.{name}" for name in ours), to_ours, to_theirs)
 
 

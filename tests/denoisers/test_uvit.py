@@ -8,10 +8,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from sora_lightning.conditioning import LabelConditioner
-from sora_lightning.denoisers.uvit import UVIT_SIZES, LearnedExtent, UViT, UViTSize
+from sora_lightning.denoisers.uvit import UVIT_SIZES, LearnedExtent, UViT
+from sora_lightning.layers.size import TransformerSize
 from sora_lightning.types import Condition
 
-SMALL = UViTSize(depth=5, width=24, num_heads=2)
+SMALL = TransformerSize(depth=5, width=24, num_heads=2)
 
 
 def small_uvit(**changes):
@@ -138,9 +139,9 @@ def test_an_image_models_weights_start_a_video_model(frames):
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="depth 4 must be odd"):
-        small_uvit(size=UViTSize(4, 24, 2))
+        small_uvit(size=TransformerSize(4, 24, 2))
     with pytest.raises(ValueError, match="a multiple of num_heads 5"):
-        small_uvit(size=UViTSize(5, 24, 5))
+        small_uvit(size=TransformerSize(5, 24, 5))
     with pytest.raises(ValueError, match="condition width 16 must be 24"):
         small_uvit(project_condition=False)
     with pytest.raises(ValueError, match="must be three positive numbers"):

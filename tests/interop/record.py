@@ -55,6 +55,36 @@ def uvit_text() -> None:
     record("uvit_text", model, inputs, model(x, t, context))
 
 
+def dit() -> None:
+    """facebookresearch/DiT, models.py; time in its 1000 steps, label 5 is the class of none."""
+    record_labelled("dit", import_module("models").DiT, torch.tensor([0, 500, 999]))
+
+
+def sit() -> None:
+    """willisma/SiT, models.py; its time is 0 at noise and 1 at data."""
+    record_labelled("sit", import_module("models").SiT, torch.tensor([0.0, 0.4, 1.0]))
+
+
+def record_labelled(case: str, network: type[nn.Module], t: Tensor) -> None:
+    settings = {"hidden_size": 24, "depth": 2, "num_heads": 2, "num_classes": 5}
+    model = fill(network(input_size=8, patch_size=2, in_channels=4, **settings), ("pos_embed",))
+    x, y = torch.randn(3, 4, 8, 8), torch.tensor([0, 5, 3])
+    record(case, model, {"x": x, "t": t, "y": y}, model(x, t, y), ("pos_embed",))
+
+
+def latte() -> None:
+    """Vchitect/Latte, models/latte.py, with labels (extras = 2)."""
+    tables = ("pos_embed", "temp_embed")
+    settings = {"hidden_size": 24, "depth": 4, "num_heads": 2, "num_classes": 5}
+    network = import_module("latte").Latte
+    model = fill(
+        network(input_size=8, patch_size=2, in_channels=4, num_frames=3, extras=2, **settings),
+        tables,
+    )
+    x, t, y = torch.randn(2, 3, 4, 8, 8), torch.tensor([30, 999]), torch.tensor([5, 2])
+    record("latte", model, {"x": x, "t": t, "y": y}, model(x, t, y), tables)
+
+
 def record(
     case: str,
     model: nn.Module,
@@ -68,7 +98,7 @@ def record(
 
 if __name__ == "__main__":
     case, clone = sys.argv[1:]
-    sys.path.insert(0, clone)
+    sys.path[:0] = [clone, f"{clone}/models"]
     torch.manual_seed(0)
     with torch.no_grad():
         globals()[case]()
