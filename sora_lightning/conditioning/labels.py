@@ -1,11 +1,8 @@
-"""Class labels as conditions: one learned vector a class (DiT, arXiv 2212.09748, appendix A)."""
-
-from __future__ import annotations
+"""A learned vector for each class: the condition of class-to-video models."""
 
 from collections.abc import Sequence
 
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
@@ -14,61 +11,40 @@ from sora_lightning.types import Condition
 
 
 class LabelConditioner(Conditioner):
-    """A caption is a class: its number, or its name where ``names`` lists them in order.
+    """Reads a caption as the name of a class. The empty caption, and a dropped one, is a further
+    class, "none" (DiT, arXiv 2212.09748, section 4).
 
-    The class's vector is the only token and the pooled vector too. An empty caption, or a dropped
-    one, is the class of no label, a last row of the table; without ``null_class`` there is none.
+    The vector is the pooled one and the only text token too. ``null_class`` off leaves "none" out.
+    ``ValueError`` for a caption that names no class.
     """
 
-    def __init__(
-        self,
-        width: int,
-        num_classes: int,
-        names: Sequence[str] | None = None,
-        null_class: bool = True,
-    ):
+    def __init__(self, classes: Sequence[str], width: int = 384, null_class: bool = True):
         super().__init__(width)
-        if num_classes < 1:
-            raise ValueError(f"num_classes = {num_classes} must be at least 1")
-        if names is not None and len(set(names)) != num_classes:
-            raise ValueError(
-                f"names: {len(set(names))} different names for num_classes = {num_classes}"
-            )
-        self.num_classes = num_classes
-        self.numbers = {name: number for number, name in enumerate(names or ())}
+        self.classes = list(classes)
+        if len(set(self.classes)) < len(self.classes) or "" in self.classes:
+            raise ValueError("classes: every class needs a name of its own, which is not empty")
+        self.index = {name: i for i, name in enumerate(self.classes)}
         self.null_class = null_class
-        self.embedding = nn.Embedding(num_classes + null_class, width)
+        self.embedding = nn.Embedding(len(self.classes) + null_class, width)
         nn.init.normal_(self.embedding.weight, std=0.02)
 
     def forward(self, captions: list[str], drop: Bool[Tensor, " b"] | None = None) -> Condition:
-        """Raises ``ValueError`` for a caption that is no class."""
-        rows = torch.tensor(
-            [self.row(caption) for caption in captions], device=self.embedding.weight.device
-        )
+        rows = [self._row(caption) for caption in captions]
+        labels = torch.tensor(rows, device=self.embedding.weight.device)
         if drop is not None and drop.any():
-            rows = torch.where(drop, self.row(""), rows)
-        return self.of_rows(rows)
+            labels = torch.where(drop, self._row(""), labels)
+        return self.of_rows(labels)
 
     def of_rows(self, rows: Int[Tensor, " b"]) -> Condition:
-        """The condition of rows of the table, where classes are known by number."""
-        vectors = self.embedding(rows)  # b d
-        mask = torch.ones(len(rows), 1, dtype=torch.bool, device=rows.device)
-        return Condition(rearrange(vectors, "b d -> b 1 d"), mask, vectors)
+        """The condition of classes known by their rows of the table."""
+        pooled = self.embedding(rows)  # b d
+        mask = torch.ones(len(rows), 1, dtype=torch.bool, device=pooled.device)
+        return Condition(tokens=pooled[:, None], mask=mask, pooled=pooled)
 
-    def row(self, caption: str) -> int:
-        """The row of the table that a caption stands for."""
-        caption = caption.strip()
-        if not caption:
-            if not self.null_class:
-                raise ValueError(
-                    "an empty caption, and null_class is off: every clip needs a class"
-                )
-            return self.num_classes
-        if caption in self.numbers:
-            return self.numbers[caption]
-        if caption.isdecimal() and int(caption) < self.num_classes:
-            return int(caption)
-        raise ValueError(
-            f"{caption!r} is no class: give a number from 0 to {self.num_classes - 1}"
-            + (" or one of the names" if self.numbers else "")
-        )
+    def _row(self, caption: str) -> int:
+        if not caption and self.null_class:
+            return len(self.classes)
+        if caption not in self.index:
+            some = ", ".join(self.classes[:5])
+            raise ValueError(f"{caption!r} is none of the {len(self.classes)} classes: {some}, ...")
+        return self.index[caption]

@@ -21,9 +21,8 @@ def label_table(table: Tensor) -> dict[str, Any]:
     """
     rows, width = table.shape
     null_class = rows != _IMAGENET_CLASSES
-    return describe(
-        LabelConditioner, width=width, num_classes=rows - null_class, null_class=null_class
-    )
+    names = [str(number) for number in range(rows - null_class)]
+    return describe(LabelConditioner, classes=names, width=width, null_class=null_class)
 
 
 def label_rules(theirs: str) -> list[Rule]:

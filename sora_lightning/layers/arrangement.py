@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sora_lightning.layers.groupings import Grouping, Permuted, Whole
@@ -43,6 +43,10 @@ class Arrangement:
         """Whether the sequence may hold more than one clip."""
         return len(self.grids) > 1
 
+    def num_clips(self, x: Float[Tensor, "b n d"]) -> int:
+        """The clips that tokens in this arrangement hold."""
+        return len(self.grids) if self.is_packed else x.shape[0]
+
     @property
     def lengths(self) -> list[int]:
         """The number of tokens of each grid's clip, context included."""
@@ -73,6 +77,23 @@ class Arrangement:
         """The number of the grid that each token stands on."""
         lengths = torch.tensor(self.lengths, device=self.device)
         return torch.repeat_interleave(lengths, output_size=sum(self.lengths))
+
+    def insert_context(
+        self, x: Float[Tensor, "b n d"], context: Float[Tensor, "clips m d"]
+    ) -> Float[Tensor, "b all d"]:
+        """The tokens of every grid with its clip's ``num_context`` tokens before them."""
+        if not self.is_packed:
+            return torch.cat([context, x], dim=1)
+        clips = x.split([grid.num_tokens for grid in self.grids], dim=1)
+        pairs = zip(context.split(1), clips, strict=True)
+        return torch.cat([part for pair in pairs for part in pair], dim=1)
+
+    def remove_context(self, x: Float[Tensor, "b m d"]) -> Float[Tensor, "b n d"]:
+        """The tokens of the grids alone."""
+        if not self.num_context:
+            return x
+        clips = x.split(self.lengths, dim=1)
+        return torch.cat([clip[:, self.num_context :] for clip in clips], dim=1)
 
     def grouping(self, partition: TokenPartition) -> Grouping:
         """The groups of this partition, kept for the blocks that follow."""

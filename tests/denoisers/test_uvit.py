@@ -58,7 +58,9 @@ def test_the_papers_sizes(name, c, tokens, text_width, side, patch, smooth, para
         )
         modules = [uvit]
         if classes:
-            modules.append(LabelConditioner(width, classes, null_class=False))
+            modules.append(
+                LabelConditioner(list(map(str, range(classes))), width, null_class=False)
+            )
         condition = Condition(
             torch.empty(1, length, width),
             torch.ones(1, length, dtype=torch.bool),
