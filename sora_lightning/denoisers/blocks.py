@@ -246,11 +246,12 @@ class CrossAttentionBlock(PlainBlock):
 
 class TimeEmbedding(nn.Module):
     """Sinusoids of diffusion time through a two-layer perceptron. ``t`` is scaled by 1000, as DiT
-    counts steps.
+    counts steps, or by another ``scale``.
     """
 
-    def __init__(self, width: int, num_frequencies: int = 256):
+    def __init__(self, width: int, num_frequencies: int = 256, scale: float = 1000.0):
         super().__init__()
+        self.scale = scale
         self.num_frequencies = num_frequencies
         self.hidden = nn.Linear(num_frequencies, width)
         self.out = nn.Linear(width, width)
@@ -258,7 +259,7 @@ class TimeEmbedding(nn.Module):
             nn.init.normal_(layer.weight, std=0.02)  # DiT initialises both so
 
     def forward(self, t: Float[Tensor, "*r"]) -> Float[Tensor, "*r d"]:
-        return self.out(F.silu(self.hidden(sinusoidal(1000 * t, self.num_frequencies))))
+        return self.out(F.silu(self.hidden(sinusoidal(self.scale * t, self.num_frequencies))))
 
 
 class FinalLayer(nn.Module):

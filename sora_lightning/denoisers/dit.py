@@ -53,7 +53,8 @@ class DiT(Denoiser):
     no size built in. ``patch`` counts latent frames, rows and columns. ``learned_sigma`` doubles
     the channels of the prediction (DiT's variance). ``self_conditioning`` takes an earlier estimate
     of the latents as more channels (W.A.L.T). ``recompute_blocks`` keeps only each block's input
-    for the backward pass and computes the rest again.
+    for the backward pass and computes the rest again. ``time_scale`` is the number of steps that
+    the time embedding counts from data to noise: SiT's is 1.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class DiT(Denoiser):
         learned_sigma: bool = False,
         self_conditioning: bool = False,
         recompute_blocks: bool = False,
+        time_scale: float = 1000.0,
     ):
         if len(patch) != 3 or min(patch) < 1:
             raise ValueError(
@@ -83,7 +85,7 @@ class DiT(Denoiser):
         self.recompute_blocks = recompute_blocks
         in_channels = latent_channels * (2 if self_conditioning else 1)
         self.x_in = nn.Linear(in_channels * self.patch.volume, width)
-        self.time = TimeEmbedding(width)
+        self.time = TimeEmbedding(width, scale=time_scale)
         self.condition = parts.condition(condition_width, width)
         self.positions = nn.ModuleList(position(width) for position in parts.positions)
         self.rotary = parts.rotary

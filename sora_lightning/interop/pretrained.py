@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import pickle
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import ArgumentError, ArgumentParser
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from sora_lightning.types import TokenGrid
 
 _METADATA = "sora_lightning"  # the key of the safetensors metadata that holds the parts
 _OURS_OR_TORCHS = ("sora_lightning.", "torch.nn.modules.")
@@ -24,11 +26,14 @@ class Pretrained:
     """The house's weights and the parts they fill.
 
     ``parts`` maps a part's name (denoiser, conditioner, encoder) to its ``class_path`` and
-    ``init_args``, as a YAML gives them; the names in ``weights`` begin with it.
+    ``init_args``, as a YAML gives them; the names in ``weights`` begin with it. ``grid`` is the one
+    that the foreign file's fixed tables of positions were made for, where it has such tables; the
+    house's networks have none and take any grid.
     """
 
     parts: dict[str, dict[str, Any]]
     weights: dict[str, Tensor]
+    grid: TokenGrid | None = None
 
     def build(self) -> dict[str, nn.Module]:
         """Each part with its weights, in evaluation mode. Raises ``ValueError`` for weights that do
@@ -47,10 +52,17 @@ class Pretrained:
             raise ValueError(f"there is no {part} in it; there is {', '.join(self.parts)}")
         return self.parts[part]["init_args"]
 
+    def known_grid(self) -> TokenGrid:
+        """``grid``; ``ValueError`` where it is not known."""
+        if self.grid is None:
+            raise ValueError("the other side has tables of positions: say for which grid of tokens")
+        return self.grid
+
     def save(self, path: Path) -> None:
         """Write a safetensors file whose metadata holds the parts."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(self.weights, path, metadata={_METADATA: json.dumps(self.parts)})
+        held = {"parts": self.parts, "grid": None if self.grid is None else asdict(self.grid)}
+        save_file(self.weights, path, metadata={_METADATA: json.dumps(held)})
 
     @classmethod
     def load(cls, path: Path) -> Pretrained:
@@ -62,24 +74,37 @@ class Pretrained:
             raise ValueError(f"{path}: not a safetensors file ({error})") from error
         if _METADATA not in metadata:
             raise ValueError(f"{path}: does not say which of this house's models it fills")
-        return cls(json.loads(metadata[_METADATA]), load_file(path))
+        held = json.loads(metadata[_METADATA])
+        grid = None if held["grid"] is None else TokenGrid(**held["grid"])
+        return cls(held["parts"], load_file(path), grid)
 
 
-def make(value: Any) -> Any:
-    """Build what a ``class_path`` with ``init_args`` describes. ``ValueError`` for a class that is
-    neither of this house nor a layer of torch: a file cannot ask for other code.
+def make(part: dict[str, Any]) -> nn.Module:
+    """The module that a ``class_path`` with ``init_args`` describes, as a YAML would.
+
+    ``ValueError`` for a class that is neither of this house nor a layer of torch: a file cannot ask
+    for other code.
     """
+    for path in _class_paths(part):
+        if not path.startswith(_OURS_OR_TORCHS):
+            raise ValueError(f"{path}: only classes of sora_lightning are built")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--part", type=nn.Module)
+    try:
+        parsed = parser.parse_object({"part": part})
+    except ArgumentError as error:
+        raise ValueError(str(error)) from error
+    return parser.instantiate(parsed).part
+
+
+def _class_paths(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        if "class_path" in value:
+            yield str(value["class_path"])
+        value = list(value.values())
     if isinstance(value, list):
-        return [make(item) for item in value]
-    if not isinstance(value, Mapping):
-        return value
-    if "class_path" not in value:
-        return {key: make(item) for key, item in value.items()}
-    if not value["class_path"].startswith(_OURS_OR_TORCHS):
-        raise ValueError(f"{value['class_path']}: only classes of sora_lightning are built")
-    module, _, name = value["class_path"].rpartition(".")
-    arguments = {key: make(item) for key, item in value.get("init_args", {}).items()}
-    return getattr(importlib.import_module(module), name)(**arguments)
+        for item in value:
+            yield from _class_paths(item)
 
 
 def describe(target: Any, **init_args: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Its networks for latents count 1000 steps up with the noise, as the house's ``10
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import isqrt
 from typing import Any
 
@@ -56,11 +56,11 @@ def to_ours(weights: Weights, num_heads: int | None = None) -> Pretrained:
             UViT,
             latent_channels=shape.channels,
             condition_width=width if text is None else text.shape[1],
-            size=describe(TransformerSize, depth=size.depth, width=width, num_heads=size.num_heads),
+            size=asdict(size),
             mlp_ratio=weights["mid_block.mlp.fc1.weight"].shape[0] / width,
             patch=[1, shape.patch, shape.patch],
-            extent=describe(
-                LearnedExtent, condition=shape.condition, rows=shape.side, columns=shape.side
+            extent=asdict(
+                LearnedExtent(condition=shape.condition, rows=shape.side, columns=shape.side)
             ),
             project_condition=text is not None,
             smooth=shape.smooth,
@@ -74,12 +74,12 @@ def to_ours(weights: Weights, num_heads: int | None = None) -> Pretrained:
 def to_theirs(pretrained: Pretrained) -> dict[str, Tensor]:
     """The reference's names. Raises ``ValueError`` for a model that it has no place for."""
     init_args = pretrained.init_args("denoiser")
-    extent = init_args["extent"]["init_args"]
+    extent = init_args["extent"]
     frames, *patch = init_args["patch"]
-    if frames != 1 or extent.get("frames", 1) != 1 or extent["rows"] != extent["columns"]:
+    if frames != 1 or extent["frames"] != 1 or extent["rows"] != extent["columns"]:
         raise ValueError(f"patch {init_args['patch']}, {extent}: U-ViT has square images alone")
     shape = _Shape(
-        half=init_args["size"]["init_args"]["depth"] // 2,
+        half=init_args["size"]["depth"] // 2,
         condition=extent["condition"],
         side=extent["rows"],
         channels=init_args["latent_channels"],

@@ -5,6 +5,7 @@ Names of transformers 5 are read and written; those of the files published befor
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from math import isqrt
 from typing import Any
 
@@ -42,19 +43,13 @@ def to_ours(weights: Weights, num_heads: int | None = None) -> Pretrained:
     depth = count(weights, "layers.{}.layernorm_before.weight")
     hidden = weights["layers.0.mlp.fc1.weight"].shape[0]
     grid = _grid(weights["embeddings.position_embeddings"].shape[1] - 1)
-    size = {"depth": depth, "width": width, "num_heads": num_heads or _heads(width)}
+    size = TransformerSize(depth, width, num_heads or _heads(width))
     parts: dict[str, Any] = {
         "encoder": describe(
             ViViT,
             channels=channels,
-            size=describe(TransformerSize, **size),
-            tubelets=describe(
-                Tubelets,
-                frames=patch[0],
-                rows=patch[1],
-                columns=patch[2],
-                grid=describe(TokenGrid, f=grid.f, h=grid.h, w=grid.w),
-            ),
+            size=asdict(size),
+            tubelets=asdict(Tubelets(patch[0], patch[1], patch[2], grid)),
             mlp_ratio=hidden / width,
         )
     }
@@ -107,8 +102,8 @@ def _heads(width: int) -> int:
 
 def _rules(parts: dict[str, Any]) -> list[Rule]:
     init_args = parts["encoder"]["init_args"]
-    tubelets = init_args["tubelets"]["init_args"]
-    grid = tubelets["grid"]["init_args"]
+    tubelets = init_args["tubelets"]
+    grid = tubelets["grid"]
     p, q, r = tubelets["frames"], tubelets["rows"], tubelets["columns"]
     rules = [
         same("embeddings.patch_embeddings.projection.bias", "encoder.x_in.bias"),
@@ -135,7 +130,7 @@ def _rules(parts: dict[str, Any]) -> list[Rule]:
         ),
         *linear("layernorm", "encoder.norm"),
     ]
-    for i in range(init_args["size"]["init_args"]["depth"]):
+    for i in range(init_args["size"]["depth"]):
         theirs, ours = f"layers.{i}", f"encoder.blocks.{i}"
         q_k_v = tuple(f"{theirs}.attention.{one}_proj" for one in "qkv")
         rules += [
