@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool
-from torch import nn
+from torch import Tensor, nn
 
 from sora_lightning.conditioning.base import Conditioner
 from sora_lightning.types import Condition
@@ -27,9 +27,7 @@ class LabelConditioner(Conditioner):
         self.embedding = nn.Embedding(len(self.classes) + 1, width)
         nn.init.normal_(self.embedding.weight, std=0.02)
 
-    def forward(
-        self, captions: list[str], drop: Bool[torch.Tensor, " b"] | None = None
-    ) -> Condition:
+    def forward(self, captions: list[str], drop: Bool[Tensor, " b"] | None = None) -> Condition:
         none = len(self.classes)
         rows = [none if not caption else self._row(caption) for caption in captions]
         labels = torch.tensor(rows, device=self.embedding.weight.device)
