@@ -5,7 +5,6 @@ into one sequence; and their groups under each partition, worked out once for al
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +22,8 @@ class Arrangement:
 
     ``num_context`` tokens stand before the grid of each clip, at the coordinates of its first
     token; they are for joint attention alone, and any other partition refuses them.
+    ``coordinates`` are ``(frame, row, column)`` of every token; ``clips_by_length`` numbers the
+    clips of a packed sequence in the order that ``Permuted`` sorts them in, the shortest first.
     """
 
     def __init__(
@@ -36,6 +37,8 @@ class Arrangement:
         self.grids = tuple(grids)
         self.device = torch.device(device)
         self.num_context = num_context
+        self.coordinates = self._all_coordinates()
+        self.clips_by_length = self._sorted_clips()
         self._groupings: dict[TokenPartition, Grouping] = {}
 
     @property
@@ -52,31 +55,31 @@ class Arrangement:
         """The number of tokens of each grid's clip, context included."""
         return [self.num_context + grid.num_tokens for grid in self.grids]
 
-    @cached_property
-    def clips_by_length(self) -> Int[Tensor, " clips"]:
-        """The clips' numbers, the shortest first: the order that ``Permuted`` sorts them in."""
-        return torch.argsort(torch.tensor(self.lengths), stable=True).to(self.device)
+    @property
+    def clip_of_token(self) -> Int[Tensor, " n"]:
+        """The number of the grid that each token stands on."""
+        lengths = torch.tensor(self.lengths, device=self.device)
+        return torch.repeat_interleave(lengths, output_size=sum(self.lengths))
 
-    @cached_property
-    def coordinates(self) -> Int[Tensor, "n 3"]:
-        """``(frame, row, column)`` of every token of the sequence."""
-        parts = []
-        for grid in self.grids:
-            parts.append(torch.zeros(self.num_context, 3, dtype=torch.int64, device=self.device))
-            parts.append(grid_coordinates(grid, self.device))
-        return torch.cat(parts)
-
-    @cached_property
+    @property
     def extents(self) -> Int[Tensor, "n 3"]:
         """Frames, rows and columns of the grid that each token stands on."""
         rows = torch.tensor([(g.f, g.h, g.w) for g in self.grids], device=self.device)
         return rows[self.clip_of_token]
 
-    @cached_property
-    def clip_of_token(self) -> Int[Tensor, " n"]:
-        """The number of the grid that each token stands on."""
-        lengths = torch.tensor(self.lengths, device=self.device)
-        return torch.repeat_interleave(lengths, output_size=sum(self.lengths))
+    def _sorted_clips(self) -> Int[Tensor, " clips"] | None:
+        if not self.is_packed:
+            return None
+        return torch.argsort(torch.tensor(self.lengths), stable=True).to(self.device)
+
+    def _all_coordinates(self) -> Int[Tensor, "n 3"]:
+        if not (self.is_packed or self.num_context):
+            return grid_coordinates(self.grids[0], self.device)
+        parts = []
+        for grid in self.grids:
+            parts.append(torch.zeros(self.num_context, 3, dtype=torch.int64, device=self.device))
+            parts.append(grid_coordinates(grid, self.device))
+        return torch.cat(parts)
 
     def insert_context(
         self, x: Float[Tensor, "b n d"], context: Float[Tensor, "clips m d"]

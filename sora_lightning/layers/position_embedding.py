@@ -126,11 +126,11 @@ class Fractional(PositionEmbedding):
 
     def forward(self, arrangement: Arrangement) -> Float[Tensor, "n d"]:
         share = (arrangement.coordinates + 0.5) / arrangement.extents  # n 3, in (0, 1)
-        place = rearrange(share, "n axis -> axis n") * (self.curves.shape[1] - 1)
+        place = rearrange(share, "n three -> three n") * (self.curves.shape[1] - 1)
         before = place.long()
         weight = (place - before)[..., None]
         axis = torch.arange(3, device=share.device)[:, None]
-        low, high = self.curves[axis, before], self.curves[axis, before + 1]  # axis n d
+        low, high = self.curves[axis, before], self.curves[axis, before + 1]  # 3 n d
         return torch.lerp(low, high, weight.to(low)).sum(dim=0)
 
 
