@@ -1,1 +1,2 @@
-"""Speed, measured: every module here but ``report`` is a section with one ``run(report)``."""
+"""Speed, measured. Modules here are sections, each with one ``run(report)``; ``report`` and
+``models`` are what they share."""

@@ -1,44 +1,84 @@
-"""Forward, and forward with backward, of the house's denoisers at the sizes of their papers."""
+"""DiT-S/2 and B/2 at 256 tokens beside diffusers' class of the same architecture, and Latte-S/2 on
+16 frames; forward, and forward with backward."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sora_lightning.denoisers import DiT
-from sora_lightning.types import Condition
+from sora_lightning.denoisers import SIZES, image_dit, latte
+from tests.bench.models import CHANNELS, backward, condition, forward, forward_gmac, latents
 from tests.bench.report import Report
 
-BATCH, CHANNELS, TEXT_WIDTH = 4, 4, 64
+BATCH = 4
 
 
 def run(report: Report) -> None:
-    for name, width, depth, num_heads in (("DiT-S/2", 384, 12, 6), ("DiT-B/2", 768, 12, 12)):
-        dit = DiT(CHANNELS, TEXT_WIDTH, width=width, depth=depth, num_heads=num_heads)
-        x = torch.randn(BATCH, CHANNELS, 1, 32, 32)
-        text = Condition(
-            torch.randn(BATCH, 1, TEXT_WIDTH),
-            torch.ones(BATCH, 1, dtype=torch.bool),
-            torch.randn(BATCH, TEXT_WIDTH),
+    for size in ("S", "B"):
+        width = SIZES[size].width
+        make = partial(image_dit, CHANNELS, width, size)
+        gmac = BATCH * forward_gmac(make, 1, 32, width)
+        ours, theirs = make(), _diffusers_dit(size)
+        (x, t), told = latents(BATCH, 1, 32), condition(BATCH, width)
+        images, steps, labels = x[:, :, 0], (1000 * t).long(), torch.arange(BATCH)
+
+        def call_ours(model=ours, x=x, t=t, told=told) -> Tensor:
+            return model(x, t, told)
+
+        def call_theirs(model=theirs, x=images, steps=steps, labels=labels) -> Tensor:
+            return model(x, steps, labels).sample
+
+        report.compare(
+            f"DiT-{size}/2, 256 tokens, batch {BATCH}, forward",
+            {"sora_lightning": forward(call_ours), "diffusers": forward(call_theirs)},
+            gmac={"sora_lightning": gmac, "diffusers": gmac},
         )
-        t = torch.rand(BATCH)
-        for what, measured in (("forward", forward), ("forward and backward", backward)):
-            ours = measured(dit, lambda dit=dit, x=x, t=t, text=text: dit(x, t, text))
-            report.compare(f"{name}, 256 tokens, {what}", {"sora_lightning": ours})
+        report.compare(
+            f"DiT-{size}/2, 256 tokens, batch {BATCH}, forward and backward",
+            {
+                "sora_lightning": backward(ours, call_ours),
+                "diffusers": backward(theirs, call_theirs),
+            },
+            gmac={"sora_lightning": 3 * gmac, "diffusers": 3 * gmac},
+        )
+    _latte(report)
 
 
-def forward(model: nn.Module, call: Callable[[], Tensor]) -> Callable[[], object]:
-    """One call without gradients."""
-    return torch.no_grad()(call)
+def _latte(report: Report) -> None:
+    width = SIZES["S"].width
+    make = partial(latte, CHANNELS, width, "S")
+    gmac = forward_gmac(make, 16, 16, width)
+    model, (x, t), told = make(), latents(1, 16, 16), condition(1, width)
+
+    def call() -> Tensor:
+        return model(x, t, told)
+
+    case = "Latte-S/2, 16 frames of 64 tokens, batch 1"
+    for name, measured, times in (
+        ("forward", forward(call), 1),
+        ("forward and backward", backward(model, call), 3),
+    ):
+        report.compare(
+            f"{case}, {name}",
+            {"sora_lightning": measured},
+            gmac={"sora_lightning": times * gmac},
+            items=1024,
+            unit="tokens",
+        )
 
 
-def backward(model: nn.Module, call: Callable[[], Tensor]) -> Callable[[], object]:
-    """One call, and the gradient of its output's sum to every parameter."""
+def _diffusers_dit(size: str) -> torch.nn.Module:
+    from diffusers import DiTTransformer2DModel
 
-    def step() -> None:
-        model.zero_grad()
-        call().sum().backward()
-
-    return step
+    row = SIZES[size]
+    return DiTTransformer2DModel(
+        num_attention_heads=row.num_heads,
+        attention_head_dim=row.width // row.num_heads,
+        num_layers=row.depth,
+        in_channels=CHANNELS,
+        out_channels=2 * CHANNELS,
+        sample_size=32,
+        attention_bias=True,
+    ).eval()
