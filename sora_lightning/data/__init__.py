@@ -6,6 +6,8 @@ from sora_lightning.data.decode import DecodeError, DecordReader, PyAVReader, Re
 from sora_lightning.data.encode import write_video
 from sora_lightning.data.latents import LatentCache
 from sora_lightning.data.manifest import ClipRecord, Footage, read_manifest
+from sora_lightning.data.native import Packing
+from sora_lightning.data.packing import PackPlan
 from sora_lightning.data.sampler import BatchPlan
 from sora_lightning.data.synthetic import write_dataset
 
@@ -18,6 +20,8 @@ __all__ = [
     "DecordReader",
     "Footage",
     "LatentCache",
+    "PackPlan",
+    "Packing",
     "PyAVReader",
     "Reader",
     "Removal",

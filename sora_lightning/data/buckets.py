@@ -5,6 +5,7 @@ is brought to it.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -33,7 +34,30 @@ class Removal(Enum):
 RATE_TOLERANCE = 0.05
 
 
-class Buckets:
+class SizeRule(ABC):
+    """Gives each clip the size it is shown at, or the reason why it is not shown."""
+
+    sizes: tuple[VideoSize, ...]
+    fps: float
+
+    @abstractmethod
+    def nearest(self, footage: Footage, duration_s: float) -> VideoSize | Removal:
+        """The size of a clip of ``duration_s`` seconds of this footage."""
+
+    def assign(self, clips: Iterable[tuple[ClipRecord, Footage]]) -> Assignment:
+        """Give every clip its size, or the reason why it has none."""
+        assignment = Assignment({size: [] for size in self.sizes})
+        for record, footage in clips:
+            duration_s = min(footage.duration_s, record.end_s) - record.start_s
+            size = self.nearest(footage, duration_s)
+            if isinstance(size, Removal):
+                assignment.removed.append((record, size))
+            else:
+                assignment.clips.setdefault(size, []).append(record)
+        return assignment
+
+
+class Buckets(SizeRule):
     """Sizes on offer at one frame rate, and a budget of pixels (frames x rows x columns x clips)
     for a batch.
 
@@ -92,18 +116,6 @@ class Buckets:
         picture = min(aspect, 1 / aspect)
         time = min(1.0, size.num_frames / (self.fps * duration_s))
         return round(picture * time, 6), size.height * size.width, size
-
-    def assign(self, clips: Iterable[tuple[ClipRecord, Footage]]) -> Assignment:
-        """Give every clip its size, or the reason why it has none."""
-        assignment = Assignment({size: [] for size in self.sizes})
-        for record, footage in clips:
-            duration_s = min(footage.duration_s, record.end_s) - record.start_s
-            size = self.nearest(footage, duration_s)
-            if isinstance(size, Removal):
-                assignment.removed.append((record, size))
-            else:
-                assignment.clips[size].append(record)
-        return assignment
 
 
 @dataclass

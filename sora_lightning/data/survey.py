@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from sora_lightning.data.buckets import Assignment, Buckets, Removal
+from sora_lightning.data.buckets import Assignment, Removal, SizeRule
 from sora_lightning.data.clips import BadClips
 from sora_lightning.data.decode import DecodeError, probe
 from sora_lightning.data.latents import LatentCache, content_id, latent_key
@@ -18,7 +18,7 @@ from sora_lightning.data.manifest import ClipRecord, Footage
 from sora_lightning.types import VideoSize
 
 
-def survey(records: Sequence[ClipRecord], buckets: Buckets, bad_clips: BadClips) -> Assignment:
+def survey(records: Sequence[ClipRecord], sizes: SizeRule, bad_clips: BadClips) -> Assignment:
     """Give every clip its size. One frame is decoded of every file whose row lacks the technical
     columns.
     """
@@ -36,7 +36,7 @@ def survey(records: Sequence[ClipRecord], buckets: Buckets, bad_clips: BadClips)
             readable.append((record, footage))
         else:
             bad_clips.add(record, footage)
-    assignment = buckets.assign(readable)
+    assignment = sizes.assign(readable)
     assignment.removed += [(r, Removal.UNREADABLE) for r in records if r in bad_clips]
     return assignment
 
