@@ -1,6 +1,6 @@
 """From a manifest of video files to batches of clips."""
 
-from sora_lightning.data.buckets import Assignment, Buckets, Removal
+from sora_lightning.data.buckets import Assignment, Buckets, Removal, SizeFamily
 from sora_lightning.data.datamodule import VideoDataModule
 from sora_lightning.data.decode import DecodeError, DecordReader, PyAVReader, Reader
 from sora_lightning.data.encode import write_video
@@ -25,6 +25,7 @@ __all__ = [
     "PyAVReader",
     "Reader",
     "Removal",
+    "SizeFamily",
     "VideoDataModule",
     "read_manifest",
     "write_dataset",

@@ -61,6 +61,21 @@ class EvenChoice:
         return Choice((turn + 0.5) / self.num_windows, record.captions[0])
 
 
+@dataclass(frozen=True)
+class FixedWindows:
+    """What another chooses, but the window is that one of evenly placed windows in whose share of
+    the clip it falls: those are the ones that a latent cache holds.
+    """
+
+    choose: Chooser
+    num_windows: int
+
+    def __call__(self, record: ClipRecord, turn: int) -> Choice:
+        choice = self.choose(record, turn)
+        number = min(int(choice.window * self.num_windows), self.num_windows - 1)
+        return choice._replace(window=(number + 0.5) / self.num_windows)
+
+
 Chooser = Callable[[ClipRecord, int], Choice]
 Namer = Callable[[ClipRecord, VideoSize, int], str]
 

@@ -257,6 +257,11 @@ class NativeSizes(SizeRule):
         self.fps = fps
         self.sizes: tuple[VideoSize, ...] = ()
 
+    def batch_size(self, size: VideoSize) -> int:
+        """The clips of one size that fit the budget of a pack."""
+        grid = self.packing.grid(size.num_frames, size.height, size.width)
+        return self.packing.tokens // math.prod(grid)
+
     def nearest(self, footage: Footage, duration_s: float) -> VideoSize | Removal:
         if footage.num_frames > 1 and footage.fps < self.fps * (1 - RATE_TOLERANCE):
             return Removal.TOO_SLOW
@@ -273,6 +278,21 @@ class NativeSizes(SizeRule):
         if min(h, w) < 1:
             return Removal.TOO_SMALL
         return self.packing.size((f, h, w))
+
+
+def check_geometry(
+    compression: str, patch: Sequence[int], tokenizer: Compression, denoiser: Patch | None
+) -> None:
+    """Raise ``ValueError`` where packing counts tokens by another geometry than the tokenizer's
+    and the denoiser's own.
+    """
+    own = f"{tokenizer.frames}x{tokenizer.height}x{tokenizer.width}"
+    if str(VideoSize.parse(compression)) != own:
+        raise ValueError(f"compression = {compression}: the tokenizer's is {own}")
+    if denoiser is not None and Patch(*patch) != denoiser:
+        raise ValueError(
+            f"patch = {list(patch)}: the denoiser's is {[denoiser.f, denoiser.h, denoiser.w]}"
+        )
 
 
 def shown(

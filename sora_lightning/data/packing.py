@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int64
+from lightning.pytorch.utilities import rank_zero_info
 from numpy import ndarray
 
 from sora_lightning.data.native import Packing, shown
@@ -28,6 +29,7 @@ from sora_lightning.types import VideoSize
 # Among how many clips the next of a pack is chosen, and among how many packs those of a step.
 LOOKAHEAD = 256
 WINDOW = 256
+WASTE_WARNED_OF = 0.02
 # Columns over rows of the sizes that packing is compared with.
 BUCKET_RATIOS = (9 / 16, 3 / 4, 1.0, 4 / 3, 16 / 9, 21 / 9)
 
@@ -254,7 +256,15 @@ class PackPlan:
             pool = ThreadPoolExecutor(1)
             self._next = number + 1, pool.submit(plan_pass, self, number + 1)
             pool.shutdown(wait=False)
-            log.info("pass %d over the clips: %s", number, one)
+            rank_zero_info(f"pass {number} over the clips: {one}")
+            if one.waste > WASTE_WARNED_OF:
+                log.warning(
+                    "packs of %d tokens waste %.1f %% of them: a larger budget, smaller clips or, "
+                    "for few clips, a shorter run_length than %d waste less",
+                    one.budget,
+                    100 * one.waste,
+                    self.run_length,
+                )
         return self._current[1]
 
 
