@@ -7,15 +7,16 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
 from torch.utils.data import DataLoader, Dataset
 
-from sora_lightning.data.buckets import Assignment, Buckets
+from sora_lightning.data.bad_clips import BadClips, TooManyBadClips
+from sora_lightning.data.buckets import Assignment, Buckets, Removal
 from sora_lightning.data.clips import (
-    BadClips,
     Chooser,
     ClipReader,
     ClipsBySize,
@@ -26,6 +27,7 @@ from sora_lightning.data.clips import (
     RandomChoice,
 )
 from sora_lightning.data.decode import Reader, default_reader
+from sora_lightning.data.guard import CAN_FORK, GuardedReader
 from sora_lightning.data.latents import LatentCache
 from sora_lightning.data.manifest import ClipRecord, read_manifest
 from sora_lightning.data.sampler import (
@@ -63,6 +65,10 @@ class VideoDataModule(L.LightningDataModule):
         num_workers: Processes that decode; 0 decodes in the training process.
         reader: Decodes the files; by default decord, with PyAV for what decord cannot be trusted
             with.
+        decode_timeout_s: Seconds that one clip may take to decode. Decoding runs in a child of each
+            worker, which is stopped then, and the clip counts as bad. Null decodes without one,
+            as do systems that cannot fork.
+        max_bad_share: The run stops when more than this share of a manifest's clips cannot be read.
         seed: Draws the order, the windows and the wordings.
         steps_per_epoch: Batches on each rank that Lightning counts as an epoch; by default one pass
             over the clips. The order does not depend on it.
@@ -87,6 +93,8 @@ class VideoDataModule(L.LightningDataModule):
         windows_per_clip: int = 1,
         num_workers: int = 0,
         reader: Reader | None = None,
+        decode_timeout_s: float | None = 30.0,
+        max_bad_share: float = 0.05,
         seed: int = 0,
         steps_per_epoch: int | None = None,
         run_length: int | None = None,
@@ -96,6 +104,8 @@ class VideoDataModule(L.LightningDataModule):
             raise ValueError(f"windows_per_clip = {windows_per_clip}: must be at least 1")
         if seed < 0:
             raise ValueError(f"seed = {seed}: must not be negative")
+        if not 0 <= max_bad_share <= 1:
+            raise ValueError(f"max_bad_share = {max_bad_share}: must be from 0 to 1")
         self.buckets = Buckets([VideoSize.parse(size) for size in sizes], fps, pixels_per_batch)
         self.manifest = Path(manifest)
         self.val_manifest = None if val_manifest is None else Path(val_manifest)
@@ -104,6 +114,9 @@ class VideoDataModule(L.LightningDataModule):
         self.windows_per_clip = windows_per_clip
         self.num_workers = num_workers
         self.reader = reader or default_reader()
+        if decode_timeout_s is not None and CAN_FORK:
+            self.reader = GuardedReader(self.reader, decode_timeout_s)
+        self.max_bad_share = max_bad_share
         self.seed = seed
         self.steps_per_epoch = steps_per_epoch
         self.run_length = run_length
@@ -119,7 +132,8 @@ class VideoDataModule(L.LightningDataModule):
         """
         if stage == "validate" and self.val_manifest is None:
             raise ValueError("val_manifest is not set: there is nothing to validate on")
-        self.check()
+        for manifest, assignment in self.check().items():
+            self._refuse_bad(manifest, assignment)
         if stage != "predict" and self.latents is not None and self._cache is None:
             self._open_cache(self.latents)
 
@@ -174,7 +188,8 @@ class VideoDataModule(L.LightningDataModule):
                 clips[size] += of_size
         windows = EvenChoice(self.windows_per_clip)
         return self._once(
-            self._pixels(clips, windows, self._key), self._batches(clips, self.windows_per_clip)
+            self._pixels(clips, windows, self._key, self._manifests()),
+            self._batches(clips, self.windows_per_clip),
         )
 
     def _served(self, manifest: Path) -> Assignment:
@@ -183,12 +198,27 @@ class VideoDataModule(L.LightningDataModule):
     def _dataset(self, manifest: Path, choose: Chooser) -> Dataset[VideoBatch]:
         clips = self._served(manifest).clips
         if self._cache is None:
-            return self._pixels(clips, choose, _clip_id)
+            return self._pixels(clips, choose, _clip_id, [manifest])
         return LatentClips(clips, self._latent_keys[manifest], self._cache, choose, self.fps)
 
-    def _pixels(self, clips: ClipsBySize, choose: Chooser, name: Namer) -> PixelClips:
+    def _pixels(
+        self, clips: ClipsBySize, choose: Chooser, name: Namer, manifests: Sequence[Path]
+    ) -> PixelClips:
         reader = ClipReader(self.reader, self.fps)
-        return PixelClips(clips, reader, choose, name, self._bad_clips())
+        limit = sum(self._bearable(self._clips[manifest]) for manifest in manifests)
+        return PixelClips(clips, reader, choose, name, self._bad_clips(limit))
+
+    def _bearable(self, assignment: Assignment) -> float:
+        """How many more clips of a manifest may turn out to be bad."""
+        bad = sum(reason is Removal.UNREADABLE for _, reason in assignment.removed)
+        return self.max_bad_share * (assignment.num_clips + len(assignment.removed)) - bad
+
+    def _refuse_bad(self, manifest: Path, assignment: Assignment) -> None:
+        if self._bearable(assignment) < 0:
+            raise TooManyBadClips(
+                f"{manifest}: more than max_bad_share = {self.max_bad_share} of its clips cannot "
+                f"be read\n{assignment}"
+            )
 
     def _once(self, dataset: Dataset[VideoBatch], batches: Sequence[BatchRequest]) -> DataLoader:
         sampler = FixedBatches(batches, *self._ranks())
@@ -216,11 +246,11 @@ class VideoDataModule(L.LightningDataModule):
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
 
-    def _bad_clips(self) -> BadClips:
+    def _bad_clips(self, limit: float = math.inf) -> BadClips:
         if self.trainer is None:
-            return BadClips(None)
+            return BadClips(None, limit)
         folder = self.trainer.log_dir or self.trainer.default_root_dir
-        return BadClips(Path(folder) / "bad_clips.jsonl")
+        return BadClips(Path(folder) / "bad_clips.jsonl", limit)
 
     def _open_cache(self, root: Path) -> None:
         self._cache = LatentCache.open(root)
