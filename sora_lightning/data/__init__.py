@@ -4,6 +4,7 @@ from sora_lightning.data.buckets import Assignment, Buckets, Removal, SizeFamily
 from sora_lightning.data.datamodule import VideoDataModule
 from sora_lightning.data.decode import DecodeError, DecordReader, PyAVReader, Reader
 from sora_lightning.data.encode import write_video
+from sora_lightning.data.guard import GuardedReader
 from sora_lightning.data.latents import LatentCache
 from sora_lightning.data.manifest import ClipRecord, Footage, read_manifest
 from sora_lightning.data.native import Packing
@@ -19,6 +20,7 @@ __all__ = [
     "DecodeError",
     "DecordReader",
     "Footage",
+    "GuardedReader",
     "LatentCache",
     "PackPlan",
     "Packing",

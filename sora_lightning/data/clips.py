@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +13,15 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from sora_lightning.data.bad_clips import BadClips, TooManyBadClips
 from sora_lightning.data.buckets import fit_frames
-from sora_lightning.data.decode import DecodeError, Reader, Timeline, read_timeline
+from sora_lightning.data.decode import DecodeError, Reader, Timeline
 from sora_lightning.data.latents import LatentCache
 from sora_lightning.data.manifest import ClipRecord
 from sora_lightning.data.sampler import BatchRequest
 from sora_lightning.types import VideoBatch, VideoSize
 
 TIMELINES_KEPT = 16384
-
-log = logging.getLogger(__name__)
 
 ClipsBySize = Mapping[VideoSize, Sequence[ClipRecord]]
 
@@ -80,32 +77,6 @@ Chooser = Callable[[ClipRecord, int], Choice]
 Namer = Callable[[ClipRecord, VideoSize, int], str]
 
 
-class BadClips:
-    """The clips that could not be read: each named once in a JSONL file, and in the log."""
-
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-        self.reasons: dict[str, str] = {}
-        if path is not None and path.is_file():
-            rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-            self._named = {row["clip_id"] for row in rows}
-        else:
-            self._named = set()
-
-    def __contains__(self, record: ClipRecord) -> bool:
-        return record.clip_id in self.reasons
-
-    def add(self, record: ClipRecord, error: ValueError) -> None:
-        self.reasons[record.clip_id] = str(error)
-        log.warning("left out: %s", error)
-        if self.path is not None and record.clip_id not in self._named:
-            self._named.add(record.clip_id)
-            row = {"clip_id": record.clip_id, "path": str(record.path), "reason": str(error)}
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-
-
 class ClipReader:
     """Reads windows of clips at a frame rate and a size; remembers when each file's frames are
     shown.
@@ -137,7 +108,7 @@ class ClipReader:
         if path not in self._timelines:
             if len(self._timelines) >= TIMELINES_KEPT:
                 self._timelines.pop(next(iter(self._timelines)))
-            self._timelines[path] = read_timeline(path)
+            self._timelines[path] = self.reader.timeline(path)
         return self._timelines[path]
 
 
@@ -145,8 +116,9 @@ class PixelClips(Dataset[VideoBatch]):
     """Batches decoded from video files.
 
     In the place of a clip that cannot be read stands the next of its size that can, so that batches
-    stay full and the order stays what it is; ``BadClips`` names it. Raises ``DecodeError`` where no
-    clip of a size can be read. ``name`` gives what the batch calls a clip at its turn.
+    stay full and the order stays what it is; ``BadClips`` names it. Raises ``TooManyBadClips``
+    where no clip of a size can be read, or ``bad_clips`` bears with no more. ``name`` gives what
+    the batch calls a clip at its turn.
     """
 
     def __init__(
@@ -189,7 +161,7 @@ class PixelClips(Dataset[VideoBatch]):
                 return record, choice, self.reader.read(record, size, choice.window)
             except ValueError as error:
                 self.bad_clips.add(record, error)
-        raise DecodeError(f"none of the {len(clips)} clips of size {size} can be read")
+        raise TooManyBadClips(f"none of the {len(clips)} clips of size {size} can be read")
 
 
 class LatentClips(Dataset[VideoBatch]):

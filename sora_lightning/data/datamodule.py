@@ -15,9 +15,15 @@ import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from sora_lightning.data.buckets import Assignment, Buckets, SizeFamily, SizeRule
+from sora_lightning.data.bad_clips import BadClips, TooManyBadClips
+from sora_lightning.data.buckets import (
+    Assignment,
+    Buckets,
+    Removal,
+    SizeFamily,
+    SizeRule,
+)
 from sora_lightning.data.clips import (
-    BadClips,
     Chooser,
     ClipReader,
     ClipsBySize,
@@ -29,6 +35,7 @@ from sora_lightning.data.clips import (
     RandomChoice,
 )
 from sora_lightning.data.decode import Reader, default_reader
+from sora_lightning.data.guard import CAN_FORK, GuardedReader
 from sora_lightning.data.latents import LatentCache
 from sora_lightning.data.manifest import ClipRecord, read_manifest
 from sora_lightning.data.native import NativeSizes, Packing
@@ -59,10 +66,10 @@ class VideoDataModule(L.LightningDataModule):
 
     Args:
         manifest: JSONL; the columns stand at ``read_manifest``.
-        fps: Frames per second that the clips are read at, whatever their own rate is.
         sizes: ``frames x rows x columns``, say ``["17x32x32", "17x24x40"]``, or a ``SizeFamily``
             that makes such a list. A clip goes to the one that keeps most of it; it is scaled down
             and cut, never scaled up or distorted.
+        fps: Frames per second that the clips are read at, whatever their own rate is.
         pixels_per_batch: A batch holds one size and as many clips as this number of frames x rows x
             columns allows.
         packing: In place of ``sizes`` and ``pixels_per_batch``: the budget of a sequence, and how
@@ -78,6 +85,10 @@ class VideoDataModule(L.LightningDataModule):
         num_workers: Processes that decode; 0 decodes in the training process.
         reader: Decodes the files; by default decord, with PyAV for what decord cannot be trusted
             with.
+        decode_timeout_s: Seconds that one clip may take to decode. Decoding runs in a child of each
+            worker, which is stopped then, and the clip counts as bad. Null decodes without one,
+            as do systems that cannot fork.
+        max_bad_share: The run stops when more than this share of a manifest's clips cannot be read.
         seed: Draws the order, the windows and the wordings.
         steps_per_epoch: Batches on each rank that Lightning counts as an epoch; by default one pass
             over the clips. The order does not depend on it.
@@ -94,8 +105,8 @@ class VideoDataModule(L.LightningDataModule):
     def __init__(
         self,
         manifest: Path,
-        fps: float,
         sizes: list[str] | SizeFamily | None = None,
+        fps: float = 8.0,
         pixels_per_batch: int | None = None,
         packing: Packing | None = None,
         val_manifest: Path | None = None,
@@ -104,6 +115,8 @@ class VideoDataModule(L.LightningDataModule):
         fixed_windows: bool = False,
         num_workers: int = 0,
         reader: Reader | None = None,
+        decode_timeout_s: float | None = 30.0,
+        max_bad_share: float = 0.05,
         seed: int = 0,
         steps_per_epoch: int | None = None,
         run_length: int | None = None,
@@ -122,6 +135,8 @@ class VideoDataModule(L.LightningDataModule):
             )
         self.sizes = _size_rule(sizes, fps, pixels_per_batch, packing)
         self.packing = packing
+        if not 0 <= max_bad_share <= 1:
+            raise ValueError(f"max_bad_share = {max_bad_share}: must be from 0 to 1")
         self.manifest = Path(manifest)
         self.val_manifest = None if val_manifest is None else Path(val_manifest)
         self.fps = fps
@@ -130,6 +145,9 @@ class VideoDataModule(L.LightningDataModule):
         self.fixed_windows = fixed_windows
         self.num_workers = num_workers
         self.reader = reader or default_reader()
+        if decode_timeout_s is not None and CAN_FORK:
+            self.reader = GuardedReader(self.reader, decode_timeout_s)
+        self.max_bad_share = max_bad_share
         self.seed = seed
         self.steps_per_epoch = steps_per_epoch
         self.run_length = run_length
@@ -145,7 +163,8 @@ class VideoDataModule(L.LightningDataModule):
         """
         if stage == "validate" and self.val_manifest is None:
             raise ValueError("val_manifest is not set: there is nothing to validate on")
-        self.check()
+        for manifest, assignment in self.check().items():
+            self._refuse_bad(manifest, assignment)
         if stage != "predict" and self.latents is not None and self._cache is None:
             self._open_cache(self.latents)
 
@@ -205,7 +224,8 @@ class VideoDataModule(L.LightningDataModule):
                 clips.setdefault(size, []).extend(of_size)
         windows = EvenChoice(self.windows_per_clip)
         return self._once(
-            self._pixels(clips, windows, self._key), self._batches(clips, self.windows_per_clip)
+            self._pixels(clips, windows, self._key, self._manifests()),
+            self._batches(clips, self.windows_per_clip),
         )
 
     def _served(self, manifest: Path) -> Assignment:
@@ -214,7 +234,7 @@ class VideoDataModule(L.LightningDataModule):
     def _dataset(self, manifest: Path, choose: Chooser) -> Dataset[VideoBatch]:
         clips = self._served(manifest).clips
         if self._cache is None:
-            return self._pixels(clips, choose, _clip_id)
+            return self._pixels(clips, choose, _clip_id, [manifest])
         return LatentClips(clips, self._latent_keys[manifest], self._cache, choose, self.fps)
 
     def _batch_plan(self, clips: ClipsBySize, run_length: int) -> BatchPlan:
@@ -235,13 +255,29 @@ class VideoDataModule(L.LightningDataModule):
         kept = KeptTokens(packing, self.seed)
         if self._cache is None:
             reader = ClipReader(self.reader, self.fps)
-            return PackedPixels(records, reader, choose, kept, self._bad_clips())
+            limit = self._bearable(self._clips[self.manifest])
+            return PackedPixels(records, reader, choose, kept, self._bad_clips(limit))
         keys = self._latent_keys[self.manifest]
         return PackedCache(records, keys, self._cache, choose, kept, self.fps)
 
-    def _pixels(self, clips: ClipsBySize, choose: Chooser, name: Namer) -> PixelClips:
+    def _pixels(
+        self, clips: ClipsBySize, choose: Chooser, name: Namer, manifests: Sequence[Path]
+    ) -> PixelClips:
         reader = ClipReader(self.reader, self.fps)
-        return PixelClips(clips, reader, choose, name, self._bad_clips())
+        limit = sum(self._bearable(self._clips[manifest]) for manifest in manifests)
+        return PixelClips(clips, reader, choose, name, self._bad_clips(limit))
+
+    def _bearable(self, assignment: Assignment) -> float:
+        """How many more clips of a manifest may turn out to be bad."""
+        bad = sum(reason is Removal.UNREADABLE for _, reason in assignment.removed)
+        return self.max_bad_share * (assignment.num_clips + len(assignment.removed)) - bad
+
+    def _refuse_bad(self, manifest: Path, assignment: Assignment) -> None:
+        if self._bearable(assignment) < 0:
+            raise TooManyBadClips(
+                f"{manifest}: more than max_bad_share = {self.max_bad_share} of its clips cannot "
+                f"be read\n{assignment}"
+            )
 
     def _once(self, dataset: Dataset[VideoBatch], batches: Sequence[BatchRequest]) -> DataLoader:
         sampler = FixedBatches(batches, *self._ranks())
@@ -270,11 +306,11 @@ class VideoDataModule(L.LightningDataModule):
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
 
-    def _bad_clips(self) -> BadClips:
+    def _bad_clips(self, limit: float = math.inf) -> BadClips:
         if self.trainer is None:
-            return BadClips(None)
+            return BadClips(None, limit)
         folder = self.trainer.log_dir or self.trainer.default_root_dir
-        return BadClips(Path(folder) / "bad_clips.jsonl")
+        return BadClips(Path(folder) / "bad_clips.jsonl", limit)
 
     def _open_cache(self, root: Path) -> None:
         self._cache = LatentCache.open(root)

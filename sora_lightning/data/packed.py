@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sora_lightning.data.clips import BadClips, Chooser, ClipReader
+from sora_lightning.data.bad_clips import BadClips
+from sora_lightning.data.clips import Chooser, ClipReader
 from sora_lightning.data.latents import LatentCache
 from sora_lightning.data.manifest import ClipRecord
 from sora_lightning.data.native import Packing

@@ -5,17 +5,20 @@ found in the cache.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from tqdm import tqdm
 
+from sora_lightning.data.bad_clips import BadClips
 from sora_lightning.data.buckets import Assignment, Removal, SizeRule
-from sora_lightning.data.clips import BadClips
 from sora_lightning.data.decode import DecodeError, probe
+from sora_lightning.data.guard import ChildDied, guarded_map
 from sora_lightning.data.latents import LatentCache, content_id, latent_key
 from sora_lightning.data.manifest import ClipRecord, Footage
 from sora_lightning.types import VideoSize
+
+PROBES_AT_ONCE = 4
+PROBE_TIMEOUT_S = 60.0
 
 
 def survey(records: Sequence[ClipRecord], sizes: SizeRule, bad_clips: BadClips) -> Assignment:
@@ -24,11 +27,14 @@ def survey(records: Sequence[ClipRecord], sizes: SizeRule, bad_clips: BadClips) 
     """
     unknown = [record for record in records if record.footage is None]
     found: dict[str, Footage | DecodeError] = {}
-    with ThreadPoolExecutor(4) as pool:
-        probed = pool.map(_probe, unknown)
-        bar = tqdm(probed, "probing", len(unknown), unit="clip", disable=len(unknown) < 100)
-        for record, result in zip(unknown, bar, strict=True):
-            found[record.clip_id] = result
+    num_workers = max(1, min(PROBES_AT_ONCE, len(unknown) // 8))
+    paths = [record.path for record in unknown]
+    probed = guarded_map(probe, paths, num_workers, PROBE_TIMEOUT_S)
+    bar = tqdm(probed, "probing", len(unknown), unit="clip", disable=len(unknown) < 100)
+    for record, result in zip(unknown, bar, strict=True):
+        if isinstance(result, ChildDied):
+            result = DecodeError(f"{record.path}: {result}")
+        found[record.clip_id] = result
     readable = []
     for record in records:
         footage = record.footage or found[record.clip_id]
@@ -39,13 +45,6 @@ def survey(records: Sequence[ClipRecord], sizes: SizeRule, bad_clips: BadClips) 
     assignment = sizes.assign(readable)
     assignment.removed += [(r, Removal.UNREADABLE) for r in records if r in bad_clips]
     return assignment
-
-
-def _probe(record: ClipRecord) -> Footage | DecodeError:
-    try:
-        return probe(record.path)
-    except DecodeError as error:
-        return error
 
 
 @dataclass(frozen=True)

@@ -269,7 +269,7 @@ def test_bad_clips_are_left_out_and_named(
 ) -> None:
     manifest = with_bad_clips(shapes, tmp_path, declared)
     recorder = Recorder()
-    data = module({"train": manifest}, sizes=SIZES[:1])
+    data = module({"train": manifest}, sizes=SIZES[:1], max_bad_share=0.3)
     for _ in range(2):
         trainer(tmp_path / "run", max_steps=8).fit(recorder, data)
     assert all(len(ids) == 4 for ids, _, _ in recorder.fed)

@@ -136,7 +136,7 @@ def test_a_clip_that_cannot_be_read_is_left_out_of_its_pack(
     shapes: dict[str, Path], tmp_path: Path
 ) -> None:
     manifest = with_bad_clips(shapes, tmp_path, declared=True)
-    data = VideoDataModule(manifest, 8.0, packing=packing(), run_length=1, steps_per_epoch=30)
+    data = VideoDataModule(manifest, packing=packing(), run_length=1, max_bad_share=0.5)
     records = {r.clip_id: r.path.name for r in read_manifest(manifest)}
 
     class Packs(L.LightningModule):
@@ -153,7 +153,7 @@ def test_a_clip_that_cannot_be_read_is_left_out_of_its_pack(
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
     packs = Packs()
-    trainer(tmp_path / "run", max_epochs=1).fit(packs, data)
+    trainer(tmp_path / "run", max_steps=30).fit(packs, data)
     used = {records[name] for batch in packs.fed for name in batch.clip_ids}
     assert used.isdisjoint({"text.mp4", "cut.mp4"})
     assert used == {f"{i:05d}.mp4" for i in range(6)}
@@ -165,7 +165,7 @@ def test_the_cache_serves_the_latents_of_the_same_pixels(
     shapes: dict[str, Path], tmp_path: Path
 ) -> None:
     root = tmp_path / "latents"
-    data = VideoDataModule(shapes["train"], 8.0, packing=packing())
+    data = VideoDataModule(shapes["train"], packing=packing())
     written = trainer(tmp_path).predict(Recorder(), data)
     with LatentCache.create(root, "tokenizer-a", "float32") as cache:
         for keys, latents in written or []:
@@ -181,7 +181,7 @@ def test_the_cache_serves_the_latents_of_the_same_pixels(
 
 
 def test_validation_and_predict_see_one_size_at_a_time(shapes: dict[str, Path]) -> None:
-    data = VideoDataModule(shapes["train"], 8.0, packing=packing(), val_manifest=shapes["val"])
+    data = VideoDataModule(shapes["train"], packing=packing(), val_manifest=shapes["val"])
     data.setup("fit")
     (validation,) = [data.val_dataloader()]
     batches = list(validation)  # type: ignore[arg-type]
@@ -215,4 +215,4 @@ def test_other_packs_are_refused_on_resume(shapes: dict[str, Path]) -> None:
 )
 def test_settings_that_contradict_each_other_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        VideoDataModule(Path("never read"), 8.0, **settings)
+        VideoDataModule(Path("never read"), **settings)
