@@ -36,7 +36,7 @@ from sora_lightning.data.clips import (
 )
 from sora_lightning.data.decode import Reader, default_reader
 from sora_lightning.data.guard import CAN_FORK, GuardedReader
-from sora_lightning.data.latents import LatentCache
+from sora_lightning.data.latents import INDEX, LatentCache
 from sora_lightning.data.manifest import ClipRecord, read_manifest
 from sora_lightning.data.native import NativeSizes, Packing
 from sora_lightning.data.packed import KeptTokens, PackedCache, PackedPixels
@@ -216,17 +216,24 @@ class VideoDataModule(L.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         """Every window of every clip once, training manifest first; ``clip_ids`` are keys of the
-        latent cache.
+        latent cache. What the cache of a callback with a ``root`` holds already is left out; the
+        first batch of a whole one is made again, to see that the tokenizer is still the same.
         """
         clips: dict[VideoSize, list[ClipRecord]] = {size: [] for size in self.sizes.sizes}
         for manifest in self._manifests():
             for size, of_size in self._clips[manifest].clips.items():
                 clips.setdefault(size, []).extend(of_size)
         windows = EvenChoice(self.windows_per_clip)
-        return self._once(
-            self._pixels(clips, windows, self._key, self._manifests()),
-            self._batches(clips, self.windows_per_clip),
-        )
+        batches = self._batches(clips, self.windows_per_clip, self._encoded_before())
+        batches = batches or self._batches(clips, self.windows_per_clip)[: self._ranks()[1]]
+        return self._once(self._pixels(clips, windows, self._key, self._manifests()), batches)
+
+    def _encoded_before(self) -> LatentCache | None:
+        """The cache that ``predict`` goes on with, if there is one."""
+        callbacks = getattr(self.trainer, "callbacks", ())
+        roots = [getattr(callback, "root", None) for callback in callbacks]
+        begun = [root for root in roots if root is not None and (Path(root) / INDEX).is_file()]
+        return LatentCache.open(begun[0]) if begun else None
 
     def _served(self, manifest: Path) -> Assignment:
         return (self._clips if self._cache is None else self._encoded)[manifest]
@@ -283,11 +290,15 @@ class VideoDataModule(L.LightningDataModule):
         sampler = FixedBatches(batches, *self._ranks())
         return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers)
 
-    def _batches(self, clips: ClipsBySize, num_windows: int) -> list[BatchRequest]:
+    def _batches(
+        self, clips: ClipsBySize, num_windows: int, done: LatentCache | None = None
+    ) -> list[BatchRequest]:
         batches = []
         for size, of_size in clips.items():
             length = self.sizes.batch_size(size)
             turns = list(itertools.product(range(len(of_size)), range(num_windows)))
+            if done is not None:
+                turns = [(n, w) for n, w in turns if self._key(of_size[n], size, w) not in done]
             for start in range(0, len(turns), length):
                 numbers, windows = zip(*turns[start : start + length], strict=True)
                 batches.append(BatchRequest(size, numbers, windows))
