@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,7 +45,9 @@ class RandomChoice:
         key = np.array([self.seed, int(record.clip_id, 16)], dtype=np.uint64)
         rng = np.random.Generator(np.random.Philox(key=key, counter=turn))
         window = rng.random()
-        return Choice(window, record.captions[rng.integers(len(record.captions))])
+        if len(set(record.weights)) < 2:
+            return Choice(window, record.captions[rng.integers(len(record.captions))])
+        return Choice(window, record.captions[rng.choice(len(record.captions), p=record.weights)])
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ class ClipReader:
         ``ValueError``.
         """
         timeline = self._timeline(record.path)
+        if record.decord_objection is not None:
+            timeline = replace(timeline, decord_objection=record.decord_objection)
         span_s = (size.num_frames - 1) / self.fps
         end_s = min(record.end_s, timeline.end_s)
         if span_s >= end_s - record.start_s:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ import numpy as np
 from av import Packet, VideoFrame
 from av.container import InputContainer
 from av.video import VideoStream
+from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Float, Int, UInt8
 
@@ -130,6 +132,8 @@ def _decord_objection(
     """Why decord would be unsafe; ``pts`` and ``keys`` in decoding order."""
     if "mpegts" in stored.container:
         return "mpeg-ts: decord seeks to wrong frames"
+    if stored.container == "avi":
+        return "avi: keeps no timestamps, and decord goes astray where its index is damaged"
     if stored.codec not in DECORD_CODECS:
         return f"codec {stored.codec}: unknown to decord"
     if stored.codec == "h264" and "444" in (stored.pixels or "") and keys.sum() > 1:
@@ -247,16 +251,21 @@ class PyAVReader(Reader):
             stream.codec_context.options = {"err_detect": "explode"}
             if entry is not None:
                 container.seek(entry, stream=stream)
+            shown = -math.inf
             for number, frame in enumerate(_frames(path, container, stream, entry)):
                 pts = frame.pts if timeline.timed else number
                 if number == 0 and entry is not None and (pts is None or pts > entry):
                     return {}
+                if pts is None or pts <= shown:
+                    raise DecodeError(f"{path}: damaged timestamps: {pts} comes after {shown}")
+                shown = pts
                 if pts in wanted:
                     upright = int(frame.rotation) // 90 % 4
                     image = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
                     images[pts] = np.rot90(image, upright)
-                    if len(images) == len(wanted):
-                        break
+                # A B-frame is no better than the frame after it that it is predicted from.
+                if len(images) == len(wanted) and frame.pict_type != PictureType.B:
+                    break
         return images
 
 
@@ -295,6 +304,8 @@ class DecordReader(Reader):
             return PyAVReader().read(path, timeline, indices)
         import decord
 
+        # At this level it says which frames it painted over; GuardedReader listens.
+        decord.logging.set_level(decord.logging.INFO)
         try:
             reader = decord.VideoReader(str(path), num_threads=1)
             if len(reader) != len(timeline):

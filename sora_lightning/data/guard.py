@@ -235,7 +235,7 @@ class GuardedReader(Reader):
         self, path: Path, timeline: Timeline, indices: Sequence[int]
     ) -> UInt8[np.ndarray, "F H W 3"]:
         frames, complaints = self._run(path, self.reader.read, path, timeline, indices)
-        if complaints:
+        if any(_tells_of_damage(line) for line in complaints.splitlines()):
             frames, _ = self._run(path, PyAVReader().read, path, timeline, indices)
         return frames
 
@@ -244,3 +244,7 @@ class GuardedReader(Reader):
             return self.guard(function, *arguments)
         except ChildDied as error:
             raise DecodeError(f"{path}: {error}") from error
+
+
+def _tells_of_damage(line: str) -> bool:
+    return bool(line.strip()) and not line.startswith("[swscaler")

@@ -86,9 +86,9 @@ def test_a_guarded_map_keeps_the_order_and_the_errors(tmp_path: Path) -> None:
     assert list(guarded_map(abs, range(-50, 0), 3, 5.0)) == list(range(50, 0, -1))
 
 
-def sequential(path: Path, timeline: Timeline) -> dict[int, np.ndarray]:
-    """What decodes of a damaged file from first to last, by timestamp, concealed frames too."""
-    images: dict[int, np.ndarray] = {}
+def sequential(path: Path, timeline: Timeline) -> list[tuple[int, np.ndarray]]:
+    """What decodes of a damaged file from first to last, with timestamps, concealed frames too."""
+    images: list[tuple[int, np.ndarray]] = []
     with av.open(str(path)) as container:
         for packet in container.demux(video=0):
             try:
@@ -97,13 +97,13 @@ def sequential(path: Path, timeline: Timeline) -> dict[int, np.ndarray]:
                 continue
             for frame in frames:
                 image = np.rot90(frame.to_ndarray(format="rgb24"), int(frame.rotation) // 90 % 4)
-                images[frame.pts if timeline.timed else len(images)] = image
+                images.append((frame.pts if timeline.timed else len(images), image))
     return images
 
 
 def assert_right_or_refused(sources: Sequence[Path], num_files: int, folder: Path) -> None:
     """Damages the sources in turn; what the default reader returns must stand in a decode from the
-    start, at the same place, on the same picture."""
+    start, at the same time or place."""
     reader = GuardedReader(default_reader(), timeout_s=20.0)
     served = 0
     for number in range(num_files):
@@ -120,8 +120,10 @@ def assert_right_or_refused(sources: Sequence[Path], num_files: int, folder: Pat
         served += 1
         content = sequential(path, timeline)
         for index, frame in zip(indices, frames, strict=True):
-            expected = content[int(timeline.pts[index])]
-            assert np.abs(frame - expected).mean() < 5, (source.name, number, index)
+            same_time = [image for pts, image in content if pts == timeline.pts[index]]
+            places = [*same_time, *(image for _, image in content[index : index + 1])]
+            differences = [np.abs(frame - image).mean() for image in places]
+            assert min(differences) < 5, (source.name, number, index)
     assert num_files / 8 < served < 7 * num_files / 8
 
 
