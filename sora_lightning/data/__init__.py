@@ -10,6 +10,7 @@ from sora_lightning.data.manifest import ClipRecord, Footage, read_manifest
 from sora_lightning.data.native import Packing
 from sora_lightning.data.packing import PackPlan
 from sora_lightning.data.sampler import BatchPlan
+from sora_lightning.data.shards import write_shards
 from sora_lightning.data.synthetic import write_dataset
 
 __all__ = [
@@ -31,5 +32,6 @@ __all__ = [
     "VideoDataModule",
     "read_manifest",
     "write_dataset",
+    "write_shards",
     "write_video",
 ]

@@ -19,6 +19,7 @@ from sora_lightning.data.decode import DecodeError, Reader, Timeline
 from sora_lightning.data.latents import LatentCache
 from sora_lightning.data.manifest import ClipRecord
 from sora_lightning.data.sampler import BatchRequest
+from sora_lightning.data.shards import ShardFiles
 from sora_lightning.types import VideoBatch, VideoSize
 
 TIMELINES_KEPT = 16384
@@ -87,13 +88,15 @@ class ClipReader:
     def __init__(self, reader: Reader, fps: float) -> None:
         self.reader = reader
         self.fps = fps
+        self.files = ShardFiles()
         self._timelines: dict[Path, Timeline] = {}
 
     def read(self, record: ClipRecord, size: VideoSize, window: float) -> Float[Tensor, "3 F H W"]:
         """Frames spaced by ``1 / fps`` seconds, in [-1, 1]. Raises ``DecodeError`` or another
         ``ValueError``.
         """
-        timeline = self._timeline(record.path)
+        path = self.files.local(record)
+        timeline = self._timeline(path)
         if record.decord_objection is not None:
             timeline = replace(timeline, decord_objection=record.decord_objection)
         span_s = (size.num_frames - 1) / self.fps
@@ -105,7 +108,7 @@ class ClipReader:
         latest_s = min(timeline.times_s[-1], end_s) - span_s
         start_s = record.start_s + window * max(0.0, latest_s - record.start_s)
         indices = timeline.shown_at(start_s + np.arange(size.num_frames) / self.fps)
-        frames = self.reader.read(record.path, timeline, indices.tolist())
+        frames = self.reader.read(path, timeline, indices.tolist())
         return fit_frames(torch.from_numpy(frames), size.height, size.width)
 
     def _timeline(self, path: Path) -> Timeline:

@@ -247,13 +247,17 @@ class VideoDataModule(L.LightningDataModule):
     def _batch_plan(self, clips: ClipsBySize, run_length: int) -> BatchPlan:
         num_clips = {size: len(of_size) for size, of_size in clips.items()}
         batch_sizes = {size: self.sizes.batch_size(size) for size in clips}
-        return BatchPlan(num_clips, batch_sizes, self.seed, run_length, _identity(clips))
+        places = {size: _shards(of_size) for size, of_size in clips.items()}
+        return BatchPlan(
+            num_clips, batch_sizes, self.seed, run_length, _identity(clips), places=places
+        )
 
     def _pack_plan(self, packing: Packing, clips: ClipsBySize, run_length: int) -> PackPlan:
         sizes = [(size, len(of_size)) for size, of_size in clips.items()]
         grids = [packing.grid(s.num_frames, s.height, s.width) for s, _ in sizes]
         repeated = np.repeat(np.array(grids), [count for _, count in sizes], axis=0)
-        return PackPlan(repeated, packing, self.seed, run_length, _identity(clips))
+        places = _shards(list(itertools.chain.from_iterable(clips.values())))
+        return PackPlan(repeated, packing, self.seed, run_length, _identity(clips), places)
 
     def _packed(
         self, packing: Packing, clips: ClipsBySize, choose: Chooser
@@ -347,6 +351,15 @@ def _refuse_empty(assignment: Assignment, problem: str) -> None:
 
 def _clip_id(record: ClipRecord, size: VideoSize, turn: int) -> str:
     return record.clip_id
+
+
+def _shards(records: Sequence[ClipRecord]) -> np.ndarray | None:
+    """In which shard each clip lies; None where some lie in none."""
+    shards = [record.columns.get("shard") for record in records]
+    if None in shards:
+        return None
+    numbers = {shard: number for number, shard in enumerate(dict.fromkeys(shards))}
+    return np.array([numbers[shard] for shard in shards], dtype=np.int64)
 
 
 def _identity(clips: ClipsBySize) -> str:

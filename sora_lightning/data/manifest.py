@@ -8,10 +8,11 @@ pixels.
 | ``text`` | the same as ``caption``, which goes before it | |
 | ``label`` | class of the clip: a whole number or a name | |
 | ``start_s``, ``end_s`` | window in the file, in seconds from its first frame | with ``--scenes`` |
-| ``fps``, ``num_frames``, ``height``, ``width`` | of the file as shown; all four save probing it | yes |
+| ``fps``, ``num_frames``, ``height``, ``width`` | of the file, upright; save probing it | yes |
 | ``decoder``, ``decoder_reason`` | ``pyav`` where decord must not read the file, and why | yes |
 | ``content``, ``num_bytes``, ``modified_ns`` | sha256, size and time of the file | yes |
 | ``motion``, ``black``, ``static``, ``look``, ``duplicate_of`` | see ``curation`` | ``--scores`` |
+| ``shard``, ``offset``, ``size`` | tar file (or address) that holds the file, and where | |
 | any other | for ``filters``: a number or text | |
 """
 
@@ -103,7 +104,8 @@ class _Row:
         path = self.columns.get("path")
         if not isinstance(path, str) or not path:
             raise self.error("path", "must name a video file")
-        if not (folder / path).is_file():
+        columns = self._columns(folder)
+        if "shard" not in columns and not (folder / path).is_file():
             raise self.error("path", f"no such file: {folder / path}")
         start_s = self._number("start_s", absent=0.0, at_least=0.0) or 0.0
         end_s = self._number("end_s", absent=None, at_least=0.0)
@@ -115,8 +117,24 @@ class _Row:
         captions, weights = self._captions()
         return ClipRecord(
             folder / path, captions, clip_id, start_s, end_s, self._footage(), weights,
-            self._label(), self._objection(), self.columns,
+            self._label(), self._objection(), columns,
         )  # fmt: skip
+
+    def _columns(self, folder: Path) -> Row:
+        """The row; of a clip in a shard, with the shard's whole path or address."""
+        shard = self.columns.get("shard")
+        if shard is None:
+            return {key: value for key, value in self.columns.items() if key != "shard"}
+        if not isinstance(shard, str) or not shard:
+            raise self.error("shard", "must name a tar file")
+        if self._footage() is None:
+            raise self.error("shard", "the row needs num_frames, fps, height and width as well")
+        if self._number("offset", None, 0) is None or self._count("size") is None:
+            raise self.error("shard", "the row needs offset and size, in bytes")
+        whole = shard if "://" in shard else str(folder / shard)
+        if "://" not in shard and not Path(whole).is_file():
+            raise self.error("shard", f"no such file: {whole}")
+        return {**self.columns, "shard": whole}
 
     def _captions(self) -> tuple[tuple[str, ...], tuple[float, ...]]:
         key = "text" if "caption" not in self.columns and "text" in self.columns else "caption"

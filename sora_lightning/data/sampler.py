@@ -107,7 +107,7 @@ class BatchPlan:
         seed: int,
         run_length: int = 1,
         identity: str = "",
-        places: Mapping[VideoSize, Int64[ndarray, " n"]] | None = None,
+        places: Mapping[VideoSize, Int64[ndarray, " n"] | None] | None = None,
     ) -> None:
         self.sizes = tuple(size for size, count in num_clips.items() if count)
         if not self.sizes:

@@ -13,8 +13,9 @@ from sora_lightning.data.bad_clips import BadClips
 from sora_lightning.data.buckets import Assignment, Removal, SizeRule
 from sora_lightning.data.decode import DecodeError, probe
 from sora_lightning.data.guard import ChildDied, guarded_map
-from sora_lightning.data.latents import LatentCache, content_id, latent_key
+from sora_lightning.data.latents import LatentCache, latent_key
 from sora_lightning.data.manifest import ClipRecord, Footage
+from sora_lightning.data.shards import clip_content
 from sora_lightning.types import VideoSize
 
 PROBES_AT_ONCE = 4
@@ -56,12 +57,12 @@ class LatentKeys:
 
     def __call__(self, record: ClipRecord, size: VideoSize, window: int) -> str:
         """The key of one window. Reads the ends of the file, for its fingerprint."""
-        content = content_id(record.path)
+        content = clip_content(record)
         return latent_key(content, record, size, self.fps, window, self.num_windows)
 
     def present(self, record: ClipRecord, size: VideoSize, cache: LatentCache) -> list[str]:
         """The keys of a clip's windows that a cache holds."""
-        content = content_id(record.path)
+        content = clip_content(record)
         windows = range(self.num_windows)
         keys = [latent_key(content, record, size, self.fps, w, self.num_windows) for w in windows]
         return [key for key in keys if key in cache]

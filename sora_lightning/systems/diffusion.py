@@ -94,6 +94,11 @@ class DiffusionSystem(L.LightningModule):
         if (packing := getattr(data, "packing", None)) is not None:
             compression, patch = self.tokenizer.compression, self.denoiser.patch
             check_geometry(packing.compression, packing.patch, compression, patch)
+            if packing.dropping is not None:
+                raise ValueError(
+                    "data.packing.dropping is set: the denoisers predict all tokens of a clip and "
+                    "cannot do without some: leave the key out"
+                )
         served = getattr(data, "tokenizer_fingerprint", None)
         if served is not None and served != (own := self.tokenizer.fingerprint()):
             raise ValueError(
