@@ -14,12 +14,16 @@ VERBS = {
     "validate": "measure a checkpoint on the validation clips",
     "predict": "encode clips into latents with a trained tokenizer",
     "sample": "make videos from prompts with a checkpoint",
+    "convert": "rename the weights of a public checkpoint, or ours to its names",
     "synthesize": "render captioned clips of moving shapes",
+    "curves": "draw the losses of all runs below a folder",
     "demo": "all of it, from rendered clips to scored videos",
 }
 FUNCTIONS = {
     "sample": ("sora_lightning.cli.sampling", "sample"),
+    "convert": ("sora_lightning.cli.converting", "convert"),
     "synthesize": ("sora_lightning.data.synthetic", "write_dataset"),
+    "curves": ("sora_lightning.cli.curves", "curves"),
     "demo": ("sora_lightning.demo", "demo"),
 }
 _FOR_USERS = ("StageFailed", "TooManyBadClips")  # errors that a worker process may hand on

@@ -31,7 +31,8 @@ def demo(output: Path = _HOME, quick: bool = False) -> None:
     print(
         f"\nThe scores      {output}/report/report.html"
         f"\nThe videos      {output}/samples/contact_sheet.png"
-        f"\nThe curves      tensorboard --logdir {output} --samples_per_plugin images=100"
+        f"\nThe curves      {output}/losses.png, or all of them, and videos that move:"
+        f"\n                tensorboard --logdir {output} --samples_per_plugin images=100"
         f"\nYour own words  sora-lightning sample "
         f"--checkpoint {_checkpoint(output / 'text_to_video')} "
         f'--prompt "a red circle moves left" --output {output}/mine.mp4'
@@ -46,7 +47,8 @@ def demo_stages(output: Path, quick: bool = False) -> list[Stage]:
         _encode(output, quick),
         _fit_text_to_video(output, quick),
     ]
-    return [clips, *training, _train_judge(output, quick), _sample(output, quick), _score(output)]
+    judged = [_train_judge(output, quick), _sample(output, quick), _score(output)]
+    return [clips, *training, *judged, _draw_curves(output)]
 
 
 def _synthesize(output: Path, quick: bool) -> Stage:
@@ -144,6 +146,12 @@ def _score(output: Path) -> Stage:
     )
     written = (report / "report.json", report / "report.html")
     return Stage("report", command, (report,), written, reads=(_JUDGE, _LIBRARY))
+
+
+def _draw_curves(output: Path) -> Stage:
+    picture = output / "losses.png"
+    command = ("sora-lightning", "curves", "--folder", f"{output}", "--output", f"{picture}")
+    return Stage("curves", command, (picture,), (picture,), reads=(_LIBRARY / "cli",))
 
 
 _CLIPS = {"data.manifest": "data/train.jsonl", "data.val_manifest": "data/val.jsonl"}

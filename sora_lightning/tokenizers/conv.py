@@ -3,6 +3,7 @@
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +11,15 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sora_lightning.layers.causal_conv import CausalConv3d, CausalDownsample, CausalUpsample
+from sora_lightning.layers.causal_conv import (
+    CausalConv3d,
+    CausalDownsample,
+    CausalUpsample,
+    step_through,
+)
 from sora_lightning.tokenizers.base import VideoTokenizer
 from sora_lightning.tokenizers.posterior import DiagonalGaussian
+from sora_lightning.tokenizers.tubelets import LinearTubelets
 from sora_lightning.types import Compression
 
 SPACE_TIME, SPACE, TIME = (3, 3, 3), (1, 3, 3), (3, 1, 1)
@@ -26,7 +33,9 @@ class ConvTokenizer(VideoTokenizer):
     level, which makes the finest and dearest level cheaper by its square. Compression is
     ``2^sum(down_time)`` frames by ``patch * 2^sum(down_space)`` pixels: the default is the 4 x 8 x
     8 of W.A.L.T. ``separable`` blocks convolve space, then time, at less than a quarter of the cost
-    (R(2+1)D, arXiv 1711.11248).
+    (R(2+1)D, arXiv 1711.11248). With ``linear_tubelets`` the convolutions start from nothing and
+    correct a linear autoencoder that is trained with them: much the faster way to sharp edges where
+    the training is short.
     """
 
     def __init__(
@@ -38,6 +47,7 @@ class ConvTokenizer(VideoTokenizer):
         patch: int = 1,
         blocks_per_level: int = 2,
         separable: bool = False,
+        linear_tubelets: bool = False,
     ):
         if not len(widths) - 1 == len(down_time) == len(down_space):
             raise ValueError(
@@ -61,25 +71,48 @@ class ConvTokenizer(VideoTokenizer):
             encoder += [CausalDownsample(width, wider, time=time, space=halve)]
         head = Head(widths[-1], 2 * latent_channels, kernel)
         self.encoder = nn.Sequential(*encoder, *blocks(widths[-1]), head)
-        # Start with little noise (deviation 0.05): at 1, training first has to learn to avoid it.
-        assert head.conv.bias is not None
-        nn.init.constant_(head.conv.bias[latent_channels:], -6.0)
-
         decoder = [CausalConv3d(latent_channels, widths[-1], kernel), *blocks(widths[-1])]
         for width, wider, time, halve in reversed(levels):
             decoder += [CausalUpsample(wider, width, time=time, space=halve), *blocks(width)]
-        self.decoder = nn.Sequential(*decoder, Head(widths[0], 3 * patch**2, kernel))
+        tail = Head(widths[0], 3 * patch**2, kernel)
+        self.decoder = nn.Sequential(*decoder, tail)
+        self.tubelets = (
+            LinearTubelets(self.compression, latent_channels) if linear_tubelets else None
+        )
+        if linear_tubelets:
+            for start_from_zero in (head, tail):
+                nn.init.zeros_(start_from_zero.conv.weight)
+                assert start_from_zero.conv.bias is not None
+                nn.init.zeros_(start_from_zero.conv.bias)
+        # Start with little noise (deviation 0.05): at 1, training first has to learn to avoid it.
+        assert head.conv.bias is not None
+        nn.init.constant_(head.conv.bias[latent_channels:], -6.0)
         # The layout in which convolutions run fastest, on CPU and GPU alike.
         self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
-    def posterior(self, video: Float[Tensor, "b 3 F H W"]) -> DiagonalGaussian:
-        x = rearrange(video, "b c f (h p) (w q) -> b (c p q) f h w", p=self.patch, q=self.patch)
+    def posterior_step(
+        self, video: Float[Tensor, "b 3 F H W"], past: list[Any] | None
+    ) -> tuple[DiagonalGaussian, list[Any]]:
+        p = self.patch
+        x = rearrange(video, "b c f (h p) (w q) -> b (c p q) f h w", p=p, q=p)
         x = x.contiguous(memory_format=torch.channels_last_3d)
-        return DiagonalGaussian.from_moments(self.encoder(x))
+        moments, following = step_through(self.encoder, x, past)
+        posterior = DiagonalGaussian.from_moments(moments)
+        if self.tubelets is not None:
+            mean = posterior.mean + self.tubelets.encode(video, alone=past is None)
+            posterior = DiagonalGaussian(mean, posterior.log_variance)
+        return posterior, following
 
-    def decode_raw(self, latents: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b 3 F H W"]:
-        x = self.decoder(latents.contiguous(memory_format=torch.channels_last_3d))
-        return rearrange(x, "b (c p q) f h w -> b c f (h p) (w q)", p=self.patch, q=self.patch)
+    def decode_step(
+        self, latents: Float[Tensor, "b c f h w"], past: list[Any] | None
+    ) -> tuple[Float[Tensor, "b 3 F H W"], list[Any]]:
+        p = self.patch
+        x = latents.contiguous(memory_format=torch.channels_last_3d)
+        x, following = step_through(self.decoder, x, past)
+        video = rearrange(x, "b (c p q) f h w -> b c f (h p) (w q)", p=p, q=p)
+        if self.tubelets is not None:
+            video = video + self.tubelets.decode(latents, alone=past is None)
+        return video, following
 
 
 class ChannelNorm(nn.Module):
@@ -116,7 +149,14 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c f h w"]:
-        return x + self.layers(x)
+        return self.step(x, None)[0]
+
+    def step(
+        self, x: Float[Tensor, "b c f h w"], past: list[Any] | None
+    ) -> tuple[Float[Tensor, "b c f h w"], list[Any]]:
+        """One piece: see ``layers.causal_conv``."""
+        y, past = step_through(self.layers, x, past)
+        return x + y, past
 
 
 class Head(nn.Module):
@@ -128,4 +168,10 @@ class Head(nn.Module):
         self.conv = CausalConv3d(channels, out_channels, kernel)
 
     def forward(self, x: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b d f h w"]:
-        return self.conv(F.silu(self.norm(x)))
+        return self.step(x, None)[0]
+
+    def step(
+        self, x: Float[Tensor, "b c f h w"], past: Tensor | None
+    ) -> tuple[Float[Tensor, "b d f h w"], Tensor | None]:
+        """One piece: see ``layers.causal_conv``."""
+        return self.conv.step(F.silu(self.norm(x)), past)

@@ -3,10 +3,14 @@ import torch
 
 from sora_lightning.tokenizers import ConvTokenizer, ReconstructionLoss
 from sora_lightning.tokenizers.posterior import DiagonalGaussian
+from sora_lightning.tokenizers.tubelets import LinearTubelets
 from sora_lightning.types import Compression
 
 
-@pytest.fixture(params=[False, True], ids=["full", "separable"])
+@pytest.fixture(
+    params=[{}, {"separable": True}, {"linear_tubelets": True}],
+    ids=["full", "separable", "tubelets"],
+)
 def tokenizer(request):
     tokenizer = ConvTokenizer(
         latent_channels=4,
@@ -15,7 +19,7 @@ def tokenizer(request):
         down_space=(True, False),
         patch=2,
         blocks_per_level=1,
-        separable=request.param,
+        **request.param,
     )
     for parameter in tokenizer.parameters():  # zero-initialised layers must count too
         torch.nn.init.normal_(parameter, std=0.2)
@@ -50,6 +54,25 @@ def test_an_image_is_encoded_as_the_first_frame_of_its_video(tokenizer):
     torch.testing.assert_close(tokenizer.encode(video[:, :, :1]), tokenizer.encode(video)[:, :, :1])
 
 
+@pytest.mark.parametrize("later", [4, 8, 12])
+def test_a_video_in_pieces_has_the_latents_and_the_pixels_of_the_whole(tokenizer, later):
+    video = torch.rand(2, 3, 25, 8, 12) * 2 - 1
+    tokenizer.set_latent_statistics(torch.randn(4), torch.rand(4) + 0.5)
+    whole = tokenizer.encode(video)
+    pieces = torch.split(video[:, :, 1:], later, dim=2)
+    latents = list(tokenizer.encode_pieces([video[:, :, :1], *pieces]))
+    torch.testing.assert_close(torch.cat(latents, dim=2), whole, atol=1e-5, rtol=1e-5)
+    decoded = torch.cat(list(tokenizer.decode_pieces(latents)), dim=2)
+    torch.testing.assert_close(decoded, tokenizer.decode(whole), atol=1e-5, rtol=1e-5)
+
+
+def test_pieces_of_other_lengths_are_refused(tokenizer):
+    with pytest.raises(ValueError, match=r"must be 1 \+ a multiple of 4"):
+        list(tokenizer.encode_pieces([torch.zeros(1, 3, 4, 8, 8)]))
+    with pytest.raises(ValueError, match=r"must be 1 \+ a multiple of 4"):
+        list(tokenizer.encode_pieces([torch.zeros(1, 3, 5, 8, 8), torch.zeros(1, 3, 5, 8, 8)]))
+
+
 def test_statistics_normalise_and_are_undone_in_decoding(tokenizer):
     video = torch.rand(8, 3, 5, 16, 16) * 2 - 1
     raw = tokenizer.posterior(video).mean
@@ -70,6 +93,32 @@ def test_fingerprint_follows_weights_and_statistics(tokenizer):
     second = tokenizer.fingerprint()
     tokenizer.encoder[0].bias.data[0] += 1e-6
     assert len({first, second, tokenizer.fingerprint()}) == 3
+
+
+def test_linear_tubelets_start_as_a_projection():
+    """Before any training the video that comes back is the one that a linear map can keep."""
+    tokenizer = ConvTokenizer(
+        latent_channels=48,
+        widths=(12, 24),
+        down_time=(True,),
+        down_space=(True,),
+        patch=2,
+        blocks_per_level=1,
+        linear_tubelets=True,
+    )
+    assert tokenizer.compression == Compression(2, 4, 4)  # 96 values a box, half of them kept
+    video = torch.randn(4, 3, 5, 16, 16)
+    once = tokenizer.decode_raw(tokenizer.posterior(video).mean)
+    torch.testing.assert_close(
+        tokenizer.decode_raw(tokenizer.posterior(once).mean)[:, :, 1:],
+        once[:, :, 1:],
+        atol=1e-5,
+        rtol=1e-5,
+    )
+    kept = once[:, :, 1:].square().sum() / video[:, :, 1:].square().sum()
+    assert kept.item() == pytest.approx(0.5, abs=0.05)
+    with pytest.raises(ValueError, match=r"latent_channels = 97: .* holds only 96 values"):
+        LinearTubelets(Compression(2, 4, 4), 97)
 
 
 def test_sizes_and_levels_that_do_not_fit_are_refused(tokenizer):

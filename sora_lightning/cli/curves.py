@@ -1,0 +1,96 @@
+"""One picture of every run's losses, for a README or a quick look; TensorBoard shows the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+_TAGS = {"train/loss": "training", "val/loss": "validation"}
+_COLOURS = {"train/loss": "#4878cf", "val/loss": "#d1495b"}
+_PANEL_INCHES = (5.6, 3.6)
+
+
+class Curve(NamedTuple):
+    """A scalar over optimizer steps."""
+
+    steps: np.ndarray
+    values: np.ndarray
+
+
+def curves(folder: Path, output: Path) -> None:
+    """Draw the training and validation losses of every run below a folder, a panel a run.
+
+    Training losses are drawn faintly as they were logged, and as a running mean over a twentieth of
+    the run. The loss axis is logarithmic.
+
+    Args:
+        folder: Where TensorBoard's event files are searched for, at any depth.
+        output: The picture, a .png or .svg file.
+    """
+    folder, output = Path(folder), Path(output)
+    if output.suffix not in (".png", ".svg"):
+        raise ValueError(f"output = {output}: must end in .png or .svg")
+    runs = {run: read_losses(run) for run in sorted(_runs(folder))}
+    runs = {run: losses for run, losses in runs.items() if losses}
+    if not runs:
+        raise ValueError(f"folder = {folder}: no event file below it holds any of {list(_TAGS)}")
+    draw_curves({_name(run, folder): losses for run, losses in runs.items()}, output)
+    print(f"{len(runs)} runs drawn to {output}")
+
+
+def read_losses(run: Path) -> dict[str, Curve]:
+    """The losses in a run's event files, in order of their steps; a step that a resumed run logged
+    again counts once, as it was logged last.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    found = {}
+    for tag in [tag for tag in _TAGS if tag in events.Tags()["scalars"]]:
+        last = {event.step: event.value for event in events.Scalars(tag)}
+        steps = np.array(sorted(last))
+        found[tag] = Curve(steps, np.array([last[step] for step in steps]))
+    return found
+
+
+def draw_curves(runs: dict[str, dict[str, Curve]], output: Path) -> None:
+    """A panel for each named run, side by side."""
+    from matplotlib.figure import Figure
+
+    width, height = _PANEL_INCHES
+    figure = Figure(figsize=(width * len(runs), height), layout="constrained", dpi=110)
+    panels = figure.subplots(1, len(runs), squeeze=False)[0]
+    for axes, (name, losses) in zip(panels, runs.items(), strict=True):
+        for tag, curve in losses.items():
+            colour, label = _COLOURS[tag], _TAGS[tag]
+            if tag == "val/loss":
+                axes.plot(*curve, color=colour, label=label, marker="o", markersize=4)
+            else:
+                axes.plot(*curve, color=colour, alpha=0.25, linewidth=0.8)
+                axes.plot(*running_mean(curve, len(curve.steps) // 20), color=colour, label=label)
+        axes.set(title=name, xlabel="optimizer steps", ylabel="loss", yscale="log")
+        axes.grid(which="both", alpha=0.2)
+        axes.legend(frameon=False)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output)
+
+
+def running_mean(curve: Curve, window: int) -> Curve:
+    """The mean of ``window`` values that follow each other, at the middle of their steps."""
+    if window < 2:
+        return curve
+    kernel = np.full(window, 1 / window)
+    return Curve(
+        np.convolve(curve.steps, kernel, mode="valid"),
+        np.convolve(curve.values, kernel, mode="valid"),
+    )
+
+
+def _runs(folder: Path) -> set[Path]:
+    return {file.parent for file in folder.rglob("events.out.tfevents.*")}
+
+
+def _name(run: Path, folder: Path) -> str:
+    return folder.name if run == folder else str(run.relative_to(folder))
