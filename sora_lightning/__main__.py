@@ -26,6 +26,7 @@ FUNCTIONS = {
     "curves": ("sora_lightning.cli.curves", "curves"),
     "demo": ("sora_lightning.demo", "demo"),
 }
+_FOR_USERS = ("StageFailed", "TooManyBadClips")  # errors that a worker process may hand on
 _REFUSED, _INTERRUPTED = (
     2,
     130,
@@ -81,7 +82,7 @@ def _verb(name: str) -> Callable[[list[str]], None]:
 def _can_be_put_right(error: Exception) -> bool:
     """Whether the error speaks to the user: raised on purpose by this package, or a file that is
     not there."""
-    if isinstance(error, FileNotFoundError) or type(error).__name__ == "StageFailed":
+    if isinstance(error, FileNotFoundError) or type(error).__name__ in _FOR_USERS:
         return True
     raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
     return isinstance(error, ValueError) and raised_in.is_relative_to(Path(__file__).parent)

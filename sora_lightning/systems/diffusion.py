@@ -15,8 +15,15 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from sora_lightning.conditioning import Conditioner
+from sora_lightning.data.native import check_geometry
 from sora_lightning.denoisers import Denoiser
-from sora_lightning.diffusion import LogitNormal, Sampler, euler, rectified_flow_loss
+from sora_lightning.diffusion import (
+    LogitNormal,
+    Sampler,
+    euler,
+    packed_rectified_flow_loss,
+    rectified_flow_loss,
+)
 from sora_lightning.generation import generate
 from sora_lightning.systems.loading import load_system
 from sora_lightning.systems.optimization import (
@@ -24,9 +31,15 @@ from sora_lightning.systems.optimization import (
     adamw,
     configure,
 )
+from sora_lightning.systems.packed import (
+    ClipDraws,
+    mean_over_ranks,
+    no_losses,
+    packed_latents,
+)
 from sora_lightning.systems.seeding import generator, step_generator
 from sora_lightning.tokenizers import VideoTokenizer
-from sora_lightning.types import Condition, VideoBatch, VideoSize
+from sora_lightning.types import Condition, PackedBatch, VideoBatch, VideoSize
 
 
 class DiffusionSystem(L.LightningModule):
@@ -74,8 +87,18 @@ class DiffusionSystem(L.LightningModule):
         return load_system(cls, path, use_ema)
 
     def setup(self, stage: str) -> None:
-        """Refuse cached latents of another tokenizer than this system decodes with."""
+        """Refuse cached latents of another tokenizer than this system decodes with, and packs
+        counted in other tokens than the denoiser's.
+        """
         data = getattr(self.trainer, "datamodule", None)
+        if (packing := getattr(data, "packing", None)) is not None:
+            compression, patch = self.tokenizer.compression, self.denoiser.patch
+            check_geometry(packing.compression, packing.patch, compression, patch)
+            if packing.dropping is not None:
+                raise ValueError(
+                    "data.packing.dropping is set: the denoisers predict all tokens of a clip and "
+                    "cannot do without some: leave the key out"
+                )
         served = getattr(data, "tokenizer_fingerprint", None)
         if served is not None and served != (own := self.tokenizer.fingerprint()):
             raise ValueError(
@@ -84,12 +107,33 @@ class DiffusionSystem(L.LightningModule):
                 "`sora-lightning predict`"
             )
 
-    def training_step(self, batch: VideoBatch, batch_idx: int) -> Float[Tensor, ""]:
+    def training_step(self, batch: VideoBatch | PackedBatch, batch_idx: int) -> Float[Tensor, ""]:
+        if isinstance(batch, PackedBatch):
+            return self.packed_step(batch)
         draw = step_generator(self, self.seed, batch_idx)
         dropped = torch.rand(len(batch), generator=draw, device=self.device) < self.drop_condition
         loss = self.loss(self.latents(batch), self.conditioner(batch.captions, dropped), draw)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         return loss
+
+    def packed_step(self, batch: PackedBatch) -> Float[Tensor, ""]:
+        """The loss of a pack: a pack without clips costs nothing, and every clip of all ranks
+        weighs the same.
+        """
+        losses = self.packed_losses(batch) if len(batch) else no_losses(self.parameters())
+        loss = mean_over_ranks(self, losses)
+        self.log("train/loss", loss, prog_bar=True, batch_size=max(1, len(batch)))
+        self.log("data/waste", 1 - batch.fill, on_step=False, on_epoch=True, batch_size=1)
+        return loss
+
+    def packed_losses(self, batch: PackedBatch) -> Float[Tensor, " b"]:
+        """The rectified-flow loss of each clip, at a time and noise that its seed and turn draw."""
+        draws = ClipDraws(batch, self.seed, self.device)
+        condition = self.conditioner(batch.captions, draws.uniform() < self.drop_condition)
+        t = self.time(draws.normal())
+        x_0 = packed_latents(self.tokenizer, batch)
+        packed = self.denoiser.forward_packed
+        return packed_rectified_flow_loss(packed, x_0, draws.noise(x_0), t, condition)
 
     def validation_step(self, batch: VideoBatch, batch_idx: int) -> None:
         draw = generator(self.device, self.seed, batch_idx, self.global_rank)
