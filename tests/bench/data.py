@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import torch
-from tests.bench.report import Report
 
 from sora_lightning.data import (
     BatchPlan,
@@ -26,6 +25,7 @@ from sora_lightning.data.decode import default_reader
 from sora_lightning.data.packing import plan_pass
 from sora_lightning.denoisers import DiT
 from sora_lightning.types import Condition, VideoSize
+from tests.bench.report import Report
 from tests.data.mixture import LARGEST_AREA, TOKENS, mixture
 
 NUM_CLIPS = 1_000_000
