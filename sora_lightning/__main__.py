@@ -14,11 +14,15 @@ VERBS = {
     "validate": "measure a checkpoint on the validation clips",
     "predict": "encode clips into latents with a trained tokenizer",
     "sample": "make videos from prompts with a checkpoint",
+    "index": "probe the files of a manifest or folder, and fill in its technical columns",
+    "check": "show which clips each rule of a configuration removes, and why",
     "synthesize": "render captioned clips of moving shapes",
     "demo": "all of it, from rendered clips to scored videos",
 }
 FUNCTIONS = {
     "sample": ("sora_lightning.cli.sampling", "sample"),
+    "index": ("sora_lightning.data.index", "index"),
+    "check": ("sora_lightning.cli.check", "check"),
     "synthesize": ("sora_lightning.data.synthetic", "write_dataset"),
     "demo": ("sora_lightning.demo", "demo"),
 }

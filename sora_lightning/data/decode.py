@@ -178,6 +178,18 @@ def _counted_timeline(path: Path, gap_s: float) -> Timeline:
     )
 
 
+def decoded_frames(path: Path) -> Iterator[tuple[float, VideoFrame]]:
+    """All frames with their times in seconds from the first, not turned. Raises ``DecodeError``."""
+    timeline = read_timeline(path)
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        stream.codec_context.options = {"err_detect": "explode"}
+        for number, frame in enumerate(_frames(path, container, stream, None)):
+            if number < len(timeline):
+                yield float(timeline.times_s[number]), frame
+
+
 def probe(path: Path) -> Footage:
     """Frames, mean rate and displayed size of a file. Decodes one frame. Raises ``DecodeError``."""
     timeline = read_timeline(path)

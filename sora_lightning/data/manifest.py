@@ -4,11 +4,11 @@ pixels.
 | Column | Meaning | Filled by ``index`` |
 |---|---|---|
 | ``path`` | file, absolute or relative to the manifest's folder; needed | |
-| ``caption`` | a sentence; or a list of wordings, each a sentence or ``{text, weight}``; needed | |
+| ``caption`` | a sentence, or a list of sentences or ``{text, weight}``; needed | |
 | ``text`` | the same as ``caption``, which goes before it | |
 | ``label`` | class of the clip: a whole number or a name | |
 | ``start_s``, ``end_s`` | window in the file, in seconds from its first frame | with ``--scenes`` |
-| ``fps``, ``num_frames``, ``height``, ``width`` | of the file as shown; all four save probing it | yes |
+| ``fps``, ``num_frames``, ``height``, ``width`` | of the file, upright; save probing it | yes |
 | ``decoder``, ``decoder_reason`` | ``pyav`` where decord must not read the file, and why | yes |
 | ``content``, ``num_bytes``, ``modified_ns`` | sha256, size and time of the file | yes |
 | ``motion``, ``black``, ``static``, ``look``, ``duplicate_of`` | see ``curation`` | ``--scores`` |
