@@ -106,10 +106,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             raise ValueError(f"--{option} {path}: no such file or folder")
     protocol = load_protocol(arguments.protocol)
     paths = protocol.paths
+    reference = arguments.reference or paths.reference
+    if reference is None:
+        raise ValueError(f"protocol {protocol.name}: names no reference; give --reference")
     report = evaluate(
         Request(
             protocol=protocol,
-            reference=arguments.reference or paths.reference,
+            reference=reference,
             judge=arguments.judge or paths.judge,
             output=arguments.output or paths.output,
             checkpoint=arguments.checkpoint,

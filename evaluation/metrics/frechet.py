@@ -81,6 +81,18 @@ def frechet_distance(
     return _distance(x, y)
 
 
+def frechet_distance_of_population(
+    first: Float[Tensor, "n d"], second: Float[Tensor, "m d"]
+) -> Float[Tensor, ""]:
+    """The same with covariances of the sets themselves, divided by n and not by n - 1."""
+    x, y = checked_pair(first, second, least=2)
+    # Deviations shrunk by the root of (n - 1) / n have as unbiased covariance that of the set.
+    shrunk = (
+        z.mean(dim=0) + (z - z.mean(dim=0)) * math.sqrt((len(z) - 1) / len(z)) for z in (x, y)
+    )
+    return _distance(*shrunk)
+
+
 def frechet_distance_of_moments(first: Moments, second: Moments) -> Float[Tensor, ""]:
     """The same from means and scatters, which merge over shards of any size."""
     return _from_factors(first.mean, first.factor(), second.mean, second.factor())
@@ -160,6 +172,7 @@ def frechet_distance_at_infinity(
     repeats: int = 4,
     seed: int = 0,
     rows_per_video: int = 1,
+    distance: Distance | None = None,
 ) -> float:
     """The distance that endlessly many videos would have: a line through the distance over 1 / n,
     at 0.
@@ -169,6 +182,7 @@ def frechet_distance_at_infinity(
     leaves the other's bias in.
     """
     x, y = checked_pair(first, second, least=8)
+    of = distance or _distance
     generator = torch.Generator().manual_seed(seed)
     sizes = [len(z) // rows_per_video for z in (x, y)]
     whole = min(sizes)
@@ -180,7 +194,7 @@ def frechet_distance_at_infinity(
                 for z, size in zip((x, y), sizes, strict=True)
             )
             inverse.append(1 / n)
-            distances.append(_distance(part_x, part_y))
+            distances.append(of(part_x, part_y))
     line = torch.stack([torch.ones(len(inverse)), torch.tensor(inverse)], dim=1).double()
     return float(torch.linalg.lstsq(line, torch.stack(distances)[:, None]).solution[0, 0])
 
@@ -191,6 +205,7 @@ def distance_between_halves(
     repeats: int = 10,
     seed: int = 0,
     rows_per_video: int = 1,
+    distance: Distance | None = None,
 ) -> float:
     """Mean distance between a random half of ``first`` and the other half of ``second``.
 
@@ -202,13 +217,14 @@ def distance_between_halves(
     x, y = checked_pair(first, second, least=4)
     if len(x) != len(y):
         raise ValueError(f"{len(x)} and {len(y)} videos: halves are cut from sets of one length")
+    of = distance or _distance
     generator = torch.Generator().manual_seed(seed)
     distances = []
     for _ in range(repeats):
         order = torch.randperm(len(x) // rows_per_video, generator=generator)
         half = len(order) // 2
         one, other = (_rows(part, rows_per_video) for part in order[: 2 * half].split(half))
-        distances.append(_distance(x[one], y[other]))
+        distances.append(of(x[one], y[other]))
     return float(torch.stack(distances).mean())
 
 
