@@ -155,6 +155,37 @@ def jackknife_interval(
     return (max(0.0, low) if distance is None else low), value + half
 
 
+def jackknife_difference(
+    first: Float[Tensor, "n d"],
+    second: Float[Tensor, "n d"],
+    reference: Float[Tensor, "m d"],
+    num_groups: int = 16,
+    seed: int = 0,
+    distance: Distance | None = None,
+) -> tuple[float, float, float, float, float]:
+    """Distance of ``first`` and of ``second`` from the reference, the second less the first, and
+    the 95 % interval of that. Videos of the same prompts, in the same order, leave together.
+
+    Raises ``ValueError`` for sets of two lengths, and as ``jackknife_interval`` does.
+    """
+    x, y = checked_pair(first, second, least=4)
+    z, _ = checked_pair(reference, first, least=4)
+    if len(x) != len(y):
+        raise ValueError(f"{len(x)} and {len(y)} videos: pairs need sets of one length")
+    num_groups = min(num_groups, len(x) // 2, len(z) // 2)
+    of = distance or _distance
+    groups, groups_z = (_groups(len(part), num_groups, seed) for part in (x, z))
+    parts = torch.stack(
+        [
+            of(y[groups != g], z[groups_z != g]) - of(x[groups != g], z[groups_z != g])
+            for g in range(num_groups)
+        ]
+    )
+    spread = (num_groups - 1) / num_groups * (parts - parts.mean()).square().sum()
+    one, two, half = float(of(x, z)), float(of(y, z)), 1.96 * float(spread.sqrt())
+    return one, two, two - one, two - one - half, two - one + half
+
+
 def _groups(n: int, num_groups: int, seed: int) -> Int[Tensor, " n"]:
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(n, generator=generator) % num_groups
