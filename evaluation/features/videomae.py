@@ -15,8 +15,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evaluation.features.extractor import Extractor, drawn, fill
+from evaluation.features.extractor import RANDOM, Extractor, drawn, fill
 from evaluation.features.resize import Filter, to_square
+from evaluation.features.weights import locate_weights
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class VideoMAE(Extractor):
         super().__init__()
         self.size = size or ViTSize()
         self.filter = filter
+        if weights != RANDOM:
+            locate_weights(weights, digest)  # before the memory for a billion weights is taken
         self.feature_dim = self.size.width
         self.least_frames = self.size.num_frames
         self.network = drawn(lambda: VideoTransformer(self.size))
