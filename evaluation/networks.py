@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +103,19 @@ def build_judges(protocol: Protocol, judge: Path | None, device: str) -> Judges:
 
 def build_part(part: Part, kind: type, where: str) -> Any:
     """An object of ``kind`` or a subclass by its path and arguments, whose types are checked."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(kind, "part", required=True)
-    wanted = {"class_path": part.class_path, "init_args": dict(part.init_args)}
+    module, _, name = part.class_path.rpartition(".")
     try:
-        parsed = parser.parse_object({"part": wanted})
+        chosen = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{where} = {part.class_path}: cannot be imported ({error})") from error
+    if not (isinstance(chosen, type) and issubclass(chosen, kind)):
+        raise ValueError(f"{where} = {part.class_path}: is no {kind.__name__}")
+    # As arguments of the class, not as a subclass of another: what the class itself refuses then
+    # comes through in its own words.
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(chosen, "part")
+    try:
+        parsed = parser.parse_object({"part": dict(part.init_args)})
     except ArgumentError as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{where} = {part.class_path}: {reason}") from error
