@@ -9,6 +9,7 @@ in [-1, 1], RGB. Diffusion time ``t`` is 0 at data and 1 at noise.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -139,6 +140,39 @@ class VideoBatch:
         )
 
 
+@dataclass(frozen=True)
+class PackedLatents:
+    """Latents of clips of any sizes, which a denoiser sees as one sequence: a tensor for each."""
+
+    clips: tuple[Float[Tensor, "c _f _h _w"], ...]
+
+    def __post_init__(self) -> None:
+        if not self.clips:
+            raise ValueError("a PackedLatents needs one clip at least, and has none")
+        shapes = [tuple(clip.shape) for clip in self.clips]
+        if any(len(shape) != 4 or shape[0] != shapes[0][0] for shape in shapes):
+            raise ValueError(
+                f"latents of shapes {shapes} cannot be packed: each must be channels, frames, "
+                "rows, columns, with one number of channels"
+            )
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def map(
+        self, function: Callable[..., Float[Tensor, "_c f h w"]], *others: Iterable[Any]
+    ) -> PackedLatents:
+        """``function`` of each clip and of what each of the others holds for it: other packed
+        latents' ``clips``, or a tensor with a row for each clip.
+        """
+        rows = zip(self.clips, *others, strict=True)
+        return PackedLatents(tuple(function(*row) for row in rows))
+
+    def to(self, *args: Any, **kwargs: Any) -> PackedLatents:
+        """Move every tensor. Takes what ``Tensor.to`` takes."""
+        return self.map(lambda clip: clip.to(*args, **kwargs))
+
+
 @dataclass
 class Condition:
     """What the denoiser is told: text tokens to attend to, and one pooled vector that joins the
@@ -151,6 +185,10 @@ class Condition:
 
     def __len__(self) -> int:
         return self.pooled.shape[0]
+
+    def __getitem__(self, clips: slice) -> Condition:
+        """The conditions of some of the clips."""
+        return Condition(self.tokens[clips], self.mask[clips], self.pooled[clips])
 
     @staticmethod
     def cat(first: Condition, second: Condition) -> Condition:

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sora_lightning.layers.patch import Patch
-from sora_lightning.types import Condition
+from sora_lightning.types import Condition, PackedLatents
 
 
 class Denoiser(nn.Module, ABC):
@@ -20,7 +20,31 @@ class Denoiser(nn.Module, ABC):
     def forward(
         self,
         x_t: Float[Tensor, "b c f h w"],
-        t: Float[Tensor, " b"],
+        t: Float[Tensor, " b *n"],
         condition: Condition,
-    ) -> Float[Tensor, "b c f h w"]:
-        """The prediction at noisy latents ``x_t`` and time ``t`` (0 = data, 1 = noise)."""
+    ) -> Float[Tensor, "b out f h w"]:
+        """The prediction at noisy latents ``x_t`` and time ``t`` (0 = data, 1 = noise).
+
+        ``t`` holds a time for each clip, or one for each of its tokens, frame-major: known frames
+        stand at 0.
+        """
+
+    def forward_packed(
+        self, x_t: PackedLatents, t: Float[Tensor, " times"], condition: Condition
+    ) -> PackedLatents:
+        """The same prediction for clips of any sizes, each with its own time and its own row of
+        ``condition``.
+
+        ``t`` holds a time for each clip, or one for each token of all clips, one clip after the
+        other. Here the clips run one by one; a network that packs them overrides it.
+        """
+        times = t[:, None].unbind() if len(t) == len(x_t) else t.split(self.num_tokens(x_t))
+        outputs = [
+            self(clip[None], time if time.numel() == 1 else time[None], condition[i : i + 1])
+            for i, (clip, time) in enumerate(zip(x_t.clips, times, strict=True))
+        ]
+        return PackedLatents(tuple(output[0] for output in outputs))
+
+    def num_tokens(self, x_t: PackedLatents) -> list[int]:
+        """How many tokens each clip becomes."""
+        return [self.patch.grid(*clip.shape[1:]).num_tokens for clip in x_t.clips]

@@ -2,19 +2,16 @@
 text.
 """
 
-from collections.abc import Sequence
-
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sora_lightning.denoisers.signal import BlockContext, Signal
 from sora_lightning.layers.attention import CrossAttention, SelfAttention
-from sora_lightning.layers.partitions import Partition
+from sora_lightning.layers.partitions import BlockPartitions
 from sora_lightning.layers.position import sinusoidal
 from sora_lightning.layers.transformer import FeedForward
-from sora_lightning.types import Condition, TokenGrid
 
 
 def zero_init(linear: nn.Linear) -> None:
@@ -39,9 +36,7 @@ class DiTBlock(nn.Module):
     2310.00426). A new block is the identity.
     """
 
-    def __init__(
-        self, width: int, num_heads: int, mlp_ratio: float, partitions: Sequence[Partition]
-    ):
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float, partitions: BlockPartitions):
         super().__init__()
         self.attentions = nn.ModuleList(SelfAttention(width, num_heads, p) for p in partitions)
         self.text = CrossAttention(width, num_heads)
@@ -55,23 +50,17 @@ class DiTBlock(nn.Module):
         zero_init(self.modulation)
         zero_init(self.text.out)
 
-    def forward(
-        self,
-        x: Float[Tensor, "b n d"],
-        embedding: Float[Tensor, "b m d"],
-        condition: Condition,
-        angles: Float[Tensor, "n a"],
-        grid: TokenGrid,
-    ) -> Float[Tensor, "b n d"]:
+    def forward(self, x: Float[Tensor, "b n d"], context: BlockContext) -> Float[Tensor, "b n d"]:
         parts = rearrange(
-            self.modulation(F.silu(embedding)),
+            context.signal.spread(self.modulation(context.signal.activated)),
             "b m (part three d) -> part three b m d",
             three=3,
             d=x.shape[-1],
         )
         for attention, (shift, scale, gate) in zip(self.attentions, parts[:-1], strict=True):
-            x = x + gate * attention(modulate(self.norm(x), shift, scale), angles, grid)
-        x = x + self.text(self.norm(x), condition.tokens, condition.mask)
+            y = modulate(self.norm(x), shift, scale)
+            x = x + gate * attention(y, context.angles, context.arrangement)
+        x = x + self.text(self.norm(x), context.text, context.mask, context.arrangement)
         shift, scale, gate = parts[-1]
         return x + gate * self.mlp(modulate(self.norm(x), shift, scale))
 
@@ -89,7 +78,7 @@ class TimeEmbedding(nn.Module):
         for layer in (self.hidden, self.out):
             nn.init.normal_(layer.weight, std=0.02)  # DiT initialises both so
 
-    def forward(self, t: Float[Tensor, "b m"]) -> Float[Tensor, "b m d"]:
+    def forward(self, t: Float[Tensor, "*r"]) -> Float[Tensor, "*r d"]:
         return self.out(F.silu(self.hidden(sinusoidal(1000 * t, self.num_frequencies))))
 
 
@@ -107,8 +96,6 @@ class FinalLayer(nn.Module):
         zero_init(self.modulation)
         zero_init(self.out)
 
-    def forward(
-        self, x: Float[Tensor, "b n d"], embedding: Float[Tensor, "b m d"]
-    ) -> Float[Tensor, "b n p"]:
-        shift, scale = torch.chunk(self.modulation(F.silu(embedding)), 2, dim=-1)
+    def forward(self, x: Float[Tensor, "b n d"], signal: Signal) -> Float[Tensor, "b n p"]:
+        shift, scale = signal.spread(self.modulation(signal.activated)).chunk(2, dim=-1)
         return self.out(modulate(self.norm(x), shift, scale))

@@ -4,16 +4,19 @@ layout.
 
 from collections.abc import Sequence
 
-from einops import rearrange
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from sora_lightning.denoisers.base import Denoiser
 from sora_lightning.denoisers.blocks import DiTBlock, FinalLayer, TimeEmbedding
+from sora_lightning.denoisers.signal import BlockContext, Signal, Times
+from sora_lightning.layers.arrangement import Arrangement
 from sora_lightning.layers.partitions import AttentionLayout, Joint
 from sora_lightning.layers.patch import Patch
-from sora_lightning.layers.position import grid_coordinates, rotary_angles, sinusoidal_3d
-from sora_lightning.types import Condition
+from sora_lightning.layers.position import rotary_angles, sinusoidal_3d
+from sora_lightning.types import Condition, PackedLatents
 
 
 class DiT(Denoiser):
@@ -49,7 +52,8 @@ class DiT(Denoiser):
         self.time = TimeEmbedding(width)
         self.text_in = nn.Linear(condition_width, width)
         self.pooled_in = nn.Linear(condition_width, width)
-        blocks = [DiTBlock(width, num_heads, mlp_ratio, layout.partitions(i)) for i in range(depth)]
+        schedule = layout.schedule(depth)
+        blocks = [DiTBlock(width, num_heads, mlp_ratio, partitions) for partitions in schedule]
         self.blocks = nn.ModuleList(blocks)
         self.final = FinalLayer(width, latent_channels * self.patch.volume)
         for module in self.blocks.modules():
@@ -63,18 +67,50 @@ class DiT(Denoiser):
     def forward(
         self,
         x_t: Float[Tensor, "b c f h w"],
-        t: Float[Tensor, " b"],
+        t: Float[Tensor, " b *n"],
         condition: Condition,
-    ) -> Float[Tensor, "b c f h w"]:
-        grid = self.patch.grid(*x_t.shape[2:])
-        coordinates = grid_coordinates(grid, x_t.device)
-        angles = rotary_angles(coordinates, self.head_width)
-        x = self.x_in(self.patch.patchify(x_t))  # b n d
+    ) -> Float[Tensor, "b out f h w"]:
+        arrangement = Arrangement([self.patch.grid(*x_t.shape[2:])], x_t.device)
+        y = self._predict(self.patch.patchify(x_t), t, condition, arrangement)
+        return self.patch.unpatchify(y, arrangement.grids[0])
+
+    def forward_packed(
+        self, x_t: PackedLatents, t: Float[Tensor, " times"], condition: Condition
+    ) -> PackedLatents:
+        grids = [self.patch.grid(*clip.shape[1:]) for clip in x_t.clips]
+        arrangement = Arrangement(grids, x_t.clips[0].device)
+        x = torch.cat([self.patch.patchify(clip[None]) for clip in x_t.clips], dim=1)  # 1 n p
+        if not arrangement.is_packed and len(t) > 1:
+            t = t[None]
+        y = self._predict(x, t, condition, arrangement)
+        parts = zip(y.split(arrangement.lengths, dim=1), grids, strict=True)
+        return PackedLatents(tuple(self.patch.unpatchify(part, grid)[0] for part, grid in parts))
+
+    def _predict(
+        self,
+        x: Float[Tensor, "b n p"],
+        t: Float[Tensor, "*times"],
+        condition: Condition,
+        arrangement: Arrangement,
+    ) -> Float[Tensor, "b n out"]:
+        """Patches in, patches out."""
+        coordinates = arrangement.coordinates
+        x = self.x_in(x)  # b n d
         x = x + sinusoidal_3d(coordinates, self.width).to(x.dtype)
-        text = Condition(
-            self.text_in(condition.tokens), condition.mask, self.pooled_in(condition.pooled)
+        context = BlockContext(
+            arrangement,
+            self._signal(Times.of(t, arrangement), condition),
+            rotary_angles(coordinates, self.head_width),
+            self.text_in(condition.tokens),
+            condition.mask,
         )
-        embedding = self.time(t[:, None]) + rearrange(text.pooled, "b d -> b 1 d")
         for block in self.blocks:
-            x = block(x, embedding, text, angles, grid)
-        return self.patch.unpatchify(self.final(x, embedding), grid)  # b c f h w
+            x = block(x, context)
+        return self.final(x, context.signal)
+
+    def _signal(self, times: Times, condition: Condition) -> Signal:
+        pooled = self.pooled_in(condition.pooled)
+        if times.clip is not None:
+            pooled = pooled[times.clip]
+        embedding = self.time(times.t) + pooled  # r d
+        return Signal(embedding, times.row_of_token, F.silu(embedding))

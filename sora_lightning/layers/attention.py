@@ -2,72 +2,173 @@
 tokens.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sora_lightning.layers.partitions import Partition
+from sora_lightning.layers.arrangement import Arrangement
+from sora_lightning.layers.groupings import Grouping, Permuted
+from sora_lightning.layers.partitions import JOINT, HeadSplit, TokenPartition
 from sora_lightning.layers.position import rotate
-from sora_lightning.types import TokenGrid
+from sora_lightning.layers.transformer import RMSNorm
+
+NormFactory = Callable[[int], nn.Module]
+
+
+def attend(
+    q: Float[Tensor, "b k n e"],
+    k: Float[Tensor, "b k n e"],
+    v: Float[Tensor, "b k n e"],
+    partition: TokenPartition | HeadSplit,
+    arrangement: Arrangement,
+) -> Float[Tensor, "b k n e"]:
+    """Attention within the groups of a partition; where heads are shared among several, each with
+    its share.
+    """
+    shares = partition.shares
+    if len(shares) == 1:
+        return attend_in_groups(q, k, v, arrangement.grouping(shares[0]))
+    queries, keys, values = (x.chunk(len(shares), dim=1) for x in (q, k, v))
+    return torch.cat(
+        [
+            attend_in_groups(q, k, v, arrangement.grouping(part))
+            for q, k, v, part in zip(queries, keys, values, shares, strict=True)
+        ],
+        dim=1,
+    )
+
+
+def attend_in_groups(q: Tensor, k: Tensor, v: Tensor, grouping: Grouping) -> Tensor:
+    """One fused attention for all groups of a length; on CUDA one for all groups, where the
+    kernel for varying lengths takes these tensors.
+    """
+    if isinstance(grouping, Permuted) and has_varlen_kernel(q):
+        return _attend_varlen(q, k, v, grouping)
+    parts = zip(grouping.group(q), grouping.group(k), grouping.group(v), strict=True)
+    return grouping.ungroup([F.scaled_dot_product_attention(*part) for part in parts])
+
+
+def has_varlen_kernel(q: Tensor) -> bool:
+    """Whether ``torch.nn.attention.varlen`` serves this tensor: CUDA, half precision, one packed
+    sequence.
+    """
+    return q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and q.shape[0] == 1
+
+
+def _attend_varlen(q: Tensor, k: Tensor, v: Tensor, groups: Permuted) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    q, k, v = (rearrange(groups.sort(x), "1 k n e -> n k e") for x in (q, k, v))
+    longest = groups.longest
+    y = varlen_attn(q, k, v, groups.starts, groups.starts, longest, longest)
+    assert isinstance(y, Tensor)  # a pair only where more than the values is asked for
+    return groups.unsort(rearrange(y, "n k e -> 1 k n e"))
+
+
+def _head_norm(norm: NormFactory | None, width: int) -> nn.Module:
+    return nn.Identity() if norm is None else norm(width)
 
 
 class SelfAttention(nn.Module):
-    """Attention within the groups of one partition, with normalised queries and keys and rotary
-    positions.
+    """Attention within the groups of one partition.
 
-    Query-key norm keeps logits bounded (arXiv 2302.05442, section 2.2).
+    ``qk_norm`` makes the norm of queries and keys, which keeps logits bounded (arXiv 2302.05442,
+    section 2.2); null is none.
     """
 
-    def __init__(self, width: int, num_heads: int, partition: Partition):
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        partition: TokenPartition | HeadSplit = JOINT,
+        qk_norm: NormFactory | None = RMSNorm,
+        bias: bool = True,
+    ):
         super().__init__()
         if width % num_heads:
             raise ValueError(f"width {width} is not a multiple of num_heads {num_heads}")
+        if num_heads % len(partition.shares):
+            raise ValueError(
+                f"num_heads {num_heads} is not a multiple of the {len(partition.shares)} "
+                "partitions that share the heads"
+            )
         self.num_heads = num_heads
         self.partition = partition
-        self.qkv = nn.Linear(width, 3 * width)
-        self.q_norm = nn.RMSNorm(width // num_heads, eps=1e-6)
-        self.k_norm = nn.RMSNorm(width // num_heads, eps=1e-6)
-        self.out = nn.Linear(width, width)
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        self.q_norm = _head_norm(qk_norm, width // num_heads)
+        self.k_norm = _head_norm(qk_norm, width // num_heads)
+        self.out = nn.Linear(width, width, bias=bias)
 
     def forward(
-        self, x: Float[Tensor, "b n d"], angles: Float[Tensor, "n a"], grid: TokenGrid
+        self,
+        x: Float[Tensor, "b n d"],
+        angles: Float[Tensor, "n a"] | None,
+        arrangement: Arrangement,
     ) -> Float[Tensor, "b n d"]:
+        """``angles`` turn queries and keys (rotary positions); ``None`` leaves them."""
         q, k, v = rearrange(
-            self.qkv(x), "b n (three k d) -> three b k n d", three=3, k=self.num_heads
+            self.qkv(x), "b n (three k e) -> three b k n e", three=3, k=self.num_heads
         )
-        q, k = rotate(self.q_norm(q), angles), rotate(self.k_norm(k), angles)
-        q, k, v = (self._group(y, grid) for y in (q, k, v))  # (b g) k m d
-        y = F.scaled_dot_product_attention(q, k, v)
-        y = rearrange(y, "g k m d -> g m (k d)")
-        return self.out(self.partition.ungroup(y, grid))  # b n d
-
-    def _group(self, x: Float[Tensor, "b k n d"], grid: TokenGrid) -> Float[Tensor, "g k m d"]:
-        tokens = self.partition.group(rearrange(x, "b k n d -> b n (k d)"), grid)
-        return rearrange(tokens, "g m (k d) -> g k m d", k=self.num_heads)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        y = attend(q, k, v, self.partition, arrangement)  # b k n e
+        return self.out(rearrange(y, "b k n e -> b n (k e)"))
 
 
 class CrossAttention(nn.Module):
     """Attention from video tokens to the text tokens of their clip."""
 
-    def __init__(self, width: int, num_heads: int):
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        qk_norm: NormFactory | None = RMSNorm,
+        bias: bool = True,
+    ):
         super().__init__()
         self.num_heads = num_heads
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(width, 2 * width)
-        self.q_norm = nn.RMSNorm(width // num_heads, eps=1e-6)
-        self.k_norm = nn.RMSNorm(width // num_heads, eps=1e-6)
-        self.out = nn.Linear(width, width)
+        self.q = nn.Linear(width, width, bias=bias)
+        self.kv = nn.Linear(width, 2 * width, bias=bias)
+        self.q_norm = _head_norm(qk_norm, width // num_heads)
+        self.k_norm = _head_norm(qk_norm, width // num_heads)
+        self.out = nn.Linear(width, width, bias=bias)
 
     def forward(
         self,
         x: Float[Tensor, "b n d"],
-        text: Float[Tensor, "b l d"],
-        mask: Bool[Tensor, "b l"],
+        text: Float[Tensor, "clips l d"],
+        mask: Bool[Tensor, "clips l"],
+        arrangement: Arrangement,
     ) -> Float[Tensor, "b n d"]:
-        q = rearrange(self.q(x), "b n (k d) -> b k n d", k=self.num_heads)
-        k, v = rearrange(self.kv(text), "b l (two k d) -> two b k l d", two=2, k=self.num_heads)
-        y = F.scaled_dot_product_attention(
-            self.q_norm(q), self.k_norm(k), v, attn_mask=mask[:, None, None, :]
+        """``text`` holds one row for each clip of the batch or of the packed sequence."""
+        q = rearrange(self.q(x), "b n (k e) -> b k n e", k=self.num_heads)
+        k, v = rearrange(self.kv(text), "b l (two k e) -> two b k l e", two=2, k=self.num_heads)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if not arrangement.is_packed:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
+        else:
+            y = self._attend_packed(q, k, v, mask, arrangement)
+        return self.out(rearrange(y, "b k n e -> b n (k e)"))
+
+    def _attend_packed(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, arrangement: Arrangement
+    ) -> Tensor:
+        """One fused attention for all clips of a length."""
+        clips = arrangement.grouping(JOINT)
+        parts = clips.group(q)
+        texts = arrangement.clips_by_length.split([len(part) for part in parts])
+        return clips.ungroup(
+            [
+                F.scaled_dot_product_attention(
+                    part, k[text], v[text], attn_mask=mask[text][:, None, None, :]
+                )
+                for part, text in zip(parts, texts, strict=True)
+            ]
         )
-        return self.out(rearrange(y, "b k n d -> b n (k d)"))

@@ -2,97 +2,266 @@
 groups.
 
 Joint attention is one group a clip; per frame, the groups are frames; per position, they are the
-tubes through time; windows are boxes. One key over the coordinates ``(frame, row, column)`` defines
-them all, and on an even grid the same groups are a reshape. Layouts say which partitions stand in
-which block: ViViT (arXiv 2103.15691, section 3.3), Latte (arXiv 2401.03048, section 3.2), W.A.L.T
-(arXiv 2312.06662, section 3.2).
+tubes through time; windows are boxes; skipping takes every k-th token. A function from coordinates
+``(frame, row, column)`` to the number of a token's group defines each of them; where all groups are
+of one length the same groups are a reshape as well. Layouts say which partitions stand in which
+block: ViViT (arXiv 2103.15691, section 3.3), Latte (arXiv 2401.03048, section 3.2), W.A.L.T (arXiv
+2312.06662, section 3.2), Open-Sora-Plan (arXiv 2412.00131).
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from einops import rearrange
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from sora_lightning.layers.groupings import Regrouping
 from sora_lightning.types import TokenGrid
 
 
+class TokenPartition(ABC):
+    """A clip's tokens in groups; tokens of one group see each other."""
+
+    @abstractmethod
+    def group_numbers(self, coordinates: Int[Tensor, "n 3"], grid: TokenGrid) -> Int[Tensor, " n"]:
+        """The definition: the number of each token's group, any integers of at least 0."""
+
+    def regrouping(self, grid: TokenGrid) -> Regrouping | None:
+        """The same groups as a reshape of the frame-major tokens; ``None`` where there is none."""
+        return None
+
+    def is_whole(self, grid: TokenGrid) -> bool:
+        """Whether the only group is known to be the clip itself."""
+        return False
+
+    @property
+    def shares(self) -> tuple[TokenPartition, ...]:
+        """The partitions among which an attention divides its heads evenly: this one alone."""
+        return (self,)
+
+    def mask(self, coordinates: Int[Tensor, "n 3"], grid: TokenGrid) -> Bool[Tensor, "n n"]:
+        """True where two tokens see each other. Slow; the tests hold the fast paths to it."""
+        number = self.group_numbers(coordinates, grid)
+        return number[:, None] == number
+
+
 @dataclass(frozen=True)
-class Partition:
+class Partition(TokenPartition):
     """Boxes of ``frames`` x ``rows`` x ``columns`` tokens; ``None`` stands for the clip's whole
     extent.
+
+    A box that reaches beyond the clip is cut at its border.
     """
 
     frames: int | None = None
     rows: int | None = None
     columns: int | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("frames", "rows", "columns"):
+            if (length := getattr(self, name)) is not None and length < 1:
+                raise ValueError(f"{name} = {length} of {self}: must be at least 1")
+
     def box(self, grid: TokenGrid) -> tuple[int, int, int]:
-        """The box's extent on a grid. ``ValueError`` where boxes do not tile the grid."""
-        box = (self.frames or grid.f, self.rows or grid.h, self.columns or grid.w)
-        for name, part, whole in zip(("f", "h", "w"), box, (grid.f, grid.h, grid.w), strict=True):
-            if whole % part:
-                raise ValueError(f"{self}: {part} does not divide {name} = {whole} of {grid}")
-        return box
+        """The extent of the first box on a grid."""
+        return (
+            min(self.frames or grid.f, grid.f),
+            min(self.rows or grid.h, grid.h),
+            min(self.columns or grid.w, grid.w),
+        )
 
     def is_whole(self, grid: TokenGrid) -> bool:
-        """Whether the only group is the clip itself."""
         return self.box(grid) == (grid.f, grid.h, grid.w)
 
-    def group(self, x: Tensor, grid: TokenGrid) -> Tensor:
-        """``b n d`` to ``(b groups) m d``: the tokens of each group side by side."""
+    def group_numbers(self, coordinates: Int[Tensor, "n 3"], grid: TokenGrid) -> Int[Tensor, " n"]:
+        f, h, w = (coordinates // coordinates.new_tensor(self.box(grid))).unbind(-1)
+        return (f * grid.h + h) * grid.w + w
+
+    def regrouping(self, grid: TokenGrid) -> Regrouping | None:
         p, q, r = self.box(grid)
+        if grid.f % p or grid.h % q or grid.w % r:
+            return None
         f, h, w = grid.f // p, grid.h // q, grid.w // r
-        return rearrange(
-            x, "b (f p h q w r) d -> (b f h w) (p q r) d", f=f, p=p, h=h, q=q, w=w, r=r
-        )
+        sizes = (("f", f), ("p", p), ("h", h), ("q", q), ("w", w), ("r", r))
+        return Regrouping("f p h q w r", "f h w", "p q r", sizes)
+
+    def group(self, x: Tensor, grid: TokenGrid) -> Tensor:
+        """``b n d`` to ``(b groups) m d``: the tokens of each group side by side.
+
+        ``ValueError`` where boxes do not tile the grid.
+        """
+        return self._tiling(grid).group(x)[0]
 
     def ungroup(self, x: Tensor, grid: TokenGrid) -> Tensor:
         """The inverse of ``group``."""
-        p, q, r = self.box(grid)
-        f, h, w = grid.f // p, grid.h // q, grid.w // r
-        return rearrange(
-            x, "(b f h w) (p q r) d -> b (f p h q w r) d", f=f, p=p, h=h, q=q, w=w, r=r
-        )
+        return self._tiling(grid).ungroup([x])
 
-    def mask(self, coordinates: Int[Tensor, "n 3"], grid: TokenGrid) -> Bool[Tensor, "n n"]:
-        """The definition: True where two tokens share a box. Slow; the tests hold ``group`` to
-        it.
-        """
-        key = coordinates // coordinates.new_tensor(self.box(grid))
-        return (key[:, None] == key[None]).all(dim=-1)
+    def _tiling(self, grid: TokenGrid) -> Regrouping:
+        if (regrouping := self.regrouping(grid)) is not None:
+            return regrouping
+        extents = (grid.f, grid.h, grid.w)
+        for name, part, whole in zip("fhw", self.box(grid), extents, strict=True):
+            if whole % part:
+                raise ValueError(f"{self}: {part} does not divide {name} = {whole} of {grid}")
+        raise AssertionError("a box that divides every extent tiles the grid")
+
+
+@dataclass(frozen=True)
+class Skip(TokenPartition):
+    """``ratio`` groups a clip, dealt runs of ``run`` tokens in turn: Open-Sora-Plan's skips.
+
+    ``run`` = 1 is its single skip, ``run`` = ``ratio`` its group skip (``_sparse_1d`` of its
+    ``models/diffusion/opensora_v1_3/modules.py``). Tokens are counted frame-major. Nothing is
+    padded: a clip that the ratio does not divide has groups of unequal length.
+    """
+
+    ratio: int
+    run: int = 1
+
+    def __post_init__(self) -> None:
+        if self.ratio < 1 or self.run < 1:
+            raise ValueError(f"{self}: ratio and run must be at least 1")
+
+    def is_whole(self, grid: TokenGrid) -> bool:
+        return self.ratio == 1
+
+    def group_numbers(self, coordinates: Int[Tensor, "n 3"], grid: TokenGrid) -> Int[Tensor, " n"]:
+        f, h, w = coordinates.unbind(-1)
+        return ((f * grid.h + h) * grid.w + w) // self.run % self.ratio
+
+    def regrouping(self, grid: TokenGrid) -> Regrouping | None:
+        if grid.num_tokens % (self.ratio * self.run):
+            return None
+        return Regrouping("n m k", "m", "n k", (("m", self.ratio), ("k", self.run)))
+
+
+@dataclass(frozen=True)
+class HeadSplit:
+    """One attention whose heads are divided evenly among partitions (ViViT model 4)."""
+
+    shares: tuple[TokenPartition, ...]
 
 
 JOINT = Partition()
 PER_FRAME = Partition(frames=1)
 PER_POSITION = Partition(rows=1, columns=1)
 
+BlockPartitions = tuple[TokenPartition | HeadSplit, ...]
+
 
 class AttentionLayout(ABC):
     """Chooses the partitions of each block: one self-attention for each, in order."""
 
     @abstractmethod
-    def partitions(self, block: int) -> tuple[Partition, ...]:
+    def schedule(self, depth: int) -> list[BlockPartitions]:
+        """The partitions of each of ``depth`` blocks."""
+
+
+class Periodic(AttentionLayout):
+    """The blocks take the members of a cycle in turn."""
+
+    def __init__(self, cycle: Sequence[BlockPartitions]):
+        if not cycle or not all(cycle):
+            raise ValueError(f"{type(self).__name__}: needs one partition at least")
+        self.cycle = tuple(cycle)
+
+    def partitions(self, block: int) -> BlockPartitions:
         """The partitions of the block with this index, counted from 0."""
+        return self.cycle[block % len(self.cycle)]
+
+    def schedule(self, depth: int) -> list[BlockPartitions]:
+        return [self.partitions(block) for block in range(depth)]
 
 
-class Joint(AttentionLayout):
+class Joint(Periodic):
     """Every token sees every other of its clip (ViViT model 1)."""
 
-    def partitions(self, block: int) -> tuple[Partition, ...]:
-        return (JOINT,)
+    def __init__(self) -> None:
+        super().__init__([(JOINT,)])
 
 
-class FactorisedSelfAttention(AttentionLayout):
-    """Each block attends within frames, then through time at each position (ViViT model 3)."""
+class FactorisedSelfAttention(Periodic):
+    """Each block attends within frames, then through time at each position (ViViT model 3, Latte
+    variant 3).
+    """
 
-    def partitions(self, block: int) -> tuple[Partition, ...]:
-        return (PER_FRAME, PER_POSITION)
+    def __init__(self) -> None:
+        super().__init__([(PER_FRAME, PER_POSITION)])
 
 
-class Alternating(AttentionLayout):
+class FactorisedDotProduct(Periodic):
+    """Half of the heads attend through time, half within frames (ViViT model 4, Latte variant 4).
+
+    Time comes first, as in ViViT's public code.
+    """
+
+    def __init__(self) -> None:
+        super().__init__([(HeadSplit((PER_POSITION, PER_FRAME)),)])
+
+
+class Alternating(Periodic):
     """Blocks attend within frames and through time by turns (Latte variant 1)."""
 
-    def partitions(self, block: int) -> tuple[Partition, ...]:
-        return (PER_POSITION if block % 2 else PER_FRAME,)
+    def __init__(self) -> None:
+        super().__init__([(PER_FRAME,), (PER_POSITION,)])
+
+
+class Windows(Periodic):
+    """Blocks attend within windows, by turns: W.A.L.T's are [[1, 16, 16], [5, 8, 8]].
+
+    A window counts frames, rows and columns of tokens; null is the clip's whole extent.
+    """
+
+    def __init__(self, windows: Sequence[Sequence[int | None]]):
+        for window in windows:
+            if len(window) != 3:
+                raise ValueError(
+                    f"windows: {list(window)} must be three numbers: frames, rows, columns"
+                )
+        super().__init__([(Partition(*window),) for window in windows])
+
+
+class FactorisedEncoder(AttentionLayout):
+    """``num_spatial`` blocks within frames, then all others through time (ViViT model 2, Latte
+    variant 2).
+    """
+
+    def __init__(self, num_spatial: int):
+        self.num_spatial = num_spatial
+
+    def schedule(self, depth: int) -> list[BlockPartitions]:
+        if not 0 < self.num_spatial < depth:
+            raise ValueError(
+                f"num_spatial = {self.num_spatial} of {depth} blocks: must leave blocks of both "
+                f"kinds, 1 to {depth - 1}"
+            )
+        num_temporal = depth - self.num_spatial
+        spatial: BlockPartitions = (PER_FRAME,)
+        return [spatial] * self.num_spatial + [(PER_POSITION,)] * num_temporal
+
+
+class Skiparse(AttentionLayout):
+    """Joint attention in the first and last ``num_joint`` blocks; between them single and group
+    skips by turns (Open-Sora-Plan 1.3, with its ratio and its two blocks at either end).
+    """
+
+    def __init__(self, ratio: int = 4, num_joint: int = 2):
+        if num_joint < 0:
+            raise ValueError(f"num_joint = {num_joint} must be at least 0")
+        self.skips = (Skip(ratio), Skip(ratio, run=ratio))
+        self.num_joint = num_joint
+
+    def schedule(self, depth: int) -> list[BlockPartitions]:
+        if depth <= 2 * self.num_joint:
+            raise ValueError(
+                f"num_joint = {self.num_joint} at either end of {depth} blocks leaves none that "
+                "skips"
+            )
+        joint: BlockPartitions = (JOINT,)
+        return [
+            (self.skips[block % 2],) if self.num_joint <= block < depth - self.num_joint else joint
+            for block in range(depth)
+        ]

@@ -6,6 +6,22 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 
+class LayerNorm(nn.LayerNorm):
+    """Layer norm without learned scale and shift, as before a modulation (DiT); ``affine`` has
+    both.
+    """
+
+    def __init__(self, width: int, eps: float = 1e-6, affine: bool = False):
+        super().__init__(width, eps=eps, elementwise_affine=affine)
+
+
+class RMSNorm(nn.RMSNorm):
+    """Root-mean-square norm (arXiv 1910.07467) with a learned scale."""
+
+    def __init__(self, width: int, eps: float = 1e-6, affine: bool = True):
+        super().__init__(width, eps=eps, elementwise_affine=affine)
+
+
 class FeedForward(nn.Sequential):
     """Linear, GELU (tanh form, as DiT), linear."""
 

@@ -3,7 +3,9 @@ import torch
 
 from sora_lightning.conditioning import TextConditioner, Unconditional
 from sora_lightning.denoisers import DiT
+from sora_lightning.denoisers.signal import BlockContext, Signal
 from sora_lightning.generation import generate
+from sora_lightning.layers.arrangement import Arrangement
 from sora_lightning.layers.partitions import Alternating, FactorisedSelfAttention, Joint
 from sora_lightning.tokenizers import ConvTokenizer
 from sora_lightning.types import Condition, VideoSize
@@ -35,11 +37,15 @@ def test_an_untrained_network_predicts_zero_and_its_blocks_are_the_identity():
     x = torch.randn(2, 4, 3, 4, 4)
     assert torch.equal(dit(x, torch.rand(2), text(2)), torch.zeros_like(x))
     tokens = torch.randn(2, 12, 24)
-    embedding, condition = torch.randn(2, 1, 24), text(2)
-    condition.tokens = torch.randn(2, 3, 24)
-    grid = dit.patch.grid(3, 4, 4)
-    angles = torch.randn(12, 6)
-    assert torch.equal(dit.blocks[0](tokens, embedding, condition, angles, grid), tokens)
+    embedding = torch.randn(2, 24)
+    context = BlockContext(
+        Arrangement([dit.patch.grid(3, 4, 4)]),
+        Signal(embedding, None, torch.nn.functional.silu(embedding)),
+        torch.randn(12, 6),
+        torch.randn(2, 3, 24),
+        torch.ones(2, 3, dtype=torch.bool),
+    )
+    assert torch.equal(dit.blocks[0](tokens, context), tokens)
 
 
 def test_clips_of_a_batch_do_not_see_each_other():

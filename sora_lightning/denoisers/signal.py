@@ -1,0 +1,88 @@
+"""What a forward pass tells every block: the signal that modulates the tokens, text, and places."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sora_lightning.layers.arrangement import Arrangement
+
+
+@dataclass(frozen=True)
+class Times:
+    """Diffusion times, each distinct pair of clip and time once: one clip's tokens may stand at
+    several times, known frames at 0, but rarely at many.
+
+    ``row_of_token`` is ``None`` where row i is clip i of a dense batch, whole.
+    """
+
+    t: Float[Tensor, " r"]
+    clip: Int[Tensor, " r"] | None
+    row_of_token: Int[Tensor, "b n"] | None
+
+    @classmethod
+    def of(cls, t: Float[Tensor, "*shape"], arrangement: Arrangement) -> Times:
+        """From a time for each clip, or for each token (``b n`` dense, ``n`` packed).
+
+        ``ValueError`` for any other number of times.
+        """
+        num_tokens = sum(arrangement.lengths) - arrangement.num_context * len(arrangement.grids)
+        if arrangement.is_packed:
+            if t.shape == (len(arrangement.grids),):
+                return cls(t, None, arrangement.clip_of_token[None])
+            if t.shape == (num_tokens,):
+                return cls._distinct(t[None], arrangement.clip_of_token[None])
+        elif t.ndim == 1 or t.shape[1] == 1:
+            return cls(t.reshape(-1), None, None)
+        elif t.shape[1] == num_tokens:
+            clips = torch.arange(len(t), device=t.device)
+            return cls._distinct(t, clips[:, None].expand_as(t))
+        raise ValueError(
+            f"times of shape {tuple(t.shape)}: give one for each of the clips, or one for each of "
+            f"the {num_tokens} tokens"
+        )
+
+    @classmethod
+    def _distinct(cls, t: Float[Tensor, "b n"], clip: Int[Tensor, "b n"]) -> Times:
+        pairs = torch.stack([clip.reshape(-1).double(), t.detach().reshape(-1).double()], dim=1)
+        rows, index = torch.unique(pairs, dim=0, return_inverse=True)
+        return cls(rows[:, 1].to(t.dtype), rows[:, 0].long(), index.reshape(t.shape))
+
+
+@dataclass(frozen=True)
+class Signal:
+    """The embedding of time and pooled condition: a row for each of ``Times``.
+
+    ``activated`` is its SiLU, which every modulation starts from. ``shared`` is one modulation that
+    all blocks start from, where they share one.
+    """
+
+    embedding: Float[Tensor, "r d"]
+    row_of_token: Int[Tensor, "b n"] | None
+    activated: Float[Tensor, "r d"]
+    shared: Float[Tensor, "r p"] | None = None
+
+    def spread(self, rows: Float[Tensor, "r e"]) -> Float[Tensor, "b m e"]:
+        """Each token's row (m = n), or each clip's to broadcast over its tokens (m = 1)."""
+        if self.row_of_token is None:
+            return rows[:, None]
+        return F.embedding(self.row_of_token, rows)
+
+
+@dataclass(frozen=True)
+class BlockContext:
+    """All that a block takes beside the tokens, made once for a forward pass.
+
+    ``angles`` are of the rotary positions. ``text`` has a row for each clip; both it and its mask
+    are ``None`` where there is nothing to attend to.
+    """
+
+    arrangement: Arrangement
+    signal: Signal
+    angles: Float[Tensor, "n a"] | None = None
+    text: Float[Tensor, "clips l d"] | None = None
+    mask: Bool[Tensor, "clips l"] | None = None
