@@ -1,0 +1,17 @@
+"""Prompts and frames to videos."""
+
+from sora_lightning.generation.generator import Draft, KnownFrames, VideoGenerator, seeded_noise
+from sora_lightning.generation.tasks import connect, edit, extend, extend_backward, inpaint, loop
+
+__all__ = [
+    "Draft",
+    "KnownFrames",
+    "VideoGenerator",
+    "connect",
+    "edit",
+    "extend",
+    "extend_backward",
+    "inpaint",
+    "loop",
+    "seeded_noise",
+]
