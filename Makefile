@@ -9,7 +9,7 @@ OUTPUT ?= runs/sample.mp4
 needs = @$(if $($(1)),:,echo 'make $@ needs $(1)=..., for example $(1)=$(2)' >&2; exit 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format eval sample train tensorboard clean
+.PHONY: help install demo test test-all lint format bench eval sample train tensorboard clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -19,7 +19,7 @@ install: $(STAMP)  ## make the virtual environment
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is %d.%d" % v)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,reference]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps clean-fid
 	@touch $@
 
@@ -41,6 +41,9 @@ lint: $(STAMP)  ## ruff, mypy, import-linter
 format: $(STAMP)  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## speed, beside the machine's own matrix product: make bench [ARGS="denoisers"]
+	$(BIN)/python -m tests.bench $(ARGS)
 
 train: $(STAMP)  ## make train CONFIG=experiments/tokenizer/clips.yaml [ARGS="--data.manifest ..."]
 	$(call needs,CONFIG,experiments/tokenizer/clips.yaml)

@@ -14,16 +14,19 @@ VERBS = {
     "validate": "measure a checkpoint on the validation clips",
     "predict": "encode clips into latents with a trained tokenizer",
     "sample": "make videos from prompts with a checkpoint",
+    "convert": "rename the weights of a public checkpoint, or ours to its names",
     "synthesize": "render captioned clips of moving shapes",
     "curves": "draw the losses of all runs below a folder",
     "demo": "all of it, from rendered clips to scored videos",
 }
 FUNCTIONS = {
     "sample": ("sora_lightning.cli.sampling", "sample"),
+    "convert": ("sora_lightning.cli.converting", "convert"),
     "synthesize": ("sora_lightning.data.synthetic", "write_dataset"),
     "curves": ("sora_lightning.cli.curves", "curves"),
     "demo": ("sora_lightning.demo", "demo"),
 }
+_FOR_USERS = ("StageFailed", "TooManyBadClips")  # errors that a worker process may hand on
 _REFUSED, _INTERRUPTED = (
     2,
     130,
@@ -79,7 +82,7 @@ def _verb(name: str) -> Callable[[list[str]], None]:
 def _can_be_put_right(error: Exception) -> bool:
     """Whether the error speaks to the user: raised on purpose by this package, or a file that is
     not there."""
-    if isinstance(error, FileNotFoundError) or type(error).__name__ == "StageFailed":
+    if isinstance(error, FileNotFoundError) or type(error).__name__ in _FOR_USERS:
         return True
     raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
     return isinstance(error, ValueError) and raised_in.is_relative_to(Path(__file__).parent)

@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -174,6 +174,49 @@ class PackedLatents:
 
 
 @dataclass
+class PackedBatch:
+    """Clips of any sizes that share one sequence, each with a caption and a time of its own.
+
+    ``turns`` counts how often each clip has been shown before. ``kept`` holds the numbers of the
+    tokens (frame-major) that take part, where some are left out. ``fill`` is the share of the
+    sequence's budget that they take. Exactly one of ``videos`` and ``latents`` is absent. Where no
+    clip could be read, the batch has none.
+    """
+
+    captions: list[str]
+    fps: Float[Tensor, " b"]
+    clip_ids: list[str]
+    turns: list[int]
+    fill: float
+    videos: list[Float[Tensor, "3 _F _H _W"]] | None = None
+    latents: list[Float[Tensor, "c _f _h _w"]] | None = None
+    kept: list[Int[Tensor, " _n"]] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.videos is None) == (self.latents is None):
+            raise ValueError("a PackedBatch needs either videos or latents")
+
+    def __len__(self) -> int:
+        return len(self.clip_ids)
+
+    def to(self, *args: Any, **kwargs: Any) -> PackedBatch:
+        """Move every tensor. Takes what ``Tensor.to`` takes; Lightning calls this for each
+        batch.
+        """
+
+        def move(tensors: list[Tensor] | None) -> list[Tensor] | None:
+            return None if tensors is None else [one.to(*args, **kwargs) for one in tensors]
+
+        return replace(
+            self,
+            fps=self.fps.to(*args, **kwargs),
+            videos=move(self.videos),
+            latents=move(self.latents),
+            kept=move(self.kept),
+        )
+
+
+@dataclass
 class Condition:
     """What the denoiser is told: text tokens to attend to, and one pooled vector that joins the
     time embedding.
@@ -226,3 +269,12 @@ class DenoiserFunction(Protocol):
         t: Float[Tensor, " b *n"],
         condition: Condition,
     ) -> Float[Tensor, "b out f h w"]: ...
+
+
+@runtime_checkable
+class PackedDenoiserFunction(Protocol):
+    """The same for clips that share one sequence, each at its own time, or each token at its."""
+
+    def __call__(
+        self, x_t: PackedLatents, t: Float[Tensor, " times"], condition: Condition
+    ) -> PackedLatents: ...

@@ -23,7 +23,7 @@ def test_one_help_lists_every_verb(
 ) -> None:
     assert main(arguments) == 0
     text = capsys.readouterr().out
-    for verb in ("fit", "validate", "predict", "sample", "synthesize", "demo"):
+    for verb in ("fit", "validate", "predict", "sample", "convert", "synthesize", "demo"):
         assert f"\n  {verb} " in text
 
 

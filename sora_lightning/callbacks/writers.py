@@ -19,6 +19,9 @@ from sora_lightning.types import VideoBatch
 class LatentWriter(BasePredictionWriter):
     """Puts the latents of a tokenizer's `predict` into a latent cache. Does nothing in other verbs.
 
+    A cache begun before is gone on with: the data module leaves out what it holds already. Ranks
+    write shards of their own.
+
     Args:
         root: The cache's folder, which `data.latents` of the next training names.
         dtype: How they are kept: float16 or float32.

@@ -15,7 +15,9 @@ from jsonargparse import ArgumentParser, Namespace
 from sora_lightning.cli.geometry import check_size
 from sora_lightning.cli.suggest import suggestion
 from sora_lightning.conditioning import Conditioner
+from sora_lightning.data import SizeFamily
 from sora_lightning.data.latents import LatentCache
+from sora_lightning.data.native import check_geometry
 from sora_lightning.denoisers import Denoiser
 from sora_lightning.tokenizers import VideoTokenizer
 from sora_lightning.types import VideoSize
@@ -100,7 +102,15 @@ def check_sizes(config: Namespace) -> None:
             patch = _build(
                 factory, "denoiser", parts, tokenizer.latent_channels, condition_width
             ).patch
-    for index, text in enumerate(config.data.sizes):
+    if config.data.packing is not None:
+        packing = config.data.packing
+        with _named("data.packing"):
+            check_geometry(packing.compression, packing.patch, tokenizer.compression, patch)
+    texts = config.data.sizes or []
+    if isinstance(texts, Namespace):
+        with _named("data.sizes"):
+            texts = list(map(str, SizeFamily(**texts.as_dict()).sizes()))
+    for index, text in enumerate(texts):
         key = f"data.sizes[{index}]"
         with _named(key):
             size = VideoSize.parse(text)

@@ -12,6 +12,7 @@ from sora_lightning.conditioning.frames import (
     check_tasks,
     draw_known,
 )
+from sora_lightning.conditioning.labels import LabelConditioner
 from sora_lightning.conditioning.text import TextConditioner, Unconditional
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Conditioner",
     "FirstFrames",
     "FrameTask",
+    "LabelConditioner",
     "LastFrames",
     "OutsideBox",
     "TextConditioner",

@@ -4,7 +4,10 @@ is brought to it.
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -31,9 +34,86 @@ class Removal(Enum):
 
 # A file at 23.976 frames per second counts as one at 24.
 RATE_TOLERANCE = 0.05
+SIZES_SHOWN = 24
 
 
-class Buckets:
+class SizeRule(ABC):
+    """Gives each clip the size it is shown at, or the reason why it is not shown."""
+
+    sizes: tuple[VideoSize, ...]
+    fps: float
+
+    @abstractmethod
+    def batch_size(self, size: VideoSize) -> int:
+        """How many clips of one size a batch of them holds, at least one."""
+
+    @abstractmethod
+    def nearest(self, footage: Footage, duration_s: float) -> VideoSize | Removal:
+        """The size of a clip of ``duration_s`` seconds of this footage."""
+
+    def assign(self, clips: Iterable[tuple[ClipRecord, Footage]]) -> Assignment:
+        """Give every clip its size, or the reason why it has none."""
+        assignment = Assignment({size: [] for size in self.sizes})
+        for record, footage in clips:
+            duration_s = min(footage.duration_s, record.end_s) - record.start_s
+            size = self.nearest(footage, duration_s)
+            if isinstance(size, Removal):
+                assignment.removed.append((record, size))
+            else:
+                assignment.clips.setdefault(size, []).append(record)
+        return assignment
+
+
+@dataclass(frozen=True)
+class SizeFamily:
+    """Sizes made from a budget of pixels: for each aspect ratio and each number of frames the
+    largest picture within the budget whose sides are multiples.
+
+    Args:
+        pixels_per_frame: Rows x columns, at most.
+        num_frames: Lengths on offer.
+        aspect_ratios: Columns to rows, as ``16:9``.
+        multiple: Of how many pixels both sides are a multiple.
+    """
+
+    pixels_per_frame: int
+    num_frames: list[int]
+    aspect_ratios: list[str]
+    multiple: int = 16
+
+    def sizes(self) -> list[VideoSize]:
+        """Every length at every aspect ratio; shapes that fall together stand once. Raises
+        ``ValueError`` for a ratio that is none, or so narrow that no picture is left.
+        """
+        found: dict[VideoSize, None] = {}
+        for frames, text in itertools.product(self.num_frames, self.aspect_ratios):
+            height, width = self._picture(text)
+            found[VideoSize(frames, height, width)] = None
+        return list(found)
+
+    def _picture(self, text: str) -> tuple[int, int]:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?):(\d+(?:\.\d+)?)", text.strip())
+        if match is None or not min(columns_rows := tuple(map(float, match.groups()))):
+            raise ValueError(f"aspect_ratios: {text!r} is no ratio: write columns:rows, e.g. 16:9")
+        if self.multiple < 1:
+            raise ValueError(f"multiple = {self.multiple}: must be at least 1")
+        ratio = columns_rows[0] / columns_rows[1]
+        most = self.pixels_per_frame // self.multiple**2  # in squares of the multiple
+        rows = max(1, math.floor(math.sqrt(most / ratio)))
+        columns = max(1, math.floor(math.sqrt(most * ratio)))
+        # One side may still grow where that brings the shape nearer to the ratio.
+        options = [(rows, columns), (rows + 1, columns), (rows, columns + 1)]
+        fitting = [(r, c) for r, c in options if r * c <= most]
+        if not fitting:
+            raise ValueError(
+                f"pixels_per_frame = {self.pixels_per_frame}: holds no picture of {text} whose "
+                f"sides are multiples of {self.multiple}"
+            )
+        r, c = min(fitting, key=lambda s: (abs(math.log(s[1] / s[0] / ratio)), -s[0] * s[1]))
+        return r * self.multiple, c * self.multiple
+
+
+class Buckets(SizeRule):
     """Sizes on offer at one frame rate, and a budget of pixels (frames x rows x columns x clips)
     for a batch.
 
@@ -93,18 +173,6 @@ class Buckets:
         time = min(1.0, size.num_frames / (self.fps * duration_s))
         return round(picture * time, 6), size.height * size.width, size
 
-    def assign(self, clips: Iterable[tuple[ClipRecord, Footage]]) -> Assignment:
-        """Give every clip its size, or the reason why it has none."""
-        assignment = Assignment({size: [] for size in self.sizes})
-        for record, footage in clips:
-            duration_s = min(footage.duration_s, record.end_s) - record.start_s
-            size = self.nearest(footage, duration_s)
-            if isinstance(size, Removal):
-                assignment.removed.append((record, size))
-            else:
-                assignment.clips[size].append(record)
-        return assignment
-
 
 @dataclass
 class Assignment:
@@ -118,8 +186,15 @@ class Assignment:
         return sum(map(len, self.clips.values()))
 
     def __str__(self) -> str:
-        """One line for each size and for each reason of removal, with the number of clips."""
-        lines = [f"{len(clips):6d} clips as {size}" for size, clips in self.clips.items()]
+        """One line for each size and for each reason of removal, with the number of clips. Of
+        more sizes than a screen holds, the most frequent.
+        """
+        by_count = sorted(self.clips.items(), key=lambda item: -len(item[1]))
+        few = self.clips.items() if len(by_count) <= SIZES_SHOWN else by_count[:SIZES_SHOWN]
+        lines = [f"{len(clips):6d} clips as {size}" for size, clips in few]
+        if rest := by_count[SIZES_SHOWN:]:
+            count = sum(len(clips) for _, clips in rest)
+            lines.append(f"{count:6d} clips as {len(rest)} other sizes")
         for reason in Removal:
             removed = [record for record, why in self.removed if why is reason]
             if removed:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,16 +13,16 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from sora_lightning.data.bad_clips import BadClips, TooManyBadClips
 from sora_lightning.data.buckets import fit_frames
-from sora_lightning.data.decode import DecodeError, Reader, Timeline, read_timeline
+from sora_lightning.data.decode import DecodeError, Reader, Timeline
 from sora_lightning.data.latents import LatentCache
 from sora_lightning.data.manifest import ClipRecord
 from sora_lightning.data.sampler import BatchRequest
+from sora_lightning.data.shards import ShardFiles
 from sora_lightning.types import VideoBatch, VideoSize
 
 TIMELINES_KEPT = 16384
-
-log = logging.getLogger(__name__)
 
 ClipsBySize = Mapping[VideoSize, Sequence[ClipRecord]]
 
@@ -48,7 +46,9 @@ class RandomChoice:
         key = np.array([self.seed, int(record.clip_id, 16)], dtype=np.uint64)
         rng = np.random.Generator(np.random.Philox(key=key, counter=turn))
         window = rng.random()
-        return Choice(window, record.captions[rng.integers(len(record.captions))])
+        if len(set(record.weights)) < 2:
+            return Choice(window, record.captions[rng.integers(len(record.captions))])
+        return Choice(window, record.captions[rng.choice(len(record.captions), p=record.weights)])
 
 
 @dataclass(frozen=True)
@@ -61,34 +61,23 @@ class EvenChoice:
         return Choice((turn + 0.5) / self.num_windows, record.captions[0])
 
 
+@dataclass(frozen=True)
+class FixedWindows:
+    """What another chooses, but the window is that one of evenly placed windows in whose share of
+    the clip it falls: those are the ones that a latent cache holds.
+    """
+
+    choose: Chooser
+    num_windows: int
+
+    def __call__(self, record: ClipRecord, turn: int) -> Choice:
+        choice = self.choose(record, turn)
+        number = min(int(choice.window * self.num_windows), self.num_windows - 1)
+        return choice._replace(window=(number + 0.5) / self.num_windows)
+
+
 Chooser = Callable[[ClipRecord, int], Choice]
 Namer = Callable[[ClipRecord, VideoSize, int], str]
-
-
-class BadClips:
-    """The clips that could not be read: each named once in a JSONL file, and in the log."""
-
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-        self.reasons: dict[str, str] = {}
-        if path is not None and path.is_file():
-            rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-            self._named = {row["clip_id"] for row in rows}
-        else:
-            self._named = set()
-
-    def __contains__(self, record: ClipRecord) -> bool:
-        return record.clip_id in self.reasons
-
-    def add(self, record: ClipRecord, error: ValueError) -> None:
-        self.reasons[record.clip_id] = str(error)
-        log.warning("left out: %s", error)
-        if self.path is not None and record.clip_id not in self._named:
-            self._named.add(record.clip_id)
-            row = {"clip_id": record.clip_id, "path": str(record.path), "reason": str(error)}
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
 
 
 class ClipReader:
@@ -99,13 +88,17 @@ class ClipReader:
     def __init__(self, reader: Reader, fps: float) -> None:
         self.reader = reader
         self.fps = fps
+        self.files = ShardFiles()
         self._timelines: dict[Path, Timeline] = {}
 
     def read(self, record: ClipRecord, size: VideoSize, window: float) -> Float[Tensor, "3 F H W"]:
         """Frames spaced by ``1 / fps`` seconds, in [-1, 1]. Raises ``DecodeError`` or another
         ``ValueError``.
         """
-        timeline = self._timeline(record.path)
+        path = self.files.local(record)
+        timeline = self._timeline(path)
+        if record.decord_objection is not None:
+            timeline = replace(timeline, decord_objection=record.decord_objection)
         span_s = (size.num_frames - 1) / self.fps
         end_s = min(record.end_s, timeline.end_s)
         if span_s >= end_s - record.start_s:
@@ -115,14 +108,14 @@ class ClipReader:
         latest_s = min(timeline.times_s[-1], end_s) - span_s
         start_s = record.start_s + window * max(0.0, latest_s - record.start_s)
         indices = timeline.shown_at(start_s + np.arange(size.num_frames) / self.fps)
-        frames = self.reader.read(record.path, timeline, indices.tolist())
+        frames = self.reader.read(path, timeline, indices.tolist())
         return fit_frames(torch.from_numpy(frames), size.height, size.width)
 
     def _timeline(self, path: Path) -> Timeline:
         if path not in self._timelines:
             if len(self._timelines) >= TIMELINES_KEPT:
                 self._timelines.pop(next(iter(self._timelines)))
-            self._timelines[path] = read_timeline(path)
+            self._timelines[path] = self.reader.timeline(path)
         return self._timelines[path]
 
 
@@ -130,8 +123,9 @@ class PixelClips(Dataset[VideoBatch]):
     """Batches decoded from video files.
 
     In the place of a clip that cannot be read stands the next of its size that can, so that batches
-    stay full and the order stays what it is; ``BadClips`` names it. Raises ``DecodeError`` where no
-    clip of a size can be read. ``name`` gives what the batch calls a clip at its turn.
+    stay full and the order stays what it is; ``BadClips`` names it. Raises ``TooManyBadClips``
+    where no clip of a size can be read, or ``bad_clips`` bears with no more. ``name`` gives what
+    the batch calls a clip at its turn.
     """
 
     def __init__(
@@ -174,7 +168,7 @@ class PixelClips(Dataset[VideoBatch]):
                 return record, choice, self.reader.read(record, size, choice.window)
             except ValueError as error:
                 self.bad_clips.add(record, error)
-        raise DecodeError(f"none of the {len(clips)} clips of size {size} can be read")
+        raise TooManyBadClips(f"none of the {len(clips)} clips of size {size} can be read")
 
 
 class LatentClips(Dataset[VideoBatch]):

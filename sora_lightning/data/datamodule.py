@@ -7,86 +7,116 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from sora_lightning.data.buckets import Assignment, Buckets
+from sora_lightning.data.bad_clips import BadClips, TooManyBadClips
+from sora_lightning.data.buckets import (
+    Assignment,
+    Buckets,
+    Removal,
+    SizeFamily,
+    SizeRule,
+)
 from sora_lightning.data.clips import (
-    BadClips,
     Chooser,
     ClipReader,
     ClipsBySize,
     EvenChoice,
+    FixedWindows,
     LatentClips,
     Namer,
     PixelClips,
     RandomChoice,
 )
 from sora_lightning.data.decode import Reader, default_reader
-from sora_lightning.data.latents import LatentCache
+from sora_lightning.data.guard import CAN_FORK, GuardedReader
+from sora_lightning.data.latents import INDEX, LatentCache
 from sora_lightning.data.manifest import ClipRecord, read_manifest
+from sora_lightning.data.native import NativeSizes, Packing
+from sora_lightning.data.packed import KeptTokens, PackedCache, PackedPixels
+from sora_lightning.data.packing import PackPlan
 from sora_lightning.data.sampler import (
     BatchPlan,
     BatchRequest,
     BatchStream,
     FixedBatches,
+    Plan,
     StreamLoader,
 )
 from sora_lightning.data.survey import LatentKeys, encoded, survey
-from sora_lightning.types import VideoBatch, VideoSize
+from sora_lightning.types import PackedBatch, VideoBatch, VideoSize
 
 # The share of clips that a latent cache may lack, since some cannot be read.
 MAX_MISSING = 0.05
+# Batches of one size, or packs of like cost, that come in a row: 1, 2, 4 or 8 ranks share them.
+RUN_LENGTH = 8
 
 log = logging.getLogger(__name__)
 
 
 class VideoDataModule(L.LightningDataModule):
-    """Clips of a manifest, each at the nearest of several sizes, as ``VideoBatch``.
+    """Clips of a manifest as ``VideoBatch``, each at the nearest of several sizes; or, by
+    ``packing``, as ``PackedBatch``, each at its own size and several to a sequence.
 
     Args:
         manifest: JSONL; the columns stand at ``read_manifest``.
-        sizes: ``frames x rows x columns``, say ``["17x32x32", "17x24x40"]``. A clip goes to the one
-            that keeps most of it; it is scaled down and cut, never scaled up or distorted.
+        sizes: ``frames x rows x columns``, say ``["17x32x32", "17x24x40"]``, or a ``SizeFamily``
+            that makes such a list. A clip goes to the one that keeps most of it; it is scaled down
+            and cut, never scaled up or distorted.
         fps: Frames per second that the clips are read at, whatever their own rate is.
         pixels_per_batch: A batch holds one size and as many clips as this number of frames x rows x
             columns allows.
+        packing: In place of ``sizes`` and ``pixels_per_batch``: the budget of a sequence, and how
+            large a clip may be. Validation and ``predict`` then see batches of one size at a time.
         val_manifest: Clips to validate on: the middle of each, once. Without it nothing is
             validated.
         latents: A ``LatentCache`` written by ``predict`` on the same clips, sizes and fps; it is
             served in place of pixels.
         windows_per_clip: How many evenly placed windows of each clip ``predict`` encodes, and a
             cache is read for. Training on pixels draws from all windows.
+        fixed_windows: Training on pixels, too, draws from these windows alone: it then sees what a
+            training from the cache sees.
         num_workers: Processes that decode; 0 decodes in the training process.
         reader: Decodes the files; by default decord, with PyAV for what decord cannot be trusted
             with.
+        decode_timeout_s: Seconds that one clip may take to decode. Decoding runs in a child of each
+            worker, which is stopped then, and the clip counts as bad. Null decodes without one,
+            as do systems that cannot fork.
+        max_bad_share: The run stops when more than this share of a manifest's clips cannot be read.
         seed: Draws the order, the windows and the wordings.
         steps_per_epoch: Batches on each rank that Lightning counts as an epoch; by default one pass
             over the clips. The order does not depend on it.
-        run_length: How many batches of one size come in a row; by default one for each rank. A
-            fixed number keeps the order of mixed sizes the same for every number of ranks that
-            divides it.
+        run_length: How many batches of one size, or packs of like cost, come in a row. Numbers of
+            ranks that divide it see the same order; by default it is 8, and for a number of ranks
+            that does not divide 8 their least common multiple.
 
-    Training batches follow ``BatchPlan``; a run that resumes goes on with the next batch. Clips
-    that cannot be read are left out, and named in ``bad_clips.jsonl`` in the folder that the
-    trainer logs to. Raises ``ValueError`` at construction for settings that cannot work, in
-    ``setup`` for manifests that cannot.
+    Training batches follow ``BatchPlan`` or ``PackPlan``; a run that resumes goes on with the next
+    batch. Clips that cannot be read are left out, and named in ``bad_clips.jsonl`` in the folder
+    that the trainer logs to. Raises ``ValueError`` at construction for settings that cannot work,
+    in ``setup`` for manifests that cannot.
     """
 
     def __init__(
         self,
         manifest: Path,
-        sizes: list[str],
-        fps: float,
-        pixels_per_batch: int,
+        sizes: list[str] | SizeFamily | None = None,
+        fps: float = 8.0,
+        pixels_per_batch: int | None = None,
+        packing: Packing | None = None,
         val_manifest: Path | None = None,
         latents: Path | None = None,
         windows_per_clip: int = 1,
+        fixed_windows: bool = False,
         num_workers: int = 0,
         reader: Reader | None = None,
+        decode_timeout_s: float | None = 30.0,
+        max_bad_share: float = 0.05,
         seed: int = 0,
         steps_per_epoch: int | None = None,
         run_length: int | None = None,
@@ -96,14 +126,28 @@ class VideoDataModule(L.LightningDataModule):
             raise ValueError(f"windows_per_clip = {windows_per_clip}: must be at least 1")
         if seed < 0:
             raise ValueError(f"seed = {seed}: must not be negative")
-        self.buckets = Buckets([VideoSize.parse(size) for size in sizes], fps, pixels_per_batch)
+        if run_length is not None and run_length < 1:
+            raise ValueError(f"run_length = {run_length}: must be at least 1")
+        if packing is not None and packing.resolution is not None and latents is not None:
+            raise ValueError(
+                "packing.resolution draws another size for each pass, and data.latents holds one: "
+                "leave one of them out"
+            )
+        self.sizes = _size_rule(sizes, fps, pixels_per_batch, packing)
+        self.packing = packing
+        if not 0 <= max_bad_share <= 1:
+            raise ValueError(f"max_bad_share = {max_bad_share}: must be from 0 to 1")
         self.manifest = Path(manifest)
         self.val_manifest = None if val_manifest is None else Path(val_manifest)
         self.fps = fps
         self.latents = None if latents is None else Path(latents)
         self.windows_per_clip = windows_per_clip
+        self.fixed_windows = fixed_windows
         self.num_workers = num_workers
         self.reader = reader or default_reader()
+        if decode_timeout_s is not None and CAN_FORK:
+            self.reader = GuardedReader(self.reader, decode_timeout_s)
+        self.max_bad_share = max_bad_share
         self.seed = seed
         self.steps_per_epoch = steps_per_epoch
         self.run_length = run_length
@@ -119,7 +163,8 @@ class VideoDataModule(L.LightningDataModule):
         """
         if stage == "validate" and self.val_manifest is None:
             raise ValueError("val_manifest is not set: there is nothing to validate on")
-        self.check()
+        for manifest, assignment in self.check().items():
+            self._refuse_bad(manifest, assignment)
         if stage != "predict" and self.latents is not None and self._cache is None:
             self._open_cache(self.latents)
 
@@ -132,7 +177,7 @@ class VideoDataModule(L.LightningDataModule):
         """
         for manifest in self._manifests():
             if manifest not in self._clips:
-                assignment = survey(read_manifest(manifest), self.buckets, self._bad_clips())
+                assignment = survey(read_manifest(manifest), self.sizes, self._bad_clips())
                 _refuse_empty(assignment, f"{manifest}: no clip is left for {self._settings()}")
                 self._clips[manifest] = assignment
         return dict(self._clips)
@@ -143,16 +188,21 @@ class VideoDataModule(L.LightningDataModule):
         return None if self._cache is None else self._cache.tokenizer
 
     def train_dataloader(self) -> StreamLoader:
-        clips = self._served(self.manifest).clips
         rank, num_ranks = self._ranks()
-        num_clips = {size: len(of_size) for size, of_size in clips.items()}
-        batch_sizes = {size: self.buckets.batch_size(size) for size in clips}
-        names = "\n".join(record.clip_id for of_size in clips.values() for record in of_size)
-        identity = hashlib.sha256(names.encode()).hexdigest()
-        run_length = self.run_length or num_ranks
-        plan = BatchPlan(num_clips, batch_sizes, self.seed, run_length, identity)
+        run_length = self.run_length or math.lcm(RUN_LENGTH, num_ranks)
+        clips = self._served(self.manifest).clips
+        choose: Chooser = RandomChoice(self.seed)
+        if self.fixed_windows:
+            choose = FixedWindows(choose, self.windows_per_clip)
+        plan: Plan
+        dataset: Dataset[PackedBatch] | Dataset[VideoBatch]
+        if self.packing is None:
+            plan = self._batch_plan(clips, run_length)
+            dataset = self._dataset(self.manifest, choose)
+        else:
+            plan = self._pack_plan(self.packing, clips, run_length)
+            dataset = self._packed(self.packing, clips, choose)
         stream = BatchStream(plan, rank, num_ranks, self.steps_per_epoch)
-        dataset = self._dataset(self.manifest, RandomChoice(self.seed))
         return StreamLoader(
             dataset, stream, self.num_workers, persistent_workers=self.num_workers > 0
         )
@@ -166,16 +216,24 @@ class VideoDataModule(L.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         """Every window of every clip once, training manifest first; ``clip_ids`` are keys of the
-        latent cache.
+        latent cache. What the cache of a callback with a ``root`` holds already is left out; the
+        first batch of a whole one is made again, to see that the tokenizer is still the same.
         """
-        clips: dict[VideoSize, list[ClipRecord]] = {size: [] for size in self.buckets.sizes}
+        clips: dict[VideoSize, list[ClipRecord]] = {size: [] for size in self.sizes.sizes}
         for manifest in self._manifests():
             for size, of_size in self._clips[manifest].clips.items():
-                clips[size] += of_size
+                clips.setdefault(size, []).extend(of_size)
         windows = EvenChoice(self.windows_per_clip)
-        return self._once(
-            self._pixels(clips, windows, self._key), self._batches(clips, self.windows_per_clip)
-        )
+        batches = self._batches(clips, self.windows_per_clip, self._encoded_before())
+        batches = batches or self._batches(clips, self.windows_per_clip)[: self._ranks()[1]]
+        return self._once(self._pixels(clips, windows, self._key, self._manifests()), batches)
+
+    def _encoded_before(self) -> LatentCache | None:
+        """The cache that ``predict`` goes on with, if there is one."""
+        callbacks = getattr(self.trainer, "callbacks", ())
+        roots = [getattr(callback, "root", None) for callback in callbacks]
+        begun = [root for root in roots if root is not None and (Path(root) / INDEX).is_file()]
+        return LatentCache.open(begun[0]) if begun else None
 
     def _served(self, manifest: Path) -> Assignment:
         return (self._clips if self._cache is None else self._encoded)[manifest]
@@ -183,22 +241,68 @@ class VideoDataModule(L.LightningDataModule):
     def _dataset(self, manifest: Path, choose: Chooser) -> Dataset[VideoBatch]:
         clips = self._served(manifest).clips
         if self._cache is None:
-            return self._pixels(clips, choose, _clip_id)
+            return self._pixels(clips, choose, _clip_id, [manifest])
         return LatentClips(clips, self._latent_keys[manifest], self._cache, choose, self.fps)
 
-    def _pixels(self, clips: ClipsBySize, choose: Chooser, name: Namer) -> PixelClips:
+    def _batch_plan(self, clips: ClipsBySize, run_length: int) -> BatchPlan:
+        num_clips = {size: len(of_size) for size, of_size in clips.items()}
+        batch_sizes = {size: self.sizes.batch_size(size) for size in clips}
+        places = {size: _shards(of_size) for size, of_size in clips.items()}
+        return BatchPlan(
+            num_clips, batch_sizes, self.seed, run_length, _identity(clips), places=places
+        )
+
+    def _pack_plan(self, packing: Packing, clips: ClipsBySize, run_length: int) -> PackPlan:
+        sizes = [(size, len(of_size)) for size, of_size in clips.items()]
+        grids = [packing.grid(s.num_frames, s.height, s.width) for s, _ in sizes]
+        repeated = np.repeat(np.array(grids), [count for _, count in sizes], axis=0)
+        places = _shards(list(itertools.chain.from_iterable(clips.values())))
+        return PackPlan(repeated, packing, self.seed, run_length, _identity(clips), places)
+
+    def _packed(
+        self, packing: Packing, clips: ClipsBySize, choose: Chooser
+    ) -> Dataset[PackedBatch]:
+        records = list(itertools.chain.from_iterable(clips.values()))
+        kept = KeptTokens(packing, self.seed)
+        if self._cache is None:
+            reader = ClipReader(self.reader, self.fps)
+            limit = self._bearable(self._clips[self.manifest])
+            return PackedPixels(records, reader, choose, kept, self._bad_clips(limit))
+        keys = self._latent_keys[self.manifest]
+        return PackedCache(records, keys, self._cache, choose, kept, self.fps)
+
+    def _pixels(
+        self, clips: ClipsBySize, choose: Chooser, name: Namer, manifests: Sequence[Path]
+    ) -> PixelClips:
         reader = ClipReader(self.reader, self.fps)
-        return PixelClips(clips, reader, choose, name, self._bad_clips())
+        limit = sum(self._bearable(self._clips[manifest]) for manifest in manifests)
+        return PixelClips(clips, reader, choose, name, self._bad_clips(limit))
+
+    def _bearable(self, assignment: Assignment) -> float:
+        """How many more clips of a manifest may turn out to be bad."""
+        bad = sum(reason is Removal.UNREADABLE for _, reason in assignment.removed)
+        return self.max_bad_share * (assignment.num_clips + len(assignment.removed)) - bad
+
+    def _refuse_bad(self, manifest: Path, assignment: Assignment) -> None:
+        if self._bearable(assignment) < 0:
+            raise TooManyBadClips(
+                f"{manifest}: more than max_bad_share = {self.max_bad_share} of its clips cannot "
+                f"be read\n{assignment}"
+            )
 
     def _once(self, dataset: Dataset[VideoBatch], batches: Sequence[BatchRequest]) -> DataLoader:
         sampler = FixedBatches(batches, *self._ranks())
         return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers)
 
-    def _batches(self, clips: ClipsBySize, num_windows: int) -> list[BatchRequest]:
+    def _batches(
+        self, clips: ClipsBySize, num_windows: int, done: LatentCache | None = None
+    ) -> list[BatchRequest]:
         batches = []
         for size, of_size in clips.items():
-            length = self.buckets.batch_size(size)
+            length = self.sizes.batch_size(size)
             turns = list(itertools.product(range(len(of_size)), range(num_windows)))
+            if done is not None:
+                turns = [(n, w) for n, w in turns if self._key(of_size[n], size, w) not in done]
             for start in range(0, len(turns), length):
                 numbers, windows = zip(*turns[start : start + length], strict=True)
                 batches.append(BatchRequest(size, numbers, windows))
@@ -209,18 +313,19 @@ class VideoDataModule(L.LightningDataModule):
         return list(dict.fromkeys(manifest for manifest in manifests if manifest is not None))
 
     def _settings(self) -> str:
-        return f"{', '.join(map(str, self.buckets.sizes))} at {self.fps} frames per second"
+        sizes = ", ".join(map(str, self.sizes.sizes)) or "their own sizes"
+        return f"{sizes} at {self.fps} frames per second"
 
     def _ranks(self) -> tuple[int, int]:
         if self.trainer is None:
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
 
-    def _bad_clips(self) -> BadClips:
+    def _bad_clips(self, limit: float = math.inf) -> BadClips:
         if self.trainer is None:
-            return BadClips(None)
+            return BadClips(None, limit)
         folder = self.trainer.log_dir or self.trainer.default_root_dir
-        return BadClips(Path(folder) / "bad_clips.jsonl")
+        return BadClips(Path(folder) / "bad_clips.jsonl", limit)
 
     def _open_cache(self, root: Path) -> None:
         self._cache = LatentCache.open(root)
@@ -246,3 +351,38 @@ def _refuse_empty(assignment: Assignment, problem: str) -> None:
 
 def _clip_id(record: ClipRecord, size: VideoSize, turn: int) -> str:
     return record.clip_id
+
+
+def _shards(records: Sequence[ClipRecord]) -> np.ndarray | None:
+    """In which shard each clip lies; None where some lie in none."""
+    shards = [record.columns.get("shard") for record in records]
+    if None in shards:
+        return None
+    numbers = {shard: number for number, shard in enumerate(dict.fromkeys(shards))}
+    return np.array([numbers[shard] for shard in shards], dtype=np.int64)
+
+
+def _identity(clips: ClipsBySize) -> str:
+    names = "\n".join(record.clip_id for of_size in clips.values() for record in of_size)
+    return hashlib.sha256(names.encode()).hexdigest()
+
+
+def _size_rule(
+    sizes: list[str] | SizeFamily | None,
+    fps: float,
+    pixels_per_batch: int | None,
+    packing: Packing | None,
+) -> SizeRule:
+    given = {"sizes": sizes, "pixels_per_batch": pixels_per_batch}
+    if packing is not None:
+        if wrong := [name for name, value in given.items() if value is not None]:
+            raise ValueError(f"{wrong[0]} and packing are both given: packing has sizes of its own")
+        return NativeSizes(packing, fps)
+    for name, value in given.items():
+        if value is None:
+            raise ValueError(f"{name} is missing: batches need it where there is no packing")
+    assert sizes is not None
+    assert pixels_per_batch is not None
+    if isinstance(sizes, SizeFamily):
+        return Buckets(sizes.sizes(), fps, pixels_per_batch)
+    return Buckets([VideoSize.parse(size) for size in sizes], fps, pixels_per_batch)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,13 +20,18 @@ from typing import NamedTuple
 
 import av
 import numpy as np
+from av import Packet, VideoFrame
 from av.container import InputContainer
+from av.video import VideoStream
+from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Float, Int, UInt8
 
 from sora_lightning.data.manifest import Footage
 
 DECORD_CODECS = ("h264", "hevc", "vp8", "vp9", "mpeg4", "mjpeg")
+# MAX_NVOP_SIZE of FFmpeg: so small a packet of mpeg4 may only say that nothing changed.
+LARGEST_NOT_CODED = 19
 
 log = logging.getLogger(__name__)
 
@@ -71,12 +77,12 @@ def read_timeline(path: Path) -> Timeline:
     """Demux the first video stream of a file, decoding nothing. Raises ``DecodeError``."""
     with _opened(path) as container:
         stream = container.streams.video[0]
-        stored = _Stored(
-            container.format.name, stream.codec_context.name, stream.codec_context.pix_fmt
-        )
-        packets = [packet for packet in container.demux(stream) if packet.size]
+        packets = [packet for packet in _packets(path, container, stream) if packet.size]
         if not packets:
             raise DecodeError(f"{path}: the video stream holds no packets")
+        codec = stream.codec_context
+        smallest = min(packet.size for packet in packets)
+        stored = _Stored(container.format.name, codec.name, codec.pix_fmt, smallest)
         tick_s = float(stream.time_base or 0)
         mean_gap_s = 1 / float(stream.average_rate or stream.guessed_rate or 25)
         if not tick_s or any(packet.pts is None for packet in packets):
@@ -102,6 +108,13 @@ def read_timeline(path: Path) -> Timeline:
     )
 
 
+def _packets(path: Path, container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
+    try:
+        yield from container.demux(stream)
+    except IndexError as error:  # PyAV's, where damage makes a stream appear midway
+        raise DecodeError(f"{path}: a packet of a stream that the file does not have") from error
+
+
 def _gap(times_s: np.ndarray) -> float:
     return float(np.median(np.diff(times_s)))
 
@@ -110,6 +123,7 @@ class _Stored(NamedTuple):
     container: str
     codec: str
     pixels: str | None
+    smallest_packet: int
 
 
 def _decord_objection(
@@ -118,12 +132,16 @@ def _decord_objection(
     """Why decord would be unsafe; ``pts`` and ``keys`` in decoding order."""
     if "mpegts" in stored.container:
         return "mpeg-ts: decord seeks to wrong frames"
+    if stored.container == "avi":
+        return "avi: keeps no timestamps, and decord goes astray where its index is damaged"
     if stored.codec not in DECORD_CODECS:
         return f"codec {stored.codec}: unknown to decord"
     if stored.codec == "h264" and "444" in (stored.pixels or "") and keys.sum() > 1:
         # Streams of x264 before build 151 need a workaround, which decord's FFmpeg forgets when it
         # seeks.
         return "h264 in 4:4:4 with several keyframes: decord garbles old ones after a seek"
+    if stored.codec == "mpeg4" and stored.smallest_packet <= LARGEST_NOT_CODED:
+        return "mpeg4 with pictures that may not be coded, which decord counts and does not show"
     if num_discarded:
         return f"an edit list discards {num_discarded} packets, which decord shows"
     if not keys[0]:
@@ -144,7 +162,8 @@ def _counted_timeline(path: Path, gap_s: float) -> Timeline:
     decoding them.
     """
     with _opened(path) as container:
-        num_frames = sum(1 for _ in container.decode(container.streams.video[0]))
+        stream = container.streams.video[0]
+        num_frames = sum(len(packet.decode()) for packet in _packets(path, container, stream))
     if not num_frames:
         raise DecodeError(f"{path}: no frame can be decoded")
     frames = np.arange(num_frames)
@@ -171,6 +190,10 @@ class Reader(ABC):
     process.
     """
 
+    def timeline(self, path: Path) -> Timeline:
+        """When the frames of the file are shown. Raises ``DecodeError``."""
+        return read_timeline(path)
+
     @abstractmethod
     def read(
         self, path: Path, timeline: Timeline, indices: Sequence[int]
@@ -189,10 +212,15 @@ class PyAVReader(Reader):
         self, path: Path, timeline: Timeline, indices: Sequence[int]
     ) -> UInt8[np.ndarray, "F H W 3"]:
         wanted = {int(timeline.pts[index]) for index in indices}
-        images = self._images(path, timeline, wanted, self._entry(timeline, min(indices)))
-        if len(images) < len(
-            wanted
-        ):  # the seek went astray, or the file is damaged: read it from its start
+        entry = self._entry(timeline, min(indices))
+        try:
+            images = self._images(path, timeline, wanted, entry)
+        except DecodeError:
+            if entry is None:
+                raise
+            images = {}
+        if entry is not None and len(images) < len(wanted):
+            # The seek went astray, or what was found needs frames before it.
             images = self._images(path, timeline, wanted, None)
         if len(images) < len(wanted):
             raise DecodeError(
@@ -218,19 +246,42 @@ class PyAVReader(Reader):
         with _opened(path) as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
+            # Damage ends the decoding in place of being painted over: a frame that is predicted
+            # from a damaged one is wrong too, and nothing marks it.
+            stream.codec_context.options = {"err_detect": "explode"}
             if entry is not None:
                 container.seek(entry, stream=stream)
-            for number, frame in enumerate(container.decode(stream)):
+            shown = -math.inf
+            for number, frame in enumerate(_frames(path, container, stream, entry)):
                 pts = frame.pts if timeline.timed else number
                 if number == 0 and entry is not None and (pts is None or pts > entry):
                     return {}
-                if pts in wanted and not frame.is_corrupt:
+                if pts is None or pts <= shown:
+                    raise DecodeError(f"{path}: damaged timestamps: {pts} comes after {shown}")
+                shown = pts
+                if pts in wanted:
                     upright = int(frame.rotation) // 90 % 4
                     image = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
                     images[pts] = np.rot90(image, upright)
-                    if len(images) == len(wanted):
-                        break
+                # A B-frame is no better than the frame after it that it is predicted from.
+                if len(images) == len(wanted) and frame.pict_type != PictureType.B:
+                    break
         return images
+
+
+def _frames(
+    path: Path, container: InputContainer, stream: VideoStream, entry: int | None
+) -> Iterator[VideoFrame]:
+    """Decoded frames in the order of showing. Raises ``DecodeError`` at the first damaged one."""
+    for packet in _packets(path, container, stream):
+        if entry is not None and packet.pts is not None and packet.pts < entry:
+            continue  # of an open GOP: shown before its keyframe, decoded from the GOP before
+        if packet.is_corrupt:
+            raise DecodeError(f"{path}: a damaged packet")
+        for frame in packet.decode():
+            if frame.is_corrupt:
+                raise DecodeError(f"{path}: a damaged frame")
+            yield frame
 
 
 class DecordReader(Reader):
@@ -253,6 +304,8 @@ class DecordReader(Reader):
             return PyAVReader().read(path, timeline, indices)
         import decord
 
+        # At this level it says which frames it painted over; GuardedReader listens.
+        decord.logging.set_level(decord.logging.INFO)
         try:
             reader = decord.VideoReader(str(path), num_threads=1)
             if len(reader) != len(timeline):
@@ -279,9 +332,11 @@ def default_reader() -> Reader:
 def _opened(path: Path) -> Iterator[InputContainer]:
     """The open file, its errors told as ``DecodeError``."""
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.video:
                 raise DecodeError(f"{path}: holds no video stream")
+            if container.streams.video[0].codec_context is None:
+                raise DecodeError(f"{path}: the codec of its video stream is unknown")
             yield container
     except (av.error.FFmpegError, OSError) as error:
         raise DecodeError(f"{path}: {getattr(error, 'strerror', None) or error}") from error

@@ -129,6 +129,10 @@ class LatentCache:
     def __contains__(self, key: str) -> bool:
         return key in self._places or key in self._pending
 
+    def keys(self) -> set[str]:
+        """The names of all latents."""
+        return self._places.keys() | self._pending.keys()
+
     def write(self, key: str, latents: Float[Tensor, "c f h w"]) -> None:
         """Add one clip's latents; a key already there is kept. Raises ``ValueError`` for NaN or
         infinite values.

@@ -1,5 +1,19 @@
-"""Reads a manifest: one JSON object a line, naming a video file and its caption. Looks at no
+"""Reads a manifest: a table whose rows name video or image files and their captions. Looks at no
 pixels.
+
+| Column | Meaning | Filled by ``index`` |
+|---|---|---|
+| ``path`` | file, absolute or relative to the manifest's folder; needed | |
+| ``caption`` | a sentence; or a list of wordings, each a sentence or ``{text, weight}``; needed | |
+| ``text`` | the same as ``caption``, which goes before it | |
+| ``label`` | class of the clip: a whole number or a name | |
+| ``start_s``, ``end_s`` | window in the file, in seconds from its first frame | with ``--scenes`` |
+| ``fps``, ``num_frames``, ``height``, ``width`` | of the file, upright; save probing it | yes |
+| ``decoder``, ``decoder_reason`` | ``pyav`` where decord must not read the file, and why | yes |
+| ``content``, ``num_bytes``, ``modified_ns`` | sha256, size and time of the file | yes |
+| ``motion``, ``black``, ``static``, ``look``, ``duplicate_of`` | see ``curation`` | ``--scores`` |
+| ``shard``, ``offset``, ``size`` | tar file (or address) that holds the file, and where | |
+| any other | for ``filters``: a number or text | |
 """
 
 from __future__ import annotations
@@ -7,8 +21,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from sora_lightning.data.tables import Row, read_rows
 
 
 @dataclass(frozen=True)
@@ -33,6 +51,8 @@ class ClipRecord:
     frame.
 
     ``clip_id`` names path and window; it stays the same when rows are added, moved or recaptioned.
+    ``weights`` are the shares of the captions, summing to one. ``decord_objection`` says why decord
+    must not read the file, None that the file itself has to be asked. ``columns`` holds the row.
     """
 
     path: Path
@@ -41,34 +61,28 @@ class ClipRecord:
     start_s: float = 0.0
     end_s: float = math.inf
     footage: Footage | None = None
+    weights: tuple[float, ...] = ()
+    label: int | str | None = None
+    decord_objection: str | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 def read_manifest(manifest: Path) -> list[ClipRecord]:
-    """The rows of a JSONL manifest, in order; empty lines are passed over.
+    """The rows of a manifest, in order; the formats stand at ``read_rows``, the columns above.
 
-    Columns: ``path`` (absolute or relative to the manifest's folder), ``caption`` (a string or a
-    list of wordings), optionally ``start_s`` and ``end_s``, and ``fps, num_frames, height, width``,
-    which save probing the file where all four are given. Other columns are left alone. Raises
-    ``ValueError`` naming file, line, key and rule for anything wrong, an empty manifest and two
-    rows for one clip included.
+    Raises ``ValueError`` naming file, line, key and rule for anything wrong, an empty manifest and
+    two rows for one clip included.
     """
     manifest = Path(manifest)
-    if not manifest.is_file():
-        raise ValueError(f"{manifest}: no such manifest")
-    try:
-        lines = manifest.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{manifest}: not a JSONL manifest: {error}") from error
+    folder = manifest if manifest.is_dir() else manifest.parent
     records: list[ClipRecord] = []
-    line_of: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        row = _Row(f"{manifest}:{number}", line)
-        record = row.record(manifest.parent)
-        if record.clip_id in line_of:
-            raise row.error("path", f"the same clip stands in line {line_of[record.clip_id]}")
-        line_of[record.clip_id] = number
+    place_of: dict[str, str] = {}
+    for place, columns in read_rows(manifest):
+        row = _Row(place, columns)
+        record = row.record(folder)
+        if record.clip_id in place_of:
+            raise row.error("path", f"the same clip stands in {place_of[record.clip_id]}")
+        place_of[record.clip_id] = f"line {place.rpartition(':')[2]}"
         records.append(record)
     if not records:
         raise ValueError(f"{manifest}: the manifest has no rows")
@@ -76,18 +90,11 @@ def read_manifest(manifest: Path) -> list[ClipRecord]:
 
 
 class _Row:
-    """One line of a manifest, with its place in the file for messages."""
+    """One row of a manifest, with its place in the file for messages."""
 
-    def __init__(self, place: str, line: str) -> None:
+    def __init__(self, place: str, columns: Row) -> None:
         self.place = place
-        try:
-            self.columns = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{place}: not JSON: {error}") from error
-        if not isinstance(self.columns, dict):
-            raise ValueError(
-                f"{place}: {line.strip()[:60]} is not a JSON object with path and caption"
-            )
+        self.columns = columns
 
     def error(self, key: str, rule: str) -> ValueError:
         value = f" = {self.columns[key]!r}" if key in self.columns else ""
@@ -97,7 +104,8 @@ class _Row:
         path = self.columns.get("path")
         if not isinstance(path, str) or not path:
             raise self.error("path", "must name a video file")
-        if not (folder / path).is_file():
+        columns = self._columns(folder)
+        if "shard" not in columns and not (folder / path).is_file():
             raise self.error("path", f"no such file: {folder / path}")
         start_s = self._number("start_s", absent=0.0, at_least=0.0) or 0.0
         end_s = self._number("end_s", absent=None, at_least=0.0)
@@ -106,17 +114,65 @@ class _Row:
             raise self.error("end_s", f"must be greater than start_s = {start_s}")
         identity = json.dumps([path, start_s, end_s])
         clip_id = hashlib.sha256(identity.encode()).hexdigest()[:16]
-        return ClipRecord(folder / path, self._captions(), clip_id, start_s, end_s, self._footage())
+        captions, weights = self._captions()
+        return ClipRecord(
+            folder / path, captions, clip_id, start_s, end_s, self._footage(), weights,
+            self._label(), self._objection(), columns,
+        )  # fmt: skip
 
-    def _captions(self) -> tuple[str, ...]:
-        caption = self.columns.get("caption")
+    def _columns(self, folder: Path) -> Row:
+        """The row; of a clip in a shard, with the shard's whole path or address."""
+        shard = self.columns.get("shard")
+        if shard is None:
+            return {key: value for key, value in self.columns.items() if key != "shard"}
+        if not isinstance(shard, str) or not shard:
+            raise self.error("shard", "must name a tar file")
+        if self._footage() is None:
+            raise self.error("shard", "the row needs num_frames, fps, height and width as well")
+        if self._number("offset", None, 0) is None or self._count("size") is None:
+            raise self.error("shard", "the row needs offset and size, in bytes")
+        whole = shard if "://" in shard else str(folder / shard)
+        if "://" not in shard and not Path(whole).is_file():
+            raise self.error("shard", f"no such file: {whole}")
+        return {**self.columns, "shard": whole}
+
+    def _captions(self) -> tuple[tuple[str, ...], tuple[float, ...]]:
+        key = "text" if "caption" not in self.columns and "text" in self.columns else "caption"
+        caption = self.columns.get(key)
         wordings = [caption] if isinstance(caption, str) else caption
         if not isinstance(wordings, list) or not wordings:
-            raise self.error("caption", "must be a string or a list of strings")
+            raise self.error(key, "must be a string or a list of strings")
+        texts, weights = [], []
         for wording in wordings:
-            if not isinstance(wording, str) or not wording.strip():
-                raise self.error("caption", f"{wording!r} is not a caption")
-        return tuple(wordings)
+            weighted = isinstance(wording, dict) and set(wording) <= {"text", "weight"}
+            text = wording.get("text") if weighted else wording
+            weight = wording.get("weight") if weighted else None
+            if not isinstance(text, str) or not text.strip():
+                raise self.error(key, f"{wording!r} is not a caption")
+            weight = 1.0 if weight is None else weight
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+                raise self.error(key, f"weight = {weight!r}: must be a number")
+            if not 0 <= weight < math.inf:
+                raise self.error(key, f"weight = {weight}: must be finite and at least 0")
+            texts.append(text)
+            weights.append(float(weight))
+        if not sum(weights):
+            raise self.error(key, "the weights are all 0")
+        return tuple(texts), tuple(weight / sum(weights) for weight in weights)
+
+    def _label(self) -> int | str | None:
+        label = self.columns.get("label")
+        if label is not None and (isinstance(label, bool) or not isinstance(label, (int, str))):
+            raise self.error("label", "must be a whole number or a name")
+        return label
+
+    def _objection(self) -> str | None:
+        decoder = self.columns.get("decoder")
+        if decoder not in (None, "decord", "pyav"):
+            raise self.error("decoder", "must be decord or pyav")
+        if decoder != "pyav":
+            return None
+        return str(self.columns.get("decoder_reason") or "the manifest says pyav")
 
     def _footage(self) -> Footage | None:
         num_frames, height, width = map(self._count, ("num_frames", "height", "width"))

@@ -16,14 +16,64 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from jaxtyping import Int64
+from numpy import ndarray
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from sora_lightning.types import VideoSize
 
 log = logging.getLogger(__name__)
+
+
+# Clips are shuffled among so many shards, read side by side.
+SHARDS_AT_ONCE = 8
+
+
+class Plan(Protocol):
+    """An endless sequence of requests for batches, each a function of its position."""
+
+    run_length: int
+
+    @property
+    def mixes_sizes(self) -> bool:
+        """Whether ranks work on one size in a step only where they share a run."""
+
+    @property
+    def batches_per_pass(self) -> int:
+        """Batches in which every clip has its turn once."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with anything that changes what batches show, but for the length of runs."""
+
+    def with_run_length(self, run_length: int) -> Plan:
+        """The same clips and seed with other runs."""
+
+    def batch(self, position: int) -> Any:
+        """What a data set is asked for at a position."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What spares a resumed run the way to its position. Decides nothing."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the state of the same plan."""
+
+
+def shuffled(
+    rng: np.random.Generator, num_clips: int, places: Int64[ndarray, " n"] | None = None
+) -> Int64[ndarray, " n"]:
+    """The numbers from 0 in random order. Where ``places`` says in which shard each lies, the
+    shards are shuffled, and clips within a few shards: a reader then has few of them open.
+    """
+    if places is None:
+        return rng.permutation(num_clips)
+    shards, of_clip = np.unique(places, return_inverse=True)
+    turn = rng.permutation(len(shards))[of_clip] // SHARDS_AT_ONCE
+    order = rng.permutation(num_clips)
+    return order[np.argsort(turn[order], kind="stable")]
 
 
 @dataclass(frozen=True)
@@ -46,8 +96,8 @@ class BatchPlan:
     proportion to their clips, with ``run_length`` batches of one size in a row, so that as many
     ranks (or a divisor) always work on the same size in the same step.
 
-    ``identity`` stands for the clips behind the numbers. Raises ``ValueError`` where there are no
-    clips or ``run_length`` is not positive.
+    ``identity`` stands for the clips behind the numbers; ``places`` may say in which shard each
+    clip lies. Raises ``ValueError`` where there are no clips or ``run_length`` is not positive.
     """
 
     def __init__(
@@ -57,6 +107,7 @@ class BatchPlan:
         seed: int,
         run_length: int = 1,
         identity: str = "",
+        places: Mapping[VideoSize, Int64[ndarray, " n"] | None] | None = None,
     ) -> None:
         self.sizes = tuple(size for size, count in num_clips.items() if count)
         if not self.sizes:
@@ -68,6 +119,7 @@ class BatchPlan:
         self.seed = seed
         self.run_length = run_length
         self.identity = identity
+        self.places = places
         self._clips_per_run = tuple(run_length * batch for batch in self.batch_sizes)
         # Each size starts its first run at another moment of the pass, else all would start
         # together.
@@ -75,6 +127,10 @@ class BatchPlan:
         self._phases = tuple(int(rng.integers(clips)) for clips in self._clips_per_run)
         self._schedules: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._orders: dict[tuple[int, int], np.ndarray] = {}
+
+    @property
+    def mixes_sizes(self) -> bool:
+        return len(self.sizes) > 1
 
     @property
     def batches_per_pass(self) -> int:
@@ -94,7 +150,14 @@ class BatchPlan:
         """
         num_clips = dict(zip(self.sizes, self.num_clips, strict=True))
         batch_sizes = dict(zip(self.sizes, self.batch_sizes, strict=True))
-        return BatchPlan(num_clips, batch_sizes, self.seed, run_length, self.identity)
+        return BatchPlan(num_clips, batch_sizes, self.seed, run_length, self.identity, self.places)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: any position is found at once."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to take over."""
 
     def batch(self, position: int) -> BatchRequest:
         """The batch at a position, 0 or greater, without a walk through the positions before it."""
@@ -146,7 +209,9 @@ class BatchPlan:
             self._orders = {
                 k: v for k, v in self._orders.items() if k[0] != bucket or k[1] == number - 1
             }
-            self._orders[bucket, number] = rng.permutation(self.num_clips[bucket])
+            places = None if self.places is None else self.places[self.sizes[bucket]]
+            order = shuffled(rng, self.num_clips[bucket], places)
+            self._orders[bucket, number] = order
         return self._orders[bucket, number]
 
 
@@ -157,10 +222,8 @@ class BatchStream(DistributedSampler):
     where runs of one size do not divide evenly among the ranks.
     """
 
-    def __init__(
-        self, plan: BatchPlan, rank: int, num_ranks: int, steps_per_epoch: int | None
-    ) -> None:
-        if len(plan.sizes) > 1 and plan.run_length % num_ranks:
+    def __init__(self, plan: Plan, rank: int, num_ranks: int, steps_per_epoch: int | None) -> None:
+        if plan.mixes_sizes and plan.run_length % num_ranks:
             raise ValueError(
                 f"run_length = {plan.run_length}: must be a multiple of the {num_ranks} ranks, "
                 "so that all of them work on one size at a time"
@@ -175,7 +238,7 @@ class BatchStream(DistributedSampler):
     def __len__(self) -> int:
         return self.steps
 
-    def __iter__(self) -> Iterator[BatchRequest]:
+    def __iter__(self) -> Iterator[Any]:
         start = self.position
         for step in range(self.steps):
             yield self.plan.batch(start + step * self.num_replicas + self.rank)
@@ -228,6 +291,7 @@ class StreamLoader(DataLoader):
             "position": self.sampler.position,
             "run_length": plan.run_length,
             "plan": plan.fingerprint,
+            "passes": plan.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -246,10 +310,12 @@ class StreamLoader(DataLoader):
             )
         if state["run_length"] % sampler.num_replicas == 0:
             sampler.plan = sampler.plan.with_run_length(state["run_length"])
-        elif len(sampler.plan.sizes) > 1:
+        elif sampler.plan.mixes_sizes:
             log.warning(
                 "%d ranks cannot share runs of %d batches: the order of clips changes from here on",
                 sampler.num_replicas,
                 state["run_length"],
             )
+        if sampler.plan.run_length == state["run_length"]:
+            sampler.plan.load_state_dict(state.get("passes", {}))
         sampler.position = state["position"] // sampler.num_replicas * sampler.num_replicas

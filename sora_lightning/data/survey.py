@@ -5,30 +5,37 @@ found in the cache.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from sora_lightning.data.buckets import Assignment, Buckets, Removal
-from sora_lightning.data.clips import BadClips
+from sora_lightning.data.bad_clips import BadClips
+from sora_lightning.data.buckets import Assignment, Removal, SizeRule
 from sora_lightning.data.decode import DecodeError, probe
-from sora_lightning.data.latents import LatentCache, content_id, latent_key
+from sora_lightning.data.guard import ChildDied, guarded_map
+from sora_lightning.data.latents import LatentCache, latent_key
 from sora_lightning.data.manifest import ClipRecord, Footage
+from sora_lightning.data.shards import clip_content
 from sora_lightning.types import VideoSize
 
+PROBES_AT_ONCE = 4
+PROBE_TIMEOUT_S = 60.0
 
-def survey(records: Sequence[ClipRecord], buckets: Buckets, bad_clips: BadClips) -> Assignment:
+
+def survey(records: Sequence[ClipRecord], sizes: SizeRule, bad_clips: BadClips) -> Assignment:
     """Give every clip its size. One frame is decoded of every file whose row lacks the technical
     columns.
     """
     unknown = [record for record in records if record.footage is None]
     found: dict[str, Footage | DecodeError] = {}
-    with ThreadPoolExecutor(4) as pool:
-        probed = pool.map(_probe, unknown)
-        bar = tqdm(probed, "probing", len(unknown), unit="clip", disable=len(unknown) < 100)
-        for record, result in zip(unknown, bar, strict=True):
-            found[record.clip_id] = result
+    num_workers = max(1, min(PROBES_AT_ONCE, len(unknown) // 8))
+    paths = [record.path for record in unknown]
+    probed = guarded_map(probe, paths, num_workers, PROBE_TIMEOUT_S)
+    bar = tqdm(probed, "probing", len(unknown), unit="clip", disable=len(unknown) < 100)
+    for record, result in zip(unknown, bar, strict=True):
+        if isinstance(result, ChildDied):
+            result = DecodeError(f"{record.path}: {result}")
+        found[record.clip_id] = result
     readable = []
     for record in records:
         footage = record.footage or found[record.clip_id]
@@ -36,16 +43,9 @@ def survey(records: Sequence[ClipRecord], buckets: Buckets, bad_clips: BadClips)
             readable.append((record, footage))
         else:
             bad_clips.add(record, footage)
-    assignment = buckets.assign(readable)
+    assignment = sizes.assign(readable)
     assignment.removed += [(r, Removal.UNREADABLE) for r in records if r in bad_clips]
     return assignment
-
-
-def _probe(record: ClipRecord) -> Footage | DecodeError:
-    try:
-        return probe(record.path)
-    except DecodeError as error:
-        return error
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ class LatentKeys:
 
     def __call__(self, record: ClipRecord, size: VideoSize, window: int) -> str:
         """The key of one window. Reads the ends of the file, for its fingerprint."""
-        content = content_id(record.path)
+        content = clip_content(record)
         return latent_key(content, record, size, self.fps, window, self.num_windows)
 
     def present(self, record: ClipRecord, size: VideoSize, cache: LatentCache) -> list[str]:
         """The keys of a clip's windows that a cache holds."""
-        content = content_id(record.path)
+        content = clip_content(record)
         windows = range(self.num_windows)
         keys = [latent_key(content, record, size, self.fps, w, self.num_windows) for w in windows]
         return [key for key in keys if key in cache]

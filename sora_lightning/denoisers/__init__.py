@@ -1,6 +1,8 @@
 """Denoisers: the networks that diffusion trains."""
 
 from sora_lightning.denoisers.base import Denoiser
-from sora_lightning.denoisers.dit import DiT
+from sora_lightning.denoisers.dit import DiT, DiTParts
+from sora_lightning.denoisers.sizes import SIZES, image_dit, latte, sized_dit
+from sora_lightning.denoisers.uvit import UViT
 
-__all__ = ["Denoiser", "DiT"]
+__all__ = ["SIZES", "Denoiser", "DiT", "DiTParts", "UViT", "image_dit", "latte", "sized_dit"]

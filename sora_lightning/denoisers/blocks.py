@@ -1,23 +1,44 @@
-"""The DiT block with adaLN-Zero (arXiv 2212.09748, section 3.2), for any attention layout, with
-text.
+"""The DiT blocks (arXiv 2212.09748, section 3.2) for any attention layout, with text: adaptive
+layer norm with or without gates, in-context conditioning, cross-attention conditioning.
 """
 
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sora_lightning.denoisers.modulation import AdaLN, Modulation, zero_init
 from sora_lightning.denoisers.signal import BlockContext, Signal
-from sora_lightning.layers.attention import CrossAttention, SelfAttention
-from sora_lightning.layers.partitions import BlockPartitions
+from sora_lightning.layers.arrangement import Arrangement
+from sora_lightning.layers.attention import CrossAttention, NormFactory, SelfAttention
+from sora_lightning.layers.partitions import JOINT, BlockPartitions
 from sora_lightning.layers.position import sinusoidal
-from sora_lightning.layers.transformer import FeedForward
+from sora_lightning.layers.transformer import FeedForward, LayerNorm, RMSNorm
+
+FeedForwardFactory = Callable[[int, int], nn.Module]
+ModulationFactory = Callable[[int, int], Modulation]
 
 
-def zero_init(linear: nn.Linear) -> None:
-    """Make a projection give zero until it has been trained."""
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
+@dataclass(frozen=True)
+class BlockShape:
+    """What a network decides about one of its blocks; a block's other arguments are its own."""
+
+    width: int
+    num_heads: int
+    mlp_ratio: float
+    partitions: BlockPartitions
+    attends_to_text: bool
+
+    @property
+    def hidden_width(self) -> int:
+        return int(self.width * self.mlp_ratio)
 
 
 def modulate(
@@ -27,51 +48,210 @@ def modulate(
     return x * (1 + scale) + shift
 
 
-class DiTBlock(nn.Module):
-    """One self-attention for each partition, cross-attention to the text, feed-forward: each gated
-    from zero.
+class Block(nn.Module, ABC):
+    """A transformer block over tokens in any arrangement."""
 
-    Shift, scale and gate come from the time and the pooled condition (adaLN-Zero); the
-    cross-attention has no modulation and a zero-initialised projection, as in PixArt (arXiv
-    2310.00426). A new block is the identity.
+    def __init__(self, shape: BlockShape):
+        super().__init__()
+        self.width = shape.width
+
+    @property
+    def shared_width(self) -> int:
+        """The width of the modulation that all blocks share; 0 where each has its own."""
+        return 0
+
+    @abstractmethod
+    def zero_init(self) -> None:
+        """Make whatever starts at zero give zero."""
+
+    @abstractmethod
+    def final_layer(self, out_width: int) -> FinalLayer:
+        """The layer that follows the last block."""
+
+    def join(
+        self, x: Float[Tensor, "b n d"], context: BlockContext
+    ) -> tuple[Float[Tensor, "b m d"], BlockContext]:
+        """What a network does once before blocks of this kind: put time and pooled condition among
+        the tokens, say. Here nothing.
+        """
+        return x, context
+
+    @abstractmethod
+    def forward(
+        self, x: Float[Tensor, "b n d"], context: BlockContext
+    ) -> Float[Tensor, "b n d"]: ...
+
+
+class AdaLNBlock(Block):
+    """One self-attention for each partition, cross-attention to the text, feed-forward.
+
+    Shift, scale and gate come from the time and the pooled condition. ``gated`` is adaLN-Zero,
+    whose new block is the identity; without gates it is the paper's adaLN. The cross-attention has
+    no modulation and a zero-initialised projection, as in PixArt (arXiv 2310.00426).
+    ``text_norm`` stands before it, null for none, as PixArt has it.
     """
 
-    def __init__(self, width: int, num_heads: int, mlp_ratio: float, partitions: BlockPartitions):
-        super().__init__()
-        self.attentions = nn.ModuleList(SelfAttention(width, num_heads, p) for p in partitions)
-        self.text = CrossAttention(width, num_heads)
-        self.mlp = FeedForward(width, int(width * mlp_ratio))
-        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        num_gated = len(self.attentions) + 1
-        self.modulation = nn.Linear(width, 3 * num_gated * width)
+    def __init__(
+        self,
+        shape: BlockShape,
+        gated: bool = True,
+        modulation: ModulationFactory = AdaLN,
+        norm: NormFactory = LayerNorm,
+        text_norm: NormFactory | None = LayerNorm,
+        qk_norm: NormFactory | None = RMSNorm,
+        feed_forward: FeedForwardFactory = FeedForward,
+        bias: bool = True,
+    ):
+        super().__init__(shape)
+        width, num_heads = shape.width, shape.num_heads
+        self.attentions = nn.ModuleList(
+            SelfAttention(width, num_heads, partition, qk_norm, bias)
+            for partition in shape.partitions
+        )
+        self.norms = nn.ModuleList(norm(width) for _ in range(len(self.attentions) + 1))
+        self.text = None
+        if shape.attends_to_text:
+            self.text = CrossAttention(width, num_heads, qk_norm, bias)
+            self.text_norm = nn.Identity() if text_norm is None else text_norm(width)
+        self.mlp = feed_forward(width, shape.hidden_width)
+        self.gated = gated
+        self.num_parts = (3 if gated else 2) * len(self.norms)
+        self.modulation = modulation(width, self.num_parts)
+
+    @property
+    def shared_width(self) -> int:
+        return self.num_parts * self.width if self.modulation.is_shared else 0
 
     def zero_init(self) -> None:
-        """Make the block the identity: zero gates, zero text projection."""
-        zero_init(self.modulation)
-        zero_init(self.text.out)
+        self.modulation.zero_init()
+        if self.text is not None:
+            zero_init(self.text.out)
+
+    def final_layer(self, out_width: int) -> FinalLayer:
+        return FinalLayer(self.width, out_width, self.modulation.for_final_layer(self.width, 2))
 
     def forward(self, x: Float[Tensor, "b n d"], context: BlockContext) -> Float[Tensor, "b n d"]:
+        rows = context.signal.spread(self.modulation(context.signal))
         parts = rearrange(
-            context.signal.spread(self.modulation(context.signal.activated)),
-            "b m (part three d) -> part three b m d",
-            three=3,
-            d=x.shape[-1],
+            rows, "b m (part kind d) -> part kind b m d", part=len(self.norms), d=x.shape[-1]
         )
-        for attention, (shift, scale, gate) in zip(self.attentions, parts[:-1], strict=True):
-            y = modulate(self.norm(x), shift, scale)
-            x = x + gate * attention(y, context.angles, context.arrangement)
-        x = x + self.text(self.norm(x), context.text, context.mask, context.arrangement)
-        shift, scale, gate = parts[-1]
-        return x + gate * self.mlp(modulate(self.norm(x), shift, scale))
+        for attention, norm, (shift, scale, *gate) in zip(
+            self.attentions, self.norms[:-1], parts[:-1], strict=True
+        ):
+            y = modulate(norm(x), shift, scale)
+            y = attention(y, context.angles, context.arrangement)
+            x = x + (gate[0] * y if gate else y)
+        if self.text is not None:
+            y = self.text_norm(x)
+            x = x + self.text(y, context.text, context.mask, context.arrangement)
+        shift, scale, *gate = parts[-1]
+        y = self.mlp(modulate(self.norms[-1](x), shift, scale))
+        return x + (gate[0] * y if gate else y)
+
+
+class PlainBlock(Block):
+    """A pre-norm block without modulation: self-attentions, cross-attention to whatever text there
+    is, feed-forward.
+    """
+
+    def __init__(
+        self,
+        shape: BlockShape,
+        norm: NormFactory = nn.LayerNorm,
+        qk_norm: NormFactory | None = RMSNorm,
+        feed_forward: FeedForwardFactory = FeedForward,
+        bias: bool = True,
+    ):
+        super().__init__(shape)
+        width, num_heads = shape.width, shape.num_heads
+        self.attentions = nn.ModuleList(
+            SelfAttention(width, num_heads, partition, qk_norm, bias)
+            for partition in shape.partitions
+        )
+        self.norms = nn.ModuleList(norm(width) for _ in range(len(self.attentions) + 1))
+        self.text = None
+        if shape.attends_to_text:
+            self.text = CrossAttention(width, num_heads, qk_norm, bias)
+            self.text_norm = norm(width)
+        self.mlp = feed_forward(width, shape.hidden_width)
+        self.norm = norm
+
+    def zero_init(self) -> None:
+        """Nothing: the paper's variants without adaptive norm start as any transformer does."""
+
+    def final_layer(self, out_width: int) -> FinalLayer:
+        return FinalLayer(self.width, out_width, None, self.norm)
+
+    def forward(self, x: Float[Tensor, "b n d"], context: BlockContext) -> Float[Tensor, "b n d"]:
+        for attention, norm in zip(self.attentions, self.norms[:-1], strict=True):
+            x = x + attention(norm(x), context.angles, context.arrangement)
+        if self.text is not None:
+            y = self.text_norm(x)
+            x = x + self.text(y, context.text, context.mask, context.arrangement)
+        return x + self.mlp(self.norms[-1](x))
+
+
+class InContextBlock(PlainBlock):
+    """Time and pooled condition are tokens of the clip, which see and are seen by all of it; so the
+    layout must be joint.
+    """
+
+    def __init__(
+        self,
+        shape: BlockShape,
+        norm: NormFactory = nn.LayerNorm,
+        qk_norm: NormFactory | None = RMSNorm,
+        feed_forward: FeedForwardFactory = FeedForward,
+        bias: bool = True,
+    ):
+        if shape.partitions != (JOINT,):
+            raise ValueError(
+                "layout: in-context blocks place the condition's tokens among a clip's own, which "
+                "asks for joint attention in every block"
+            )
+        super().__init__(shape, norm, qk_norm, feed_forward, bias)
+
+    def join(
+        self, x: Float[Tensor, "b n d"], context: BlockContext
+    ) -> tuple[Float[Tensor, "b m d"], BlockContext]:
+        tokens = context.signal.tokens(context.arrangement.num_clips(x))
+        grids, device = context.arrangement.grids, context.arrangement.device
+        arrangement = Arrangement(grids, device, num_context=tokens.shape[1])
+        return arrangement.insert_context(x, tokens), replace(context, arrangement=arrangement)
+
+
+class CrossAttentionBlock(PlainBlock):
+    """Time and pooled condition are tokens that stand before the text, to be attended to."""
+
+    def __init__(
+        self,
+        shape: BlockShape,
+        norm: NormFactory = nn.LayerNorm,
+        qk_norm: NormFactory | None = RMSNorm,
+        feed_forward: FeedForwardFactory = FeedForward,
+        bias: bool = True,
+    ):
+        super().__init__(replace(shape, attends_to_text=True), norm, qk_norm, feed_forward, bias)
+
+    def join(
+        self, x: Float[Tensor, "b n d"], context: BlockContext
+    ) -> tuple[Float[Tensor, "b n d"], BlockContext]:
+        text = context.signal.tokens(context.arrangement.num_clips(x))
+        mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
+        if context.text is not None and context.mask is not None:
+            text = torch.cat([text, context.text], dim=1)
+            mask = torch.cat([mask, context.mask], dim=1)
+        return x, replace(context, text=text, mask=mask)
 
 
 class TimeEmbedding(nn.Module):
     """Sinusoids of diffusion time through a two-layer perceptron. ``t`` is scaled by 1000, as DiT
-    counts steps.
+    counts steps, or by another ``scale``.
     """
 
-    def __init__(self, width: int, num_frequencies: int = 256):
+    def __init__(self, width: int, num_frequencies: int = 256, scale: float = 1000.0):
         super().__init__()
+        self.scale = scale
         self.num_frequencies = num_frequencies
         self.hidden = nn.Linear(num_frequencies, width)
         self.out = nn.Linear(width, width)
@@ -79,23 +259,35 @@ class TimeEmbedding(nn.Module):
             nn.init.normal_(layer.weight, std=0.02)  # DiT initialises both so
 
     def forward(self, t: Float[Tensor, "*r"]) -> Float[Tensor, "*r d"]:
-        return self.out(F.silu(self.hidden(sinusoidal(1000 * t, self.num_frequencies))))
+        return self.out(F.silu(self.hidden(sinusoidal(self.scale * t, self.num_frequencies))))
 
 
 class FinalLayer(nn.Module):
-    """Modulated norm and the projection to patch values, both zero-initialised (DiT)."""
+    """Norm, modulated where the blocks are, and the projection to patch values, zero-initialised
+    (DiT).
+    """
 
-    def __init__(self, width: int, out_width: int):
+    def __init__(
+        self,
+        width: int,
+        out_width: int,
+        modulation: Modulation | None,
+        norm: NormFactory = LayerNorm,
+    ):
         super().__init__()
-        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.modulation = nn.Linear(width, 2 * width)
+        self.norm = norm(width)
+        self.modulation = modulation
         self.out = nn.Linear(width, out_width)
 
     def zero_init(self) -> None:
         """Make the first prediction zero everywhere."""
-        zero_init(self.modulation)
         zero_init(self.out)
+        if self.modulation is not None:
+            self.modulation.zero_init()
 
     def forward(self, x: Float[Tensor, "b n d"], signal: Signal) -> Float[Tensor, "b n p"]:
-        shift, scale = signal.spread(self.modulation(signal.activated)).chunk(2, dim=-1)
-        return self.out(modulate(self.norm(x), shift, scale))
+        x = self.norm(x)
+        if self.modulation is not None:
+            shift, scale = signal.spread(self.modulation(signal)).chunk(2, dim=-1)
+            x = modulate(x, shift, scale)
+        return self.out(x)

@@ -2,21 +2,46 @@
 layout.
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sora_lightning.denoisers.base import Denoiser
-from sora_lightning.denoisers.blocks import DiTBlock, FinalLayer, TimeEmbedding
+from sora_lightning.denoisers.blocks import (
+    AdaLNBlock,
+    Block,
+    BlockShape,
+    InContextBlock,
+    TimeEmbedding,
+)
+from sora_lightning.denoisers.conditions import ConditionInput, TextAndPooled
+from sora_lightning.denoisers.modulation import zero_init
 from sora_lightning.denoisers.signal import BlockContext, Signal, Times
 from sora_lightning.layers.arrangement import Arrangement
 from sora_lightning.layers.partitions import AttentionLayout, Joint
 from sora_lightning.layers.patch import Patch
-from sora_lightning.layers.position import rotary_angles, sinusoidal_3d
+from sora_lightning.layers.position_embedding import PositionEmbedding, Rotary, Sinusoidal
 from sora_lightning.types import Condition, PackedLatents
+
+
+@dataclass(frozen=True)
+class DiTParts:
+    """What a DiT is made of, each part a class that a YAML may exchange by its ``class_path``.
+
+    ``positions`` are added to the tokens, ``rotary`` turns queries and keys; null is none.
+    """
+
+    block: Callable[[BlockShape], Block] = AdaLNBlock
+    condition: Callable[[int, int], ConditionInput] = TextAndPooled
+    positions: Sequence[Callable[[int], PositionEmbedding]] = (Sinusoidal,)
+    rotary: Rotary | None = field(default_factory=Rotary)
 
 
 class DiT(Denoiser):
@@ -24,9 +49,12 @@ class DiT(Denoiser):
     patches.
 
     ``latent_channels`` and ``condition_width`` come from the tokenizer and the conditioner; a
-    system passes them. Positions are absolute sinusoids at the input and rotary angles in every
-    attention, both from the coordinates, so that no size is built in. ``patch`` counts latent
-    frames, rows and columns.
+    system passes them. Positions are computed from coordinates, and those of the default parts have
+    no size built in. ``patch`` counts latent frames, rows and columns. ``learned_sigma`` doubles
+    the channels of the prediction (DiT's variance). ``self_conditioning`` takes an earlier estimate
+    of the latents as more channels (W.A.L.T). ``recompute_blocks`` keeps only each block's input
+    for the backward pass and computes the rest again. ``time_scale`` is the number of steps that
+    the time embedding counts from data to noise: SiT's is 1.
     """
 
     def __init__(
@@ -39,29 +67,64 @@ class DiT(Denoiser):
         mlp_ratio: float = 4.0,
         patch: Sequence[int] = (1, 2, 2),
         layout: AttentionLayout | None = None,
+        parts: DiTParts | None = None,
+        learned_sigma: bool = False,
+        self_conditioning: bool = False,
+        recompute_blocks: bool = False,
+        time_scale: float = 1000.0,
     ):
         if len(patch) != 3 or min(patch) < 1:
             raise ValueError(
                 f"patch = {list(patch)} must be three positive numbers: frames, rows, columns"
             )
         super().__init__(Patch(*patch))
-        layout = layout or Joint()
-        self.width = width
+        parts = parts or DiTParts()
+        schedule = (layout or Joint()).schedule(depth)
         self.head_width = width // num_heads
-        self.x_in = nn.Linear(latent_channels * self.patch.volume, width)
-        self.time = TimeEmbedding(width)
-        self.text_in = nn.Linear(condition_width, width)
-        self.pooled_in = nn.Linear(condition_width, width)
-        schedule = layout.schedule(depth)
-        blocks = [DiTBlock(width, num_heads, mlp_ratio, partitions) for partitions in schedule]
+        self.self_conditioning = self_conditioning
+        self.recompute_blocks = recompute_blocks
+        in_channels = latent_channels * (2 if self_conditioning else 1)
+        self.x_in = nn.Linear(in_channels * self.patch.volume, width)
+        self.time = TimeEmbedding(width, scale=time_scale)
+        self.condition = parts.condition(condition_width, width)
+        self.positions = nn.ModuleList(position(width) for position in parts.positions)
+        self.rotary = parts.rotary
+        every = self.condition.text_every
+        blocks = [
+            parts.block(
+                BlockShape(width, num_heads, mlp_ratio, partitions, bool(every) and i % every == 0)
+            )
+            for i, partitions in enumerate(schedule)
+        ]
         self.blocks = nn.ModuleList(blocks)
-        self.final = FinalLayer(width, latent_channels * self.patch.volume)
+        self._check_positions()
+        shared_width = blocks[0].shared_width
+        self.shared = nn.Linear(width, shared_width) if shared_width else None
+        out_channels = latent_channels * (2 if learned_sigma else 1)
+        self.final = blocks[0].final_layer(out_channels * self.patch.volume)
+        self._initialise(blocks)
+
+    def _check_positions(self) -> None:
+        last = 0 if isinstance(self.blocks[0], InContextBlock) else len(self.blocks) - 1
+        for position in self.positions:
+            assert isinstance(position, PositionEmbedding)
+            if position.before_block > last:
+                raise ValueError(
+                    f"before_block = {position.before_block} of {type(position).__name__}: must be "
+                    f"at most {last} in this network"
+                )
+
+    def _initialise(self, blocks: list[Block]) -> None:
+        """As DiT: Xavier in the blocks, zero where a new block or a new network gives nothing."""
         for module in self.blocks.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         for block in blocks:
             block.zero_init()
+        if self.shared is not None:
+            zero_init(self.shared)
         self.final.zero_init()
 
     def forward(
@@ -69,22 +132,46 @@ class DiT(Denoiser):
         x_t: Float[Tensor, "b c f h w"],
         t: Float[Tensor, " b *n"],
         condition: Condition,
+        estimate: Float[Tensor, "b c f h w"] | None = None,
     ) -> Float[Tensor, "b out f h w"]:
-        arrangement = Arrangement([self.patch.grid(*x_t.shape[2:])], x_t.device)
-        y = self._predict(self.patch.patchify(x_t), t, condition, arrangement)
+        """See ``Denoiser.forward``. ``estimate`` is of the clean latents, for self-conditioning;
+        ``None`` is zeros.
+        """
+        arrangement = self._arrange([x_t.shape[2:]], x_t.device)
+        x = self.patch.patchify(self._with_estimate(x_t, estimate))
+        y = self._predict(x, t, condition, arrangement)
         return self.patch.unpatchify(y, arrangement.grids[0])
 
     def forward_packed(
-        self, x_t: PackedLatents, t: Float[Tensor, " times"], condition: Condition
+        self,
+        x_t: PackedLatents,
+        t: Float[Tensor, " times"],
+        condition: Condition,
+        estimate: PackedLatents | None = None,
     ) -> PackedLatents:
-        grids = [self.patch.grid(*clip.shape[1:]) for clip in x_t.clips]
-        arrangement = Arrangement(grids, x_t.clips[0].device)
-        x = torch.cat([self.patch.patchify(clip[None]) for clip in x_t.clips], dim=1)  # 1 n p
-        if not arrangement.is_packed and len(t) > 1:
-            t = t[None]
-        y = self._predict(x, t, condition, arrangement)
-        parts = zip(y.split(arrangement.lengths, dim=1), grids, strict=True)
-        return PackedLatents(tuple(self.patch.unpatchify(part, grid)[0] for part, grid in parts))
+        """See ``Denoiser.forward_packed``; here all clips stand in one sequence."""
+        clips, estimates = x_t.clips, [None] * len(x_t) if estimate is None else estimate.clips
+        arrangement = self._arrange([clip.shape[1:] for clip in clips], clips[0].device)
+        patches = [
+            self.patch.patchify(self._with_estimate(clip[None], None if e is None else e[None]))
+            for clip, e in zip(clips, estimates, strict=True)
+        ]
+        if not arrangement.is_packed:
+            t = t[None] if len(t) > 1 else t
+        y = self._predict(torch.cat(patches, dim=1), t, condition, arrangement)
+        parts = y.split([grid.num_tokens for grid in arrangement.grids], dim=1)
+        outputs = map(self.patch.unpatchify, parts, arrangement.grids)
+        return PackedLatents(tuple(output[0] for output in outputs))
+
+    def _arrange(self, extents: Sequence[Sequence[int]], device: torch.device) -> Arrangement:
+        return Arrangement([self.patch.grid(*extent) for extent in extents], device)
+
+    def _with_estimate(self, x_t: Tensor, estimate: Tensor | None) -> Tensor:
+        if self.self_conditioning:
+            return torch.cat([x_t, torch.zeros_like(x_t) if estimate is None else estimate], dim=1)
+        if estimate is not None:
+            raise ValueError("an estimate is for a network with self_conditioning")
+        return x_t
 
     def _predict(
         self,
@@ -94,23 +181,37 @@ class DiT(Denoiser):
         arrangement: Arrangement,
     ) -> Float[Tensor, "b n out"]:
         """Patches in, patches out."""
-        coordinates = arrangement.coordinates
-        x = self.x_in(x)  # b n d
-        x = x + sinusoidal_3d(coordinates, self.width).to(x.dtype)
-        context = BlockContext(
-            arrangement,
-            self._signal(Times.of(t, arrangement), condition),
-            rotary_angles(coordinates, self.head_width),
-            self.text_in(condition.tokens),
-            condition.mask,
+        signal = self._signal(Times.of(t, arrangement), self.condition.pooled(condition))
+        text = self.condition.text(condition)
+        x = self._add_positions(self.x_in(x), 0, arrangement)  # b n d
+        first = self.blocks[0]
+        assert isinstance(first, Block)
+        x, context = first.join(
+            x, BlockContext(arrangement, signal, text=text, mask=condition.mask)
         )
-        for block in self.blocks:
-            x = block(x, context)
-        return self.final(x, context.signal)
+        if self.rotary is not None:
+            angles = self.rotary.angles(context.arrangement, self.head_width)
+            context = replace(context, angles=angles)
+        for i, block in enumerate(self.blocks):
+            if i > 0:
+                x = self._add_positions(x, i, context.arrangement)
+            if self.recompute_blocks and torch.is_grad_enabled():
+                x = checkpoint(block, x, context, use_reentrant=False)
+            else:
+                x = block(x, context)
+        return self.final(context.arrangement.remove_context(x), signal)
 
-    def _signal(self, times: Times, condition: Condition) -> Signal:
-        pooled = self.pooled_in(condition.pooled)
-        if times.clip is not None:
+    def _add_positions(self, x: Tensor, block: int, arrangement: Arrangement) -> Tensor:
+        for position in self.positions:
+            if position.before_block == block:
+                x = x + position(arrangement).to(x.dtype)
+        return x
+
+    def _signal(self, times: Times, pooled: Float[Tensor, "clips d"] | None) -> Signal:
+        if pooled is not None and times.clip is not None:
             pooled = pooled[times.clip]
-        embedding = self.time(times.t) + pooled  # r d
-        return Signal(embedding, times.row_of_token, F.silu(embedding))
+        time = self.time(times.t)  # r d
+        embedding = time if pooled is None else time + pooled
+        activated = F.silu(embedding)
+        shared = None if self.shared is None else self.shared(activated)
+        return Signal(time, pooled, embedding, times.row_of_token, activated, shared)

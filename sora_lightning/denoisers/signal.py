@@ -55,16 +55,27 @@ class Times:
 
 @dataclass(frozen=True)
 class Signal:
-    """The embedding of time and pooled condition: a row for each of ``Times``.
+    """Time and pooled condition: a row for each of ``Times``.
 
-    ``activated`` is its SiLU, which every modulation starts from. ``shared`` is one modulation that
-    all blocks start from, where they share one.
+    ``embedding`` is their sum and ``activated`` its SiLU, which every modulation starts from.
+    ``shared`` is one modulation that all blocks start from, where they share one.
     """
 
+    time: Float[Tensor, "r d"]
+    pooled: Float[Tensor, "r d"] | None
     embedding: Float[Tensor, "r d"]
     row_of_token: Int[Tensor, "b n"] | None
     activated: Float[Tensor, "r d"]
     shared: Float[Tensor, "r p"] | None = None
+
+    def tokens(self, num_clips: int) -> Float[Tensor, "clips m d"]:
+        """Time and pooled condition as tokens of each clip. ``ValueError`` where a clip has several
+        times.
+        """
+        if len(self.time) != num_clips:
+            raise ValueError("blocks without adaptive norm take one time for each clip")
+        parts = [self.time] if self.pooled is None else [self.time, self.pooled]
+        return torch.stack(parts, dim=1)
 
     def spread(self, rows: Float[Tensor, "r e"]) -> Float[Tensor, "b m e"]:
         """Each token's row (m = n), or each clip's to broadcast over its tokens (m = 1)."""

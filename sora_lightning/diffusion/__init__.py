@@ -16,6 +16,7 @@ from sora_lightning.diffusion.objectives import (
     Objective,
     Weighting,
     offset,
+    packed_rectified_flow_loss,
     rectified_flow_loss,
 )
 from sora_lightning.diffusion.paths import (
@@ -91,6 +92,7 @@ __all__ = [
     "heun",
     "karras_times",
     "offset",
+    "packed_rectified_flow_loss",
     "rectified_flow_loss",
     "rescaled",
     "spaced_times",

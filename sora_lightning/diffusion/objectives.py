@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +14,12 @@ from torch import Tensor
 from sora_lightning.diffusion.known import Known
 from sora_lightning.diffusion.paths import Transition, VariancePreserving, broadcast_time
 from sora_lightning.diffusion.predictions import Process, Shares
-from sora_lightning.types import Condition, DenoiserFunction
+from sora_lightning.types import (
+    Condition,
+    DenoiserFunction,
+    PackedDenoiserFunction,
+    PackedLatents,
+)
 
 
 class Weighting(ABC):
@@ -87,13 +93,53 @@ class Objective:
         known: Known | None = None,
     ) -> Float[Tensor, " b"]:
         """The loss of each clip at its time. What is ``known`` is given, and not asked for."""
-        x_t = self.process.path.perturb(x_0, noise, t)
-        inputs, times = self.process.inputs(x_t, t), t
-        if known is not None:
-            given = self.process.path.perturb(x_0, noise, known.t)
-            inputs = known.place(inputs, self.process.inputs(given, known.t))
-            times = known.times(t)
-        error = self.error(denoiser(inputs, times, condition), x_0, noise, t)
+        inputs, times = self._seen(x_0, noise, t, known)
+        return self._loss(denoiser(inputs, times, condition), x_0, noise, t, known)
+
+    def packed(
+        self,
+        denoiser: PackedDenoiserFunction,
+        x_0: PackedLatents,
+        noise: PackedLatents,
+        t: Float[Tensor, " b"],
+        condition: Condition,
+        known: Sequence[Known] | None = None,
+    ) -> Float[Tensor, " b"]:
+        """The same for clips that share a sequence, one value for each whatever its size."""
+        masks: Sequence[Known | None] = [None] * len(x_0) if known is None else known
+        clips = [
+            (x[None], e[None], time[None], mask)
+            for x, e, time, mask in zip(x_0.clips, noise.clips, t, masks, strict=True)
+        ]
+        seen = [self._seen(*clip) for clip in clips]
+        times = t if known is None else torch.cat([times[0] for _, times in seen])
+        outputs = denoiser(PackedLatents(tuple(x[0] for x, _ in seen)), times, condition)
+        pairs = zip(outputs.clips, clips, strict=True)
+        return torch.cat([self._loss(output[None], *clip) for output, clip in pairs])
+
+    def _seen(
+        self,
+        x_0: Float[Tensor, "b c f h w"],
+        noise: Float[Tensor, "b c f h w"],
+        t: Float[Tensor, " b"],
+        known: Known | None,
+    ) -> tuple[Float[Tensor, "b c f h w"], Float[Tensor, " b *n"]]:
+        """What the network is given, and at which times."""
+        inputs = self.process.inputs(self.process.path.perturb(x_0, noise, t), t)
+        if known is None:
+            return inputs, t
+        given = self.process.path.perturb(x_0, noise, known.t)
+        return known.place(inputs, self.process.inputs(given, known.t)), known.times(t)
+
+    def _loss(
+        self,
+        output: Float[Tensor, "b out f h w"],
+        x_0: Float[Tensor, "b c f h w"],
+        noise: Float[Tensor, "b c f h w"],
+        t: Float[Tensor, " b"],
+        known: Known | None,
+    ) -> Float[Tensor, " b"]:
+        error = self.error(output, x_0, noise, t)
         return error.flatten(1).mean(1) if known is None else known.mean_of_unknown(error)
 
     def error(
@@ -251,3 +297,14 @@ def rectified_flow_loss(
     1).
     """
     return Objective()(denoiser, x_0, noise, t, condition)
+
+
+def packed_rectified_flow_loss(
+    denoiser: PackedDenoiserFunction,
+    x_0: PackedLatents,
+    noise: PackedLatents,
+    t: Float[Tensor, " b"],
+    condition: Condition,
+) -> Float[Tensor, " b"]:
+    """The same for clips that share a sequence, one value for each clip whatever its size."""
+    return Objective().packed(denoiser, x_0, noise, t, condition)

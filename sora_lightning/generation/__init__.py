@@ -1,6 +1,12 @@
 """Prompts and frames to videos."""
 
-from sora_lightning.generation.generator import Draft, KnownFrames, VideoGenerator, seeded_noise
+from sora_lightning.generation.generator import (
+    Draft,
+    KnownFrames,
+    VideoGenerator,
+    generate,
+    seeded_noise,
+)
 from sora_lightning.generation.tasks import connect, edit, extend, extend_backward, inpaint, loop
 
 __all__ = [
@@ -11,6 +17,7 @@ __all__ = [
     "edit",
     "extend",
     "extend_backward",
+    "generate",
     "inpaint",
     "loop",
     "seeded_noise",

@@ -161,3 +161,21 @@ class VideoGenerator:
         device = self.tokenizer.latent_mean.device
         t = torch.full((len(frames.mask),), frames.noise, device=device)
         return Known.of(frames.mask.to(device), self.denoiser.patch, t)
+
+
+def generate(
+    tokenizer: VideoTokenizer,
+    conditioner: Conditioner,
+    denoiser: Denoiser,
+    prompts: list[str],
+    size: VideoSize,
+    seeds: list[int],
+    *,
+    num_steps: int,
+    guidance_scale: float,
+) -> Float[Tensor, "b 3 F H W"]:
+    """Videos by a rectified flow's velocity: see ``VideoGenerator.videos``."""
+    generator = VideoGenerator(
+        tokenizer, conditioner, denoiser, num_steps=num_steps, guidance_scale=guidance_scale
+    )
+    return generator.videos(prompts, size, seeds)

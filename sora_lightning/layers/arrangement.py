@@ -5,10 +5,9 @@ into one sequence; and their groups under each partition, worked out once for al
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sora_lightning.layers.groupings import Grouping, Permuted, Whole
@@ -23,6 +22,8 @@ class Arrangement:
 
     ``num_context`` tokens stand before the grid of each clip, at the coordinates of its first
     token; they are for joint attention alone, and any other partition refuses them.
+    ``coordinates`` are ``(frame, row, column)`` of every token; ``clips_by_length`` numbers the
+    clips of a packed sequence in the order that ``Permuted`` sorts them in, the shortest first.
     """
 
     def __init__(
@@ -36,6 +37,8 @@ class Arrangement:
         self.grids = tuple(grids)
         self.device = torch.device(device)
         self.num_context = num_context
+        self.coordinates = self._all_coordinates()
+        self.clips_by_length = self._sorted_clips()
         self._groupings: dict[TokenPartition, Grouping] = {}
 
     @property
@@ -43,36 +46,57 @@ class Arrangement:
         """Whether the sequence may hold more than one clip."""
         return len(self.grids) > 1
 
+    def num_clips(self, x: Float[Tensor, "b n d"]) -> int:
+        """The clips that tokens in this arrangement hold."""
+        return len(self.grids) if self.is_packed else x.shape[0]
+
     @property
     def lengths(self) -> list[int]:
         """The number of tokens of each grid's clip, context included."""
         return [self.num_context + grid.num_tokens for grid in self.grids]
 
-    @cached_property
-    def clips_by_length(self) -> Int[Tensor, " clips"]:
-        """The clips' numbers, the shortest first: the order that ``Permuted`` sorts them in."""
+    @property
+    def clip_of_token(self) -> Int[Tensor, " n"]:
+        """The number of the grid that each token stands on."""
+        lengths = torch.tensor(self.lengths, device=self.device)
+        return torch.repeat_interleave(lengths, output_size=sum(self.lengths))
+
+    @property
+    def extents(self) -> Int[Tensor, "n 3"]:
+        """Frames, rows and columns of the grid that each token stands on."""
+        rows = torch.tensor([(g.f, g.h, g.w) for g in self.grids], device=self.device)
+        return rows[self.clip_of_token]
+
+    def _sorted_clips(self) -> Int[Tensor, " clips"] | None:
+        if not self.is_packed:
+            return None
         return torch.argsort(torch.tensor(self.lengths), stable=True).to(self.device)
 
-    @cached_property
-    def coordinates(self) -> Int[Tensor, "n 3"]:
-        """``(frame, row, column)`` of every token of the sequence."""
+    def _all_coordinates(self) -> Int[Tensor, "n 3"]:
+        if not (self.is_packed or self.num_context):
+            return grid_coordinates(self.grids[0], self.device)
         parts = []
         for grid in self.grids:
             parts.append(torch.zeros(self.num_context, 3, dtype=torch.int64, device=self.device))
             parts.append(grid_coordinates(grid, self.device))
         return torch.cat(parts)
 
-    @cached_property
-    def extents(self) -> Int[Tensor, "n 3"]:
-        """Frames, rows and columns of the grid that each token stands on."""
-        rows = torch.tensor([(g.f, g.h, g.w) for g in self.grids], device=self.device)
-        return rows[self.clip_of_token]
+    def insert_context(
+        self, x: Float[Tensor, "b n d"], context: Float[Tensor, "clips m d"]
+    ) -> Float[Tensor, "b all d"]:
+        """The tokens of every grid with its clip's ``num_context`` tokens before them."""
+        if not self.is_packed:
+            return torch.cat([context, x], dim=1)
+        clips = x.split([grid.num_tokens for grid in self.grids], dim=1)
+        pairs = zip(context.split(1), clips, strict=True)
+        return torch.cat([part for pair in pairs for part in pair], dim=1)
 
-    @cached_property
-    def clip_of_token(self) -> Int[Tensor, " n"]:
-        """The number of the grid that each token stands on."""
-        lengths = torch.tensor(self.lengths, device=self.device)
-        return torch.repeat_interleave(lengths, output_size=sum(self.lengths))
+    def remove_context(self, x: Float[Tensor, "b m d"]) -> Float[Tensor, "b n d"]:
+        """The tokens of the grids alone."""
+        if not self.num_context:
+            return x
+        clips = x.split(self.lengths, dim=1)
+        return torch.cat([clip[:, self.num_context :] for clip in clips], dim=1)
 
     def grouping(self, partition: TokenPartition) -> Grouping:
         """The groups of this partition, kept for the blocks that follow."""

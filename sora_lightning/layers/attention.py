@@ -161,6 +161,7 @@ class CrossAttention(nn.Module):
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, arrangement: Arrangement
     ) -> Tensor:
         """One fused attention for all clips of a length."""
+        assert arrangement.clips_by_length is not None
         clips = arrangement.grouping(JOINT)
         parts = clips.group(q)
         texts = arrangement.clips_by_length.split([len(part) for part in parts])

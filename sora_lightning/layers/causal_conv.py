@@ -1,7 +1,14 @@
-"""3-D convolution that never looks at the future (MAGVIT-2, arXiv 2310.05737, section 3.1)."""
+"""3-D convolution that never looks at the future (MAGVIT-2, arXiv 2310.05737, section 3.1).
+
+Every layer here can also be run over a video piece by piece: ``step`` takes a piece and what the
+layer must remember of the pieces before it (``None`` at the beginning), and gives the output of
+that piece and what to remember next. The outputs, joined, are those of the whole video.
+"""
 
 from math import prod
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
 from jaxtyping import Float
@@ -29,10 +36,23 @@ class CausalConv3d(nn.Conv3d):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding)
 
     def forward(self, x: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b d g i j"]:
+        return self.step(x, None)[0]
+
+    def step(
+        self, x: Float[Tensor, "b c f h w"], past: Float[Tensor, "b c p h w"] | None
+    ) -> tuple[Float[Tensor, "b d g i j"], Float[Tensor, "b c p h w"] | None]:
+        """One piece; ``past`` holds the ``kernel - stride`` frames before it. All pieces after the
+        first one hold a multiple of the temporal stride in frames.
+        """
         num_past = self.kernel_size[0] - 1
-        if num_past:
+        if past is not None:
+            x = torch.cat([past, x], dim=2)
+        elif num_past:
             x = F.pad(x, (0, 0, 0, 0, num_past, 0), mode="replicate")
-        return super().forward(x)
+        num_kept = self.kernel_size[0] - self.stride[0]
+        # A copy, since a slice would keep the whole piece in memory.
+        kept = x[:, :, x.shape[2] - max(num_kept, 0) :].clone()
+        return super().forward(x), kept
 
 
 class CausalDownsample(nn.Module):
@@ -58,12 +78,18 @@ class CausalDownsample(nn.Module):
         self.conv = CausalConv3d(in_channels, out_channels, kernel, self.factors)
 
     def forward(self, x: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b d g i j"]:
+        return self.step(x, None)[0]
+
+    def step(
+        self, x: Float[Tensor, "b c f h w"], past: Tensor | None
+    ) -> tuple[Float[Tensor, "b d g i j"], Tensor | None]:
+        """One piece and its convolution's past."""
         p, q, r = self.factors
-        padded = F.pad(x, (0, 0, 0, 0, p - 1, 0), mode="replicate")
+        padded = F.pad(x, (0, 0, 0, 0, p - 1, 0), mode="replicate") if past is None else x
         boxes = rearrange(padded, "b c (f p) (h q) (w r) -> b (c p q r) f h w", p=p, q=q, r=r)
-        return self.conv(x) + reduce(
-            boxes, "b (d group) f h w -> b d f h w", "mean", d=self.out_channels
-        )
+        shortcut = reduce(boxes, "b (d group) f h w -> b d f h w", "mean", d=self.out_channels)
+        y, past = self.conv.step(x, past)
+        return y + shortcut, past
 
 
 class CausalUpsample(nn.Module):
@@ -86,10 +112,26 @@ class CausalUpsample(nn.Module):
         self.conv = CausalConv3d(in_channels, unfolded, (1, 1, 1))
 
     def forward(self, x: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b d g i j"]:
+        return self.step(x, None)[0]
+
+    def step(
+        self, x: Float[Tensor, "b c f h w"], past: bool | None
+    ) -> tuple[Float[Tensor, "b d g i j"], bool]:
+        """One piece; all that counts of the past is whether there was one."""
         p, q, r = self.factors
         folded = self.conv(x) + repeat(x, "b c f h w -> b (c copy) f h w", copy=self.copies)
         y = rearrange(folded, "b (d p q r) f h w -> b d (f p) (h q) (w r)", p=p, q=q, r=r)
-        return y[:, :, p - 1 :]
+        return (y if past else y[:, :, p - 1 :]), True
+
+
+def step_through(layers: nn.Sequential, x: Tensor, past: list[Any] | None) -> tuple[Tensor, list]:
+    """One piece through layers in a row. Those without ``step`` see each frame alone."""
+    following = []
+    for layer, own in zip(layers, past or [None] * len(layers), strict=True):
+        step = getattr(layer, "step", None)
+        x, own = step(x, own) if step else (layer(x), None)
+        following.append(own)
+    return x, following
 
 
 def _factors(time: bool, space: bool) -> tuple[int, int, int]:

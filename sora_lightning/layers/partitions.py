@@ -53,12 +53,14 @@ class Partition(TokenPartition):
     """Boxes of ``frames`` x ``rows`` x ``columns`` tokens; ``None`` stands for the clip's whole
     extent.
 
-    A box that reaches beyond the clip is cut at its border.
+    A box that reaches beyond the clip is cut at its border. ``images_apart`` makes every token of a
+    one-frame clip a group of its own, which then attends to nothing else.
     """
 
     frames: int | None = None
     rows: int | None = None
     columns: int | None = None
+    images_apart: bool = False
 
     def __post_init__(self) -> None:
         for name in ("frames", "rows", "columns"):
@@ -67,6 +69,8 @@ class Partition(TokenPartition):
 
     def box(self, grid: TokenGrid) -> tuple[int, int, int]:
         """The extent of the first box on a grid."""
+        if self.images_apart and grid.f == 1:
+            return (1, 1, 1)
         return (
             min(self.frames or grid.f, grid.f),
             min(self.rows or grid.h, grid.h),
@@ -213,15 +217,17 @@ class Windows(Periodic):
     """Blocks attend within windows, by turns: W.A.L.T's are [[1, 16, 16], [5, 8, 8]].
 
     A window counts frames, rows and columns of tokens; null is the clip's whole extent.
+    ``images_apart`` keeps the tokens of images from each other in windows of several frames, as
+    W.A.L.T does where it trains on images and videos together (section 3.2).
     """
 
-    def __init__(self, windows: Sequence[Sequence[int | None]]):
+    def __init__(self, windows: Sequence[Sequence[int | None]], images_apart: bool = False):
         for window in windows:
             if len(window) != 3:
                 raise ValueError(
                     f"windows: {list(window)} must be three numbers: frames, rows, columns"
                 )
-        super().__init__([(Partition(*window),) for window in windows])
+        super().__init__([(Partition(f, h, w, images_apart and f != 1),) for f, h, w in windows])
 
 
 class FactorisedEncoder(AttentionLayout):

@@ -47,6 +47,13 @@ def sinusoidal_3d(coordinates: Int[Tensor, "n 3"], width: int) -> Float[Tensor, 
     return torch.cat(parts, dim=-1)
 
 
+def rotary_frequencies(width: int, base: float, device: torch.device) -> Float[Tensor, " pairs"]:
+    """Radians a token of each channel pair along one axis, from 1 down towards 1 / ``base``."""
+    half = width // 2
+    exponent = torch.arange(half, dtype=torch.float32, device=device) / max(half, 1)
+    return base**-exponent
+
+
 def rotary_angles(
     coordinates: Int[Tensor, "n 3"], head_width: int, base: float = 100.0
 ) -> Float[Tensor, "n {head_width}//2"]:
@@ -58,9 +65,8 @@ def rotary_angles(
     """
     angles = []
     for axis, share in enumerate(axis_widths(head_width)):
-        half = share // 2
-        exponent = torch.arange(half, dtype=torch.float32, device=coordinates.device) / max(half, 1)
-        angles.append(coordinates[..., axis, None].float() * base**-exponent)
+        frequencies = rotary_frequencies(share, base, coordinates.device)
+        angles.append(coordinates[..., axis, None].float() * frequencies)
     return torch.cat(angles, dim=-1)
 
 

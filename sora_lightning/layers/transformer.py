@@ -16,10 +16,10 @@ class LayerNorm(nn.LayerNorm):
 
 
 class RMSNorm(nn.RMSNorm):
-    """Root-mean-square norm (arXiv 1910.07467) with a learned scale."""
+    """Root-mean-square norm (arXiv 1910.07467); ``scale`` is learned."""
 
-    def __init__(self, width: int, eps: float = 1e-6, affine: bool = True):
-        super().__init__(width, eps=eps, elementwise_affine=affine)
+    def __init__(self, width: int, eps: float = 1e-6, scale: bool = True):
+        super().__init__(width, eps=eps, elementwise_affine=scale)
 
 
 class FeedForward(nn.Sequential):
@@ -31,6 +31,22 @@ class FeedForward(nn.Sequential):
             nn.GELU(approximate="tanh"),
             nn.Linear(hidden_width, width),
         )
+
+
+class SwiGLU(nn.Module):
+    """``out(silu(gate(x)) * up(x))`` (arXiv 2002.05202), with 2/3 of the hidden width: as many
+    parameters as ``FeedForward`` has.
+    """
+
+    def __init__(self, width: int, hidden_width: int):
+        super().__init__()
+        inner = 2 * hidden_width // 3
+        self.gate_up = nn.Linear(width, 2 * inner)
+        self.out = nn.Linear(inner, width)
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.out(F.silu(gate) * up)
 
 
 class TransformerBlock(nn.Module):

@@ -22,6 +22,7 @@ from sora_lightning.conditioning import (
     check_tasks,
     draw_known,
 )
+from sora_lightning.data.native import check_geometry
 from sora_lightning.denoisers import Denoiser
 from sora_lightning.diffusion import (
     Known,
@@ -39,9 +40,15 @@ from sora_lightning.systems.optimization import (
     adamw,
     configure,
 )
+from sora_lightning.systems.packed import (
+    ClipDraws,
+    mean_over_ranks,
+    no_losses,
+    packed_latents,
+)
 from sora_lightning.systems.seeding import generator, step_generator
 from sora_lightning.tokenizers import VideoTokenizer
-from sora_lightning.types import Condition, VideoBatch, VideoSize
+from sora_lightning.types import Condition, PackedBatch, VideoBatch, VideoSize
 
 
 class DiffusionSystem(L.LightningModule):
@@ -95,8 +102,18 @@ class DiffusionSystem(L.LightningModule):
         return load_system(cls, path, use_ema)
 
     def setup(self, stage: str) -> None:
-        """Refuse cached latents of another tokenizer than this system decodes with."""
+        """Refuse cached latents of another tokenizer than this system decodes with, and packs
+        counted in other tokens than the denoiser's.
+        """
         data = getattr(self.trainer, "datamodule", None)
+        if (packing := getattr(data, "packing", None)) is not None:
+            compression, patch = self.tokenizer.compression, self.denoiser.patch
+            check_geometry(packing.compression, packing.patch, compression, patch)
+            if packing.dropping is not None:
+                raise ValueError(
+                    "data.packing.dropping is set: the denoisers predict all tokens of a clip and "
+                    "cannot do without some: leave the key out"
+                )
         served = getattr(data, "tokenizer_fingerprint", None)
         if served is not None and served != (own := self.tokenizer.fingerprint()):
             raise ValueError(
@@ -105,13 +122,41 @@ class DiffusionSystem(L.LightningModule):
                 "`sora-lightning predict`"
             )
 
-    def training_step(self, batch: VideoBatch, batch_idx: int) -> Float[Tensor, ""]:
+    def training_step(self, batch: VideoBatch | PackedBatch, batch_idx: int) -> Float[Tensor, ""]:
+        if isinstance(batch, PackedBatch):
+            return self.packed_step(batch)
         draw = step_generator(self, self.seed, batch_idx)
         dropped = torch.rand(len(batch), generator=draw, device=self.device) < self.drop_condition
         x_0, condition = self.latents(batch), self.conditioner(batch.captions, dropped)
-        loss = self.loss(x_0, condition, draw, self.known(x_0, draw))
+        loss = self.loss(x_0, condition, draw, self.drawn_known(x_0, draw))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         return loss
+
+    def packed_step(self, batch: PackedBatch) -> Float[Tensor, ""]:
+        """The loss of a pack: a pack without clips costs nothing, and every clip of all ranks
+        weighs the same.
+        """
+        losses = self.packed_losses(batch) if len(batch) else no_losses(self.parameters())
+        loss = mean_over_ranks(self, losses)
+        self.log("train/loss", loss, prog_bar=True, batch_size=max(1, len(batch)))
+        self.log("data/waste", 1 - batch.fill, on_step=False, on_epoch=True, batch_size=1)
+        return loss
+
+    def packed_losses(self, batch: PackedBatch) -> Float[Tensor, " b"]:
+        """The loss of each clip, at a time and noise that its seed and turn draw."""
+        draws = ClipDraws(batch, self.seed, self.device)
+        condition = self.conditioner(batch.captions, draws.uniform() < self.drop_condition)
+        normal, x_0 = draws.normal(), packed_latents(self.tokenizer, batch)
+        t = self.time(normal, torch.tensor(self.denoiser.num_tokens(x_0), device=normal.device))
+        noise, known = draws.noise(x_0), None
+        if strength := self.objective.offset_noise:
+            shifts = draws.noise(x_0.map(lambda x: x[:, :, :1, :1])).clips
+            noise = noise.map(lambda e, shift: e + strength * shift, shifts)
+        if self.tasks:
+            numbers = torch.stack([draws.uniform() for _ in range(NUM_DRAWS)], dim=1)
+            known = [self.known(x[None], n[None]) for x, n in zip(x_0.clips, numbers, strict=True)]
+        packed = self.denoiser.forward_packed
+        return self.objective.packed(packed, x_0, noise, t, condition, known)
 
     def validation_step(self, batch: VideoBatch, batch_idx: int) -> None:
         draw = generator(self.device, self.seed, batch_idx, self.global_rank)
@@ -134,12 +179,16 @@ class DiffusionSystem(L.LightningModule):
             noise = offset(noise, shift, self.objective.offset_noise)
         return self.objective(self.denoiser, x_0, noise, t, condition, known).mean()
 
-    def known(self, x_0: Float[Tensor, "b c f h w"], draw: torch.Generator) -> Known | None:
+    def drawn_known(self, x_0: Float[Tensor, "b c f h w"], draw: torch.Generator) -> Known | None:
         """The known tokens of each clip by the task that it draws; ``None`` without tasks."""
         if not self.tasks:
             return None
-        patch = self.denoiser.patch
         numbers = torch.rand(len(x_0), NUM_DRAWS, generator=draw, device=x_0.device)
+        return self.known(x_0, numbers)
+
+    def known(self, x_0: Float[Tensor, "b c f h w"], numbers: Float[Tensor, "b n"]) -> Known:
+        """The known tokens that a clip's uniform numbers decide."""
+        patch = self.denoiser.patch
         tokens, t = draw_known(self.tasks, patch.grid(*x_0.shape[2:]), numbers)
         mask = repeat(tokens, "b 1 f h w -> b 1 (f p) (h q) (w r)", p=patch.f, q=patch.h, r=patch.w)
         return Known.of(mask, patch, t)

@@ -56,6 +56,10 @@ class TokenizerSystem(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse a training that would end without latent statistics."""
         data = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and getattr(data, "packing", None) is not None:
+            raise ValueError(
+                "data.packing is set: a tokenizer trains on batches of one size; give data.sizes"
+            )
         if stage == "fit" and getattr(data, "val_manifest", True) is None:
             raise ValueError(
                 "data.val_manifest is not set: a tokenizer's latents are normalised by their "

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -16,11 +17,12 @@ from sora_lightning.types import Compression, VideoSize
 class VideoTokenizer(nn.Module, ABC):
     """Maps pixels in [-1, 1] to latents of mean 0 and standard deviation 1 per channel, and back.
 
-    A child sets the two geometry attributes through ``__init__`` and defines ``posterior`` and
-    ``decode_raw``. The latents' mean and deviation are buffers; ``set_latent_statistics`` fills
-    them from data, and until then they are 0 and 1. ``specification`` is the ``class_path`` and
-    ``init_args`` of a tokenizer that was loaded from a checkpoint; a system that trains on its
-    latents keeps it in its own checkpoint, beside the weights.
+    A child sets the two geometry attributes through ``__init__`` and defines ``posterior_step`` and
+    ``decode_step``: a whole video is a first piece that nothing follows. The latents' mean and
+    deviation are buffers; ``set_latent_statistics`` fills them from data, and until then they are 0
+    and 1. ``specification`` is the ``class_path`` and ``init_args`` of a tokenizer that was loaded
+    from a checkpoint; a system that trains on its latents keeps it in its own checkpoint, beside
+    the weights.
     """
 
     latent_mean: Tensor
@@ -35,14 +37,32 @@ class VideoTokenizer(nn.Module, ABC):
         self.register_buffer("latent_std", torch.ones(latent_channels))
 
     @abstractmethod
-    def posterior(self, video: Float[Tensor, "b 3 F H W"]) -> DiagonalGaussian:
-        """The distribution over unnormalised latents. The first frame must not depend on later
-        ones.
+    def posterior_step(
+        self, video: Float[Tensor, "b 3 F H W"], past: list[Any] | None
+    ) -> tuple[DiagonalGaussian, list[Any]]:
+        """The distribution over the unnormalised latents of one piece of a video, and what the next
+        piece needs of this one and those before it.
+
+        ``past`` is ``None`` for the first piece, of 1 + a multiple of the temporal compression
+        frames; a later piece has a multiple of it. No frame may see a later one, and the first
+        frame of a video no other.
         """
 
     @abstractmethod
+    def decode_step(
+        self, latents: Float[Tensor, "b c f h w"], past: list[Any] | None
+    ) -> tuple[Float[Tensor, "b 3 F H W"], list[Any]]:
+        """Pixels of one piece from unnormalised latents, not clamped, and what the next piece
+        needs.
+        """
+
+    def posterior(self, video: Float[Tensor, "b 3 F H W"]) -> DiagonalGaussian:
+        """The distribution over the unnormalised latents of a whole video."""
+        return self.posterior_step(video, None)[0]
+
     def decode_raw(self, latents: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b 3 F H W"]:
-        """Pixels from unnormalised latents, not clamped."""
+        """Pixels of a whole video from unnormalised latents, not clamped."""
+        return self.decode_step(latents, None)[0]
 
     def encode(self, video: Float[Tensor, "b 3 F H W"]) -> Float[Tensor, "b c f h w"]:
         """Normalised means of the posterior. ``ValueError`` where the size does not fit the
@@ -54,6 +74,30 @@ class VideoTokenizer(nn.Module, ABC):
     def decode(self, latents: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b 3 F H W"]:
         """Pixels in [-1, 1] from normalised latents."""
         return self.decode_raw(self.denormalise(latents)).clamp(-1, 1)
+
+    def encode_pieces(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Normalised latents ``b c f h w`` of a video ``b 3 F H W`` of any length, piece by piece,
+        in constant memory.
+
+        Joined, they equal those of the whole video. The first piece has 1 + a multiple of the
+        temporal compression frames, each later one a multiple of it; ``ValueError`` otherwise.
+        """
+        past: list[Any] | None = None
+        for video in pieces:
+            _, _, frames, height, width = video.shape
+            whole = VideoSize(frames if past is None else frames + 1, height, width)
+            self.compression.grid(whole)
+            posterior, past = self.posterior_step(video, past)
+            yield self.normalise(posterior.mean)
+
+    def decode_pieces(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Pixels in [-1, 1] of normalised latents that come piece by piece, of any number of latent
+        frames each, in constant memory. Joined, they equal those of the whole video.
+        """
+        past: list[Any] | None = None
+        for latents in pieces:
+            video, past = self.decode_step(self.denormalise(latents), past)
+            yield video.clamp(-1, 1)
 
     def normalise(self, latents: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c f h w"]:
         return (latents - self._per_channel(self.latent_mean)) / self._per_channel(self.latent_std)

@@ -3,6 +3,7 @@
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,12 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sora_lightning.layers.causal_conv import CausalConv3d, CausalDownsample, CausalUpsample
+from sora_lightning.layers.causal_conv import (
+    CausalConv3d,
+    CausalDownsample,
+    CausalUpsample,
+    step_through,
+)
 from sora_lightning.tokenizers.base import VideoTokenizer
 from sora_lightning.tokenizers.posterior import DiagonalGaussian
 from sora_lightning.tokenizers.tubelets import LinearTubelets
@@ -84,20 +90,29 @@ class ConvTokenizer(VideoTokenizer):
         # The layout in which convolutions run fastest, on CPU and GPU alike.
         self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
-    def posterior(self, video: Float[Tensor, "b 3 F H W"]) -> DiagonalGaussian:
-        x = rearrange(video, "b c f (h p) (w q) -> b (c p q) f h w", p=self.patch, q=self.patch)
+    def posterior_step(
+        self, video: Float[Tensor, "b 3 F H W"], past: list[Any] | None
+    ) -> tuple[DiagonalGaussian, list[Any]]:
+        p = self.patch
+        x = rearrange(video, "b c f (h p) (w q) -> b (c p q) f h w", p=p, q=p)
         x = x.contiguous(memory_format=torch.channels_last_3d)
-        posterior = DiagonalGaussian.from_moments(self.encoder(x))
-        if self.tubelets is None:
-            return posterior
-        return DiagonalGaussian(
-            posterior.mean + self.tubelets.encode(video), posterior.log_variance
-        )
+        moments, following = step_through(self.encoder, x, past)
+        posterior = DiagonalGaussian.from_moments(moments)
+        if self.tubelets is not None:
+            mean = posterior.mean + self.tubelets.encode(video, alone=past is None)
+            posterior = DiagonalGaussian(mean, posterior.log_variance)
+        return posterior, following
 
-    def decode_raw(self, latents: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b 3 F H W"]:
-        x = self.decoder(latents.contiguous(memory_format=torch.channels_last_3d))
-        video = rearrange(x, "b (c p q) f h w -> b c f (h p) (w q)", p=self.patch, q=self.patch)
-        return video if self.tubelets is None else video + self.tubelets.decode(latents)
+    def decode_step(
+        self, latents: Float[Tensor, "b c f h w"], past: list[Any] | None
+    ) -> tuple[Float[Tensor, "b 3 F H W"], list[Any]]:
+        p = self.patch
+        x = latents.contiguous(memory_format=torch.channels_last_3d)
+        x, following = step_through(self.decoder, x, past)
+        video = rearrange(x, "b (c p q) f h w -> b c f (h p) (w q)", p=p, q=p)
+        if self.tubelets is not None:
+            video = video + self.tubelets.decode(latents, alone=past is None)
+        return video, following
 
 
 class ChannelNorm(nn.Module):
@@ -134,7 +149,14 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c f h w"]:
-        return x + self.layers(x)
+        return self.step(x, None)[0]
+
+    def step(
+        self, x: Float[Tensor, "b c f h w"], past: list[Any] | None
+    ) -> tuple[Float[Tensor, "b c f h w"], list[Any]]:
+        """One piece: see ``layers.causal_conv``."""
+        y, past = step_through(self.layers, x, past)
+        return x + y, past
 
 
 class Head(nn.Module):
@@ -146,4 +168,10 @@ class Head(nn.Module):
         self.conv = CausalConv3d(channels, out_channels, kernel)
 
     def forward(self, x: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b d f h w"]:
-        return self.conv(F.silu(self.norm(x)))
+        return self.step(x, None)[0]
+
+    def step(
+        self, x: Float[Tensor, "b c f h w"], past: Tensor | None
+    ) -> tuple[Float[Tensor, "b d f h w"], Tensor | None]:
+        """One piece: see ``layers.causal_conv``."""
+        return self.conv.step(F.silu(self.norm(x)), past)

@@ -14,7 +14,8 @@ class LinearTubelets(nn.Module):
     The best linear autoencoder is the principal subspace of the boxes, and gradient descent finds
     it in a few hundred steps: what convolutions add is then learned as a correction to something
     sharp. The map is orthogonal at first, and the map back its transpose. Causal as the
-    convolutions are: copies of the first frame fill its box, so that it stands alone.
+    convolutions are: copies of the first frame fill its box, so that it stands alone, unless
+    ``alone`` is false for a piece that continues a video.
     """
 
     def __init__(self, compression: Compression, latent_channels: int):
@@ -33,14 +34,18 @@ class LinearTubelets(nn.Module):
         nn.init.zeros_(self.inward.bias)
         nn.init.zeros_(self.outward.bias)
 
-    def encode(self, video: Float[Tensor, "b 3 F H W"]) -> Float[Tensor, "b c f h w"]:
+    def encode(
+        self, video: Float[Tensor, "b 3 F H W"], alone: bool = True
+    ) -> Float[Tensor, "b c f h w"]:
         p, q, r = self.compression.frames, self.compression.height, self.compression.width
-        padded = F.pad(video, (0, 0, 0, 0, p - 1, 0), mode="replicate")
+        padded = F.pad(video, (0, 0, 0, 0, p - 1, 0), mode="replicate") if alone else video
         boxes = rearrange(padded, "b c (f p) (h q) (w r) -> b f h w (c p q r)", p=p, q=q, r=r)
         return rearrange(self.inward(boxes), "b f h w c -> b c f h w")
 
-    def decode(self, latents: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b 3 F H W"]:
+    def decode(
+        self, latents: Float[Tensor, "b c f h w"], alone: bool = True
+    ) -> Float[Tensor, "b 3 F H W"]:
         p, q, r = self.compression.frames, self.compression.height, self.compression.width
         boxes = self.outward(rearrange(latents, "b c f h w -> b f h w c"))
         video = rearrange(boxes, "b f h w (c p q r) -> b c (f p) (h q) (w r)", p=p, q=q, r=r)
-        return video[:, :, p - 1 :]
+        return video[:, :, p - 1 :] if alone else video

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from sora_lightning.data import Buckets, ClipRecord, Footage, Removal
+from sora_lightning.data import Buckets, ClipRecord, Footage, Removal, SizeFamily
 from sora_lightning.data.buckets import fit_frames, num_pixels
 from sora_lightning.types import VideoSize
 
@@ -121,3 +122,46 @@ def test_fine_stripes_become_grey_and_values_span_minus_one_to_one() -> None:
 def test_nothing_is_scaled_up() -> None:
     with pytest.raises(ValueError, match="31x64 do not cover 32x32"):
         fit_frames(torch.zeros(1, 31, 64, 3, dtype=torch.uint8), 32, 32)
+
+
+@pytest.mark.parametrize("pixels", [256 * 256, 480 * 854, 40_000])
+def test_a_family_fills_its_budget_at_each_ratio(pixels: int) -> None:
+    ratios = {"16:9": 16 / 9, "1:1": 1.0, "9:16": 9 / 16, "2.39:1": 2.39}
+    sizes = SizeFamily(pixels, [1, 17], list(ratios)).sizes()
+    assert len(sizes) == len(set(sizes)) == 8
+    for size, (frames, ratio) in zip(
+        sizes, itertools.product([1, 17], ratios.values()), strict=True
+    ):
+        assert size.num_frames == frames
+        assert size.height % 16 == size.width % 16 == 0
+        assert size.height * size.width <= pixels < (size.height + 32) * (size.width + 32)
+        assert size.width / size.height == pytest.approx(ratio, rel=0.2)
+        taller, wider = (size.height + 16) * size.width, size.height * (size.width + 16)
+        nearer = [
+            abs(np.log(shape / ratio)) < abs(np.log(size.width / size.height / ratio))
+            for shape, area in (
+                (size.width / (size.height + 16), taller),
+                ((size.width + 16) / size.height, wider),
+            )
+            if area <= pixels
+        ]
+        assert not any(nearer)
+
+
+def test_shapes_that_fall_together_stand_once() -> None:
+    assert SizeFamily(32 * 32, [5], ["1:1", "16:15"]).sizes() == [VideoSize(5, 32, 32)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ((4096, [1], ["16x9"]), "'16x9' is no ratio"),
+        ((4096, [1], ["16:0"]), "'16:0' is no ratio"),
+        ((255, [1], ["1:1"]), "pixels_per_frame = 255: holds no picture of 1:1"),
+        ((4096, [1], ["1:1"], 0), "multiple = 0"),
+        ((4096, [0], ["1:1"]), "num_frames = 0"),
+    ],
+)
+def test_families_that_cannot_be_are_refused(settings: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SizeFamily(*settings).sizes()

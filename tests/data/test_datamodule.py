@@ -117,7 +117,7 @@ def test_two_ranks_share_what_one_would_see_and_one_goes_on_alone(
 
 
 def test_batches_keep_budget_size_range_and_rate(shapes: dict[str, Path]) -> None:
-    data = module(shapes, steps_per_epoch=12)
+    data = module(shapes, steps_per_epoch=12, run_length=1)
     data.setup("fit")
     captions = {r.clip_id: r.captions for r in read_manifest(shapes["train"])}
     shapes_seen = set()
@@ -269,7 +269,7 @@ def test_bad_clips_are_left_out_and_named(
 ) -> None:
     manifest = with_bad_clips(shapes, tmp_path, declared)
     recorder = Recorder()
-    data = module({"train": manifest}, sizes=SIZES[:1])
+    data = module({"train": manifest}, sizes=SIZES[:1], max_bad_share=0.3)
     for _ in range(2):
         trainer(tmp_path / "run", max_steps=8).fit(recorder, data)
     assert all(len(ids) == 4 for ids, _, _ in recorder.fed)

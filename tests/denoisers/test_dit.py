@@ -40,7 +40,7 @@ def test_an_untrained_network_predicts_zero_and_its_blocks_are_the_identity():
     embedding = torch.randn(2, 24)
     context = BlockContext(
         Arrangement([dit.patch.grid(3, 4, 4)]),
-        Signal(embedding, None, torch.nn.functional.silu(embedding)),
+        Signal(embedding, None, embedding, None, torch.nn.functional.silu(embedding)),
         torch.randn(12, 6),
         torch.randn(2, 3, 24),
         torch.ones(2, 3, dtype=torch.bool),

@@ -26,6 +26,7 @@ PARTITIONS = [
     PER_POSITION,
     Partition(frames=1, rows=2, columns=3),
     Partition(frames=3, rows=2, columns=2),
+    Partition(frames=2, images_apart=True),
     Skip(3),
     Skip(2, run=2),
     HeadSplit((PER_POSITION, PER_FRAME)),

@@ -10,9 +10,16 @@ from sora_lightning.layers.partitions import (
     PER_FRAME,
     PER_POSITION,
     Alternating,
+    FactorisedDotProduct,
+    FactorisedEncoder,
     FactorisedSelfAttention,
+    HeadSplit,
     Joint,
     Partition,
+    Periodic,
+    Skip,
+    Skiparse,
+    Windows,
 )
 from sora_lightning.layers.position import grid_coordinates, rotary_angles, rotate
 from sora_lightning.types import TokenGrid
@@ -70,3 +77,66 @@ def test_layouts_place_their_partitions():
         (PER_POSITION,),
         (PER_FRAME,),
     ]
+
+
+def test_schedules_of_a_network():
+    spatial, temporal = (PER_FRAME,), (PER_POSITION,)
+    assert FactorisedEncoder(2).schedule(3) == [spatial, spatial, temporal]
+    assert FactorisedDotProduct().schedule(1) == [(HeadSplit((PER_POSITION, PER_FRAME)),)]
+    assert Windows([[1, 4, 4], [2, None, 2]]).schedule(3) == [
+        (Partition(1, 4, 4),),
+        (Partition(2, None, 2),),
+        (Partition(1, 4, 4),),
+    ]
+    # Open-Sora-Plan 1.3: blocks 2 to 29 of 32 skip, the odd ones in groups.
+    schedule = Skiparse().schedule(32)
+    assert schedule[:2] == schedule[-2:] == [(JOINT,), (JOINT,)]
+    assert schedule[2:30] == [(Skip(4),), (Skip(4, run=4),)] * 14
+
+
+def test_skips_deal_tokens_and_runs_of_tokens_in_turn():
+    grid = TokenGrid(1, 2, 8)
+    coordinates = grid_coordinates(grid, torch.device("cpu"))
+    assert Skip(4).group_numbers(coordinates, grid).tolist() == [0, 1, 2, 3] * 4
+    in_runs = Skip(2, run=2).group_numbers(coordinates, grid)
+    assert in_runs.tolist() == [0, 0, 1, 1] * 4
+
+
+def test_single_and_group_skips_together_reach_every_token():
+    """Two blocks of W = ratio tokens' stride reach all of a clip: what the skips are chosen for."""
+    grid = TokenGrid(2, 4, 8)
+    coordinates = grid_coordinates(grid, torch.device("cpu"))
+    single, group = (skip.mask(coordinates, grid).int() for skip in (Skip(4), Skip(4, run=4)))
+    assert not single.all()
+    assert not group.all()
+    assert (single @ group).all()
+
+
+def test_tokens_of_images_may_be_kept_apart_in_windows_of_several_frames():
+    image, video = TokenGrid(1, 4, 4), TokenGrid(2, 4, 4)
+    layout = Windows([[1, None, None], [2, 2, 2]], images_apart=True)
+    (spatial,), (spacetime,) = layout.schedule(2)
+    coordinates = grid_coordinates(image, torch.device("cpu"))
+    assert spatial.mask(coordinates, image).all()
+    assert torch.equal(spacetime.mask(coordinates, image), torch.eye(16, dtype=torch.bool))
+    coordinates = grid_coordinates(video, torch.device("cpu"))
+    expected = Partition(2, 2, 2).mask(coordinates, video)
+    assert torch.equal(spacetime.mask(coordinates, video), expected)
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (lambda: FactorisedEncoder(4).schedule(4), "num_spatial = 4 of 4 blocks"),
+        (lambda: Skiparse(num_joint=2).schedule(4), "leaves none that skips"),
+        (lambda: Windows([[1, 2]]), "must be three numbers"),
+        (lambda: Windows([]), "needs one partition at least"),
+        (lambda: Periodic([()]), "needs one partition at least"),
+        (lambda: Partition(frames=0), "frames = 0"),
+        (lambda: Skip(0), "must be at least 1"),
+        (lambda: SelfAttention(12, 3, HeadSplit((JOINT, PER_FRAME))), "num_heads 3 is not a mult"),
+    ],
+)
+def test_what_cannot_be_laid_out_is_refused(build, said):
+    with pytest.raises(ValueError, match=said):
+        build()

@@ -54,6 +54,25 @@ def test_an_image_is_encoded_as_the_first_frame_of_its_video(tokenizer):
     torch.testing.assert_close(tokenizer.encode(video[:, :, :1]), tokenizer.encode(video)[:, :, :1])
 
 
+@pytest.mark.parametrize("later", [4, 8, 12])
+def test_a_video_in_pieces_has_the_latents_and_the_pixels_of_the_whole(tokenizer, later):
+    video = torch.rand(2, 3, 25, 8, 12) * 2 - 1
+    tokenizer.set_latent_statistics(torch.randn(4), torch.rand(4) + 0.5)
+    whole = tokenizer.encode(video)
+    pieces = torch.split(video[:, :, 1:], later, dim=2)
+    latents = list(tokenizer.encode_pieces([video[:, :, :1], *pieces]))
+    torch.testing.assert_close(torch.cat(latents, dim=2), whole, atol=1e-5, rtol=1e-5)
+    decoded = torch.cat(list(tokenizer.decode_pieces(latents)), dim=2)
+    torch.testing.assert_close(decoded, tokenizer.decode(whole), atol=1e-5, rtol=1e-5)
+
+
+def test_pieces_of_other_lengths_are_refused(tokenizer):
+    with pytest.raises(ValueError, match=r"must be 1 \+ a multiple of 4"):
+        list(tokenizer.encode_pieces([torch.zeros(1, 3, 4, 8, 8)]))
+    with pytest.raises(ValueError, match=r"must be 1 \+ a multiple of 4"):
+        list(tokenizer.encode_pieces([torch.zeros(1, 3, 5, 8, 8), torch.zeros(1, 3, 5, 8, 8)]))
+
+
 def test_statistics_normalise_and_are_undone_in_decoding(tokenizer):
     video = torch.rand(8, 3, 5, 16, 16) * 2 - 1
     raw = tokenizer.posterior(video).mean

@@ -1,0 +1,70 @@
+"""The verb ``convert``: public checkpoints to this house's files and back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+from sora_lightning.cli.suggest import suggestion
+from sora_lightning.interop.pretrained import Pretrained, read_foreign, write_foreign
+from sora_lightning.types import TokenGrid, VideoSize
+
+OURS = "sora-lightning"
+FAMILIES = ("dit", "dit-diffusers", "sit", "latte", "latte-diffusers", "uvit", "vivit")
+
+
+def convert(
+    source: str,
+    target: str,
+    input: Path,
+    output: Path,
+    num_heads: int | None = None,
+    grid: str | None = None,
+) -> None:
+    """Rename the weights in a file; a weight that has no place on the other side is an error.
+
+    Args:
+        source: What the input is: sora-lightning, or a family of public checkpoints.
+        target: What the output is to be.
+        input: A .safetensors file, or .pt, .pth, .bin, .ckpt as torch.save writes them.
+        output: A file for sora-lightning is a .safetensors that says which model it fills.
+        num_heads: Attention heads, which weights do not show; needed for widths that the family's
+            papers do not have.
+        grid: Frames x rows x columns of tokens, for a target with tables of positions where the
+            input does not say it, as 1x16x16.
+    """
+    for flag, name in (("--source", source), ("--target", target)):
+        if name not in (OURS, *FAMILIES):
+            raise ValueError(f"{flag} {name}: {suggestion(name, (OURS, *FAMILIES))}")
+    if source == target:
+        raise ValueError(f"--source and --target are both {source}: nothing to convert")
+    if target == OURS and output.suffix != ".safetensors":
+        raise ValueError(f"--output {output}: a file of {OURS} ends in .safetensors")
+    if not input.is_file():
+        raise ValueError(f"--input {input}: no such file")
+    try:
+        if source == OURS:
+            pretrained = Pretrained.load(input)
+        else:
+            pretrained = _family(source).to_ours(read_foreign(input), num_heads)
+    except ValueError as error:
+        raise ValueError(f"{input} as {source}: {error}") from error
+    if grid is not None:
+        size = VideoSize.parse(grid)
+        pretrained = replace(pretrained, grid=TokenGrid(size.num_frames, size.height, size.width))
+    if target == OURS:
+        pretrained.save(output)
+    else:
+        try:
+            weights = _family(target).to_theirs(pretrained)
+        except ValueError as error:
+            raise ValueError(f"{input} as {target}: {error}") from error
+        write_foreign(weights, output)
+    print(f"{output}: {len(pretrained.weights)} weights of {', '.join(pretrained.parts)}")
+
+
+def _family(name: str) -> ModuleType:
+    """The module of a family, which ``FAMILIES`` names with a dash for an underscore."""
+    return import_module(f"sora_lightning.interop.{name.replace('-', '_')}")

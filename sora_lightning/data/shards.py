@@ -1,0 +1,127 @@
+"""Clips in plain tar shards, local or remote: a row's ``shard``, ``offset`` and ``size`` say where
+its bytes lie, and no more than these are read.
+
+The shards are ordinary tar files, so that anything that reads tar streams reads them too. Remote
+ones are opened by fsspec: ``s3://``, ``gs://``, ``https://`` and what else is installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+import tarfile
+import tempfile
+import weakref
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from sora_lightning.data.decode import DecodeError, probe
+from sora_lightning.data.latents import SAMPLED_BYTES, content_id
+from sora_lightning.data.manifest import ClipRecord, read_manifest
+
+FILES_KEPT = 64
+
+
+class ShardFiles:
+    """Brings clips out of their shards into files of a temporary folder, the last 64 of them; a
+    clip that is a file by itself stays where it is.
+
+    Every process has a folder of its own, which goes when the process ends.
+    """
+
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+        self._kept: OrderedDict[Path, int] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__()  # type: ignore[misc]
+
+    def local(self, record: ClipRecord) -> Path:
+        """A file with the clip's bytes. Raises ``DecodeError`` where the shard has none there."""
+        shard = record.columns.get("shard")
+        if shard is None:
+            return record.path
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="clips-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        name = hashlib.sha256(str(shard).encode()).hexdigest()[:8]
+        path = self._folder / f"{name}-{record.columns['offset']}-{record.path.name}"
+        if path in self._kept:
+            self._kept.move_to_end(path)
+            return path
+        content = read_range(record, 0, int(record.columns["size"]))
+        while len(self._kept) >= FILES_KEPT:
+            self._kept.popitem(last=False)[0].unlink()
+        path.write_bytes(content)
+        self._kept[path] = len(content)
+        return path
+
+
+def read_range(record: ClipRecord, start: int, length: int) -> bytes:
+    """Bytes of a clip in a shard. Raises ``DecodeError`` where the shard ends before them, or
+    cannot be opened.
+    """
+    shard = str(record.columns["shard"])
+    try:
+        with fsspec.open(shard, "rb") as file:
+            file.seek(int(record.columns["offset"]) + start)
+            content = file.read(length)
+    except (OSError, ImportError, ValueError) as error:
+        raise DecodeError(f"{shard}: cannot be read: {error}") from error
+    if len(content) < length:
+        raise DecodeError(f"{shard}: ends before {record.path.name} does")
+    return content
+
+
+def clip_content(record: ClipRecord) -> str:
+    """``content_id`` of a clip's bytes, be they a file or a part of a shard."""
+    if record.columns.get("shard") is None:
+        return content_id(record.path)
+    length = int(record.columns["size"])
+    sampled = min(SAMPLED_BYTES, length)
+    ends = read_range(record, 0, sampled), read_range(record, length - sampled, sampled)
+    return hashlib.sha256(str(length).encode() + b"".join(ends)).hexdigest()
+
+
+def write_shards(manifest: Path, folder: Path, shard_bytes: int = 2**28) -> Path:
+    """Copy a manifest's clips into tar shards of about ``shard_bytes``, and return the manifest of
+    these: the same rows with ``shard, offset, size``, and the technical columns, probed where they
+    lack.
+
+    Raises ``ValueError`` for a budget that is none, ``DecodeError`` for a clip that cannot be
+    probed.
+    """
+    if shard_bytes < 1:
+        raise ValueError(f"shard_bytes = {shard_bytes}: must be positive")
+    records = read_manifest(manifest)
+    base = Path(manifest) if Path(manifest).is_dir() else Path(manifest).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, number, shard = [], -1, None
+    for index, record in enumerate(records):
+        if shard is None or shard.offset >= shard_bytes:
+            if shard is not None:
+                shard.close()
+            number += 1
+            shard = tarfile.open(folder / f"shard-{number:06d}.tar", "w")  # noqa: SIM115
+        content = record.path.read_bytes()
+        entry = tarfile.TarInfo(f"{index:08d}{record.path.suffix}")
+        entry.size = len(content)
+        offset = shard.offset + len(entry.tobuf(shard.format))
+        shard.addfile(entry, io.BytesIO(content))
+        footage = record.footage or probe(record.path)
+        place = {"shard": f"shard-{number:06d}.tar", "offset": offset, "size": len(content)}
+        path = record.columns.get("path", str(record.path.relative_to(base)))
+        rows.append(json.dumps({**record.columns, "path": path, **vars(footage), **place}))
+    assert shard is not None
+    shard.close()
+    written = folder / "clips.jsonl"
+    written.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return written

@@ -1,0 +1,182 @@
+"""Tables of rows as files: JSONL, CSV, Parquet, or a folder of media with captions beside them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+SUFFIXES = (".jsonl", ".csv", ".parquet")
+VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".ts", ".m4v", ".mpg", ".mpeg", ".gif")
+IMAGES = (".png", ".jpg", ".jpeg", ".webp")
+# Cells of these columns are text, whatever they look like.
+_TEXT = ("path", "caption", "text")
+
+Row = dict[str, Any]
+
+
+def read_rows(source: Path) -> Iterator[tuple[str, Row]]:
+    """Each row with its place, for messages: ``file:line``, or the medium's path in a folder.
+
+    In a folder, searched to any depth, a medium's caption is the text file of the same name; its
+    path is relative to the folder. CSV cells that read as numbers are numbers, empty ones are
+    absent, and a caption may be a JSON list. Raises ``ValueError`` for what is no such table.
+    """
+    source = Path(source)
+    if source.is_dir():
+        yield from _folder(source)
+        return
+    if not source.is_file():
+        raise ValueError(f"{source}: no such manifest")
+    try:
+        if source.suffix == ".csv":
+            yield from _csv(source)
+        elif source.suffix == ".parquet":
+            yield from _parquet(source)
+        else:
+            yield from _jsonl(source)
+    except UnicodeDecodeError as error:
+        kind = source.suffix.lstrip(".").upper() if source.suffix == ".csv" else "JSONL"
+        raise ValueError(f"{source}: not a {kind} manifest: {error}") from error
+
+
+def _folder(folder: Path) -> Iterator[tuple[str, Row]]:
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in (*VIDEOS, *IMAGES) and path.is_file():
+            row: Row = {"path": path.relative_to(folder).as_posix()}
+            text = path.with_suffix(".txt")
+            if text.is_file():
+                try:
+                    row["caption"] = text.read_text(encoding="utf-8").strip()
+                except UnicodeDecodeError as error:
+                    raise ValueError(f"{text}: not text: {error}") from error
+            yield str(path), row
+
+
+def _jsonl(source: Path) -> Iterator[tuple[str, Row]]:
+    with source.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            place = f"{source}:{number}"
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{place}: not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise ValueError(
+                    f"{place}: {line.strip()[:60]} is not a JSON object with path and caption"
+                )
+            yield place, row
+
+
+def _csv(source: Path) -> Iterator[tuple[str, Row]]:
+    with source.open(encoding="utf-8", newline="") as lines:
+        reader = csv.DictReader(lines, strict=True)
+        try:
+            for cells in reader:
+                place = f"{source}:{reader.line_num}"
+                if None in cells or None in cells.values():
+                    columns = len(reader.fieldnames or ())
+                    raise ValueError(f"{place}: does not have the {columns} cells of the header")
+                yield (
+                    place,
+                    {key: _cell(key, value) for key, value in cells.items() if value != ""},
+                )
+        except csv.Error as error:
+            raise ValueError(f"{source}:{reader.line_num}: not CSV: {error}") from error
+
+
+def _cell(column: str, text: str) -> Any:
+    if column in _TEXT:
+        if column != "path" and text.startswith("["):
+            try:
+                return json.loads(text)
+            except json.JSONDecodeError:
+                return text
+        return text
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _parquet(source: Path) -> Iterator[tuple[str, Row]]:
+    parquet = _pyarrow(source)
+    try:
+        file = parquet.ParquetFile(source, memory_map=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{source}: not a Parquet file: {error}") from error
+    with file:
+        number = 0
+        for batch in file.iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{source}:{number}", {k: v for k, v in row.items() if v is not None}
+
+
+def _pyarrow(path: Path) -> Any:
+    try:
+        from pyarrow import parquet
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{path}: Parquet needs pyarrow: pip install 'sora-lightning[parquet]'"
+        ) from error
+    return parquet
+
+
+def check_target(target: Path) -> None:
+    """Raise ``ValueError`` unless rows can be written in the format that the suffix names."""
+    if target.suffix not in SUFFIXES:
+        raise ValueError(f"{target}: must end in one of {', '.join(SUFFIXES)}")
+    if target.suffix == ".parquet":
+        _pyarrow(target)
+
+
+def write_rows(target: Path, rows: Sequence[Row]) -> None:
+    """Write rows in the format that the suffix names, beside the name first and then into place."""
+    check_target(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    if target.suffix == ".parquet":
+        import pyarrow
+
+        captions = [row["caption"] for row in rows if "caption" in row]
+        if any(isinstance(caption, list) for caption in captions):
+            rows = [_listed(row) for row in rows]
+        table = pyarrow.Table.from_pylist(
+            [{column: row.get(column) for column in columns} for row in rows]
+        )
+        _pyarrow(target).write_table(table, partial)
+    elif target.suffix == ".csv":
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows({key: _text(value) for key, value in row.items()} for row in rows)
+    else:
+        write_lines(partial, rows)
+    partial.replace(target)
+
+
+def write_lines(target: Path, rows: Iterable[Row]) -> None:
+    """Rows as JSON, one a line."""
+    with target.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _listed(row: Row) -> Row:
+    """A row whose caption is a list of objects, as a column of one type needs."""
+    caption = row.get("caption")
+    if caption is None:
+        return row
+    wordings = caption if isinstance(caption, list) else [caption]
+    return {**row, "caption": [w if isinstance(w, dict) else {"text": w} for w in wordings]}
+
+
+def _text(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value

@@ -1,0 +1,112 @@
+"""Where a block's shifts, scales and gates come from: adaptive layer norm in three economies."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sora_lightning.denoisers.signal import Signal
+
+
+def zero_init(linear: nn.Linear) -> None:
+    """Make a projection give zero until it has been trained."""
+    nn.init.zeros_(linear.weight)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
+
+
+class Modulation(nn.Module, ABC):
+    """``num_parts`` vectors of ``width`` for each row of the signal. A new one gives zeros.
+
+    ``is_shared`` says that the signal must carry one modulation for all blocks to start from.
+    """
+
+    is_shared = False
+
+    @abstractmethod
+    def forward(self, signal: Signal) -> Float[Tensor, "r p"]: ...
+
+    @abstractmethod
+    def zero_init(self) -> None:
+        """Make every vector zero."""
+
+    @classmethod
+    def for_final_layer(cls, width: int, num_parts: int) -> "Modulation":
+        """What the final layer takes beside blocks of this kind."""
+        return AdaLN(width, num_parts)
+
+
+class AdaLN(Modulation):
+    """A projection of its own for each block (DiT, arXiv 2212.09748, section 3.2)."""
+
+    def __init__(self, width: int, num_parts: int):
+        super().__init__()
+        self.linear = nn.Linear(width, num_parts * width)
+
+    def forward(self, signal: Signal) -> Float[Tensor, "r p"]:
+        return self.linear(signal.activated)
+
+    def zero_init(self) -> None:
+        zero_init(self.linear)
+
+
+class AdaLNLoRA(Modulation):
+    """One projection for all blocks, and a correction of low ``rank`` for each (W.A.L.T, arXiv
+    2312.06662, section 3.3, equation 6).
+    """
+
+    is_shared = True
+
+    def __init__(self, width: int, num_parts: int, rank: int = 2):
+        super().__init__()
+        if rank < 1:
+            raise ValueError(f"rank = {rank} must be at least 1")
+        self.down = nn.Linear(width, rank, bias=False)
+        self.up = nn.Linear(rank, num_parts * width, bias=False)
+
+    def forward(self, signal: Signal) -> Float[Tensor, "r p"]:
+        assert signal.shared is not None
+        return signal.shared + self.up(self.down(signal.activated))
+
+    def zero_init(self) -> None:
+        zero_init(self.up)
+
+
+class AdaLNTable(Modulation):
+    """One projection for all blocks, and a learned offset for each: "adaLN-single" (PixArt, arXiv
+    2310.00426, section 2.3).
+    """
+
+    is_shared = True
+
+    def __init__(self, width: int, num_parts: int):
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(num_parts, width))
+
+    def forward(self, signal: Signal) -> Float[Tensor, "r p"]:
+        assert signal.shared is not None
+        return signal.shared + rearrange(self.table, "part d -> (part d)")
+
+    def zero_init(self) -> None:
+        nn.init.zeros_(self.table)
+
+    @classmethod
+    def for_final_layer(cls, width: int, num_parts: int) -> Modulation:
+        return TiledTable(width, num_parts)
+
+
+class TiledTable(Modulation):
+    """The embedding itself, once for each part, and a learned offset: PixArt's final layer."""
+
+    def __init__(self, width: int, num_parts: int):
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(num_parts, width))
+
+    def forward(self, signal: Signal) -> Float[Tensor, "r p"]:
+        parts = signal.embedding[:, None] + self.table
+        return rearrange(parts, "r part d -> r (part d)")
+
+    def zero_init(self) -> None:
+        nn.init.zeros_(self.table)

@@ -1,0 +1,5 @@
+"""Public checkpoints: their names, shapes and conventions turned into the house's, and back."""
+
+from sora_lightning.interop.pretrained import Pretrained
+
+__all__ = ["Pretrained"]

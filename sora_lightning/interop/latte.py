@@ -1,0 +1,67 @@
+"""Latte: weights of github.com/Vchitect/Latte, ``models/latte.py``, with labels or without.
+
+Blocks attend within frames and through time by turns, and positions in time are added before the
+first that does the latter. Its 1000 steps count as DiT's do. Of a training's file the running mean
+(``ema``) is read.
+"""
+
+from __future__ import annotations
+
+from math import isqrt
+from typing import Any
+
+from torch import Tensor
+
+from sora_lightning.denoisers.conditions import NoCondition
+from sora_lightning.interop import dit
+from sora_lightning.interop.labels import label_rules
+from sora_lightning.interop.pretrained import Pretrained, describe
+from sora_lightning.interop.renaming import Rule, Weights, apply_rules
+from sora_lightning.layers.partitions import Alternating
+from sora_lightning.layers.position_embedding import SinusoidalPlane, SinusoidalTime
+from sora_lightning.types import TokenGrid
+
+
+def to_ours(weights: Weights, num_heads: int | None = None) -> Pretrained:
+    """A ``DiT`` in the alternating layout, and its labels where there are any."""
+    parts = dit.public_parts(weights, num_heads)
+    if "temp_embed" not in weights:
+        raise ValueError("missing: temp_embed; these are not Latte's weights")
+    init_args = parts["denoiser"]["init_args"]
+    init_args |= _video(init_args, labels="conditioner" in parts)
+    side = isqrt(weights["pos_embed"].shape[1])
+    grid = TokenGrid(weights["temp_embed"].shape[1], side, side)
+    return Pretrained(parts, apply_rules(weights, _rules(parts, grid), to_ours=True), grid)
+
+
+def to_theirs(pretrained: Pretrained) -> dict[str, Tensor]:
+    """The reference's names. Raises ``ValueError`` for a network that is not Latte's."""
+    init_args = pretrained.init_args("denoiser")
+    for name, value in _video(init_args, "conditioner" in pretrained.parts).items():
+        if init_args.get(name) != value:
+            raise ValueError(f"{name} = {init_args.get(name)}: Latte has no such network")
+    rules = _rules(pretrained.parts, pretrained.known_grid())
+    return apply_rules(pretrained.weights, rules, to_ours=False)
+
+
+def _video(init_args: dict[str, Any], labels: bool) -> dict[str, Any]:
+    """The arguments by which Latte differs from the image DiT."""
+    parts = {
+        **init_args["parts"],
+        "positions": [describe(SinusoidalPlane), describe(SinusoidalTime)],
+    }
+    if not labels:
+        parts["condition"] = describe(NoCondition)
+    return {"layout": describe(Alternating), "parts": parts}
+
+
+def _rules(parts: dict[str, Any], grid: TokenGrid) -> list[Rule]:
+    frames, rows = TokenGrid(grid.f, 1, 1), TokenGrid(1, grid.h, grid.w)
+    rules = [
+        *dit.network_rules(parts["denoiser"]["init_args"]),
+        dit.position_table("pos_embed", SinusoidalPlane, rows, parts),
+        dit.position_table("temp_embed", SinusoidalTime, frames, parts),
+    ]
+    if "conditioner" in parts:
+        rules += label_rules("y_embedder.embedding_table.weight")
+    return rules

@@ -1,0 +1,147 @@
+"""Weights with the model they belong to: what conversion makes, and files hold."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentError, ArgumentParser
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sora_lightning.types import TokenGrid
+
+_METADATA = "sora_lightning"  # the key of the safetensors metadata that holds the parts
+_OURS_OR_TORCHS = ("sora_lightning.", "torch.nn.modules.")
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """The house's weights and the parts they fill.
+
+    ``parts`` maps a part's name (denoiser, conditioner, encoder) to its ``class_path`` and
+    ``init_args``, as a YAML gives them; the names in ``weights`` begin with it. ``grid`` is the one
+    that the foreign file's fixed tables of positions were made for, where it has such tables; the
+    house's networks have none and take any grid.
+    """
+
+    parts: dict[str, dict[str, Any]]
+    weights: dict[str, Tensor]
+    grid: TokenGrid | None = None
+
+    def build(self) -> dict[str, nn.Module]:
+        """Each part with its weights, in evaluation mode. Raises ``ValueError`` for weights that do
+        not fill the parts exactly.
+        """
+        modules = nn.ModuleDict({name: make(part) for name, part in self.parts.items()})
+        try:
+            modules.load_state_dict(self.weights)
+        except RuntimeError as error:
+            raise ValueError(str(error)) from error
+        return dict(modules.eval().items())
+
+    def init_args(self, part: str) -> dict[str, Any]:
+        """The arguments of a part; ``ValueError`` where there is no such part."""
+        if part not in self.parts:
+            raise ValueError(f"there is no {part} in it; there is {', '.join(self.parts)}")
+        return self.parts[part]["init_args"]
+
+    def known_grid(self) -> TokenGrid:
+        """``grid``; ``ValueError`` where it is not known."""
+        if self.grid is None:
+            raise ValueError("the other side has tables of positions: say for which grid of tokens")
+        return self.grid
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file whose metadata holds the parts."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = {"parts": self.parts, "grid": None if self.grid is None else asdict(self.grid)}
+        save_file(self.weights, path, metadata={_METADATA: json.dumps(held)})
+
+    @classmethod
+    def load(cls, path: Path) -> Pretrained:
+        """Read what ``save`` wrote. Raises ``ValueError`` for any other file."""
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+        except SafetensorError as error:
+            raise ValueError(f"{path}: not a safetensors file ({error})") from error
+        if _METADATA not in metadata:
+            raise ValueError(f"{path}: does not say which of this house's models it fills")
+        held = json.loads(metadata[_METADATA])
+        grid = None if held["grid"] is None else TokenGrid(**held["grid"])
+        return cls(held["parts"], load_file(path), grid)
+
+
+def make(part: dict[str, Any]) -> nn.Module:
+    """The module that a ``class_path`` with ``init_args`` describes, as a YAML would.
+
+    ``ValueError`` for a class that is neither of this house nor a layer of torch: a file cannot ask
+    for other code.
+    """
+    for path in _class_paths(part):
+        if not path.startswith(_OURS_OR_TORCHS):
+            raise ValueError(f"{path}: only classes of sora_lightning are built")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--part", type=nn.Module)
+    try:
+        parsed = parser.parse_object({"part": part})
+    except ArgumentError as error:
+        raise ValueError(str(error)) from error
+    return parser.instantiate(parsed).part
+
+
+def _class_paths(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        if "class_path" in value:
+            yield str(value["class_path"])
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _class_paths(item)
+
+
+def describe(target: Any, **init_args: Any) -> dict[str, Any]:
+    """The ``class_path`` and ``init_args`` of a class."""
+    return {"class_path": f"{target.__module__}.{target.__qualname__}", "init_args": init_args}
+
+
+def read_foreign(path: Path) -> dict[str, Tensor]:
+    """The weights in a ``.safetensors`` file or in one that ``torch.save`` wrote; where that holds
+    a training's state, its ``ema`` before its ``model``.
+
+    Only tensors are unpickled. Raises ``ValueError`` for a file that holds no weights.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path}: not a safetensors file ({error})") from error
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path}: holds more than weights, or none ({error})") from error
+    for key in ("ema", "model", "state_dict"):
+        if isinstance(held, Mapping) and isinstance(held.get(key), Mapping):
+            held = held[key]
+            break
+    if not isinstance(held, Mapping) or not all(isinstance(v, Tensor) for v in held.values()):
+        raise ValueError(f"{path}: is not a table of weights")
+    return dict(held)
+
+
+def write_foreign(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Write a ``.safetensors`` file, or for any other suffix what ``torch.load`` reads."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".safetensors":
+        save_file(dict(weights), path)
+    else:
+        torch.save(dict(weights), path)

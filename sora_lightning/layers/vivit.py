@@ -1,0 +1,231 @@
+"""ViViT (arXiv 2103.15691): an encoder of videos in four layouts of attention.
+
+Models 1, 3 and 4 are ``ViViT`` with the layouts ``Joint``, ``FactorisedSelfAttention`` and
+``FactorisedDotProduct``; model 2, whose second half sees a vector a frame, is ``FactorisedViViT``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from einops import rearrange, reduce, repeat
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sora_lightning.layers.arrangement import Arrangement
+from sora_lightning.layers.attention import SelfAttention
+from sora_lightning.layers.inflation import central_frame
+from sora_lightning.layers.learned_positions import LearnedPositions
+from sora_lightning.layers.partitions import AttentionLayout, BlockPartitions, Joint
+from sora_lightning.layers.patch import Patch
+from sora_lightning.layers.size import TransformerSize
+from sora_lightning.layers.transformer import FeedForward, LayerNorm
+from sora_lightning.types import TokenGrid
+
+VIT_SIZES = {
+    "tiny": TransformerSize(4, 64, 2),
+    "S": TransformerSize(12, 384, 6),
+    "B": TransformerSize(12, 768, 12),
+    "L": TransformerSize(24, 1024, 16),
+}
+
+
+@dataclass(frozen=True)
+class Tubelets:
+    """Pixels of a token, and the grid of tokens that has a learned position each.
+
+    The defaults are the paper's 16x2 on 32 frames of 224 x 224.
+    """
+
+    frames: int = 2
+    rows: int = 16
+    columns: int = 16
+    grid: TokenGrid = field(default_factory=lambda: TokenGrid(16, 14, 14))
+
+    @property
+    def patch(self) -> Patch:
+        return Patch(self.frames, self.rows, self.columns)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A video as its tokens, frame-major, and as one vector.
+
+    ``grid`` is where the tokens stand: for ``FactorisedViViT`` one token a frame.
+    """
+
+    tokens: Float[Tensor, "b n d"]
+    pooled: Float[Tensor, "b d"]
+    grid: TokenGrid
+
+
+class EncoderBlock(nn.Module):
+    """Pre-norm: an attention for each partition, then feed-forward."""
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float, partitions: BlockPartitions):
+        super().__init__()
+        self.attentions = nn.ModuleList(
+            SelfAttention(width, num_heads, partition, qk_norm=None) for partition in partitions
+        )
+        self.norms = nn.ModuleList(LayerNorm(width, affine=True) for _ in partitions)
+        self.mlp_norm = LayerNorm(width, affine=True)
+        self.mlp = FeedForward(width, int(width * mlp_ratio))
+
+    def forward(
+        self, x: Float[Tensor, "b n d"], arrangement: Arrangement
+    ) -> Float[Tensor, "b n d"]:
+        for norm, attention in zip(self.norms, self.attentions, strict=True):
+            x = x + attention(norm(x), None, arrangement)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class ViViT(nn.Module):
+    """All tokens of all frames through one stack of blocks, in any layout.
+
+    ``class_token`` adds a token whose vector is the pooled one, as model 1 has it; only joint
+    attention has a place for it. Without it the pooled vector is the tokens' mean.
+    """
+
+    def __init__(
+        self,
+        channels: int = 3,
+        size: TransformerSize | None = None,
+        tubelets: Tubelets | None = None,
+        layout: AttentionLayout | None = None,
+        class_token: bool = True,
+        mlp_ratio: float = 4.0,
+    ):
+        super().__init__()
+        size, tubelets, layout = (
+            size or VIT_SIZES["B"],
+            tubelets or Tubelets(),
+            layout or Joint(),
+        )
+        if class_token and not isinstance(layout, Joint):
+            raise ValueError(
+                f"class_token with {type(layout).__name__}: it stands in joint attention alone"
+            )
+        self.patch, self.width = tubelets.patch, size.width
+        grid, width = tubelets.grid, size.width
+        self.x_in = nn.Linear(channels * self.patch.volume, width)
+        self.positions = LearnedPositions(grid.f, grid.h, grid.w, width)
+        self.class_token = ClassToken(width) if class_token else None
+        self.blocks = nn.ModuleList(
+            EncoderBlock(width, size.num_heads, mlp_ratio, partitions)
+            for partitions in layout.schedule(size.depth)
+        )
+        self.norm = LayerNorm(width, affine=True)
+        initialise(self)
+
+    def forward(self, video: Float[Tensor, "b c F H W"]) -> Encoded:
+        """Raises ``ValueError`` for a size that the tubelets do not divide."""
+        grid = self.patch.grid(*video.shape[2:])
+        x = self.x_in(self.patch.patchify(video)) + self.positions(grid)  # b n d
+        num_context = 0 if self.class_token is None else 1
+        if self.class_token is not None:
+            x = self.class_token(x)
+        arrangement = Arrangement([grid], video.device, num_context)
+        for block in self.blocks:
+            x = block(x, arrangement)
+        x = self.norm(x)
+        pooled = reduce(x, "b n d -> b d", "mean") if num_context == 0 else x[:, 0]
+        return Encoded(x[:, num_context:], pooled, grid)
+
+    def start_from_image_model(self, image: ViViT) -> None:
+        """Take the weights of an encoder of images: tubelets and grid of one frame, and joint
+        attention or this layout.
+
+        Tubelets take the image's layer on their middle frame (equation 9) and every frame its
+        positions (section 3.4). Attentions that the image model lacks, through time, begin at zero.
+        ``ValueError`` for any other image model.
+        """
+        own, state = self.state_dict(), dict(image.state_dict())
+        if image.patch.f != 1 or len(image.positions.table) != 1 or state.keys() - own.keys():
+            raise ValueError(
+                f"{image.patch}, positions for {len(image.positions.table)} frames: an encoder of "
+                "images has one of each, and no part that this encoder lacks"
+            )
+        state["x_in.weight"] = central_frame(state["x_in.weight"], self.patch.f)
+        state["positions.table"] = state["positions.table"].expand_as(own["positions.table"])
+        for name in own.keys() - state.keys():
+            state[name] = torch.zeros_like(own[name]) if ".out." in name else own[name]
+        self.load_state_dict(state)
+
+
+class FactorisedViViT(nn.Module):
+    """Model 2: every frame of tokens to a vector, then those through time.
+
+    ``temporal_depth`` blocks see the frames' vectors; with 0 their mean is the pooled vector.
+    """
+
+    def __init__(
+        self,
+        channels: int = 3,
+        size: TransformerSize | None = None,
+        tubelets: Tubelets | None = None,
+        temporal_depth: int = 4,
+        mlp_ratio: float = 4.0,
+    ):
+        super().__init__()
+        if temporal_depth < 0:
+            raise ValueError(f"temporal_depth = {temporal_depth} must be at least 0")
+        size, tubelets = size or VIT_SIZES["B"], tubelets or Tubelets()
+        self.patch, self.width = tubelets.patch, size.width
+        grid, width, joint = tubelets.grid, size.width, Joint().partitions(0)
+        self.x_in = nn.Linear(channels * self.patch.volume, width)
+        self.positions = LearnedPositions(1, grid.h, grid.w, width)
+        self.class_token = ClassToken(width)
+        self.blocks, self.temporal_blocks = (
+            nn.ModuleList(
+                EncoderBlock(width, size.num_heads, mlp_ratio, joint) for _ in range(depth)
+            )
+            for depth in (size.depth, temporal_depth)
+        )
+        self.norm = LayerNorm(width, affine=True)
+        self.frame_positions = LearnedPositions(grid.f, 1, 1, width) if temporal_depth else None
+        self.video_token = ClassToken(width) if temporal_depth else None
+        self.temporal_norm = LayerNorm(width, affine=True) if temporal_depth else None
+        initialise(self)
+
+    def forward(self, video: Float[Tensor, "b c F H W"]) -> Encoded:
+        """Raises ``ValueError`` for a size that the tubelets do not divide."""
+        grid = self.patch.grid(*video.shape[2:])
+        x = rearrange(self.x_in(self.patch.patchify(video)), "b (f s) d -> (b f) s d", f=grid.f)
+        frame = TokenGrid(1, grid.h, grid.w)
+        x = self.class_token(x + self.positions(frame))
+        for block in self.blocks:
+            x = block(x, Arrangement([frame], video.device, num_context=1))
+        x = rearrange(self.norm(x)[:, 0], "(b f) d -> b f d", f=grid.f)
+        times = TokenGrid(grid.f, 1, 1)
+        if self.video_token is None:
+            return Encoded(x, reduce(x, "b f d -> b d", "mean"), times)
+        assert self.frame_positions is not None
+        assert self.temporal_norm is not None
+        x = self.video_token(x + self.frame_positions(times))
+        for block in self.temporal_blocks:
+            x = block(x, Arrangement([times], video.device, num_context=1))
+        x = self.temporal_norm(x)
+        return Encoded(x[:, 1:], x[:, 0], times)
+
+
+class ClassToken(nn.Module):
+    """A learned token with a position of its own, set before all others."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(1, width))
+        self.position = nn.Parameter(torch.empty(1, width))
+        nn.init.trunc_normal_(self.position, std=0.02)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b m d"]:
+        first = repeat(self.token + self.position, "one d -> b one d", b=len(x))
+        return torch.cat([first.to(x.dtype), x], dim=1)
+
+
+def initialise(model: nn.Module) -> None:
+    """Xavier-uniform linear layers without bias, as the public code has them."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)

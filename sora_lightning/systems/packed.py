@@ -1,0 +1,78 @@
+"""A training step on clips of different sizes that share one sequence (Patch n' Pack, arXiv
+2307.06304).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import lightning as L
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sora_lightning.systems.seeding import generator
+from sora_lightning.tokenizers import VideoTokenizer
+from sora_lightning.types import PackedBatch, PackedLatents
+
+
+class ClipDraws:
+    """Random numbers of each clip by (seed, clip, turn) alone: the same on whichever rank, in
+    whichever pack the clip stands.
+    """
+
+    def __init__(self, batch: PackedBatch, seed: int, device: torch.device) -> None:
+        places = zip(batch.clip_ids, batch.turns, strict=True)
+        self._generators = [generator(device, seed, int(name, 16), turn) for name, turn in places]
+        self.device = device
+
+    def uniform(self) -> Float[Tensor, " b"]:
+        """One draw from [0, 1) for each clip."""
+        drawn = [torch.rand(1, generator=g, device=self.device) for g in self._generators]
+        return torch.cat(drawn)
+
+    def normal(self) -> Float[Tensor, " b"]:
+        """One standard normal draw for each clip."""
+        drawn = [torch.randn(1, generator=g, device=self.device) for g in self._generators]
+        return torch.cat(drawn)
+
+    def noise(self, latents: PackedLatents) -> PackedLatents:
+        """Standard normal noise of the latents' shapes."""
+        return latents.map(
+            lambda x, g: torch.randn(x.shape, generator=g, device=self.device), self._generators
+        )
+
+
+@torch.no_grad()
+def packed_latents(tokenizer: VideoTokenizer, batch: PackedBatch) -> PackedLatents:
+    """The cached latents of a pack, or its pixels encoded now, clips of one size at a time."""
+    if batch.latents is not None:
+        return PackedLatents(tuple(latents.float() for latents in batch.latents))
+    assert batch.videos is not None
+    by_size: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for index, video in enumerate(batch.videos):
+        by_size[tuple(video.shape)].append(index)
+    encoded: dict[int, Tensor] = {}
+    for indices in by_size.values():
+        latents = tokenizer.encode(torch.stack([batch.videos[i] for i in indices]))
+        encoded.update(zip(indices, latents, strict=True))
+    return PackedLatents(tuple(encoded[i] for i in range(len(encoded))))
+
+
+def mean_over_ranks(system: L.LightningModule, losses: Float[Tensor, " b"]) -> Float[Tensor, ""]:
+    """The sum of this rank's losses over the mean number of clips on a rank.
+
+    Ranks hold different numbers of clips. Their gradients are averaged afterwards, so that each
+    clip of the step counts alike, on whichever rank.
+    """
+    strategy = system.trainer.strategy
+    num_clips = strategy.reduce(losses.new_tensor(float(len(losses))), reduce_op="mean")
+    return losses.sum() / num_clips.clamp(min=1 / system.trainer.world_size)
+
+
+def no_losses(parameters: Iterable[Tensor]) -> Float[Tensor, "0"]:
+    """The losses of no clips, whose sum still depends on every parameter: a rank without clips
+    takes part in the exchange of gradients.
+    """
+    return torch.cat([p.flatten()[:0] for p in parameters if p.requires_grad])

@@ -1,0 +1,2 @@
+"""Speed, measured. Modules here are sections, each with one ``run(report)``; ``report`` and
+``models`` are what they share."""

@@ -1,0 +1,38 @@
+"""``python -m tests.bench [section ...]``: run these sections, or all, and write the numbers."""
+
+from __future__ import annotations
+
+import argparse
+import pkgutil
+from importlib import import_module
+from pathlib import Path
+
+import tests.bench
+from tests.bench.report import Report
+
+
+def sections() -> list[str]:
+    """The modules beside this one that have a section to run."""
+    names = [module.name for module in pkgutil.iter_modules(tests.bench.__path__)]
+    return sorted(set(names) - {"__main__", "models", "report"})
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("sections", nargs="*", metavar="section", help=", ".join(sections()))
+    parser.add_argument("--output", type=Path, default=Path("runs/bench.json"))
+    parser.add_argument("--seconds", type=float, default=6.0, help="of each case")
+    arguments = parser.parse_args(argv)
+    for name in arguments.sections:
+        if name not in sections():
+            parser.error(f"there is no section {name}; there are {', '.join(sections())}")
+    report = Report(seconds=arguments.seconds)
+    for name in arguments.sections or sections():
+        report.section = name
+        import_module(f"tests.bench.{name}").run(report)
+    report.write(arguments.output)
+    print(f"\n{len(report.rows)} rows in {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""What the sections run: networks of the papers' sizes on random latents, and their cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from sora_lightning.types import Condition
+
+CHANNELS = 4
+
+
+def latents(batch: int, frames: int, side: int) -> tuple[Tensor, Tensor]:
+    """Noisy latents and their times."""
+    return torch.randn(batch, CHANNELS, frames, side, side), torch.rand(batch)
+
+
+def condition(batch: int, width: int) -> Condition:
+    """One token of random text, which is the pooled vector too."""
+    pooled = torch.randn(batch, width)
+    return Condition(pooled[:, None], torch.ones(batch, 1, dtype=torch.bool), pooled)
+
+
+def forward_gmac(make: Callable[[], nn.Module], frames: int, side: int, width: int) -> float:
+    """Billions of multiply-accumulates of one clip, counted on the meta device."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        make()(*latents(1, frames, side), condition(1, width))
+    return counter.get_total_flops() / 2e9
+
+
+def forward(call: Callable[[], Tensor]) -> Callable[[], object]:
+    """One call without gradients."""
+    return torch.no_grad()(call)
+
+
+def backward(model: nn.Module, call: Callable[[], Tensor]) -> Callable[[], object]:
+    """One call, and the gradient of its output's sum to every parameter."""
+
+    def step() -> None:
+        model.zero_grad()
+        call().sum().backward()
+
+    return step

@@ -1,0 +1,54 @@
+"""Clips of mixed sizes in one packed sequence, and padded to the largest as a batch.
+
+The mixture is one long clip and many short ones; the padded batch computes all it pads, which is
+what a network without packing does (its outputs there are thrown away).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from sora_lightning.denoisers import sized_dit
+from sora_lightning.layers.partitions import FactorisedSelfAttention, Joint
+from sora_lightning.types import PackedLatents
+from tests.bench.models import CHANNELS, backward, condition, forward
+from tests.bench.report import Report
+
+EXTENTS = [(8, 16, 16), (1, 16, 16), (4, 16, 8), (2, 8, 16), (1, 8, 8), (5, 12, 12)]
+WIDTH = 128
+
+
+def run(report: Report) -> None:
+    clips = [torch.randn(CHANNELS, *extent) for extent in EXTENTS]
+    longest = [max(extent) for extent in zip(*EXTENTS, strict=True)]
+    padded = torch.zeros(len(clips), CHANNELS, *longest)
+    for row, clip in zip(padded, clips, strict=True):
+        row[:, : clip.shape[1], : clip.shape[2], : clip.shape[3]] = clip
+    waste = 1 - sum(clip.numel() for clip in clips) / padded.numel()
+    t, told, packed = (
+        torch.rand(len(clips)),
+        condition(len(clips), WIDTH),
+        PackedLatents(tuple(clips)),
+    )
+    for name, layout in (("joint", Joint()), ("factorised", FactorisedSelfAttention())):
+        model = sized_dit(CHANNELS, WIDTH, "S", layout=layout)
+
+        def call_packed(model=model) -> Tensor:
+            outputs = model.forward_packed(packed, t, told).clips
+            return torch.stack([output.sum() for output in outputs])
+
+        candidates = {"padded": partial(model, padded, t, told), "packed": call_packed}
+        for what, measure in (
+            ("forward", forward),
+            ("forward and backward", partial(backward, model)),
+        ):
+            report.compare(
+                f"DiT-S/2, {name}, {len(clips)} clips, {waste:.0%} of the padded batch is padding, "
+                f"{what}",
+                {which: measure(call) for which, call in candidates.items()},
+                items=sum(clip[0].numel() // 4 for clip in clips),
+                unit="tokens",
+            )

@@ -1,0 +1,123 @@
+"""Times candidates by turns in one process, beside the machine's own large matrix product."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+_PRODUCT = "matrix product"
+_PRODUCT_SIDE = 2048  # 8.6 GMAC: long enough that a call's overhead is nothing
+
+
+@dataclass(frozen=True)
+class Row:
+    """One candidate's result. Times are medians in seconds; what does not apply is ``None``.
+
+    ``share`` is the candidate's rate of multiply-accumulates over that of the matrix product in the
+    same rounds; ``ratio`` is the first candidate's time over this one's: above 1 is faster.
+    """
+
+    section: str
+    case: str
+    candidate: str
+    rounds: int
+    median_s: float
+    fastest_s: float
+    ratio: float
+    gmac_per_s: float | None
+    share: float | None
+    items_per_s: float | None
+    unit: str
+
+    def __str__(self) -> str:
+        work = "" if self.gmac_per_s is None else f"{self.gmac_per_s:8.1f} GMAC/s"
+        share = "" if self.share is None else f"{self.share:6.1%}"
+        items = "" if self.items_per_s is None else f"{self.items_per_s:,.1f} {self.unit}/s"
+        return (
+            f"  {self.candidate:24} {1e3 * self.median_s:10.2f} ms {self.ratio:6.2f}x "
+            f"{work:16}{share:8}{items}"
+        ).rstrip()
+
+
+class Report:
+    """Rows as they are measured: printed at once, kept for the JSON file.
+
+    ``seconds`` is what one case may take, all its candidates together; each runs at least
+    ``min_rounds`` times all the same.
+    """
+
+    def __init__(self, seconds: float = 6.0, min_rounds: int = 3):
+        self.seconds = seconds
+        self.min_rounds = min_rounds
+        self.section = ""
+        self.rows: list[Row] = []
+        a = torch.randn(_PRODUCT_SIDE, _PRODUCT_SIDE)
+        self._product = lambda: a @ a
+
+    def compare(
+        self,
+        case: str,
+        candidates: Mapping[str, Callable[[], object]],
+        *,
+        gmac: Mapping[str, float] | None = None,
+        items: float | None = None,
+        unit: str = "",
+    ) -> dict[str, Row]:
+        """Run the candidates by turns, a warm-up round first, and return their rows by name.
+
+        ``gmac`` gives the billions of multiply-accumulates of one call of each candidate; with it
+        the matrix product runs in every round too. ``items`` of ``unit`` are done in one call.
+        """
+        functions = dict(candidates)
+        if gmac is not None:
+            functions[_PRODUCT] = self._product
+            gmac = {**gmac, _PRODUCT: _PRODUCT_SIDE**3 / 1e9}
+        times = self._rounds(functions)
+        medians = {name: statistics.median(values) for name, values in times.items()}
+        rates = {name: work / medians[name] for name, work in (gmac or {}).items()}
+        first = medians[next(iter(candidates))]
+        print(f"\n{self.section}: {case}")
+        rows = {}
+        for name in candidates:
+            rate = rates.get(name)
+            rows[name] = Row(
+                section=self.section,
+                case=case,
+                candidate=name,
+                rounds=len(times[name]),
+                median_s=medians[name],
+                fastest_s=min(times[name]),
+                ratio=first / medians[name],
+                gmac_per_s=rate,
+                share=None if rate is None else rate / rates[_PRODUCT],
+                items_per_s=None if items is None else items / medians[name],
+                unit=unit,
+            )
+            print(rows[name], flush=True)
+        self.rows += rows.values()
+        return rows
+
+    def _rounds(self, functions: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
+        times: dict[str, list[float]] = {name: [] for name in functions}
+        for function in functions.values():
+            function()
+        end = time.perf_counter() + self.seconds
+        while time.perf_counter() < end or len(times[next(iter(times))]) < self.min_rounds:
+            for name, function in functions.items():
+                start = time.perf_counter()
+                function()
+                times[name].append(time.perf_counter() - start)
+        return times
+
+    def write(self, path: Path) -> None:
+        """All rows, and what they were measured with, as JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        measured_with = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+        rows = [asdict(row) for row in self.rows]
+        path.write_text(json.dumps({**measured_with, "rows": rows}, indent=1) + "\n")

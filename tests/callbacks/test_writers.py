@@ -1,0 +1,93 @@
+"""A cache of latents is gone on with where it was left, by one rank or several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sora_lightning.callbacks.writers import LatentWriter
+from sora_lightning.data import LatentCache, VideoDataModule
+from sora_lightning.systems import TokenizerSystem
+from sora_lightning.tokenizers import ConvTokenizer
+from sora_lightning.types import VideoBatch
+from tests.data.conftest import shapes
+from tests.data.test_datamodule import trainer
+
+__all__ = ["shapes"]
+
+
+class Counting(TokenizerSystem):
+    """Counts what it encodes, and may stop midway."""
+
+    def __init__(self, stop: int = 10**9, seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        super().__init__(ConvTokenizer(4, [8, 16], [True], [True], patch=4, blocks_per_level=1))
+        self.stop, self.encoded = stop, 0
+
+    def predict_step(self, batch: VideoBatch, batch_idx: int) -> torch.Tensor:
+        if self.encoded >= self.stop:
+            raise RuntimeError("power cut")
+        self.encoded += len(batch)
+        return super().predict_step(batch, batch_idx)
+
+
+def predict(system: Counting, manifest: Path, root: Path, place: tuple[int, int] = (0, 1)) -> None:
+    class Share(VideoDataModule):
+        def _ranks(self) -> tuple[int, int]:
+            return place
+
+    data = Share(manifest, ["9x16x16", "9x16x24"], 8.0, 4 * 9 * 16 * 24, windows_per_clip=2)
+    one = trainer(root.parent, callbacks=[LatentWriter(root, "float32")])
+    one.predict(system, data, return_predictions=False)
+
+
+@pytest.fixture
+def whole(shapes: dict[str, Path], tmp_path: Path) -> LatentCache:
+    predict(Counting(), shapes["train"], tmp_path / "whole")
+    return LatentCache.open(tmp_path / "whole")
+
+
+def same(root: Path, other: LatentCache) -> bool:
+    cache = LatentCache.open(root)
+    names = cache.keys()
+    assert names == other.keys()
+    return all(torch.allclose(cache.read(k), other.read(k), atol=1e-5) for k in names)
+
+
+def test_a_predict_cut_short_goes_on_and_encodes_nothing_twice(
+    whole: LatentCache, shapes: dict[str, Path], tmp_path: Path
+) -> None:
+    root = tmp_path / "parts"
+    first, second, third = Counting(stop=20), Counting(), Counting()
+    with pytest.raises(RuntimeError, match="power cut"):
+        predict(first, shapes["train"], root)
+    assert len(LatentCache.open(root)) == first.encoded
+    predict(second, shapes["train"], root)
+    predict(third, shapes["train"], root)
+    assert first.encoded + second.encoded == len(whole) == 60
+    assert third.encoded <= 6  # one batch, which shows that the tokenizer is still the same
+    assert same(root, whole)
+
+
+def test_ranks_share_the_work_and_a_run_of_another_number_ends_it(
+    whole: LatentCache, shapes: dict[str, Path], tmp_path: Path
+) -> None:
+    root = tmp_path / "shared"
+    first = Counting()
+    predict(first, shapes["train"], root, (0, 2))
+    assert 0 < first.encoded < 60
+    second = Counting()
+    predict(second, shapes["train"], root)
+    assert first.encoded + second.encoded == 60
+    assert same(root, whole)
+
+
+def test_another_tokenizer_is_refused_even_where_nothing_is_left(
+    whole: LatentCache, shapes: dict[str, Path], tmp_path: Path
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "whole").iterdir()}
+    with pytest.raises(ValueError, match="the latents were made by tokenizer"):
+        predict(Counting(seed=1), shapes["train"], tmp_path / "whole")
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "whole").iterdir()}

@@ -1,0 +1,30 @@
+"""``torch.compile`` sees one graph: nothing in a dense forward pass goes back to Python."""
+
+import subprocess
+import sys
+
+# In a process of its own: the hook that checks shapes in the other tests breaks graphs itself.
+_PROGRAM = """
+import torch
+from sora_lightning.denoisers import DiT
+from sora_lightning.layers.partitions import JOINT, PER_FRAME, PER_POSITION, HeadSplit, Periodic
+from sora_lightning.types import Condition
+
+torch.manual_seed(0)
+layout = Periodic([(JOINT, PER_FRAME, HeadSplit((PER_POSITION, PER_FRAME)))])
+dit = DiT(4, 16, width=24, depth=1, num_heads=2, layout=layout)
+for parameter in dit.parameters():
+    torch.nn.init.normal_(parameter, std=0.15)
+mask = torch.ones(2, 3, dtype=torch.bool)
+told = Condition(torch.randn(2, 3, 16), mask, torch.randn(2, 16))
+x, t = torch.randn(2, 4, 3, 4, 4), torch.rand(2)
+compiled = torch.compile(dit, backend="eager", fullgraph=True)
+torch.testing.assert_close(compiled(x, t, told), dit(x, t, told))
+compiled(x, t, told).sum().backward()
+assert all(parameter.grad is not None for parameter in dit.parameters())
+"""
+
+
+def test_a_denoiser_compiles_into_one_graph():
+    ran = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-3000:]

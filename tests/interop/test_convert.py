@@ -1,0 +1,67 @@
+"""The verb ``convert``: a public file to ours and back, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sora_lightning.__main__ import main
+from sora_lightning.interop import Pretrained
+from sora_lightning.interop.pretrained import make
+from tests.interop.golden import Golden
+
+
+def convert(source: str, target: str, before: Path, after: Path, *more: str) -> int:
+    files = ["--input", str(before), "--output", str(after)]
+    return main(["convert", "--source", source, "--target", target, *files, *more])
+
+
+@pytest.mark.parametrize("key", [None, "ema"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_there_and_back_through_files(tmp_path: Path, key: str | None, suffix: str) -> None:
+    weights = Golden.load("uvit_label").weights
+    theirs, ours, back = tmp_path / "in.pth", tmp_path / "ours.safetensors", tmp_path / "back"
+    torch.save(weights if key is None else {key: weights, "model": {}, "steps": 3}, theirs)
+    assert convert("uvit", "sora-lightning", theirs, ours, "--num-heads=2") == 0
+    built = Pretrained.load(ours).build()
+    assert {name: type(module).__name__ for name, module in built.items()} == {
+        "denoiser": "UViT",
+        "conditioner": "LabelConditioner",
+    }
+    back = back.with_suffix(suffix)
+    assert convert("sora-lightning", "uvit", ours, back) == 0
+    returned = load_file(back) if suffix == ".safetensors" else torch.load(back)
+    assert returned.keys() == weights.keys()
+    assert all(torch.equal(returned[name], weights[name]) for name in weights)
+
+
+def test_what_is_refused_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, ours = tmp_path / "in.pth", tmp_path / "ours.safetensors"
+
+    def refusal(*arguments: object) -> str:
+        assert convert(*arguments) == 2
+        return capsys.readouterr().err
+
+    assert "--source uvitt: Did you mean uvit?" in refusal("uvitt", "sora-lightning", file, ours)
+    assert "nothing to convert" in refusal("uvit", "uvit", file, ours)
+    assert "ends in .safetensors" in refusal("uvit", "sora-lightning", file, tmp_path / "a.pt")
+    assert "no such file" in refusal("uvit", "sora-lightning", file, ours)
+    file.write_bytes(b"no weights")
+    assert "holds more than weights, or none" in refusal("uvit", "sora-lightning", file, ours)
+    weights = Golden.load("uvit_label").weights
+    torch.save({**weights, "extra.weight": torch.zeros(1)}, file)
+    message = refusal("uvit", "sora-lightning", file, ours, "--num-heads=2")
+    assert f"{file} as uvit: no rule takes: extra.weight" in message
+    assert not ours.exists()
+    save_file(weights, ours)
+    assert "does not say which" in refusal("sora-lightning", "uvit", ours, file)
+    ours.write_bytes(b"no weights")
+    assert "not a safetensors file" in refusal("sora-lightning", "uvit", ours, file)
+
+
+def test_a_file_cannot_ask_for_code_of_another_house() -> None:
+    with pytest.raises(ValueError, match=r"os\.system: only classes of sora_lightning are built"):
+        make({"class_path": "os.system", "init_args": {"command": "true"}})

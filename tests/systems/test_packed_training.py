@@ -1,0 +1,189 @@
+"""Training on packs: each clip counts alike wherever it stands, ranks without clips hold nothing
+up, and a training resumes to the bit.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from sora_lightning.conditioning import TextConditioner
+from sora_lightning.denoisers import DiT
+from sora_lightning.diffusion import rectified_flow_loss
+from sora_lightning.systems import DiffusionSystem
+from sora_lightning.systems.seeding import generator
+from sora_lightning.tokenizers import ConvTokenizer
+from sora_lightning.types import PackedBatch
+from tests.systems.test_systems import assert_same_weights
+
+PACKED = {
+    "packing": {
+        "tokens": 40,
+        "compression": "2x8x8",
+        "max_frames": 5,
+        "max_pixels": 24 * 24,
+        "patch": [1, 1, 1],
+    },
+    "sizes": None,
+    "pixels_per_batch": None,
+    "run_length": 2,
+}
+
+
+@pytest.fixture
+def system() -> DiffusionSystem:
+    tokenizer = ConvTokenizer(4, [8, 16], [True], [True], patch=4, blocks_per_level=1)
+    one = DiffusionSystem(
+        tokenizer,
+        TextConditioner(width=16, depth=1, num_heads=2),
+        lambda channels, width: DiT(channels, width, 24, 2, 2, patch=(1, 1, 1)),
+        drop_condition=0.5,
+    )
+    for parameter in one.parameters():  # zero-initialised gates would hide half of the gradients
+        parameter.data.normal_(std=0.1)
+    return one
+
+
+def batch_of(numbers: list[int]) -> PackedBatch:
+    """Clips of several sizes, each the same in whichever batch it stands."""
+    sizes = [(5, 16, 16), (1, 24, 16), (3, 16, 24), (5, 16, 16), (1, 8, 8)]
+    draws = [torch.Generator().manual_seed(i) for i in numbers]
+    videos = [torch.rand(3, *sizes[i], generator=g) for i, g in zip(numbers, draws, strict=True)]
+    names = [f"{i:016x}" for i in numbers]
+    captions = [f"clip {i}" for i in numbers]
+    fps = torch.full((len(numbers),), 8.0)
+    return PackedBatch(captions, fps, names, [i % 3 for i in numbers], 0.5, videos=videos)
+
+
+class Ranks:
+    """Stands in for the trainer of several ranks, of which the caller runs one after the other."""
+
+    def __init__(self, counts: list[int]) -> None:
+        self.world_size = len(counts)
+        self.mean = sum(counts) / len(counts)
+        self.strategy = self
+
+    def reduce(self, value: Tensor, reduce_op: str) -> Tensor:
+        assert reduce_op == "mean"
+        return torch.full_like(value, self.mean)
+
+
+def gradients(
+    system: DiffusionSystem, batches: list[PackedBatch], monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Tensor]:
+    """What the ranks would step by: the mean of their gradients."""
+    ranks = Ranks([len(batch) for batch in batches])
+    monkeypatch.setattr(DiffusionSystem, "trainer", ranks)
+    monkeypatch.setattr(DiffusionSystem, "log", lambda *_, **__: None)
+    system.zero_grad()
+    for batch in batches:
+        (system.training_step(batch, 0) / len(batches)).backward()
+    return {n: p.grad.clone() for n, p in system.named_parameters() if p.grad is not None}
+
+
+def test_a_packed_loss_is_that_of_the_clips_alone(system: DiffusionSystem) -> None:
+    batch = batch_of([0, 1, 2, 3, 4])
+    together = system.packed_losses(batch)
+    assert together.shape == (5,)
+    for i in range(5):
+        draw = generator(system.device, system.seed, i, i % 3)
+        dropped = torch.rand(1, generator=draw) < system.drop_condition
+        t = system.time(torch.randn(1, generator=draw))
+        x_0 = system.tokenizer.encode(batch.videos[i][None])
+        noise = torch.randn(x_0.shape, generator=draw)
+        condition = system.conditioner([batch.captions[i]], dropped)
+        alone = rectified_flow_loss(system.denoiser, x_0, noise, t, condition)
+        torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("deal", [[[0, 1], [2, 3, 4]], [[4], [3, 2, 1, 0]], [[], [0, 1, 2, 3, 4]]])
+def test_every_clip_counts_alike_on_whichever_rank(
+    deal: list[list[int]], system: DiffusionSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = gradients(system, [batch_of([0, 1, 2, 3, 4])], monkeypatch)
+    shared = gradients(deepcopy(system), [batch_of(numbers) for numbers in deal], monkeypatch)
+    assert alone.keys() == shared.keys()
+    assert any(gradient.abs().max() > 1e-3 for gradient in alone.values())
+    for name, gradient in alone.items():
+        torch.testing.assert_close(shared[name], gradient, atol=1e-5, rtol=1e-5)
+
+
+def test_a_pack_without_clips_costs_nothing_but_reaches_every_parameter(
+    system: DiffusionSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached = gradients(system, [batch_of([])], monkeypatch)
+    trained = {name for name, p in system.named_parameters() if p.requires_grad}
+    assert reached.keys() == trained
+    assert all(not gradient.any() for gradient in reached.values())
+
+
+def test_a_packed_training_resumes_to_the_bit(
+    fit: Callable, diffusion_model: dict, tmp_path: Path
+) -> None:
+    config = {"model": diffusion_model, "data": PACKED}
+    steps = ("--trainer.max_steps", "6")
+    whole = fit(config, tmp_path / "whole", *steps)
+    part = fit(config, tmp_path / "parts", *steps, "--checkpoint.keep_every_n_steps", "2")
+    middle = tmp_path / "middle.ckpt"
+    shutil.copy(part.parent / "step-00000002.ckpt", middle)
+    shutil.rmtree(tmp_path / "parts")
+    workers = ("--data.num_workers", "2")
+    resumed = fit(config, tmp_path / "parts", *steps, *workers, "--ckpt_path", str(middle))
+    assert_same_weights(whole, resumed)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"compression": "4x8x8"}, "data.packing: compression = 4x8x8: the tokenizer's is 2x8x8"),
+        ({"patch": [1, 2, 2]}, r"data.packing: patch = \[1, 2, 2\]: the denoiser's is \[1, 1, 1\]"),
+    ],
+)
+def test_packs_counted_in_other_tokens_are_refused(
+    wrong: dict, message: str, fit: Callable, diffusion_model: dict, tmp_path: Path
+) -> None:
+    data = {**PACKED, "packing": PACKED["packing"] | wrong}  # type: ignore[operator]
+    with pytest.raises(ValueError, match=message):
+        fit({"model": diffusion_model, "data": data}, tmp_path / "run")
+
+
+def test_a_tokenizer_does_not_train_on_packs(
+    fit: Callable, tokenizer_model: dict, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"data\.packing is set: a tokenizer trains on batches"):
+        fit({"model": tokenizer_model, "data": PACKED}, tmp_path / "run")
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+def test_training_from_the_cache_is_training_from_the_pixels(
+    packed: bool,
+    fit: Callable,
+    tokenizer_model: dict,
+    diffusion_model: dict,
+    tokenizer_checkpoint: Path,
+    tmp_path: Path,
+) -> None:
+    """The losses of every step, in float32 and with the posterior's mean."""
+    sizes = PACKED if packed else {}
+    encode = ("--ckpt_path", str(tokenizer_checkpoint), "--latents.dtype", "float32")
+    windows = {"windows_per_clip": 2}
+    run_dir = tmp_path / "encoded"
+    fit({"model": tokenizer_model, "data": sizes | windows}, run_dir, *encode, verb="predict")
+    cached = {"latents": str(run_dir / "latents")}
+    losses = []
+    for name, source in (("pixels", {"fixed_windows": True}), ("cached", cached)):
+        options = ("--trainer.logger=true", "--trainer.log_every_n_steps=1")
+        config = {"model": diffusion_model, "data": sizes | windows | source}
+        fit(config, tmp_path / name, "--trainer.max_steps=6", *options)
+        events = EventAccumulator(str(tmp_path / name))
+        events.Reload()
+        losses.append([event.value for event in events.Scalars("train/loss")])
+    assert len(losses[0]) == 6
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
