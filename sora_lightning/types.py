@@ -257,7 +257,7 @@ class Condition:
 @runtime_checkable
 class DenoiserFunction(Protocol):
     """Any callable that predicts, at noisy latents ``x_t`` and time ``t``, what its objective asks
-    for.
+    for. ``t`` holds a time for each clip, or for each of its tokens where some are known.
 
     Objectives and samplers ask for no more, so guidance may wrap a network and a closed form may
     stand in for it.
@@ -266,15 +266,15 @@ class DenoiserFunction(Protocol):
     def __call__(
         self,
         x_t: Float[Tensor, "b c f h w"],
-        t: Float[Tensor, " b"],
+        t: Float[Tensor, " b *n"],
         condition: Condition,
-    ) -> Float[Tensor, "b c f h w"]: ...
+    ) -> Float[Tensor, "b out f h w"]: ...
 
 
 @runtime_checkable
 class PackedDenoiserFunction(Protocol):
-    """The same for clips that share one sequence, each at its own time."""
+    """The same for clips that share one sequence, each at its own time, or each token at its."""
 
     def __call__(
-        self, x_t: PackedLatents, t: Float[Tensor, " b"], condition: Condition
+        self, x_t: PackedLatents, t: Float[Tensor, " times"], condition: Condition
     ) -> PackedLatents: ...

@@ -1,7 +1,32 @@
-"""Conditioners: what the denoiser is told."""
+"""Conditioners and frame tasks: what the denoiser is told."""
 
 from sora_lightning.conditioning.base import Conditioner
+from sora_lightning.conditioning.frames import (
+    NUM_DRAWS,
+    BothEnds,
+    FirstFrames,
+    FrameTask,
+    LastFrames,
+    OutsideBox,
+    TextToVideo,
+    check_tasks,
+    draw_known,
+)
 from sora_lightning.conditioning.labels import LabelConditioner
 from sora_lightning.conditioning.text import TextConditioner, Unconditional
 
-__all__ = ["Conditioner", "LabelConditioner", "TextConditioner", "Unconditional"]
+__all__ = [
+    "NUM_DRAWS",
+    "BothEnds",
+    "Conditioner",
+    "FirstFrames",
+    "FrameTask",
+    "LabelConditioner",
+    "LastFrames",
+    "OutsideBox",
+    "TextConditioner",
+    "TextToVideo",
+    "Unconditional",
+    "check_tasks",
+    "draw_known",
+]

@@ -1,17 +1,101 @@
 """Diffusion: paths, objectives, samplers and guidance, mathematics only."""
 
-from sora_lightning.diffusion.guidance import ClassifierFreeGuidance
-from sora_lightning.diffusion.objectives import packed_rectified_flow_loss, rectified_flow_loss
-from sora_lightning.diffusion.paths import LogitNormal
-from sora_lightning.diffusion.samplers import Sampler, euler, heun, uniform_times
+from sora_lightning.diffusion.guidance import (
+    Autoguidance,
+    ClassifierFreeGuidance,
+    GuidanceInterval,
+    TwoConditionGuidance,
+    rescaled,
+    three_channel_guidance,
+)
+from sora_lightning.diffusion.known import KeepKnown, Known, SeeKnown
+from sora_lightning.diffusion.objectives import (
+    EDMWeighting,
+    HybridObjective,
+    MinSNR,
+    Objective,
+    Weighting,
+    offset,
+    packed_rectified_flow_loss,
+    rectified_flow_loss,
+)
+from sora_lightning.diffusion.paths import (
+    Betas,
+    CosineBetas,
+    LinearBetas,
+    Path,
+    RectifiedFlow,
+    ScaledLinearBetas,
+    Transition,
+    VarianceExploding,
+    VariancePreserving,
+)
+from sora_lightning.diffusion.predictions import (
+    Data,
+    Epsilon,
+    Preconditioned,
+    Prediction,
+    Process,
+    V,
+    Velocity,
+)
+from sora_lightning.diffusion.samplers import DDIM, DDPM, Sampler, UniPC, dpm_solver, euler, heun
+from sora_lightning.diffusion.times import (
+    LogitNormal,
+    LogNormalSigma,
+    TrainingTimes,
+    Uniform,
+    karras_times,
+    spaced_times,
+    uniform_times,
+)
 
 __all__ = [
+    "DDIM",
+    "DDPM",
+    "Autoguidance",
+    "Betas",
     "ClassifierFreeGuidance",
+    "CosineBetas",
+    "Data",
+    "EDMWeighting",
+    "Epsilon",
+    "GuidanceInterval",
+    "HybridObjective",
+    "KeepKnown",
+    "Known",
+    "LinearBetas",
+    "LogNormalSigma",
     "LogitNormal",
+    "MinSNR",
+    "Objective",
+    "Path",
+    "Preconditioned",
+    "Prediction",
+    "Process",
+    "RectifiedFlow",
     "Sampler",
+    "ScaledLinearBetas",
+    "SeeKnown",
+    "TrainingTimes",
+    "Transition",
+    "TwoConditionGuidance",
+    "UniPC",
+    "Uniform",
+    "V",
+    "VarianceExploding",
+    "VariancePreserving",
+    "Velocity",
+    "Weighting",
+    "dpm_solver",
     "euler",
     "heun",
+    "karras_times",
+    "offset",
     "packed_rectified_flow_loss",
     "rectified_flow_loss",
+    "rescaled",
+    "spaced_times",
+    "three_channel_guidance",
     "uniform_times",
 ]

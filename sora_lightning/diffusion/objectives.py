@@ -1,16 +1,289 @@
 """What a denoiser is trained for. Values in, values out: noise and time are passed in."""
 
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sora_lightning.diffusion.paths import interpolate, velocity
+from sora_lightning.diffusion.known import Known
+from sora_lightning.diffusion.paths import Transition, VariancePreserving, broadcast_time
+from sora_lightning.diffusion.predictions import Process, Shares
 from sora_lightning.types import (
     Condition,
     DenoiserFunction,
     PackedDenoiserFunction,
     PackedLatents,
 )
+
+
+class Weighting(ABC):
+    """How much the error of the data counts at each time; objectives convert it to the error of
+    whatever the network predicts.
+    """
+
+    @abstractmethod
+    def __call__(self, shares: Shares) -> Tensor:
+        """The weight of the data's squared error."""
+
+
+@dataclass(frozen=True)
+class MinSNR(Weighting):
+    """``min(SNR, gamma)`` (arXiv 2303.09556, section 3.4)."""
+
+    gamma: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.gamma <= 0:
+            raise ValueError(f"gamma = {self.gamma} must be positive")
+
+    def __call__(self, shares: Shares) -> Tensor:
+        return (shares.alpha / shares.sigma).square().clamp(max=self.gamma)
+
+
+@dataclass(frozen=True)
+class EDMWeighting(Weighting):
+    """``(sigma^2 + data_std^2) / (sigma data_std)^2`` (arXiv 2206.00364, table 1; sigma relative to
+    alpha^-1 on other paths): the error of ``Preconditioned`` as it is.
+    """
+
+    data_std: float = 1.0
+
+    def __call__(self, shares: Shares) -> Tensor:
+        variance = (shares.alpha * self.data_std).square() + shares.sigma.square()
+        return variance / (shares.sigma * self.data_std).square()
+
+
+def offset(
+    noise: Float[Tensor, "b c f h w"], shift: Float[Tensor, "b c f 1 1"], strength: float
+) -> Float[Tensor, "b c f h w"]:
+    """Noise that also moves the mean of whole frames, by ``strength`` times ``shift``: without it a
+    model that never sees pure noise keeps every video's mean near that of the data (I2VGen-XL,
+    arXiv 2311.04145, trains with 0.1).
+    """
+    return noise + strength * shift
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Mean squared error of what the network predicts. Without ``weighting`` every time counts the
+    same in the prediction's own terms. ``offset_noise`` is the strength of ``offset``.
+    """
+
+    process: Process = field(default_factory=Process)
+    weighting: Weighting | None = None
+    offset_noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.offset_noise < 0:
+            raise ValueError(f"offset_noise = {self.offset_noise} must not be negative")
+
+    def __call__(
+        self,
+        denoiser: DenoiserFunction,
+        x_0: Float[Tensor, "b c f h w"],
+        noise: Float[Tensor, "b c f h w"],
+        t: Float[Tensor, " b"],
+        condition: Condition,
+        known: Known | None = None,
+    ) -> Float[Tensor, " b"]:
+        """The loss of each clip at its time. What is ``known`` is given, and not asked for."""
+        inputs, times = self._seen(x_0, noise, t, known)
+        return self._loss(denoiser(inputs, times, condition), x_0, noise, t, known)
+
+    def packed(
+        self,
+        denoiser: PackedDenoiserFunction,
+        x_0: PackedLatents,
+        noise: PackedLatents,
+        t: Float[Tensor, " b"],
+        condition: Condition,
+        known: Sequence[Known] | None = None,
+    ) -> Float[Tensor, " b"]:
+        """The same for clips that share a sequence, one value for each whatever its size."""
+        masks: Sequence[Known | None] = [None] * len(x_0) if known is None else known
+        clips = [
+            (x[None], e[None], time[None], mask)
+            for x, e, time, mask in zip(x_0.clips, noise.clips, t, masks, strict=True)
+        ]
+        seen = [self._seen(*clip) for clip in clips]
+        times = t if known is None else torch.cat([times[0] for _, times in seen])
+        outputs = denoiser(PackedLatents(tuple(x[0] for x, _ in seen)), times, condition)
+        pairs = zip(outputs.clips, clips, strict=True)
+        return torch.cat([self._loss(output[None], *clip) for output, clip in pairs])
+
+    def _seen(
+        self,
+        x_0: Float[Tensor, "b c f h w"],
+        noise: Float[Tensor, "b c f h w"],
+        t: Float[Tensor, " b"],
+        known: Known | None,
+    ) -> tuple[Float[Tensor, "b c f h w"], Float[Tensor, " b *n"]]:
+        """What the network is given, and at which times."""
+        inputs = self.process.inputs(self.process.path.perturb(x_0, noise, t), t)
+        if known is None:
+            return inputs, t
+        given = self.process.path.perturb(x_0, noise, known.t)
+        return known.place(inputs, self.process.inputs(given, known.t)), known.times(t)
+
+    def _loss(
+        self,
+        output: Float[Tensor, "b out f h w"],
+        x_0: Float[Tensor, "b c f h w"],
+        noise: Float[Tensor, "b c f h w"],
+        t: Float[Tensor, " b"],
+        known: Known | None,
+    ) -> Float[Tensor, " b"]:
+        error = self.error(output, x_0, noise, t)
+        return error.flatten(1).mean(1) if known is None else known.mean_of_unknown(error)
+
+    def error(
+        self,
+        output: Float[Tensor, "b out f h w"],
+        x_0: Float[Tensor, "b c f h w"],
+        noise: Float[Tensor, "b c f h w"],
+        t: Float[Tensor, " b"],
+    ) -> Float[Tensor, "b c f h w"]:
+        """The weighted squared error of each value."""
+        shares = Shares.at(self.process.path, t, x_0)
+        target = self.process.prediction.target(x_0, noise, shares)
+        error = (output[:, : x_0.shape[1]] - target).square()
+        if self.weighting is None:
+            return error
+        return error * self.weighting(shares) / self.process.prediction.gain(shares).square()
+
+
+@dataclass(frozen=True)
+class HybridObjective(Objective):
+    """The mean squared error and, for a variance learned beside it, the variational bound (arXiv
+    2102.09672, section 3.1), as DiT trains: the network gives twice the channels, the second half
+    places the variance of one of ``path.num_steps`` steps between its two bounds.
+
+    The mean takes no gradient from the bound. ``bound_weight`` is 1 in DiT, whose bound is counted
+    in bits for each value and not multiplied by the number of steps.
+    """
+
+    bound_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.process.path, VariancePreserving):
+            raise ValueError(
+                f"path = {self.process.path}: a learned variance is that of a discrete step; the "
+                "path must be a VariancePreserving"
+            )
+
+    def error(
+        self,
+        output: Float[Tensor, "b out f h w"],
+        x_0: Float[Tensor, "b c f h w"],
+        noise: Float[Tensor, "b c f h w"],
+        t: Float[Tensor, " b"],
+    ) -> Float[Tensor, "b c f h w"]:
+        c = x_0.shape[1]
+        if output.shape[1] != 2 * c:
+            raise ValueError(
+                f"a prediction of {output.shape[1]} channels: a learned variance needs {2 * c}, "
+                "twice those of the latents"
+            )
+        frozen_mean = torch.cat([output[:, :c].detach(), output[:, c:]], dim=1)
+        bound = self.bound(frozen_mean, x_0, noise, t)
+        return super().error(output, x_0, noise, t) + self.bound_weight * bound
+
+    def bound(
+        self,
+        output: Float[Tensor, "b two_c f h w"],
+        x_0: Float[Tensor, "b c f h w"],
+        noise: Float[Tensor, "b c f h w"],
+        t: Float[Tensor, " b"],
+    ) -> Float[Tensor, "b c f h w"]:
+        """Bits for each value: the divergence of the network's step from the true posterior; at the
+        last step, which ends at the data, their likelihood in bins of 2 / 255 (arXiv 2006.11239,
+        equation 13).
+        """
+        path = self.process.path
+        assert isinstance(path, VariancePreserving)
+        x_t = path.perturb(x_0, noise, t)
+        estimate = self.process.read(output, x_t, t)
+        assert estimate.variance is not None
+        s = one_step_before(t, path.num_steps)
+        step = Transition.of(path, s, t)
+        from_data, from_noisy, posterior, beta = (
+            broadcast_time(value, x_0).to(x_0)
+            for value in (step.from_data, step.from_noisy, step.posterior, step.beta)
+        )
+        smallest = _smallest_log_variance(path, s, t, x_0)
+        log_variance = interpolated_log_variance(estimate.variance, smallest, beta.log())
+        true_mean = from_data * x_0 + from_noisy * x_t
+        mean = from_data * estimate.x_0 + from_noisy * x_t
+        divergence = gaussian_divergence(true_mean, posterior, mean, log_variance)
+        likelihood = binned_log_likelihood(x_0, mean, log_variance / 2)
+        last = broadcast_time(s, x_0) == 0
+        return torch.where(last, -likelihood, divergence) / math.log(2)
+
+
+def one_step_before(t: Float[Tensor, " b"], num_steps: int) -> Float[Tensor, " b"]:
+    """The time one discrete step nearer to the data, in float64; exactly 0 where that is it."""
+    s = t.double() - 1 / num_steps
+    return torch.where(s < 0.5 / num_steps, torch.zeros_like(s), s)
+
+
+def _smallest_log_variance(
+    path: VariancePreserving, s: Float[Tensor, " b"], t: Float[Tensor, " b"], like: Tensor
+) -> Tensor:
+    """The posterior's log variance; for the step that ends at the data, whose posterior has none,
+    that of the step before it.
+    """
+    one = torch.full_like(s, 1 / path.num_steps)
+    at_data = s == 0
+    step = Transition.of(path, torch.where(at_data, one, s), torch.where(at_data, 2 * one, t))
+    return broadcast_time(step.posterior.log(), like).to(like)
+
+
+def interpolated_log_variance(
+    share: Float[Tensor, "b c f h w"],
+    smallest: Float[Tensor, "..."],
+    largest: Float[Tensor, "..."],
+) -> Float[Tensor, "b c f h w"]:
+    """Between two bounds, -1 the lower and 1 the upper (arXiv 2102.09672, equation 15)."""
+    share = (share + 1) / 2
+    return share * largest + (1 - share) * smallest
+
+
+def gaussian_divergence(
+    mean: Float[Tensor, "b c f h w"],
+    variance: Float[Tensor, "..."],
+    other_mean: Float[Tensor, "b c f h w"],
+    other_log_variance: Float[Tensor, "b c f h w"],
+) -> Float[Tensor, "b c f h w"]:
+    """Kullback-Leibler divergence of the second Gaussian from the first, in nats; where the first
+    has no variance it means nothing, and is finite.
+    """
+    tiny = torch.finfo(variance.dtype).tiny
+    ratio = (variance + (mean - other_mean).square()) * torch.exp(-other_log_variance)
+    return 0.5 * (ratio - 1 + other_log_variance - variance.clamp(min=tiny).log())
+
+
+def binned_log_likelihood(
+    x: Float[Tensor, "b c f h w"],
+    mean: Float[Tensor, "b c f h w"],
+    log_std: Float[Tensor, "b c f h w"],
+    half_bin: float = 1 / 255,
+) -> Float[Tensor, "b c f h w"]:
+    """The log of a Gaussian's mass in the bin around ``x``; the outermost bins are open (arXiv
+    2006.11239, equation 13).
+    """
+    scale = torch.exp(-log_std)
+    upper = torch.special.ndtr((x - mean + half_bin) * scale)
+    lower = torch.special.ndtr((x - mean - half_bin) * scale)
+    upper = torch.where(x > 0.999, torch.ones_like(upper), upper)
+    lower = torch.where(x < -0.999, torch.zeros_like(lower), lower)
+    return (upper - lower).clamp(min=1e-12).log()
 
 
 def rectified_flow_loss(
@@ -23,9 +296,7 @@ def rectified_flow_loss(
     """Mean squared error of the velocity at ``x_t``, for each clip (arXiv 2209.03003, equation
     1).
     """
-    x_t = interpolate(x_0, noise, t)
-    v = denoiser(x_t, t, condition)
-    return (v - velocity(x_0, noise)).square().flatten(1).mean(1)
+    return Objective()(denoiser, x_0, noise, t, condition)
 
 
 def packed_rectified_flow_loss(
@@ -36,7 +307,4 @@ def packed_rectified_flow_loss(
     condition: Condition,
 ) -> Float[Tensor, " b"]:
     """The same for clips that share a sequence, one value for each clip whatever its size."""
-    x_t = x_0.map(lambda x, e, time: (1 - time) * x + time * e, noise.clips, t)
-    v = denoiser(x_t, t, condition)
-    errors = zip(v.clips, x_0.clips, noise.clips, strict=True)
-    return torch.stack([(a - velocity(x, e)).square().mean() for a, x, e in errors])
+    return Objective().packed(denoiser, x_0, noise, t, condition)

@@ -1,6 +1,13 @@
-"""Paths from data to noise, as pure functions of time: 0 = data, 1 = noise."""
+"""Paths from data to noise, ``x_t = alpha(t) x_0 + sigma(t) noise``, as pure functions of time:
+0 = data, 1 = noise.
+"""
 
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -34,28 +41,233 @@ def data_from_velocity(
     return x_t - broadcast_time(t, x_t) * v
 
 
-def shift_time(t: Float[Tensor, "..."], shift: float) -> Float[Tensor, "..."]:
+def shift_time(t: Float[Tensor, "..."], shift: float | Tensor) -> Float[Tensor, "..."]:
     """``s t / (1 + (s - 1) t)``: more time at high noise for ``shift`` > 1 (arXiv 2403.03206,
     equation 23).
     """
     return shift * t / (1 + (shift - 1) * t)
 
 
-@dataclass(frozen=True)
-class LogitNormal:
-    """Training times whose logit is normal (arXiv 2403.03206, section 3.1), then shifted.
+class Path(ABC):
+    """How much of the data and of the noise ``x_t`` holds. ``alpha(0) = 1`` and ``sigma(0) = 0``
+    exactly: at time 0 stands the data itself.
 
-    A positive ``mean`` favours noise.
+    Every function takes times of any shape and returns that shape in their precision.
     """
 
-    mean: float = 0.0
-    std: float = 1.0
-    shift: float = 1.0
+    @abstractmethod
+    def alpha(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        """The share of the data."""
+
+    @abstractmethod
+    def sigma(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        """The share of the noise."""
+
+    @abstractmethod
+    def d_alpha(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        """``d alpha / dt``."""
+
+    @abstractmethod
+    def d_sigma(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        """``d sigma / dt``; infinite at 0 where the variance is what grows evenly."""
+
+    def normaliser(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        """``x_t`` divided by this runs straight while the prediction stands still; a method of
+        second order averages two slopes on that line (EDM, arXiv 2206.00364, section 4: alpha).
+        """
+        return self.alpha(t)
+
+    def perturb(
+        self, x_0: Float[Tensor, "b ..."], noise: Float[Tensor, "b ..."], t: Float[Tensor, " b"]
+    ) -> Float[Tensor, "b ..."]:
+        """``x_t``: exactly ``x_0`` at time 0."""
+        return broadcast_time(self.alpha(t), x_0) * x_0 + broadcast_time(self.sigma(t), x_0) * noise
+
+    def half_log_snr(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        """``log(alpha / sigma)``, the lambda of DPM-Solver (arXiv 2206.00927): infinite at the
+        ends where one of the two is 0.
+        """
+        return torch.log(self.alpha(t)) - torch.log(self.sigma(t))
+
+
+@dataclass(frozen=True)
+class RectifiedFlow(Path):
+    """The straight line (arXiv 2209.03003): ``alpha = 1 - t``, ``sigma = t``."""
+
+    def alpha(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        return 1 - t
+
+    def sigma(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        return t
+
+    def d_alpha(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        return -torch.ones_like(t)
+
+    def d_sigma(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        return torch.ones_like(t)
+
+    def normaliser(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        return torch.ones_like(t)
+
+
+class Betas(ABC):
+    """The variances that the steps of a discrete diffusion add."""
+
+    @abstractmethod
+    def __call__(self, num_steps: int) -> Float[Tensor, " {num_steps}"]:
+        """In float64, from the step next to the data on."""
+
+
+@dataclass(frozen=True)
+class LinearBetas(Betas):
+    """Evenly spaced (arXiv 2006.11239, section 4); DiT's and W.A.L.T's values."""
+
+    start: float = 1e-4
+    end: float = 0.02
+
+    def __call__(self, num_steps: int) -> Float[Tensor, " {num_steps}"]:
+        return torch.linspace(self.start, self.end, num_steps, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class ScaledLinearBetas(Betas):
+    """Evenly spaced square roots, which latent diffusion calls linear; Stable Diffusion's
+    values.
+    """
+
+    start: float = 0.00085
+    end: float = 0.012
+
+    def __call__(self, num_steps: int) -> Float[Tensor, " {num_steps}"]:
+        ends = math.sqrt(self.start), math.sqrt(self.end)
+        return torch.linspace(*ends, num_steps, dtype=torch.float64).square()
+
+
+@dataclass(frozen=True)
+class CosineBetas(Betas):
+    """Those of ``cos^2`` in the squared alpha (arXiv 2102.09672, equation 17), none above
+    ``largest``.
+    """
+
+    offset: float = 0.008
+    largest: float = 0.999
+
+    def __call__(self, num_steps: int) -> Float[Tensor, " {num_steps}"]:
+        t = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
+        alpha_squared = ((t + self.offset) / (1 + self.offset) * math.pi / 2).cos().square()
+        return (1 - alpha_squared[1:] / alpha_squared[:-1]).clamp(max=self.largest)
+
+
+@dataclass(frozen=True)
+class VariancePreserving(Path):
+    """``alpha^2 + sigma^2 = 1``, with the alphas of a discrete diffusion: its step n, counted from
+    0, stands at time ``(n + 1) / num_steps``, the data before it at 0; between them alpha runs
+    straight.
+
+    ``zero_terminal_snr`` moves and stretches the alphas so that nothing of the data is left at
+    time 1 (arXiv 2305.08891, algorithm 1).
+    """
+
+    betas: Betas = LinearBetas()
+    num_steps: int = 1000
+    zero_terminal_snr: bool = False
 
     def __post_init__(self) -> None:
-        if self.std <= 0 or self.shift <= 0:
-            raise ValueError(f"std = {self.std} and shift = {self.shift} must be positive")
+        if self.num_steps < 2:
+            raise ValueError(f"num_steps = {self.num_steps}: must be at least 2")
+        betas = self.betas(self.num_steps)
+        if not bool(((betas > 0) & (betas < 1)).all()):
+            raise ValueError(f"{self.betas} gives variances that do not lie between 0 and 1")
 
-    def __call__(self, normal: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """Times in (0, 1) for standard normal draws."""
-        return shift_time(torch.sigmoid(self.mean + self.std * normal), self.shift)
+    @cached_property
+    def alphas(self) -> Float[Tensor, " points"]:
+        """Alpha at 0, 1 / num_steps, ..., 1, in float64."""
+        alphas = (1 - self.betas(self.num_steps)).cumprod(0).sqrt()
+        if self.zero_terminal_snr:
+            alphas = (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])
+        return torch.cat([alphas.new_ones(1), alphas])
+
+    def alpha(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        return self._alpha(t).to(t.dtype)
+
+    def sigma(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        return (1 - self._alpha(t).square()).clamp(min=0).sqrt().to(t.dtype)
+
+    def d_alpha(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        left, right, _ = self._around(t)
+        return ((right - left) * self.num_steps).to(t.dtype)
+
+    def d_sigma(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        return -self.alpha(t) * self.d_alpha(t) / self.sigma(t)
+
+    def _alpha(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        # In float64: near the data sigma is the root of a small difference.
+        left, right, share = self._around(t)
+        return left + (right - left) * share
+
+    def _around(self, t: Float[Tensor, "*s"]) -> tuple[Tensor, Tensor, Tensor]:
+        place = t.double() * self.num_steps
+        index = place.floor().long().clamp(0, self.num_steps - 1)
+        alphas = self.alphas.to(t.device)
+        return alphas[index], alphas[index + 1], place - index
+
+
+@dataclass(frozen=True)
+class VarianceExploding(Path):
+    """``alpha = 1`` and ``sigma = sigma_max t^rho`` (EDM, arXiv 2206.00364, equation 5 with a
+    sigma_min of 0): even steps in time are EDM's steps.
+    """
+
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        if self.sigma_max <= 0 or self.rho < 1:
+            raise ValueError(
+                f"sigma_max = {self.sigma_max} must be positive, rho = {self.rho} >= 1"
+            )
+
+    def alpha(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        return self.sigma_max * t**self.rho
+
+    def d_alpha(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        return torch.zeros_like(t)
+
+    def d_sigma(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        return self.sigma_max * self.rho * t ** (self.rho - 1)
+
+    def time(self, sigma: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        """When the noise has this deviation."""
+        return (sigma / self.sigma_max) ** (1 / self.rho)
+
+
+@dataclass(frozen=True)
+class Transition:
+    """The Gaussian step between two times ``s < t`` of a path: ``q(x_t | x_s)`` has variance
+    ``beta``, and ``q(x_s | x_t, x_0)`` the mean ``from_data x_0 + from_noisy x_t`` and variance
+    ``posterior`` (arXiv 2006.11239, equation 7; arXiv 2107.00630, appendix A.4).
+    """
+
+    from_data: Float[Tensor, "*s"]
+    from_noisy: Float[Tensor, "*s"]
+    beta: Float[Tensor, "*s"]
+    posterior: Float[Tensor, "*s"]
+
+    @classmethod
+    def of(cls, path: Path, s: Float[Tensor, "*s"], t: Float[Tensor, "*s"]) -> Transition:
+        """In float64. ``beta`` is relative to a unit share of the data at ``s``: where alpha(s) is
+        0 there is no such step.
+        """
+        s, t = s.double(), t.double()
+        ratio = path.alpha(t) / path.alpha(s)
+        before, after = path.sigma(s).square(), path.sigma(t).square()
+        beta = after - ratio.square() * before
+        return cls(
+            from_data=path.alpha(s) * beta / after,
+            from_noisy=ratio * before / after,
+            beta=beta,
+            posterior=beta * before / after,
+        )

@@ -1,59 +1,250 @@
-"""From noise to data along the flow ``dx / dt = v(x, t)``: one flat loop a sampler, one
-signature.
+"""From noise to data: one flat loop a sampler, one signature.
+
+Every sampler takes latents ``x`` at the first of falling ``times`` to the last of them. ``draw``
+gives standard normal noise of a tensor's shape for those that add some.
 """
 
+from __future__ import annotations
+
 import itertools
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sora_lightning.diffusion.paths import shift_time
+from sora_lightning.diffusion.objectives import interpolated_log_variance
+from sora_lightning.diffusion.paths import Path, Transition
+from sora_lightning.diffusion.predictions import Process
 from sora_lightning.types import Condition, DenoiserFunction
 
+Draw = Callable[[Tensor], Tensor]
 Sampler = Callable[
-    [DenoiserFunction, Float[Tensor, "b c f h w"], Float[Tensor, " s"], Condition],
+    [
+        DenoiserFunction,
+        Float[Tensor, "b c f h w"],
+        Float[Tensor, " s"],
+        Condition,
+        Process,
+        Draw,
+    ],
     Float[Tensor, "b c f h w"],
 ]
+RECTIFIED_FLOW = Process()
 
 
-def uniform_times(num_steps: int, shift: float = 1.0) -> Float[Tensor, " s"]:
-    """``num_steps + 1`` times from 1 to 0, shifted towards noise for ``shift`` > 1."""
-    if num_steps < 1:
-        raise ValueError(f"num_steps = {num_steps}: must be at least 1")
-    return shift_time(torch.linspace(1, 0, num_steps + 1), shift)
+def no_draw(like: Tensor) -> Tensor:
+    """In the place of noise, for the samplers that add none."""
+    raise ValueError("this sampler adds noise: give it draw, a function from a tensor to noise")
 
 
 def euler(
     denoiser: DenoiserFunction,
-    noise: Float[Tensor, "b c f h w"],
+    x: Float[Tensor, "b c f h w"],
     times: Float[Tensor, " s"],
     condition: Condition,
+    process: Process = RECTIFIED_FLOW,
+    draw: Draw = no_draw,
 ) -> Float[Tensor, "b c f h w"]:
-    """Euler's method: one call a step, first order."""
-    x = noise
-    for t, t_next in itertools.pairwise(times):
-        v = denoiser(x, t.expand(len(x)).to(x), condition)
-        x = x + (t_next - t) * v
+    """Euler's method on the line where the path is straight: one call a step, first order. The same
+    on every path, and the same as ``DDIM``.
+    """
+    for t, s in itertools.pairwise(times):
+        alpha, sigma = shares(process.path, s)
+        x_0, noise, _ = process.estimate(denoiser, x, t, condition)
+        x = alpha * x_0 + sigma * noise
     return x
 
 
 def heun(
     denoiser: DenoiserFunction,
-    noise: Float[Tensor, "b c f h w"],
+    x: Float[Tensor, "b c f h w"],
     times: Float[Tensor, " s"],
     condition: Condition,
+    process: Process = RECTIFIED_FLOW,
+    draw: Draw = no_draw,
 ) -> Float[Tensor, "b c f h w"]:
-    """Heun's method: two calls a step, second order; the last step, which ends at data, is
-    Euler's.
+    """Heun's method on the line where the path is straight (arXiv 2206.00364, algorithm 1): two
+    calls a step, second order. A step that ends at data is Euler's, and one that starts where the
+    line has no scale.
     """
-    x = noise
-    for t, t_next in itertools.pairwise(times):
-        v = denoiser(x, t.expand(len(x)).to(x), condition)
-        x_next = x + (t_next - t) * v
-        if t_next > 0:
-            v_next = denoiser(x_next, t_next.expand(len(x)).to(x), condition)
-            x_next = x + (t_next - t) * (v + v_next) / 2
+    path = process.path
+    for t, s in itertools.pairwise(times):
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = shares(path, t), shares(path, s)
+        x_0, noise, _ = process.estimate(denoiser, x, t, condition)
+        x_next = alpha_s * x_0 + sigma_s * noise
+        scale_t, scale_s = (float(path.normaliser(time.double())) for time in (t, s))
+        if s > 0 and scale_t > 0:
+            x_0_next, noise_next, _ = process.estimate(denoiser, x_next, s, condition)
+            of_data = alpha_s / scale_s - alpha_t / scale_t
+            of_noise = sigma_s / scale_s - sigma_t / scale_t
+            slope = of_data * (x_0 + x_0_next) / 2 + of_noise * (noise + noise_next) / 2
+            x_next = scale_s * (x / scale_t + slope)
         x = x_next
     return x
+
+
+@dataclass(frozen=True)
+class DDIM:
+    """arXiv 2010.02502, equation 12. ``eta`` is the share of the ancestral noise: 0 adds none."""
+
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta = {self.eta} must lie in [0, 1]")
+
+    def __call__(
+        self,
+        denoiser: DenoiserFunction,
+        x: Float[Tensor, "b c f h w"],
+        times: Float[Tensor, " s"],
+        condition: Condition,
+        process: Process = RECTIFIED_FLOW,
+        draw: Draw = no_draw,
+    ) -> Float[Tensor, "b c f h w"]:
+        for t, s in itertools.pairwise(times):
+            alpha, sigma = shares(process.path, s)
+            x_0, noise, _ = process.estimate(denoiser, x, t, condition)
+            fresh = 0.0
+            if self.eta and s > 0:
+                fresh = self.eta * math.sqrt(Transition.of(process.path, s, t).posterior)
+            x = alpha * x_0 + math.sqrt(sigma**2 - fresh**2) * noise
+            if fresh:
+                x = x + fresh * draw(x)
+        return x
+
+
+@dataclass(frozen=True)
+class DDPM:
+    """Ancestral sampling (arXiv 2006.11239, algorithm 2) between any two times. A variance that the
+    network has learned is used; else it is the posterior's, or the larger ``beta`` of the step.
+    """
+
+    large_variance: bool = False
+
+    def __call__(
+        self,
+        denoiser: DenoiserFunction,
+        x: Float[Tensor, "b c f h w"],
+        times: Float[Tensor, " s"],
+        condition: Condition,
+        process: Process = RECTIFIED_FLOW,
+        draw: Draw = no_draw,
+    ) -> Float[Tensor, "b c f h w"]:
+        for t, s in itertools.pairwise(times):
+            step = Transition.of(process.path, s, t)
+            x_0, _, share = process.estimate(denoiser, x, t, condition)
+            mean = float(step.from_data) * x_0 + float(step.from_noisy) * x
+            if s == 0:
+                x = mean
+                continue
+            smallest, largest = step.posterior.log(), step.beta.log()
+            if share is None:
+                deviation = ((largest if self.large_variance else smallest) / 2).exp().to(x)
+            else:
+                deviation = (interpolated_log_variance(share, smallest, largest) / 2).exp()
+            x = mean + deviation * draw(x)
+        return x
+
+
+def dpm_solver(
+    denoiser: DenoiserFunction,
+    x: Float[Tensor, "b c f h w"],
+    times: Float[Tensor, " s"],
+    condition: Condition,
+    process: Process = RECTIFIED_FLOW,
+    draw: Draw = no_draw,
+) -> Float[Tensor, "b c f h w"]:
+    """DPM-Solver++ (2M) (arXiv 2211.01095, algorithm 2): one call a step, second order from the
+    second step on. A step that ends at data is of first order.
+    """
+    previous, h_previous = None, math.inf
+    for t, s in itertools.pairwise(times):
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = shares(process.path, t), shares(process.path, s)
+        x_0, _, _ = process.estimate(denoiser, x, t, condition)
+        decay = alpha_t * sigma_s / (alpha_s * sigma_t)  # exp(-h)
+        h = -math.log(decay) if decay else math.inf
+        d = x_0
+        if previous is not None and s > 0:
+            d = x_0 + h / (2 * h_previous) * (x_0 - previous)
+        x = sigma_s / sigma_t * x + alpha_s * (1 - decay) * d
+        previous, h_previous = x_0, h
+    return x
+
+
+@dataclass(frozen=True)
+class UniPC:
+    """Predictor and corrector from one call a step (arXiv 2302.04867, algorithms 1 and 2, of the
+    data, with ``B_2``): each step's prediction is corrected with what the network says where it
+    arrives. ``order`` is the predictor's, the corrector's is one more; towards the data it falls.
+    """
+
+    order: int = 2
+
+    def __post_init__(self) -> None:
+        if self.order not in (1, 2, 3):
+            raise ValueError(f"order = {self.order} must be 1, 2 or 3")
+
+    def __call__(
+        self,
+        denoiser: DenoiserFunction,
+        x: Float[Tensor, "b c f h w"],
+        times: Float[Tensor, " s"],
+        condition: Condition,
+        process: Process = RECTIFIED_FLOW,
+        draw: Draw = no_draw,
+    ) -> Float[Tensor, "b c f h w"]:
+        half_log_snr = process.path.half_log_snr(times.double()).tolist()
+        history: list[tuple[float, Tensor]] = []  # half log-SNR and estimate, the latest first
+        last, order = x, 0
+        for i, (t, s) in enumerate(itertools.pairwise(times)):
+            x_0 = process.estimate(denoiser, x, t, condition).x_0
+            here = half_log_snr[i], x_0
+            if order and math.isfinite(history[0][0]):
+                x = _advance(process.path, last, times[i - 1], t, [*history[:order], here])
+            history = [here, *history[: self.order - 1]]
+            left = len(times) - 1 - i if times[-1] == 0 else self.order
+            usable = sum(math.isfinite(place) for place, _ in history)
+            order = max(1, min(self.order, usable, left))
+            last, x = x, _advance(process.path, x, t, s, history[:order])
+        return x
+
+
+def _advance(
+    path: Path, x: Tensor, t: Tensor, s: Tensor, points: list[tuple[float, Tensor]]
+) -> Tensor:
+    """UniPC's step from ``t`` to ``s`` by estimates of the data, the first of them made at ``t``,
+    each with the half log-SNR where it was made.
+    """
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = shares(path, t), shares(path, s)
+    (here, x_0), others = points[0], points[1:]
+    decay = alpha_t * sigma_s / (alpha_s * sigma_t)  # exp(-h)
+    h = -math.log(decay) if decay else math.inf
+    ratios = [(place - here) / h for place, _ in others]
+    d = x_0
+    for weight, ratio, (_, other) in zip(_weights(ratios, h), ratios, others, strict=True):
+        d = d + weight / ratio * (other - x_0)
+    return sigma_s / sigma_t * x + alpha_s * (1 - decay) * d
+
+
+def _weights(ratios: list[float], h: float) -> list[float]:
+    """Of the differences to estimates made ``ratio h`` away: exact for polynomials (arXiv
+    2302.04867, equation 5); one alone takes a half, as section 3.4 has it.
+    """
+    if len(ratios) < 2:
+        return [0.5] * len(ratios)
+    phi, rows, values = math.expm1(-h) / -h - 1, [], []
+    for k in range(1, len(ratios) + 1):
+        rows.append([ratio ** (k - 1) for ratio in ratios])
+        values.append(phi * math.factorial(k) / math.expm1(-h))
+        phi = phi / -h - 1 / math.factorial(k + 1)
+    matrix = torch.tensor(rows, dtype=torch.float64)
+    return torch.linalg.solve(matrix, torch.tensor(values, dtype=torch.float64)).tolist()
+
+
+def shares(path: Path, t: Float[Tensor, ""]) -> tuple[float, float]:
+    """Alpha and sigma at one time, computed in float64."""
+    return float(path.alpha(t.double())), float(path.sigma(t.double()))

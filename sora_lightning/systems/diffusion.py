@@ -10,21 +10,30 @@ from typing import Any
 
 import lightning as L
 import torch
+from einops import repeat
 from jaxtyping import Float
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from sora_lightning.conditioning import Conditioner
+from sora_lightning.conditioning import (
+    NUM_DRAWS,
+    Conditioner,
+    FrameTask,
+    check_tasks,
+    draw_known,
+)
 from sora_lightning.data.native import check_geometry
 from sora_lightning.denoisers import Denoiser
 from sora_lightning.diffusion import (
+    Known,
     LogitNormal,
+    Objective,
     Sampler,
+    TrainingTimes,
     euler,
-    packed_rectified_flow_loss,
-    rectified_flow_loss,
+    offset,
 )
-from sora_lightning.generation import generate
+from sora_lightning.generation import VideoGenerator
 from sora_lightning.systems.loading import load_system
 from sora_lightning.systems.optimization import (
     OptimizerFactory,
@@ -50,7 +59,8 @@ class DiffusionSystem(L.LightningModule):
     conditioner's width, the only places where these numbers stand. The tokenizer is frozen; its
     weights and configuration travel in this system's checkpoint, which therefore needs no other
     file. ``drop_condition`` is the share of captions that classifier-free guidance trains without.
-    ``fps`` is what the training clips were read at.
+    ``fps`` is what the training clips were read at. ``tasks`` are the masks of known frames to
+    train on, one drawn for each clip by weight; without them nothing is ever known.
     """
 
     def __init__(
@@ -58,7 +68,9 @@ class DiffusionSystem(L.LightningModule):
         tokenizer: VideoTokenizer,
         conditioner: Conditioner,
         denoiser: Callable[[int, int], Denoiser],
-        time: LogitNormal | None = None,
+        time: TrainingTimes | None = None,
+        objective: Objective | None = None,
+        tasks: list[FrameTask] | None = None,
         drop_condition: float = 0.1,
         optimizer: OptimizerFactory = adamw,
         warmup_steps: int = 100,
@@ -68,11 +80,14 @@ class DiffusionSystem(L.LightningModule):
         super().__init__()
         if not 0 <= drop_condition < 1:
             raise ValueError(f"drop_condition = {drop_condition} must lie in [0, 1)")
+        check_tasks(tasks or [])
         self.save_hyperparameters()
         self.tokenizer = tokenizer.requires_grad_(False)
         self.conditioner = conditioner
         self.denoiser = denoiser(tokenizer.latent_channels, conditioner.width)
         self.time = time or LogitNormal()
+        self.objective = objective or Objective()
+        self.tasks = tasks or []
         self.drop_condition = drop_condition
         self.optimizer = optimizer
         self.warmup_steps = warmup_steps
@@ -112,7 +127,8 @@ class DiffusionSystem(L.LightningModule):
             return self.packed_step(batch)
         draw = step_generator(self, self.seed, batch_idx)
         dropped = torch.rand(len(batch), generator=draw, device=self.device) < self.drop_condition
-        loss = self.loss(self.latents(batch), self.conditioner(batch.captions, dropped), draw)
+        x_0, condition = self.latents(batch), self.conditioner(batch.captions, dropped)
+        loss = self.loss(x_0, condition, draw, self.drawn_known(x_0, draw))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         return loss
 
@@ -127,13 +143,20 @@ class DiffusionSystem(L.LightningModule):
         return loss
 
     def packed_losses(self, batch: PackedBatch) -> Float[Tensor, " b"]:
-        """The rectified-flow loss of each clip, at a time and noise that its seed and turn draw."""
+        """The loss of each clip, at a time and noise that its seed and turn draw."""
         draws = ClipDraws(batch, self.seed, self.device)
         condition = self.conditioner(batch.captions, draws.uniform() < self.drop_condition)
-        t = self.time(draws.normal())
-        x_0 = packed_latents(self.tokenizer, batch)
+        normal, x_0 = draws.normal(), packed_latents(self.tokenizer, batch)
+        t = self.time(normal, torch.tensor(self.denoiser.num_tokens(x_0), device=normal.device))
+        noise, known = draws.noise(x_0), None
+        if strength := self.objective.offset_noise:
+            shifts = draws.noise(x_0.map(lambda x: x[:, :, :1, :1])).clips
+            noise = noise.map(lambda e, shift: e + strength * shift, shifts)
+        if self.tasks:
+            numbers = torch.stack([draws.uniform() for _ in range(NUM_DRAWS)], dim=1)
+            known = [self.known(x[None], n[None]) for x, n in zip(x_0.clips, numbers, strict=True)]
         packed = self.denoiser.forward_packed
-        return packed_rectified_flow_loss(packed, x_0, draws.noise(x_0), t, condition)
+        return self.objective.packed(packed, x_0, noise, t, condition, known)
 
     def validation_step(self, batch: VideoBatch, batch_idx: int) -> None:
         draw = generator(self.device, self.seed, batch_idx, self.global_rank)
@@ -141,14 +164,34 @@ class DiffusionSystem(L.LightningModule):
         self.log("val/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
 
     def loss(
-        self, x_0: Float[Tensor, "b c f h w"], condition: Condition, draw: torch.Generator
+        self,
+        x_0: Float[Tensor, "b c f h w"],
+        condition: Condition,
+        draw: torch.Generator,
+        known: Known | None = None,
     ) -> Float[Tensor, ""]:
-        """The rectified-flow loss at times and noise drawn from a generator, mean over the
-        clips.
-        """
-        t = self.time(torch.randn(len(x_0), generator=draw, device=x_0.device))
+        """The objective at times and noise drawn from a generator, mean over the clips."""
+        num_tokens = self.denoiser.patch.grid(*x_0.shape[2:]).num_tokens
+        t = self.time(torch.randn(len(x_0), generator=draw, device=x_0.device), num_tokens)
         noise = torch.randn(x_0.shape, generator=draw, device=x_0.device)
-        return rectified_flow_loss(self.denoiser, x_0, noise, t, condition).mean()
+        if self.objective.offset_noise:
+            shift = torch.randn((*x_0.shape[:3], 1, 1), generator=draw, device=x_0.device)
+            noise = offset(noise, shift, self.objective.offset_noise)
+        return self.objective(self.denoiser, x_0, noise, t, condition, known).mean()
+
+    def drawn_known(self, x_0: Float[Tensor, "b c f h w"], draw: torch.Generator) -> Known | None:
+        """The known tokens of each clip by the task that it draws; ``None`` without tasks."""
+        if not self.tasks:
+            return None
+        numbers = torch.rand(len(x_0), NUM_DRAWS, generator=draw, device=x_0.device)
+        return self.known(x_0, numbers)
+
+    def known(self, x_0: Float[Tensor, "b c f h w"], numbers: Float[Tensor, "b n"]) -> Known:
+        """The known tokens that a clip's uniform numbers decide."""
+        patch = self.denoiser.patch
+        tokens, t = draw_known(self.tasks, patch.grid(*x_0.shape[2:]), numbers)
+        mask = repeat(tokens, "b 1 f h w -> b 1 (f p) (h q) (w r)", p=patch.f, q=patch.h, r=patch.w)
+        return Known.of(mask, patch, t)
 
     def latents(self, batch: VideoBatch) -> Float[Tensor, "b c f h w"]:
         """The cached latents of a batch, or its pixels encoded now."""
@@ -167,18 +210,20 @@ class DiffusionSystem(L.LightningModule):
         guidance_scale: float = 2.0,
         sampler: Sampler = euler,
     ) -> Float[Tensor, "b 3 F H W"]:
-        """One video in [-1, 1] for each prompt: see ``generation.generate``."""
-        return generate(
+        """One video in [-1, 1] for each prompt: see ``VideoGenerator``."""
+        return self.generator(
+            num_steps=num_steps, guidance_scale=guidance_scale, sampler=sampler
+        ).videos(prompts, size, seeds)
+
+    def generator(self, **settings: Any) -> VideoGenerator:
+        """This model, ready to sample with the settings of a ``VideoGenerator``."""
+        return VideoGenerator(
             self.tokenizer,
             self.conditioner,
             self.denoiser,
-            prompts,
-            size,
-            seeds,
-            num_steps=num_steps,
-            guidance_scale=guidance_scale,
-            shift=self.time.shift,
-            sampler=sampler,
+            process=self.objective.process,
+            shift=self.time.sampling_shift,
+            **settings,
         )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -1,0 +1,134 @@
+"""Frames as prompts: each task is a mask of tokens that are known while the others are denoised.
+
+A training draws from a mixture of tasks; at sampling the same network extends, connects, loops and
+inpaints. Kinds and shares follow Open-Sora's and Open-Sora-Plan's published recipes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sora_lightning.types import TokenGrid
+
+NUM_DRAWS = 8
+"""Uniform numbers that decide a clip's task and mask."""
+
+
+@dataclass(frozen=True)
+class FrameTask(ABC):
+    """A kind of mask. ``weight`` is its share in the mixture, relative to the others'. ``noise`` is
+    the latest time that known tokens stand at, drawn evenly from 0 on.
+    """
+
+    weight: float = 1.0
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ValueError(
+                f"weight = {self.weight} of {type(self).__name__}: must not be negative"
+            )
+        if not 0 <= self.noise < 1:
+            raise ValueError(f"noise = {self.noise} of {type(self).__name__}: must lie in [0, 1)")
+
+    @abstractmethod
+    def known(self, grid: TokenGrid, numbers: Sequence[float]) -> Bool[Tensor, "f h w"]:
+        """Which tokens of a clip are known, decided by six numbers in [0, 1). Never all of them."""
+
+
+@dataclass(frozen=True)
+class TextToVideo(FrameTask):
+    """Nothing is known."""
+
+    def known(self, grid: TokenGrid, numbers: Sequence[float]) -> Bool[Tensor, "f h w"]:
+        return _nothing(grid)
+
+
+@dataclass(frozen=True)
+class FirstFrames(FrameTask):
+    """The first one, up to ``most`` of them: image to video, extension, prediction in chunks."""
+
+    most: int | None = None
+
+    def known(self, grid: TokenGrid, numbers: Sequence[float]) -> Bool[Tensor, "f h w"]:
+        known = _nothing(grid)
+        known[: _count(numbers[0], grid.f - 1, self.most)] = True
+        return known
+
+
+@dataclass(frozen=True)
+class LastFrames(FrameTask):
+    """The last one, up to ``most`` of them: extension backward."""
+
+    most: int | None = None
+
+    def known(self, grid: TokenGrid, numbers: Sequence[float]) -> Bool[Tensor, "f h w"]:
+        known = _nothing(grid)
+        known[grid.f - _count(numbers[0], grid.f - 1, self.most) :] = True
+        return known
+
+
+@dataclass(frozen=True)
+class BothEnds(FrameTask):
+    """Some of the first and of the last, each up to ``most``: connecting two videos, loops."""
+
+    most: int | None = None
+
+    def known(self, grid: TokenGrid, numbers: Sequence[float]) -> Bool[Tensor, "f h w"]:
+        known = _nothing(grid)
+        first = _count(numbers[0], grid.f - 2, self.most)
+        last = _count(numbers[1], grid.f - 1 - first, self.most) if first else 0
+        known[:first] = True
+        known[grid.f - last :] = True
+        return known
+
+
+@dataclass(frozen=True)
+class OutsideBox(FrameTask):
+    """All but a box in space and time: inpainting."""
+
+    def known(self, grid: TokenGrid, numbers: Sequence[float]) -> Bool[Tensor, "f h w"]:
+        box = []
+        for axis, length in enumerate((grid.f, grid.h, grid.w)):
+            extent = _count(numbers[2 * axis], length, None)
+            start = int(numbers[2 * axis + 1] * (length - extent + 1))
+            box.append(slice(start, start + extent))
+        known = ~_nothing(grid)
+        known[tuple(box)] = False
+        return known
+
+
+def draw_known(
+    tasks: Sequence[FrameTask], grid: TokenGrid, numbers: Float[Tensor, "b {NUM_DRAWS}"]
+) -> tuple[Bool[Tensor, "b 1 f h w"], Float[Tensor, " b"]]:
+    """A task's mask for each clip, and the time that its known tokens stand at."""
+    weights = torch.tensor([task.weight for task in tasks], dtype=torch.float64)
+    ends = weights.cumsum(0) / weights.sum()
+    masks, times = [], []
+    for choice, noise, *rest in numbers.double().cpu().tolist():
+        task = tasks[min(int((ends <= choice).sum()), len(tasks) - 1)]
+        masks.append(task.known(grid, rest)[None])
+        times.append(noise * task.noise)
+    return torch.stack(masks).to(numbers.device), numbers.new_tensor(times)
+
+
+def check_tasks(tasks: Sequence[FrameTask]) -> None:
+    """Raise ``ValueError`` for tasks of which none can be drawn."""
+    if tasks and sum(task.weight for task in tasks) <= 0:
+        raise ValueError(f"tasks = {list(tasks)}: the weights must not all be 0")
+
+
+def _nothing(grid: TokenGrid) -> Bool[Tensor, "f h w"]:
+    return torch.zeros(grid.f, grid.h, grid.w, dtype=torch.bool)
+
+
+def _count(number: float, largest: int, most: int | None) -> int:
+    """From 1 to ``largest``, and to ``most`` where that is given; 0 where there is no room."""
+    largest = min(largest, most or largest)
+    return 1 + int(number * largest) if largest > 0 else 0

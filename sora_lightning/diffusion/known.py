@@ -1,0 +1,110 @@
+"""Latents that are known: they stand at their own time, by default that of data, while all others
+are denoised around them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from einops import reduce
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sora_lightning.diffusion.paths import broadcast_time
+from sora_lightning.diffusion.predictions import Process
+from sora_lightning.layers.patch import Patch
+from sora_lightning.types import Condition, DenoiserFunction
+
+
+@dataclass(frozen=True)
+class Known:
+    """Which latent positions are known, in whole tokens, and the time that each clip's stand at: 0,
+    or a little more where they carry noise.
+    """
+
+    mask: Bool[Tensor, "b 1 f h w"]
+    t: Float[Tensor, " b"]
+    patch: Patch
+
+    @classmethod
+    def of(
+        cls, mask: Bool[Tensor, "b 1 f h w"], patch: Patch, t: Float[Tensor, " b"] | None = None
+    ) -> Known:
+        """A token that is known in part counts as unknown."""
+        f, h, w = mask.shape[2:]
+        whole = patch.patchify(mask.float()).amin(-1, keepdim=True)
+        spread = patch.unpatchify(whole.expand(-1, -1, patch.volume), patch.grid(f, h, w))
+        return cls(
+            spread > 0, torch.zeros(len(mask), device=mask.device) if t is None else t, patch
+        )
+
+    @property
+    def tokens(self) -> Bool[Tensor, "b n"]:
+        return self.patch.patchify(self.mask.float())[..., 0] > 0
+
+    def place(
+        self, x: Float[Tensor, "b c f h w"], given: Float[Tensor, "b c f h w"]
+    ) -> Float[Tensor, "b c f h w"]:
+        """``given`` where it is known, ``x`` elsewhere."""
+        return torch.where(self.mask, given, x)
+
+    def times(self, t: Float[Tensor, " b"]) -> Float[Tensor, "b n"]:
+        """The time of each token."""
+        return torch.where(self.tokens, self.t[:, None].to(t), t[:, None])
+
+    def mean_of_unknown(self, values: Float[Tensor, "b c f h w"]) -> Float[Tensor, " b"]:
+        """Mean over what is not known, for each clip; 0 where everything is."""
+        unknown = (~self.mask).to(values.dtype).expand_as(values)
+        total = reduce(values * unknown, "b c f h w -> b", "sum")
+        return total / reduce(unknown, "b c f h w -> b", "sum").clamp(min=1)
+
+
+@dataclass(frozen=True)
+class SeeKnown:
+    """A denoiser that sees known latents as they are, at their own time.
+
+    ``x_0`` holds the known latents; ``noise`` is what they carry where ``known.t`` is not 0.
+    """
+
+    denoiser: DenoiserFunction
+    process: Process
+    known: Known
+    x_0: Float[Tensor, "b c f h w"]
+    noise: Float[Tensor, "b c f h w"]
+
+    def __call__(
+        self, x_t: Float[Tensor, "b c f h w"], t: Float[Tensor, " b"], condition: Condition
+    ) -> Float[Tensor, "b out f h w"]:
+        given = self.process.path.perturb(self.x_0, self.noise, self.known.t)
+        inputs = self.known.place(x_t, self.process.inputs(given, self.known.t))
+        return self.denoiser(inputs, self.known.times(t), condition)
+
+
+@dataclass(frozen=True)
+class KeepKnown:
+    """A denoiser that answers, where latents are known, that the data are these: any sampler then
+    moves straight to them.
+    """
+
+    denoiser: DenoiserFunction
+    process: Process
+    known: Known
+    x_0: Float[Tensor, "b c f h w"]
+
+    def __call__(
+        self, x_t: Float[Tensor, "b c f h w"], t: Float[Tensor, " b"], condition: Condition
+    ) -> Float[Tensor, "b out f h w"]:
+        output = self.denoiser(x_t, t, condition)
+        c = self.x_0.shape[1]
+        kept = self.known.place(output[:, :c], self._answer(x_t, t))
+        return torch.cat([kept, output[:, c:]], dim=1)
+
+    def _answer(
+        self, inputs: Float[Tensor, "b c f h w"], t: Float[Tensor, " b"]
+    ) -> Float[Tensor, "b c f h w"]:
+        """The output that says, at these inputs, that the data are the known ones."""
+        path = self.process.path
+        x_t = inputs / self.process.inputs(torch.ones_like(inputs), t)
+        alpha, sigma = (broadcast_time(share(t), x_t) for share in (path.alpha, path.sigma))
+        return self.process.target(self.x_0, (x_t - alpha * self.x_0) / sigma, t)

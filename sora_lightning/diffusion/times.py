@@ -1,0 +1,153 @@
+"""At which times a denoiser trains, and which times a sampler visits."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sora_lightning.diffusion.paths import VarianceExploding, shift_time
+
+NumTokens = int | Tensor | None
+
+
+class TrainingTimes(ABC):
+    """Draws of training times. What the sampler's times have in common with them is the shift."""
+
+    @abstractmethod
+    def __call__(
+        self, normal: Float[Tensor, " b"], num_tokens: NumTokens = None
+    ) -> Float[Tensor, " b"]:
+        """Times in [0, 1] for standard normal draws. ``num_tokens`` is one number for all clips, or
+        a tensor with one for each.
+        """
+
+    def sampling_shift(self, num_tokens: int) -> float:
+        """The shift of a sampler's times for clips of so many tokens; 1 is none."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class ShiftedTimes(TrainingTimes):
+    """Times that are moved in the end: ``shift`` > 1 favours noise.
+
+    With ``base_tokens`` the shift holds for clips of that many tokens, and grows with the root of
+    their number (arXiv 2403.03206, equation 23): the more pixels show a thing, the more noise it
+    takes to hide it.
+    """
+
+    shift: float = 1.0
+    base_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.shift <= 0:
+            raise ValueError(f"shift = {self.shift} must be positive")
+        if self.base_tokens is not None and self.base_tokens < 1:
+            raise ValueError(f"base_tokens = {self.base_tokens} must be positive")
+
+    def sampling_shift(self, num_tokens: int) -> float:
+        return float(self._shift(num_tokens))
+
+    def _shift(self, num_tokens: NumTokens) -> float | Tensor:
+        if self.base_tokens is None:
+            return self.shift
+        if num_tokens is None:
+            raise ValueError(f"base_tokens = {self.base_tokens} asks for the clips' num_tokens")
+        if isinstance(num_tokens, Tensor):
+            return self.shift * (num_tokens / self.base_tokens).sqrt()
+        return self.shift * math.sqrt(num_tokens / self.base_tokens)
+
+
+@dataclass(frozen=True)
+class Uniform(ShiftedTimes):
+    """Even over [0, 1], then shifted; over the last points of ``num_values`` equal parts where that
+    is given, as a discrete diffusion draws its steps.
+    """
+
+    num_values: int | None = None
+
+    def __call__(
+        self, normal: Float[Tensor, " b"], num_tokens: NumTokens = None
+    ) -> Float[Tensor, " b"]:
+        t = torch.special.ndtr(normal)
+        if self.num_values is not None:
+            t = ((t * self.num_values).floor() + 1).clamp(max=self.num_values) / self.num_values
+        return shift_time(t, self._shift(num_tokens))
+
+
+@dataclass(frozen=True)
+class LogitNormal(ShiftedTimes):
+    """Training times whose logit is normal (arXiv 2403.03206, section 3.1), then shifted.
+
+    A positive ``mean`` favours noise.
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.std <= 0:
+            raise ValueError(f"std = {self.std} must be positive")
+
+    def __call__(
+        self, normal: Float[Tensor, " b"], num_tokens: NumTokens = None
+    ) -> Float[Tensor, " b"]:
+        t = torch.sigmoid(self.mean + self.std * normal)
+        return shift_time(t, self._shift(num_tokens))
+
+
+@dataclass(frozen=True)
+class LogNormalSigma(TrainingTimes):
+    """Noise whose logarithm is normal, on a path that explodes (EDM, arXiv 2206.00364, table 1)."""
+
+    mean: float = -1.2
+    std: float = 1.2
+    path: VarianceExploding = field(default_factory=VarianceExploding)
+
+    def __post_init__(self) -> None:
+        if self.std <= 0:
+            raise ValueError(f"std = {self.std} must be positive")
+
+    def __call__(
+        self, normal: Float[Tensor, " b"], num_tokens: NumTokens = None
+    ) -> Float[Tensor, " b"]:
+        return self.path.time(torch.exp(self.mean + self.std * normal)).clamp(max=1)
+
+
+def uniform_times(num_steps: int, shift: float = 1.0) -> Float[Tensor, " s"]:
+    """``num_steps + 1`` times from 1 to 0, shifted towards noise for ``shift`` > 1."""
+    if num_steps < 1:
+        raise ValueError(f"num_steps = {num_steps}: must be at least 1")
+    return shift_time(torch.linspace(1, 0, num_steps + 1), shift)
+
+
+def spaced_times(num_steps: int, num_values: int = 1000) -> Float[Tensor, " s"]:
+    """Times of ``num_steps`` of a discrete diffusion's ``num_values`` steps, the first and the last
+    among them, and 0: the grid of DiT's sampling (arXiv 2102.09672, section 4). In float64.
+    """
+    if not 2 <= num_steps <= num_values:
+        raise ValueError(f"num_steps = {num_steps}: must lie between 2 and {num_values}")
+    stride = (num_values - 1) / (num_steps - 1)
+    kept = [round(stride * n) + 1 for n in range(num_steps)]
+    return torch.tensor([*reversed(kept), 0], dtype=torch.float64) / num_values
+
+
+def karras_times(
+    num_steps: int, path: VarianceExploding, sigma_min: float = 0.002
+) -> Float[Tensor, " s"]:
+    """EDM's grid (arXiv 2206.00364, equation 5): even in ``sigma^(1 / rho)`` from ``sigma_max`` to
+    ``sigma_min``, and 0. In float64.
+    """
+    if num_steps < 2 or not 0 < sigma_min < path.sigma_max:
+        raise ValueError(
+            f"num_steps = {num_steps} must be at least 2, and sigma_min = {sigma_min} positive and "
+            f"below sigma_max = {path.sigma_max}"
+        )
+    last = path.time(torch.tensor(sigma_min, dtype=torch.float64))
+    steps = torch.linspace(0, 1, num_steps, dtype=torch.float64)
+    return torch.cat([1 + steps * (last - 1), steps.new_zeros(1)])

@@ -1,0 +1,24 @@
+"""Prompts and frames to videos."""
+
+from sora_lightning.generation.generator import (
+    Draft,
+    KnownFrames,
+    VideoGenerator,
+    generate,
+    seeded_noise,
+)
+from sora_lightning.generation.tasks import connect, edit, extend, extend_backward, inpaint, loop
+
+__all__ = [
+    "Draft",
+    "KnownFrames",
+    "VideoGenerator",
+    "connect",
+    "edit",
+    "extend",
+    "extend_backward",
+    "generate",
+    "inpaint",
+    "loop",
+    "seeded_noise",
+]
