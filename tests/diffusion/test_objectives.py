@@ -14,10 +14,10 @@ from sora_lightning.diffusion import (
     HybridObjective,
     Known,
     MinSNR,
-    Objective,
     Preconditioned,
     Process,
     RectifiedFlow,
+    SquaredError,
     Transition,
     V,
     VarianceExploding,
@@ -56,10 +56,10 @@ def test_the_best_denoiser_reaches_the_known_minimum_and_no_other_beats_it(proce
     best = DATA.denoiser(process)
     gain = process.prediction.gain(Shares.at(process.path, times[:1], x_0[:1]))
     known = (gain**2).squeeze() * DATA.data_variance(process, times[:1])
-    reached = Objective(process)(best, x_0, noise, times, condition(n)).mean()
+    reached = SquaredError(process)(best, x_0, noise, times, condition(n)).mean()
     assert math.isclose(reached, known, rel_tol=0.04)
     for change in (-0.1, 0.1):
-        worse = Objective(process)(
+        worse = SquaredError(process)(
             lambda x, t, c, s=change: s + best(x, t, c), x_0, noise, times, condition(n)
         )
         assert worse.mean() > reached
@@ -78,7 +78,7 @@ def test_a_weighting_is_the_same_whatever_the_network_predicts(weighting, t):
             process = Process(path, prediction)
             wrong = x_0 + 0.1
             told = process.target(wrong, (x_t - shares.alpha * wrong) / shares.sigma, times)
-            loss = Objective(process, weighting)(
+            loss = SquaredError(process, weighting)(
                 lambda *_, told=told: told, x_0, noise, times, condition(5)
             )
             torch.testing.assert_close(loss, expected)
@@ -92,7 +92,7 @@ def test_min_snr_is_the_published_weight_of_noise_and_of_v():
     for prediction, weight in ((Epsilon(), capped / snr), (V(), capped / (snr + 1))):
         process = Process(VP, prediction)
         output = process.target(x_0, noise, times) + 1
-        loss = Objective(process, MinSNR(5.0))(
+        loss = SquaredError(process, MinSNR(5.0))(
             lambda *_, output=output: output, x_0, noise, times, condition(3)
         )
         torch.testing.assert_close(loss, weight)
@@ -103,7 +103,7 @@ def test_the_weighting_of_edm_is_none_in_its_own_prediction():
     x_0, noise, times = draws(4, 0.5)
     arguments = (lambda x, *_: x, x_0, noise, times, condition(4))
     torch.testing.assert_close(
-        Objective(process)(*arguments), Objective(process, EDMWeighting(0.5))(*arguments)
+        SquaredError(process)(*arguments), SquaredError(process, EDMWeighting(0.5))(*arguments)
     )
 
 
@@ -146,7 +146,7 @@ def test_the_hybrid_loss_is_the_sum_and_the_mean_learns_nothing_from_the_bound()
     x_0, noise, t = draws(6, 0.3)
     output = torch.randn(6, 2, 1, 1, 1, dtype=torch.float64, requires_grad=True)
     arguments = (x_0, noise, t)
-    plain = Objective(process).error(output, *arguments)
+    plain = SquaredError(process).error(output, *arguments)
     bound = HybridObjective(process).bound(output, *arguments)
     hybrid = HybridObjective(process, bound_weight=0.5).error(output, *arguments)
     torch.testing.assert_close(hybrid, plain + 0.5 * bound)
@@ -196,7 +196,7 @@ def test_what_is_known_is_seen_clean_and_not_asked_for():
         answer[0, :, 0] = 100.0  # never to be looked at
         return answer
 
-    loss = Objective(process)(denoiser, x_0, noise, t, condition(2), known)
+    loss = SquaredError(process)(denoiser, x_0, noise, t, condition(2), known)
     torch.testing.assert_close(loss, torch.ones(2))
     assert torch.equal(seen["x"][0, :, 0], x_0[0, :, 0])
     torch.testing.assert_close(seen["x"][1], 0.3 * x_0[1] + 0.7 * noise[1])
@@ -210,7 +210,7 @@ def test_known_latents_may_carry_noise():
     known = Known.of(mask, Patch(), torch.tensor([0.1]))
     x_0, noise = torch.randn(2, 1, 3, 2, 1, 1)
     seen: list[torch.Tensor] = []
-    Objective()(
+    SquaredError()(
         lambda x, t, c: seen.extend((x, t)) or x,
         x_0,
         noise,
@@ -227,7 +227,7 @@ def test_known_latents_may_carry_noise():
     [
         (lambda: HybridObjective(Process()), "must be a VariancePreserving"),
         (lambda: MinSNR(0.0), "gamma = 0.0"),
-        (lambda: Objective(offset_noise=-0.1), "offset_noise = -0.1"),
+        (lambda: SquaredError(offset_noise=-0.1), "offset_noise = -0.1"),
         (
             lambda: HybridObjective(Process(VP, Epsilon())).error(
                 *torch.ones(3, 1, 1, 1, 1, 1), torch.ones(1)
