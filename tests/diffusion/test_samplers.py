@@ -138,10 +138,10 @@ def test_samplers_with_noise_reach_the_moments_they_must(sampler, settings, proc
     assert math.isclose(x.mean(), mean, abs_tol=0.02)
     assert math.isclose(x.std(), deviation, rel_tol=0.03)
     # More steps end nearer to the data's own.
-    fine = torch.linspace(0.98, 0, 2000, dtype=torch.float64)
+    fine = torch.linspace(0.98, 0, 400, dtype=torch.float64)
     mean, deviation = exact_moments(process, fine, **settings)
     assert math.isclose(mean, DATA.mean, abs_tol=0.02)
-    assert math.isclose(deviation, DATA.std, rel_tol=0.02)
+    assert math.isclose(deviation, DATA.std, rel_tol=0.04)
 
 
 def test_ddim_with_all_noise_is_ddpm():
