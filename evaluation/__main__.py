@@ -1,5 +1,5 @@
-"""The judge's command line: ``python -m evaluation`` scores, ``python -m evaluation train-tiny``
-trains the tiny judge.
+"""The judge's command line: ``python -m evaluation`` scores, ``python -m evaluation compare`` sets
+reports side by side, ``python -m evaluation train-tiny`` trains the tiny judge.
 """
 
 from __future__ import annotations
@@ -18,15 +18,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    training = arguments[:1] == ["train-tiny"]
-    parsed = (
-        _train_parser().parse_args(arguments[1:]) if training else _parser().parse_args(arguments)
-    )
+    verb = arguments[0] if arguments and arguments[0] in _VERBS else ""
+    parser, run = {**_VERBS, "": (_parser, _evaluate)}[verb]
+    parsed = parser().parse_args(arguments[1:] if verb else arguments)
     try:
-        if training:
-            _train(parsed)
-        else:
-            _evaluate(parsed)
+        run(parsed)
     except KeyboardInterrupt:
         print(
             "\ninterrupted; the same command goes on with sampling where it stopped",
@@ -43,7 +39,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m evaluation",
         description="Score a checkpoint, or a folder of videos and prompts, against real videos.",
-        epilog="To train the tiny judge: `python -m evaluation train-tiny --help`.",
+        epilog="To compare reports: `python -m evaluation compare --help`. "
+        "To train the tiny judge: `python -m evaluation train-tiny --help`.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -92,6 +89,22 @@ def _train_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _compare_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation compare",
+        description="Paired differences between reports on the same prompts, with intervals.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("reports", nargs="+", type=Path, help="folders of reports, the base first")
+    return parser
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from evaluation.compare import as_table, compare
+
+    print(as_table(arguments.reports, compare(arguments.reports)))
+
+
 def _evaluate(arguments: argparse.Namespace) -> None:
     # torch and the library load in seconds: --help and a mistyped option need not wait for them.
     from evaluation.protocol import load_protocol
@@ -106,10 +119,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             raise ValueError(f"--{option} {path}: no such file or folder")
     protocol = load_protocol(arguments.protocol)
     paths = protocol.paths
+    reference = arguments.reference or paths.reference
+    if reference is None:
+        raise ValueError(f"protocol {protocol.name}: names no reference; give --reference")
     report = evaluate(
         Request(
             protocol=protocol,
-            reference=arguments.reference or paths.reference,
+            reference=reference,
             judge=arguments.judge or paths.judge,
             output=arguments.output or paths.output,
             checkpoint=arguments.checkpoint,
@@ -138,6 +154,8 @@ def _train(arguments: argparse.Namespace) -> None:
         print(f"{name:16} {value:.3g}")
     print(arguments.output)
 
+
+_VERBS = {"train-tiny": (_train_parser, _train), "compare": (_compare_parser, _compare)}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -75,9 +75,10 @@ def _tiles(details: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         name = f"alignment/{attribute}"
         if name in details:
             yield _part_tile(name, details)
-    for name in ("fvd-tiny", "clip_score-tiny", "tokenizer/psnr"):
-        if name in details:
-            yield _TILES[name](details)
+    for base, tile in _TILES.items():
+        for name in details:
+            if name.split("-")[0] == base and "/" not in name.removeprefix(base):
+                yield tile(name, details)
 
 
 def _tile(name: str, value: str, aside: str, scale: str, note: str) -> str:
@@ -111,13 +112,13 @@ def _part_tile(name: str, details: Mapping[str, Mapping[str, Any]]) -> str:
     return _tile(name, percent(score["value"]), aside, scale, note)
 
 
-def _distance_tile(details: Mapping[str, Mapping[str, Any]]) -> str:
-    score, half, floor = (details[f"fvd-tiny{part}"]["value"] for part in ("", "/half", "/floor"))
-    low, high = details["fvd-tiny"]["low"], details["fvd-tiny"]["high"]
+def _distance_tile(name: str, details: Mapping[str, Mapping[str, Any]]) -> str:
+    score, half, floor = (details[f"{name}{part}"]["value"] for part in ("", "/half", "/floor"))
+    low, high = details[name]["low"], details[name]["high"]
     top = 1.15 * max(high, half, floor)
     note = f"bar: {number(half)} with half the videos; tick: {number(floor)} between real halves"
     return _tile(
-        "fvd-tiny, lower is better",
+        f"{name}, lower is better",
         number(score),
         f"{number(low)} to {number(high)}",
         _scale(half / top, half / top, half / top, [floor / top]),
@@ -125,9 +126,9 @@ def _distance_tile(details: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def _clip_tile(details: Mapping[str, Mapping[str, Any]]) -> str:
-    score = details["clip_score-tiny"]
-    real, deaf = (details[f"clip_score-tiny/{part}"]["value"] for part in ("reference", "shuffled"))
+def _clip_tile(name: str, details: Mapping[str, Mapping[str, Any]]) -> str:
+    score = details[name]
+    real, deaf = (details[f"{name}/{part}"]["value"] for part in ("reference", "shuffled"))
     bottom, top = deaf - 0.15 * abs(real - deaf), real + 0.15 * abs(real - deaf)
 
     def place(value: float) -> float:
@@ -135,7 +136,7 @@ def _clip_tile(details: Mapping[str, Mapping[str, Any]]) -> str:
 
     low, high = score["low"], score["high"]
     return _tile(
-        "clip_score-tiny",
+        name,
         number(score["value"]),
         f"{number(low)} to {number(high)}",
         _scale(place(score["value"]), place(low), place(high), [place(deaf), place(real)]),
@@ -143,19 +144,20 @@ def _clip_tile(details: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def _psnr_tile(details: Mapping[str, Mapping[str, Any]]) -> str:
+def _psnr_tile(name: str, details: Mapping[str, Mapping[str, Any]]) -> str:
     psnr, ssim = details["tokenizer/psnr"], details["tokenizer/ssim"]
     scale = _scale(ssim["value"], ssim["low"], ssim["high"], [])
     note = (
         f"bar: SSIM {number(ssim['value'])}; {psnr['n']} real clips through the tokenizer and back"
     )
     aside = f"dB, {number(psnr['low'])} to {number(psnr['high'])}"
-    return _tile("tokenizer/psnr", number(psnr["value"]), aside, scale, note)
+    return _tile(name, number(psnr["value"]), aside, scale, note)
 
 
 _TILES = {
-    "fvd-tiny": _distance_tile,
-    "clip_score-tiny": _clip_tile,
+    "fvd": _distance_tile,
+    "fid": _distance_tile,
+    "clip_score": _clip_tile,
     "tokenizer/psnr": _psnr_tile,
 }
 
@@ -187,19 +189,26 @@ def _score_rows(details: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
             )
 
 
+def _clip_score_name(row: Mapping[str, Any]) -> str | None:
+    """By which network a video's fit to its prompt was scored, if by any."""
+    return next((name for name in row if name.startswith("clip_score-")), None)
+
+
 def _order_sentence(report: Mapping[str, Any], paired: bool) -> str:
-    order = "Worst first"
-    if report["videos"] and "colour" in report["videos"][0]:
-        order += ": by how much of the prompt is right, then by clip_score-tiny"
+    order, name = "Worst first", _clip_score_name(report["videos"][0])
+    if "colour" in report["videos"][0]:
+        order += f": by how much of the prompt is right, then by {name}"
+    elif name:
+        order += f", by {name}"
     else:
-        order += ", by clip_score-tiny"
+        order = "In the order of the list"
     beside = " On the right of each, the real clip of the same prompt." if paired else ""
     return f"{order}.{beside}"
 
 
 def _badness(row: Mapping[str, Any]) -> tuple[int, float]:
     right = sum(row.get(name, False) for name in ("colour", "direction", "shape"))
-    return right, row["clip_score-tiny"]
+    return right, row.get(_clip_score_name(row) or "", 0.0)
 
 
 def _video_tables(
@@ -214,7 +223,9 @@ def _video_tables(
     heads = ["generated", *(["real"] if real else []), "prompt", *(["found"] if aligned else [])]
     header = "".join(f"<th>{head}</th>" for head in heads)
     header += "<th>colour</th><th>direction</th><th>shape</th>" if aligned else ""
-    header += '<th class="n">clip_score-tiny</th><th class="n">seed</th>'
+    clip_score = _clip_score_name(rows[0])
+    header += f'<th class="n">{clip_score}</th>' if clip_score else ""
+    header += '<th class="n">seed</th>'
 
     def table(part: Sequence[str]) -> str:
         return f'<table class="videos"><tr>{header}</tr>{"".join(part)}</table>'
@@ -237,7 +248,8 @@ def _video_row(row: Mapping[str, Any], video: Video, real: Video | None, fps: fl
         for name in ("colour", "direction", "shape"):
             kind, word = ("yes", "right") if row[name] else ("no", "wrong")
             cells.append(f'<td class="{kind}">{word}</td>')
-    cells.append(f'<td class="n">{row["clip_score-tiny"]:.1f}</td>')
+    if clip_score := _clip_score_name(row):
+        cells.append(f'<td class="n">{row[clip_score]:.1f}</td>')
     cells.append(f'<td class="n">{row.get("seed", "")}</td>')
     return f"<tr>{''.join(cells)}</tr>"
 

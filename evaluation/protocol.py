@@ -19,26 +19,38 @@ from typing import Any, TypeVar
 
 import yaml
 
+WINDOWS = ("start", "middle", "random")
 SHIPPED = Path(__file__).parent / "protocols"
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """The clips that are judged: ``num_frames`` at ``fps`` from the middle of a video.
+    """The clips that are judged: ``num_frames`` at ``fps`` from a window of a video.
 
     Reference videos are cut about the centre to the proportions of the nearest of ``sizes``
     (height x width) and resized to it (bilinear, antialiased). Sampled videos stand at such a size
-    already.
+    already. Where ``fps`` is null, frames follow one another as the file has them. Windows are one
+    of ``WINDOWS``; a random one is drawn by ``scores.seed`` and the video's place.
+    ``drop_short_reference`` leaves out real videos that are too short, and the report counts them;
+    otherwise they are an error, as short generated videos always are.
     """
 
     num_frames: int
-    fps: float
+    fps: float | None
     sizes: tuple[str, ...]
+    reference_window: str = "middle"
+    generated_window: str = "middle"
+    drop_short_reference: bool = False
 
     def __post_init__(self) -> None:
         _require(self.num_frames >= 4, "clips.num_frames", self.num_frames, "must be at least 4")
-        _require(0 < self.fps < math.inf, "clips.fps", self.fps, "must be positive")
+        fits = self.fps is None or 0 < self.fps < math.inf
+        _require(fits, "clips.fps", self.fps, "must be positive")
+        for side in ("reference_window", "generated_window"):
+            window = getattr(self, side)
+            rule = f"must be one of {', '.join(WINDOWS)}"
+            _require(window in WINDOWS, f"clips.{side}", window, rule)
         _require(
             len(self.sizes) > 0, "clips.sizes", list(self.sizes), "must name at least one size"
         )
@@ -78,12 +90,18 @@ class ScoreSpec:
 
     ``alignment`` reads moving shapes from pixels, for prompts about them alone. ``least_videos`` is
     the smallest number of videos on either side; ``seed`` draws halves, groups and shuffles.
+    ``num_generated`` and ``num_reference`` are how many are judged, the first of the list; all
+    without them. ``covariance_ddof`` is 1 for the unbiased covariance, 0 for that of the set, which
+    some public code takes.
     """
 
     alignment: bool
     least_videos: int
     jackknife_groups: int
     seed: int
+    num_generated: int | None = None
+    num_reference: int | None = None
+    covariance_ddof: int = 1
 
     def __post_init__(self) -> None:
         _require(
@@ -91,15 +109,46 @@ class ScoreSpec:
         )
         rule = "must be at least 2"
         _require(self.jackknife_groups >= 2, "scores.jackknife_groups", self.jackknife_groups, rule)
+        for name in ("num_generated", "num_reference"):
+            number = getattr(self, name)
+            fits = number is None or number >= self.least_videos
+            _require(fits, f"scores.{name}", number, "must be at least scores.least_videos")
+        ddof = self.covariance_ddof
+        _require(ddof in (0, 1), "scores.covariance_ddof", ddof, "must be 0 or 1")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A class and its arguments, as in the YAML of an experiment."""
+
+    class_path: str
+    init_args: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Whose features are compared: of ``videos`` for FVD, of single ``frames`` for FID, and of
+    frames and ``texts`` for the CLIP score. Without ``videos`` and ``texts`` it is the tiny judge
+    of ``paths.judge``.
+    """
+
+    videos: Part | None = None
+    frames: Part | None = None
+    texts: Part | None = None
+    frames_per_video: int = 8
+
+    def __post_init__(self) -> None:
+        number = self.frames_per_video
+        _require(number >= 1, "networks.frames_per_video", number, "must be at least 1")
 
 
 @dataclass(frozen=True)
 class Paths:
     """Where things are by default. No part of the fingerprint: contents are hashed, not places."""
 
-    reference: Path
-    judge: Path
     output: Path
+    reference: Path | None = None
+    judge: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -111,11 +160,13 @@ class Protocol:
     sampling: SamplingSpec
     scores: ScoreSpec
     paths: Paths
+    networks: Networks = dataclasses.field(default_factory=Networks)
 
     def settings(self) -> dict[str, Any]:
         """All that moves a score, as plain values."""
         settings = dataclasses.asdict(self)
-        del settings["paths"]
+        # Networks are recorded by what they are, weights' hashes and all, not by where they lie.
+        del settings["paths"], settings["networks"]
         return json.loads(json.dumps(settings))
 
 
@@ -163,21 +214,34 @@ def _build(kind: type[T], values: Any, at: str) -> T:
     if not isinstance(values, dict):
         raise ValueError(f"{at or 'the file'} is {values!r}: must be a mapping of keys to values")
     types_of = typing.get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
+    names = [field.name for field in fields]
+    needed = [
+        field.name
+        for field in fields
+        if field.default is field.default_factory is dataclasses.MISSING
+    ]
     for key in values:
         if key not in names:
             near = difflib.get_close_matches(str(key), names, n=1)
             meant = f"did you mean {at}{near[0]}?" if near else f"known are {', '.join(names)}"
             raise ValueError(f"{at}{key} is no key of a protocol; {meant}")
-    for name in names:
+    for name in needed:
         if name not in values:
             raise ValueError(f"{at}{name} is missing")
-    return kind(**{name: _convert(types_of[name], values[name], f"{at}{name}") for name in names})
+    given = [name for name in names if name in values]
+    return kind(**{name: _convert(types_of[name], values[name], f"{at}{name}") for name in given})
 
 
 def _convert(kind: Any, value: Any, at: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _build(typing.cast(type, kind), value, f"{at}.")
+    if isinstance(kind, types.UnionType):
+        return None if value is None else _convert(kind.__args__[0], value, at)
+    if typing.get_origin(kind) is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{at} = {value!r}: must be a mapping")
+        return value
     if isinstance(kind, types.GenericAlias):
         if not isinstance(value, list):
             raise ValueError(f"{at} = {value!r}: must be a list")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,14 +15,18 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluation.features.tiny import TinyJudge
 from evaluation.metrics.alignment import ATTRIBUTES, Alignment, align, parse_prompt
 from evaluation.metrics.frechet import (
     distance_between_halves,
     frechet_distance,
+    frechet_distance_at_infinity,
+    frechet_distance_of_population,
     jackknife_interval,
 )
 from evaluation.metrics.intervals import bootstrap_interval, wilson_interval
+from evaluation.metrics.kernel import kernel_distance
+from evaluation.metrics.motion import MOTION, motion_scores
+from evaluation.metrics.neighbours import diversity, nearest
 from evaluation.metrics.reconstruction import psnr_per_clip, ssim_per_clip
 from evaluation.metrics.shapes import FoundShape, find_shapes
 from evaluation.protocol import ScoreSpec
@@ -47,13 +52,15 @@ class Score:
 
 @dataclass(frozen=True)
 class Clips:
-    """Videos of the protocol's frames, of any sizes, with a prompt each and the judge's features of
-    each.
+    """Videos of the protocol's frames, of any sizes, with a prompt each and what the networks make
+    of each: features, those of some of its frames, and an embedding to compare with texts.
     """
 
     videos: list[Video]
     prompts: list[str]
     features: Float[Tensor, "n d"]
+    frames: Float[Tensor, "n k d"] | None = None
+    embeddings: Float[Tensor, "n e"] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,71 +72,110 @@ class Seen:
 
 
 def frechet_scores(
-    generated: Float[Tensor, "n d"], reference: Float[Tensor, "m d"], spec: ScoreSpec
+    generated: Float[Tensor, "n d"],
+    reference: Float[Tensor, "m d"],
+    spec: ScoreSpec,
+    names: tuple[str, str],
+    rows_per_video: int = 1,
 ) -> dict[str, Score]:
-    """The distance with its interval; and distance and floor that compare, at half the videos."""
+    """The distance with its interval; what endlessly many videos would give; distance and floor
+    that compare, at half the videos; and the kernel distance with its interval. ``names`` are those
+    of the two distances.
+    """
+    fvd, kvd = names
     n = min(len(generated), len(reference))
-    half = n // 2
-    few = " Fewer videos than features: mostly bias." if half <= generated.shape[1] else ""
+    num_videos, half = n // rows_per_video, n // rows_per_video // 2
+    few = ""
+    if half * rows_per_video <= generated.shape[1]:
+        few = " Fewer videos than features: mostly bias."
+    of = frechet_distance if spec.covariance_ddof else frechet_distance_of_population
+    settings: dict[str, Any] = {"seed": spec.seed, "rows_per_video": rows_per_video}
     with warnings.catch_warnings():
         # The report says it beside the score.
         warnings.simplefilter("ignore", UserWarning)
-        value = float(frechet_distance(generated, reference))
-    low, high = jackknife_interval(generated, reference, spec.jackknife_groups, spec.seed)
-    at_half = distance_between_halves(reference, generated, seed=spec.seed)
-    floor = distance_between_halves(reference, reference, seed=spec.seed)
+        value = float(of(generated, reference))
+        groups = spec.jackknife_groups
+        low, high = jackknife_interval(generated, reference, groups, distance=of, **settings)
+        infinity = frechet_distance_at_infinity(generated, reference, distance=of, **settings)
+        # Both sides are cut at the same places, so the two must be of one length.
+        first, second = reference[:n], generated[:n]
+        at_half = distance_between_halves(first, second, distance=of, **settings)
+        floor = distance_between_halves(first, first, distance=of, **settings)
+    kernel_low, kernel_high = jackknife_interval(
+        generated, reference, groups, distance=kernel_distance, **settings
+    )
     return {
-        "fvd-tiny": Score(
+        fvd: Score(
             value,
-            n,
-            "Fréchet distance between generated and real videos by the tiny judge's features, "
-            f"for comparing runs of this protocol with each other; it is not FVD.{few}",
+            num_videos,
+            "Fréchet distance between generated and real videos by the features of the network in "
+            f"its name, under this protocol alone.{few}",
             "lower",
-            low,
+            max(0.0, low),
             high,
         ),
-        "fvd-tiny/half": Score(
+        f"{fvd}/infinity": Score(
+            infinity,
+            num_videos,
+            "What endlessly many videos would give, by a line through the distances of subsets of "
+            "both sides.",
+            "lower",
+        ),
+        f"{fvd}/half": Score(
             at_half,
             half,
             "The same with half the videos on each side and no prompt on both: to read beside "
             "the floor.",
             "lower",
         ),
-        "fvd-tiny/floor": Score(
+        f"{fvd}/floor": Score(
             floor,
             half,
             "The same between two halves of the real videos: what remains when nothing differs. "
             "No model should be expected below it.",
             "",
         ),
+        kvd: Score(
+            float(kernel_distance(generated, reference)),
+            num_videos,
+            "Unbiased kernel distance by the same features: about 0 where nothing differs, at any "
+            "number of videos, and then as often below as above.",
+            "lower",
+            kernel_low,
+            kernel_high,
+        ),
     }
 
 
 def clip_scores(
-    judge: TinyJudge, generated: Clips, reference: Clips, spec: ScoreSpec
+    name: str,
+    embed_texts: Callable[[Sequence[str]], Float[Tensor, "b e"]],
+    generated: Clips,
+    reference: Clips,
+    spec: ScoreSpec,
 ) -> tuple[dict[str, Score], Float[np.ndarray, " n"]]:
     """The score with the two that give it a scale, and each generated video's own."""
-    scores = _scores(judge, generated.features, generated.prompts)
-    real = _scores(judge, reference.features, reference.prompts)
-    shuffled = _scores(judge, reference.features, _others(reference.prompts, spec.seed))
+    scores = _scores(embed_texts, generated, generated.prompts)
+    real = _scores(embed_texts, reference, reference.prompts)
+    shuffled = _scores(embed_texts, reference, _others(reference.prompts, spec.seed))
 
     def score(values: Float[np.ndarray, " n"], meaning: str, better: str) -> Score:
         low, high = bootstrap_interval(values, seed=spec.seed)
         return Score(float(values.mean()), len(values), meaning, better, low, high)
 
     by_name = {
-        "clip_score-tiny": score(
+        name: score(
             scores,
-            "100 times the cosine between a generated video and its prompt by the tiny judge; "
-            "it is not the CLIP score.",
+            "100 times the cosine between a generated video and its prompt by the network in its "
+            "name, mean over frames; not clamped.",
             "higher",
         ),
-        "clip_score-tiny/reference": score(
+        f"{name}/reference": score(
             real,
             "The same for real videos and their own captions: what a perfect model would get.",
             "",
         ),
-        "clip_score-tiny/shuffled": score(
+        f"{name}/shuffled": score(
             shuffled,
             "The same for real videos and captions of others: what a model deaf to its prompt "
             "would get.",
@@ -137,6 +183,49 @@ def clip_scores(
         ),
     }
     return by_name, scores
+
+
+def motion_and_variety(
+    generated: Clips, reference: Clips, spec: ScoreSpec
+) -> tuple[dict[str, Score], dict[str, Float[np.ndarray, " n"]]]:
+    """How frames follow one another, how much videos differ from each other, how near each is to a
+    real one; and each generated video's own values.
+    """
+    meanings = {
+        "flicker": "1 less the mean change of a pixel from frame to frame; 1 for a still.",
+        "proxy/dynamic_degree": "Part of pixels that change by 16 levels of 255 or more from frame "
+        "to frame. A proxy: not VBench's dynamic degree.",
+        "proxy/motion_smoothness": "1 less the mean difference of a frame from the mean of its "
+        "neighbours; 1 for a still. A proxy: not VBench's motion smoothness.",
+    }
+    scores: dict[str, Score] = {}
+    values: dict[str, Float[np.ndarray, " n"]] = {}
+    for clips, prefix in ((generated, ""), (reference, "reference/")):
+        rows = np.zeros((len(clips.videos), len(MOTION)))
+        for indices in _same_size(clips.videos):
+            rows[indices] = motion_scores(as_batch([clips.videos[i] for i in indices]))
+        for name, column in zip(MOTION, rows.T, strict=True):
+            interval = bootstrap_interval(column, seed=spec.seed)
+            whose = "" if not prefix else "Of real videos: "
+            text = whose + meanings[name]
+            scores[prefix + name] = Score(float(column.mean()), len(column), text, "", *interval)
+            values.setdefault(name, column)
+    for clips, prefix in ((generated, ""), (reference, "reference/")):
+        meaning = "Mean distance between features of two videos; 0 if all were one."
+        spread = float(diversity(clips.features))
+        scores[f"{prefix}diversity"] = Score(spread, len(clips.features), meaning, "")
+    ratio = nearest(generated.features, reference.features).ratio.numpy()
+    values["nearest_ratio"] = ratio
+    scores["nearest_ratio"] = Score(
+        float(ratio.mean()),
+        len(ratio),
+        "Distance to the nearest real video over that to the second nearest, mean over generated "
+        "videos: near 0 for copies. Give the training's videos as reference to look for "
+        "memorisation.",
+        "",
+        *bootstrap_interval(ratio, seed=spec.seed),
+    )
+    return scores, values
 
 
 def _others(prompts: Sequence[str], seed: int) -> list[str]:
@@ -148,12 +237,13 @@ def _others(prompts: Sequence[str], seed: int) -> list[str]:
     return others
 
 
-@torch.no_grad()
 def _scores(
-    judge: TinyJudge, features: Float[Tensor, "n d"], texts: Sequence[str]
+    embed_texts: Callable[[Sequence[str]], Float[Tensor, "b e"]],
+    clips: Clips,
+    texts: Sequence[str],
 ) -> Float[np.ndarray, " n"]:
-    cosines = (judge.embed_features(features) * judge.embed_texts(texts)).sum(dim=1)
-    return 100 * cosines.double().cpu().numpy()
+    assert clips.embeddings is not None
+    return 100 * (clips.embeddings * embed_texts(texts)).sum(dim=1).double().numpy()
 
 
 @torch.no_grad()

@@ -104,13 +104,36 @@ def read_folder(folder: Path) -> list[VideoEntry]:
     return read_entries(folder / PROMPTS_FILE)
 
 
-def read_video(path: Path, num_frames: int, fps: float) -> UInt8[np.ndarray, "F H W 3"]:
-    """``num_frames`` frames at ``fps`` from the middle of a video, each the one on display at its
-    time.
+def read_video(
+    path: Path, num_frames: int, fps: float | None, window: str = "middle", draw: float = 0.5
+) -> UInt8[np.ndarray, "F H W 3"]:
+    """``num_frames`` frames at ``fps`` from a window of a video, each the one on display at its
+    time; without ``fps``, as many successive frames as the file has them.
 
-    Raises ``ValueError`` naming the file when it cannot be decoded or is too short.
+    The window stands at the ``start``, in the ``middle``, or, if ``random``, at the part ``draw``
+    in 0..1 of the way between start and end. Raises ``ValueError`` naming the file when it cannot
+    be decoded or is too short.
     """
-    times, end = _timestamps(path)
+    times, end = video_times(path)
+    check_length(path, times, end, num_frames, fps)
+    part = {"start": 0.0, "middle": 0.5, "random": draw}[window]
+    if fps is None:
+        first = int(part * (len(times) - num_frames) + (0.5 if window == "random" else 0))
+        return _frames(path, np.arange(first, first + num_frames))
+    start = times[0] + max(0.0, end - times[0] - num_frames / fps) * part
+    wanted = start + np.arange(num_frames) / fps
+    # Times are rounded to the file's clock: a frame that begins half a millisecond late is the one.
+    return _frames(path, np.searchsorted(times, wanted + 5e-4, side="right") - 1)
+
+
+def check_length(
+    path: Path, times: Float[np.ndarray, " F"], end: float, num_frames: int, fps: float | None
+) -> None:
+    """Raises ``ValueError`` naming a file too short for a window."""
+    if fps is None:
+        if len(times) < num_frames:
+            raise ValueError(f"{path}: has {len(times)} frames; {num_frames} are needed")
+        return
     length = end - times[0]
     # A whole window has num_frames / fps; the last of its frames need only have begun.
     if (num_frames - 1) / fps >= length - 1e-6:
@@ -118,13 +141,9 @@ def read_video(path: Path, num_frames: int, fps: float) -> UInt8[np.ndarray, "F 
             f"{path}: lasts {length:.2f} s; {num_frames} frames at {fps:g} fps "
             f"take {num_frames / fps:.2f} s"
         )
-    start = times[0] + max(0.0, (length - num_frames / fps) / 2)
-    wanted = start + np.arange(num_frames) / fps
-    # Times are rounded to the file's clock: a frame that begins half a millisecond late is the one.
-    return _frames(path, np.searchsorted(times, wanted + 5e-4, side="right") - 1)
 
 
-def _timestamps(path: Path) -> tuple[Float[np.ndarray, " F"], float]:
+def video_times(path: Path) -> tuple[Float[np.ndarray, " F"], float]:
     """When each frame begins, in seconds, in the order of display; and when the last one ends."""
     with _opened(path) as (container, stream):
         packets = [packet for packet in container.demux(stream) if packet.size]

@@ -15,6 +15,8 @@ VERBS = {
     "predict": "encode clips into latents with a trained tokenizer",
     "sample": "make videos from prompts with a checkpoint",
     "convert": "rename the weights of a public checkpoint, or ours to its names",
+    "index": "probe the files of a manifest or folder, and fill in its technical columns",
+    "check": "show which clips each rule of a configuration removes, and why",
     "synthesize": "render captioned clips of moving shapes",
     "curves": "draw the losses of all runs below a folder",
     "demo": "all of it, from rendered clips to scored videos",
@@ -22,6 +24,8 @@ VERBS = {
 FUNCTIONS = {
     "sample": ("sora_lightning.cli.sampling", "sample"),
     "convert": ("sora_lightning.cli.converting", "convert"),
+    "index": ("sora_lightning.data.index", "index"),
+    "check": ("sora_lightning.cli.check", "check"),
     "synthesize": ("sora_lightning.data.synthetic", "write_dataset"),
     "curves": ("sora_lightning.cli.curves", "curves"),
     "demo": ("sora_lightning.demo", "demo"),

@@ -120,7 +120,7 @@ def _train_judge(output: Path, quick: bool) -> Stage:
 
 def _sample(output: Path, quick: bool) -> Stage:
     samples = output / "samples"
-    few = ("--num-steps", "4") if quick else ()
+    num_steps = "4" if quick else "25"
     command = (
         *("sora-lightning", "sample", "--checkpoint", f"{_checkpoint(output / 'text_to_video')}"),
         *(
@@ -131,7 +131,7 @@ def _sample(output: Path, quick: bool) -> Stage:
             "--num-frames",
             "17",
         ),
-        *("--output", f"{samples}", *few),
+        *("--num-steps", num_steps, "--output", f"{samples}"),
     )
     return Stage("samples", command, (samples,), (samples,), reads=(_LIBRARY,), resumes=True)
 

@@ -1,5 +1,22 @@
 """Networks whose features and embeddings the scores are made of."""
 
-from evaluation.features.tiny import SavedJudge, TinyJudge, load_judge
+from evaluation.features.clip import Clip
+from evaluation.features.extractor import Extractor
+from evaluation.features.i3d import I3D, TorchScriptI3D
+from evaluation.features.inception import Inception
+from evaluation.features.tiny import SavedJudge, TinyFile, TinyJudge, load_judge
+from evaluation.features.videomae import VideoMAE, ViTSize
 
-__all__ = ["SavedJudge", "TinyJudge", "load_judge"]
+__all__ = [
+    "I3D",
+    "Clip",
+    "Extractor",
+    "Inception",
+    "SavedJudge",
+    "TinyFile",
+    "TinyJudge",
+    "TorchScriptI3D",
+    "ViTSize",
+    "VideoMAE",
+    "load_judge",
+]

@@ -8,7 +8,6 @@ Contrastive loss: Radford et al., 2021.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import zlib
 from collections.abc import Sequence
@@ -20,6 +19,9 @@ from einops import rearrange, reduce
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from evaluation.features.extractor import RANDOM, Extractor, drawn
+from evaluation.features.weights import read_weights, weights_sha256
 
 
 @dataclass(frozen=True)
@@ -37,19 +39,24 @@ class TinyConfig:
     embedding: int = 48
 
 
-class TinyJudge(nn.Module):
+class TinyJudge(Extractor):
     """Features of videos, and embeddings of videos and texts whose cosine says how well they fit.
 
     Videos are uint8 RGB ``b 3 F H W`` of any size and at least 4 frames at the frame rate of its
     training.
     """
 
+    kind = "tiny"
+    least_frames = 4
+    standing = ""
     centre: Tensor
     spread: Tensor
 
     def __init__(self, config: TinyConfig) -> None:
         super().__init__()
         self.config = config
+        self.feature_dim = config.channels[0] + config.channels[-1]
+        self.settings = {"side": config.side}
         first, *others = _stages(config.channels)
         self.first_stage, self.other_stages = first, nn.Sequential(*others)
         self.text_tower = _TextTower(config)
@@ -57,10 +64,6 @@ class TinyJudge(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(2.3))
         self.register_buffer("centre", torch.zeros(self.feature_dim))
         self.register_buffer("spread", torch.ones(self.feature_dim))
-
-    @property
-    def feature_dim(self) -> int:
-        return self.config.channels[0] + self.config.channels[-1]
 
     def features(self, videos: UInt8[Tensor, "b 3 F H W"]) -> Float[Tensor, "b d"]:
         """What the Fréchet distance compares, each of mean 0 and deviation 1 over the clips of the
@@ -175,15 +178,6 @@ def contrastive_loss(
     return (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
 
 
-def weights_sha256(module: nn.Module) -> str:
-    """Of names, shapes and values of everything in the state, whatever the device."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def save_judge(judge: TinyJudge, path: Path, notes: dict[str, float]) -> str:
     """Write configuration, weights, their hash and notes (its accuracy, say) to one file; give the
     hash.
@@ -218,12 +212,8 @@ def load_judge(path: Path) -> SavedJudge:
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file; `python -m evaluation train-tiny` makes one")
-    try:
-        payload = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types for a damaged archive
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: cannot be read as weights ({reason})") from error
-    if not isinstance(payload, dict) or payload.get("kind") != "tiny judge":
+    payload = read_weights(path)
+    if payload.get("kind") != "tiny judge":
         raise ValueError(
             f"{path}: is not a tiny judge; `python -m evaluation train-tiny` makes one"
         )
@@ -233,4 +223,36 @@ def load_judge(path: Path) -> SavedJudge:
     actual = weights_sha256(judge)
     if actual != payload["sha256"]:
         raise ValueError(f"{path}: weights have sha256 {actual}, and {payload['sha256']} was saved")
+    judge.sha256 = actual
     return SavedJudge(judge.eval(), actual, payload["notes"])
+
+
+class TinyFile(Extractor):
+    """A saved judge by its path, as a YAML names it; without ``weights`` one that is not trained.
+
+    Args:
+        weights: ``random``, or a file that ``python -m evaluation train-tiny`` wrote.
+    """
+
+    kind = "tiny"
+    least_frames = 4
+
+    def __init__(self, weights: str) -> None:
+        super().__init__()
+        if weights == RANDOM:
+            self.judge, self.standing = drawn(lambda: TinyJudge(TinyConfig())), RANDOM
+        else:
+            self.judge, self.standing = load_judge(Path(weights)).judge, ""
+        self.feature_dim, self.settings = self.judge.feature_dim, self.judge.settings
+        self.freeze()
+
+    def features(self, videos: UInt8[Tensor, "b 3 F H W"]) -> Float[Tensor, "b d"]:
+        return self.judge.features(videos)
+
+    def embed_videos(self, videos: UInt8[Tensor, "b 3 F H W"]) -> Float[Tensor, "b e"]:
+        """Of length 1."""
+        return self.judge.embed_videos(videos)
+
+    def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "b e"]:
+        """Of length 1; see ``TinyJudge.embed_texts``."""
+        return self.judge.embed_texts(texts)

@@ -3,7 +3,16 @@
 from evaluation.metrics.alignment import Alignment, ShapeAlignment, align, parse_prompt
 from evaluation.metrics.clip_score import ClipScore
 from evaluation.metrics.frechet import Moments, frechet_distance, frechet_distance_of_moments
-from evaluation.metrics.fvd import FrechetVideoDistance
+from evaluation.metrics.fvd import (
+    FrechetDistanceOfMoments,
+    FrechetFrameDistance,
+    FrechetVideoDistance,
+    FrechetVideoDistanceAtInfinity,
+    KernelVideoDistance,
+)
+from evaluation.metrics.kernel import kernel_distance, kernel_distance_of_subsets
+from evaluation.metrics.motion import Motion, TemporalConsistency
+from evaluation.metrics.neighbours import Nearest, diversity, nearest
 from evaluation.metrics.reconstruction import Reconstruction
 from evaluation.metrics.shapes import FoundShape, find_shapes
 
@@ -11,13 +20,24 @@ __all__ = [
     "Alignment",
     "ClipScore",
     "FoundShape",
+    "FrechetDistanceOfMoments",
+    "FrechetFrameDistance",
     "FrechetVideoDistance",
+    "FrechetVideoDistanceAtInfinity",
+    "KernelVideoDistance",
     "Moments",
+    "Motion",
+    "Nearest",
     "Reconstruction",
     "ShapeAlignment",
+    "TemporalConsistency",
     "align",
+    "diversity",
     "find_shapes",
     "frechet_distance",
     "frechet_distance_of_moments",
+    "kernel_distance",
+    "kernel_distance_of_subsets",
+    "nearest",
     "parse_prompt",
 ]

@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+Distance = Callable[[Float[Tensor, "n d"], Float[Tensor, "m d"]], Float[Tensor, ""]]
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,7 @@ def frechet_distance(
     Warns where a set has no more videos than features: the distance is then defined, but mostly
     bias. Raises ``ValueError`` for sets of other widths, of fewer than two videos, or not finite.
     """
-    x, y = _checked(first, least=2), _checked(second, least=2)
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(
-            f"features of {x.shape[1]} and of {y.shape[1]} values: widths must be equal"
-        )
+    x, y = checked_pair(first, second, least=2)
     if min(len(x), len(y)) <= x.shape[1]:
         warnings.warn(
             f"Fréchet distance of {len(x)} and {len(y)} videos with {x.shape[1]} features: "
@@ -80,6 +79,18 @@ def frechet_distance(
             stacklevel=2,
         )
     return _distance(x, y)
+
+
+def frechet_distance_of_population(
+    first: Float[Tensor, "n d"], second: Float[Tensor, "m d"]
+) -> Float[Tensor, ""]:
+    """The same with covariances of the sets themselves, divided by n and not by n - 1."""
+    x, y = checked_pair(first, second, least=2)
+    # Deviations shrunk by the root of (n - 1) / n have as unbiased covariance that of the set.
+    shrunk = (
+        z.mean(dim=0) + (z - z.mean(dim=0)) * math.sqrt((len(z) - 1) / len(z)) for z in (x, y)
+    )
+    return _distance(*shrunk)
 
 
 def frechet_distance_of_moments(first: Moments, second: Moments) -> Float[Tensor, ""]:
@@ -111,7 +122,12 @@ def _from_factors(
 
 
 def jackknife_interval(
-    first: Float[Tensor, "n d"], second: Float[Tensor, "m d"], num_groups: int = 16, seed: int = 0
+    first: Float[Tensor, "n d"],
+    second: Float[Tensor, "m d"],
+    num_groups: int = 16,
+    seed: int = 0,
+    rows_per_video: int = 1,
+    distance: Distance | None = None,
 ) -> tuple[float, float]:
     """A 95 % interval of ``frechet_distance`` by leaving out one of ``num_groups`` groups at a
     time.
@@ -119,22 +135,65 @@ def jackknife_interval(
     The bootstrap is of no use here: its duplicates lower the rank and raise the distance, so that
     its interval excludes the estimate. Both sets are shuffled by ``seed`` and cut into groups; when
     both have one length, group g holds the same places of both, so that pairs (a prompt's real and
-    generated video) leave together.
+    generated video) leave together. With ``rows_per_video``, as many rows in succession are the
+    frames of one video and leave together. Another ``distance`` than Fréchet's may be given.
     """
-    x, y = _checked(first, least=2), _checked(second, least=2)
-    num_groups = min(num_groups, len(x) // 2, len(y) // 2)
+    x, y = checked_pair(first, second, least=2)
+    n, m = len(x) // rows_per_video, len(y) // rows_per_video
+    num_groups = min(num_groups, n // 2, m // 2)
     if num_groups < 2:
-        raise ValueError(f"{len(x)} and {len(y)} videos: a jackknife needs at least 4 of each")
-    groups_x, groups_y = (_groups(len(z), num_groups, seed) for z in (x, y))
-    parts = torch.stack([_distance(x[groups_x != g], y[groups_y != g]) for g in range(num_groups)])
+        raise ValueError(f"{n} and {m} videos: a jackknife needs at least 4 of each")
+    of = distance or _distance
+    groups_x, groups_y = (
+        _groups(number, num_groups, seed).repeat_interleave(rows_per_video) for number in (n, m)
+    )
+    parts = torch.stack([of(x[groups_x != g], y[groups_y != g]) for g in range(num_groups)])
     spread = (num_groups - 1) / num_groups * (parts - parts.mean()).square().sum()
-    value, half = float(_distance(x, y)), 1.96 * float(spread.sqrt())
-    return max(0.0, value - half), value + half
+    value, half = float(of(x, y)), 1.96 * float(spread.sqrt())
+    # Fréchet's is never negative; an unbiased one is, as often as not, where nothing differs.
+    low = value - half
+    return (max(0.0, low) if distance is None else low), value + half
+
+
+def jackknife_difference(
+    first: Float[Tensor, "n d"],
+    second: Float[Tensor, "n d"],
+    reference: Float[Tensor, "m d"],
+    num_groups: int = 16,
+    seed: int = 0,
+    distance: Distance | None = None,
+) -> tuple[float, float, float, float, float]:
+    """Distance of ``first`` and of ``second`` from the reference, the second less the first, and
+    the 95 % interval of that. Videos of the same prompts, in the same order, leave together.
+
+    Raises ``ValueError`` for sets of two lengths, and as ``jackknife_interval`` does.
+    """
+    x, y = checked_pair(first, second, least=4)
+    z, _ = checked_pair(reference, first, least=4)
+    if len(x) != len(y):
+        raise ValueError(f"{len(x)} and {len(y)} videos: pairs need sets of one length")
+    num_groups = min(num_groups, len(x) // 2, len(z) // 2)
+    of = distance or _distance
+    groups, groups_z = (_groups(len(part), num_groups, seed) for part in (x, z))
+    parts = torch.stack(
+        [
+            of(y[groups != g], z[groups_z != g]) - of(x[groups != g], z[groups_z != g])
+            for g in range(num_groups)
+        ]
+    )
+    spread = (num_groups - 1) / num_groups * (parts - parts.mean()).square().sum()
+    one, two, half = float(of(x, z)), float(of(y, z)), 1.96 * float(spread.sqrt())
+    return one, two, two - one, two - one - half, two - one + half
 
 
 def _groups(n: int, num_groups: int, seed: int) -> Int[Tensor, " n"]:
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(n, generator=generator) % num_groups
+
+
+def _rows(videos: Int[Tensor, " n"], rows_per_video: int) -> Int[Tensor, " m"]:
+    """The places of all rows of these videos."""
+    return (videos[:, None] * rows_per_video + torch.arange(rows_per_video)).flatten()
 
 
 def frechet_distance_at_infinity(
@@ -143,6 +202,8 @@ def frechet_distance_at_infinity(
     num_points: int = 10,
     repeats: int = 4,
     seed: int = 0,
+    rows_per_video: int = 1,
+    distance: Distance | None = None,
 ) -> float:
     """The distance that endlessly many videos would have: a line through the distance over 1 / n,
     at 0.
@@ -151,21 +212,31 @@ def frechet_distance_at_infinity(
     whole of it. Chong and Forsyth, 2019, arXiv 1911.07023; they subsample one side alone, which
     leaves the other's bias in.
     """
-    x, y = _checked(first, least=8), _checked(second, least=8)
+    x, y = checked_pair(first, second, least=8)
+    of = distance or _distance
     generator = torch.Generator().manual_seed(seed)
-    whole = min(len(x), len(y))
+    sizes = [len(z) // rows_per_video for z in (x, y)]
+    whole = min(sizes)
     inverse, distances = [], []
     for n in torch.linspace(whole / 2, whole, num_points).round().long().tolist():
         for _ in range(repeats):
-            part_x, part_y = (z[torch.randperm(len(z), generator=generator)[:n]] for z in (x, y))
+            part_x, part_y = (
+                z[_rows(torch.randperm(size, generator=generator)[:n], rows_per_video)]
+                for z, size in zip((x, y), sizes, strict=True)
+            )
             inverse.append(1 / n)
-            distances.append(_distance(part_x, part_y))
+            distances.append(of(part_x, part_y))
     line = torch.stack([torch.ones(len(inverse)), torch.tensor(inverse)], dim=1).double()
     return float(torch.linalg.lstsq(line, torch.stack(distances)[:, None]).solution[0, 0])
 
 
 def distance_between_halves(
-    first: Float[Tensor, "n d"], second: Float[Tensor, "n d"], repeats: int = 10, seed: int = 0
+    first: Float[Tensor, "n d"],
+    second: Float[Tensor, "n d"],
+    repeats: int = 10,
+    seed: int = 0,
+    rows_per_video: int = 1,
+    distance: Distance | None = None,
 ) -> float:
     """Mean distance between a random half of ``first`` and the other half of ``second``.
 
@@ -174,16 +245,32 @@ def distance_between_halves(
     distance at the same n and with the same disjoint prompts, so that the two compare. Raises
     ``ValueError`` for sets of two lengths.
     """
-    x, y = _checked(first, least=4), _checked(second, least=4)
+    x, y = checked_pair(first, second, least=4)
     if len(x) != len(y):
         raise ValueError(f"{len(x)} and {len(y)} videos: halves are cut from sets of one length")
+    of = distance or _distance
     generator = torch.Generator().manual_seed(seed)
     distances = []
     for _ in range(repeats):
-        order = torch.randperm(len(x), generator=generator)
-        half = len(x) // 2
-        distances.append(_distance(x[order[:half]], y[order[half : 2 * half]]))
+        order = torch.randperm(len(x) // rows_per_video, generator=generator)
+        half = len(order) // 2
+        one, other = (_rows(part, rows_per_video) for part in order[: 2 * half].split(half))
+        distances.append(of(x[one], y[other]))
     return float(torch.stack(distances).mean())
+
+
+def checked_pair(
+    first: Float[Tensor, "n d"], second: Float[Tensor, "m d"], least: int
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
+    """Both in float64. Raises ``ValueError`` for sets of other widths, of fewer than ``least``
+    videos, or not finite.
+    """
+    x, y = _checked(first, least), _checked(second, least)
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(
+            f"features of {x.shape[1]} and of {y.shape[1]} values: widths must be equal"
+        )
+    return x, y
 
 
 def _checked(features: Float[Tensor, "n d"], least: int) -> Float[Tensor, "n d"]:

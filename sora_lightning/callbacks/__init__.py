@@ -2,8 +2,17 @@
 
 from sora_lightning.callbacks.checkpoint import RunCheckpoint
 from sora_lightning.callbacks.ema import EMA
+from sora_lightning.callbacks.metrics import ScoreVideos
 from sora_lightning.callbacks.progress import Progress
 from sora_lightning.callbacks.samples import ReconstructVideos, SampleVideos
 from sora_lightning.callbacks.writers import LatentWriter
 
-__all__ = ["EMA", "LatentWriter", "Progress", "ReconstructVideos", "RunCheckpoint", "SampleVideos"]
+__all__ = [
+    "EMA",
+    "LatentWriter",
+    "Progress",
+    "ReconstructVideos",
+    "RunCheckpoint",
+    "SampleVideos",
+    "ScoreVideos",
+]

@@ -44,6 +44,8 @@ def parse_function(verb: str, function: Callable[..., Any], argv: list[str]) -> 
         return parser.parse_args(arguments).as_dict()
     except ArgumentError as error:
         refused = condense(str(error))
+        if "config" in signature.hints:  # a file that the function reads, not one of its arguments
+            raise ValueError(refused) from error
         explained = explain_refusal(refused, arguments, signature.hints)
         raise ValueError(explained if explained == refused else _as_flag(explained)) from error
 

@@ -18,6 +18,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
+from sora_lightning.data.filters import Filter
 from sora_lightning.data.manifest import ClipRecord, Footage
 from sora_lightning.types import VideoSize
 
@@ -179,7 +180,7 @@ class Assignment:
     """Clips by size, and those that no size took with the reason for each."""
 
     clips: dict[VideoSize, list[ClipRecord]]
-    removed: list[tuple[ClipRecord, Removal]] = field(default_factory=list)
+    removed: list[tuple[ClipRecord, Removal | Filter]] = field(default_factory=list)
 
     @property
     def num_clips(self) -> int:
@@ -195,12 +196,11 @@ class Assignment:
         if rest := by_count[SIZES_SHOWN:]:
             count = sum(len(clips) for _, clips in rest)
             lines.append(f"{count:6d} clips as {len(rest)} other sizes")
-        for reason in Removal:
-            removed = [record for record, why in self.removed if why is reason]
-            if removed:
-                lines.append(
-                    f"{len(removed):6d} left out: {reason.value}, e.g. {removed[0].path.name}"
-                )
+        removed: dict[str, list[ClipRecord]] = {}
+        for record, reason in self.removed:
+            removed.setdefault(reason.value, []).append(record)
+        for why, records in removed.items():
+            lines.append(f"{len(records):6d} left out: {why}, e.g. {records[0].path.name}")
         return "\n".join(lines)
 
 

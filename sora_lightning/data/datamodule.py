@@ -35,6 +35,7 @@ from sora_lightning.data.clips import (
     RandomChoice,
 )
 from sora_lightning.data.decode import Reader, default_reader
+from sora_lightning.data.filters import Filter
 from sora_lightning.data.guard import CAN_FORK, GuardedReader
 from sora_lightning.data.latents import INDEX, LatentCache
 from sora_lightning.data.manifest import ClipRecord, read_manifest
@@ -89,6 +90,8 @@ class VideoDataModule(L.LightningDataModule):
             worker, which is stopped then, and the clip counts as bad. Null decodes without one,
             as do systems that cannot fork.
         max_bad_share: The run stops when more than this share of a manifest's clips cannot be read.
+        filters: Rules over any column of the manifests, such as ``motion > 0.2``; a clip takes part
+            where all hold.
         seed: Draws the order, the windows and the wordings.
         steps_per_epoch: Batches on each rank that Lightning counts as an epoch; by default one pass
             over the clips. The order does not depend on it.
@@ -117,6 +120,7 @@ class VideoDataModule(L.LightningDataModule):
         reader: Reader | None = None,
         decode_timeout_s: float | None = 30.0,
         max_bad_share: float = 0.05,
+        filters: list[str] | None = None,
         seed: int = 0,
         steps_per_epoch: int | None = None,
         run_length: int | None = None,
@@ -148,6 +152,7 @@ class VideoDataModule(L.LightningDataModule):
         if decode_timeout_s is not None and CAN_FORK:
             self.reader = GuardedReader(self.reader, decode_timeout_s)
         self.max_bad_share = max_bad_share
+        self.filters = [Filter.parse(text) for text in filters or ()]
         self.seed = seed
         self.steps_per_epoch = steps_per_epoch
         self.run_length = run_length
@@ -177,7 +182,8 @@ class VideoDataModule(L.LightningDataModule):
         """
         for manifest in self._manifests():
             if manifest not in self._clips:
-                assignment = survey(read_manifest(manifest), self.sizes, self._bad_clips())
+                records = read_manifest(manifest)
+                assignment = survey(records, self.sizes, self._bad_clips(), self.filters)
                 _refuse_empty(assignment, f"{manifest}: no clip is left for {self._settings()}")
                 self._clips[manifest] = assignment
         return dict(self._clips)

@@ -178,6 +178,18 @@ def _counted_timeline(path: Path, gap_s: float) -> Timeline:
     )
 
 
+def decoded_frames(path: Path) -> Iterator[tuple[float, VideoFrame]]:
+    """All frames with their times in seconds from the first, not turned. Raises ``DecodeError``."""
+    timeline = read_timeline(path)
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        stream.codec_context.options = {"err_detect": "explode"}
+        for number, frame in enumerate(_frames(path, container, stream, headless=False)):
+            if number < len(timeline):
+                yield float(timeline.times_s[number]), frame
+
+
 def probe(path: Path) -> Footage:
     """Frames, mean rate and displayed size of a file. Decodes one frame. Raises ``DecodeError``."""
     timeline = read_timeline(path)
@@ -213,19 +225,20 @@ class PyAVReader(Reader):
     ) -> UInt8[np.ndarray, "F H W 3"]:
         wanted = {int(timeline.pts[index]) for index in indices}
         entry = self._entry(timeline, min(indices))
-        try:
-            images = self._images(path, timeline, wanted, entry)
-        except DecodeError:
-            if entry is None:
-                raise
-            images = {}
-        if entry is not None and len(images) < len(wanted):
-            # The seek went astray, or what was found needs frames before it.
-            images = self._images(path, timeline, wanted, None)
-        if len(images) < len(wanted):
-            raise DecodeError(
-                f"{path}: {len(wanted) - len(images)} of {len(wanted)} frames do not decode"
-            )
+        # Where the seek goes astray, from the start; where the file was cut out of an open GOP,
+        # from the start without the frames whose references the cut took away.
+        ways = [(None, False), (None, True)]
+        error: DecodeError | None = None
+        for seek_to, headless in ways if entry is None else [(entry, True), *ways]:
+            try:
+                images = self._images(path, timeline, wanted, seek_to, headless)
+            except DecodeError as raised:
+                error, images = raised, {}
+            if len(images) == len(wanted):
+                break
+        else:
+            lost = f"{len(wanted) - len(images)} of {len(wanted)} frames do not decode"
+            raise error or DecodeError(f"{path}: {lost}")
         frames = [images[int(timeline.pts[index])] for index in indices]
         if len({frame.shape for frame in frames}) > 1:
             raise DecodeError(f"{path}: the size of the picture changes within the file")
@@ -239,7 +252,7 @@ class PyAVReader(Reader):
 
     @staticmethod
     def _images(
-        path: Path, timeline: Timeline, wanted: set[int], entry: int | None
+        path: Path, timeline: Timeline, wanted: set[int], entry: int | None, headless: bool
     ) -> dict[int, np.ndarray]:
         images: dict[int, np.ndarray] = {}
         converter = VideoReformatter()
@@ -252,7 +265,7 @@ class PyAVReader(Reader):
             if entry is not None:
                 container.seek(entry, stream=stream)
             shown = -math.inf
-            for number, frame in enumerate(_frames(path, container, stream, entry)):
+            for number, frame in enumerate(_frames(path, container, stream, headless)):
                 pts = frame.pts if timeline.timed else number
                 if number == 0 and entry is not None and (pts is None or pts > entry):
                     return {}
@@ -270,12 +283,18 @@ class PyAVReader(Reader):
 
 
 def _frames(
-    path: Path, container: InputContainer, stream: VideoStream, entry: int | None
+    path: Path, container: InputContainer, stream: VideoStream, headless: bool
 ) -> Iterator[VideoFrame]:
-    """Decoded frames in the order of showing. Raises ``DecodeError`` at the first damaged one."""
+    """Decoded frames in the order of showing. Raises ``DecodeError`` at the first damaged one.
+
+    ``headless`` leaves out what is shown before the first keyframe met: in an open GOP such frames
+    are predicted from the GOP before.
+    """
+    first: int | None = None
     for packet in _packets(path, container, stream):
-        if entry is not None and packet.pts is not None and packet.pts < entry:
-            continue  # of an open GOP: shown before its keyframe, decoded from the GOP before
+        first = packet.pts if first is None else first
+        if headless and packet.pts is not None and first is not None and packet.pts < first:
+            continue
         if packet.is_corrupt:
             raise DecodeError(f"{path}: a damaged packet")
         for frame in packet.decode():

@@ -4,7 +4,7 @@ pixels.
 | Column | Meaning | Filled by ``index`` |
 |---|---|---|
 | ``path`` | file, absolute or relative to the manifest's folder; needed | |
-| ``caption`` | a sentence; or a list of wordings, each a sentence or ``{text, weight}``; needed | |
+| ``caption`` | a sentence, or a list of sentences or ``{text, weight}``; needed | |
 | ``text`` | the same as ``caption``, which goes before it | |
 | ``label`` | class of the clip: a whole number or a name | |
 | ``start_s``, ``end_s`` | window in the file, in seconds from its first frame | with ``--scenes`` |

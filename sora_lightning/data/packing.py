@@ -30,6 +30,8 @@ from sora_lightning.types import VideoSize
 LOOKAHEAD = 256
 WINDOW = 256
 WASTE_WARNED_OF = 0.02
+# Fewer clips are planned between two steps, which takes less than 0.1 s.
+PLANNED_AT_ONCE = 20_000
 # Columns over rows of the sizes that packing is compared with.
 BUCKET_RATIOS = (9 / 16, 3 / 4, 1.0, 4 / 3, 16 / 9, 21 / 9)
 
@@ -171,8 +173,8 @@ class PackPlan:
     a position depends on settings and seed alone.
 
     ``places`` says in which shard each clip lies, to read few shards at a time. ``identity`` stands
-    for the clips behind the numbers. The next pass is planned in the background while one is
-    shown.
+    for the clips behind the numbers. Of many clips the next pass is planned in the background
+    while one is shown.
     """
 
     def __init__(
@@ -253,9 +255,10 @@ class PackPlan:
             else:
                 one = plan_pass(self, number)
             self._current = number, one
-            pool = ThreadPoolExecutor(1)
-            self._next = number + 1, pool.submit(plan_pass, self, number + 1)
-            pool.shutdown(wait=False)
+            if len(self.grids) > PLANNED_AT_ONCE:
+                pool = ThreadPoolExecutor(1)
+                self._next = number + 1, pool.submit(plan_pass, self, number + 1)
+                pool.shutdown(wait=False)
             rank_zero_info(f"pass {number} over the clips: {one}")
             if one.waste > WASTE_WARNED_OF:
                 log.warning(

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from sora_lightning.data.bad_clips import BadClips
 from sora_lightning.data.buckets import Assignment, Removal, SizeRule
 from sora_lightning.data.decode import DecodeError, probe
+from sora_lightning.data.filters import Filter, sift
 from sora_lightning.data.guard import ChildDied, guarded_map
 from sora_lightning.data.latents import LatentCache, latent_key
 from sora_lightning.data.manifest import ClipRecord, Footage
@@ -22,10 +23,17 @@ PROBES_AT_ONCE = 4
 PROBE_TIMEOUT_S = 60.0
 
 
-def survey(records: Sequence[ClipRecord], sizes: SizeRule, bad_clips: BadClips) -> Assignment:
-    """Give every clip its size. One frame is decoded of every file whose row lacks the technical
-    columns.
+def survey(
+    records: Sequence[ClipRecord],
+    sizes: SizeRule,
+    bad_clips: BadClips,
+    filters: Sequence[Filter] = (),
+) -> Assignment:
+    """Give every clip that the filters keep its size.
+
+    One frame is decoded of every file whose row lacks the technical columns.
     """
+    records, sifted = sift(records, filters)
     unknown = [record for record in records if record.footage is None]
     found: dict[str, Footage | DecodeError] = {}
     num_workers = max(1, min(PROBES_AT_ONCE, len(unknown) // 8))
@@ -45,6 +53,7 @@ def survey(records: Sequence[ClipRecord], sizes: SizeRule, bad_clips: BadClips) 
             bad_clips.add(record, footage)
     assignment = sizes.assign(readable)
     assignment.removed += [(r, Removal.UNREADABLE) for r in records if r in bad_clips]
+    assignment.removed += sifted
     return assignment
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -24,9 +25,9 @@ from sora_lightning.types import VideoBatch
 class TokenizerSystem(L.LightningModule):
     """Encode, draw from the posterior, decode, compare.
 
-    Each validation also records the latents' mean and deviation over the validation clips in the
+    Each validation also records the latents' mean and covariance over the validation clips in the
     tokenizer's buffers: those of a run's last checkpoint are the ones that its latents are
-    normalised by.
+    normalised by, channel by channel, or along their principal axes with ``whiten``.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class TokenizerSystem(L.LightningModule):
         loss: ReconstructionLoss | None = None,
         optimizer: OptimizerFactory = adamw,
         warmup_steps: int = 100,
+        whiten: bool = False,
         seed: int = 0,
     ):
         super().__init__()
@@ -43,8 +45,9 @@ class TokenizerSystem(L.LightningModule):
         self.loss = loss or ReconstructionLoss()
         self.optimizer = optimizer
         self.warmup_steps = warmup_steps
+        self.whiten = whiten
         self.seed = seed
-        self._moments: list[Float[Tensor, "3 c"]] = []
+        self._moments: list[Float[Tensor, "c+1 c+1"]] = []
 
     @classmethod
     def from_checkpoint(cls, path: Path | str) -> TokenizerSystem:
@@ -87,14 +90,16 @@ class TokenizerSystem(L.LightningModule):
         self._moments.append(latent_moments(posterior.mean))
 
     def on_validation_epoch_end(self) -> None:
-        none = torch.zeros(3, self.tokenizer.latent_channels, dtype=torch.float64)
-        own = torch.stack([none.to(self.device), *self._moments]).sum(0)
+        size = self.tokenizer.latent_channels + 1
+        none = torch.zeros(size, size, dtype=torch.float64, device=self.device)
+        own = torch.stack([none, *self._moments]).sum(0)
         self._moments.clear()
-        count, first, second = self.trainer.strategy.reduce(own, reduce_op="sum")
-        mean = first / count
-        std = (second / count - mean**2).clamp(min=0).sqrt()
-        if bool((std > 0).all()):  # an encoder that has not trained yet may have silent channels
-            self.tokenizer.set_latent_statistics(mean.float(), std.float())
+        moments = self.trainer.strategy.reduce(own, reduce_op="sum")
+        moments = moments / moments[0, 0]
+        mean = moments[0, 1:]
+        covariance = moments[1:, 1:] - mean[:, None] * mean[None]
+        if bool((covariance.diagonal() > 0).all()):  # before training a channel may be silent
+            self.tokenizer.set_latent_statistics(mean, covariance, self.whiten)
 
     def predict_step(self, batch: VideoBatch, batch_idx: int) -> Float[Tensor, "b c f h w"]:
         """Normalised latents, for the latent cache."""
@@ -112,10 +117,10 @@ def psnr(
     return 10 * torch.log10(4 / error.clamp(min=1e-12))
 
 
-def latent_moments(latents: Float[Tensor, "b c f h w"]) -> Float[Tensor, "3 c"]:
-    """Count, sum and sum of squares of each channel, in float64: they add up over batches and
-    ranks.
+def latent_moments(latents: Float[Tensor, "b c f h w"]) -> Float[Tensor, "c+1 c+1"]:
+    """Sums of the products of (1, channels) over all positions, in float64: count, sums and second
+    moments in one matrix, which adds up over batches and ranks.
     """
-    x = latents.double().transpose(0, 1).flatten(1)
-    count = torch.full_like(x[:, 0], x.shape[1])
-    return torch.stack([count, x.sum(1), x.square().sum(1)])
+    x = rearrange(latents.double(), "b c f h w -> (b f h w) c")
+    x = torch.cat([torch.ones_like(x[:, :1]), x], dim=1)
+    return x.mT @ x

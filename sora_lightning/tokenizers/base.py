@@ -17,15 +17,19 @@ from sora_lightning.types import Compression, VideoSize
 class VideoTokenizer(nn.Module, ABC):
     """Maps pixels in [-1, 1] to latents of mean 0 and standard deviation 1 per channel, and back.
 
+    Normalised channels lie along ``latent_axes``: the tokenizer's own channels, or the principal
+    axes of its latents, along which they are uncorrelated.
+
     A child sets the two geometry attributes through ``__init__`` and defines ``posterior_step`` and
-    ``decode_step``: a whole video is a first piece that nothing follows. The latents' mean and
-    deviation are buffers; ``set_latent_statistics`` fills them from data, and until then they are 0
-    and 1. ``specification`` is the ``class_path`` and ``init_args`` of a tokenizer that was loaded
-    from a checkpoint; a system that trains on its latents keeps it in its own checkpoint, beside
-    the weights.
+    ``decode_step``: a whole video is a first piece that nothing follows. The latents' mean,
+    axes and deviations are buffers; ``set_latent_statistics`` fills them from data, and until then
+    they are 0, the channels and 1. ``specification`` is the ``class_path`` and ``init_args`` of a
+    tokenizer that was loaded from a checkpoint; a system that trains on its latents keeps it in its
+    own checkpoint, beside the weights.
     """
 
     latent_mean: Tensor
+    latent_axes: Tensor
     latent_std: Tensor
     specification: dict[str, Any] | None = None
 
@@ -34,6 +38,7 @@ class VideoTokenizer(nn.Module, ABC):
         self.compression = compression
         self.latent_channels = latent_channels
         self.register_buffer("latent_mean", torch.zeros(latent_channels))
+        self.register_buffer("latent_axes", torch.eye(latent_channels))
         self.register_buffer("latent_std", torch.ones(latent_channels))
 
     @abstractmethod
@@ -100,20 +105,40 @@ class VideoTokenizer(nn.Module, ABC):
             yield video.clamp(-1, 1)
 
     def normalise(self, latents: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c f h w"]:
-        return (latents - self._per_channel(self.latent_mean)) / self._per_channel(self.latent_std)
+        centred = latents - _per_channel(self.latent_mean)
+        along_axes = torch.einsum("cd, b c f h w -> b d f h w", self.latent_axes, centred)
+        return along_axes / _per_channel(self.latent_std)
 
     def denormalise(self, latents: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c f h w"]:
-        return latents * self._per_channel(self.latent_std) + self._per_channel(self.latent_mean)
+        along_axes = latents * _per_channel(self.latent_std)
+        centred = torch.einsum("cd, b d f h w -> b c f h w", self.latent_axes, along_axes)
+        return centred + _per_channel(self.latent_mean)
 
-    def set_latent_statistics(self, mean: Float[Tensor, " c"], std: Float[Tensor, " c"]) -> None:
-        """Record each channel's mean and deviation over a data set. ``ValueError`` for a channel
-        without spread.
+    def set_latent_statistics(
+        self, mean: Float[Tensor, " c"], covariance: Float[Tensor, "c c"], whiten: bool = False
+    ) -> None:
+        """Record the latents' mean and covariance over a data set.
+
+        Each channel is normalised by its own deviation; with ``whiten`` the principal axes are. A
+        tokenizer whose channels are correlated, because each shows the background's brightness,
+        say, hides the rest of its content in small differences between them, where diffusion's
+        noise drowns it: whitened, every axis of the content stands out alike. ``ValueError`` for a
+        channel or an axis without spread.
         """
-        if not bool((std > 0).all()):
-            dead = torch.nonzero(std <= 0).flatten().tolist()
-            raise ValueError(f"latent channels {dead} have standard deviation 0 over the data")
+        if whiten:
+            variance, axes = torch.linalg.eigh(covariance.double())
+        else:
+            variance = covariance.double().diagonal()
+            axes = torch.eye(self.latent_channels, dtype=torch.float64, device=mean.device)
+        dead = torch.nonzero(variance <= 1e-12 * variance.max().clamp(min=1e-30)).flatten()
+        if len(dead):
+            what = "principal axes" if whiten else "channels"
+            raise ValueError(
+                f"latent {what} {dead.tolist()} have standard deviation 0 over the data"
+            )
         self.latent_mean.copy_(mean)
-        self.latent_std.copy_(std)
+        self.latent_axes.copy_(axes)
+        self.latent_std.copy_(variance.sqrt())
 
     def fingerprint(self) -> str:
         """SHA-256 over class, geometry, weights and statistics: equal exactly where the latents are
@@ -127,6 +152,6 @@ class VideoTokenizer(nn.Module, ABC):
             digest.update(flat.view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    @staticmethod
-    def _per_channel(values: Tensor) -> Tensor:
-        return values[:, None, None, None]
+
+def _per_channel(values: Tensor) -> Tensor:
+    return values[:, None, None, None]

@@ -20,6 +20,7 @@ from sora_lightning.data.decode import (
     probe,
     read_timeline,
 )
+from sora_lightning.data.guard import Guard
 from tests.data.barcodes import barcode, cut_without_encoding, numbers_in
 
 pytest.importorskip("decord", reason="decord has no wheel for this machine")
@@ -218,3 +219,54 @@ def test_a_picture_is_a_clip_of_one_frame(name: str, tmp_path: Path) -> None:
 
 def test_decord_is_the_default_where_it_is_installed() -> None:
     assert isinstance(default_reader(), DecordReader)
+
+
+@pytest.mark.parametrize("num_cuts", [40, pytest.param(200, marks=pytest.mark.slow)])
+def test_no_cut_gives_a_wrong_frame_and_closed_gops_stay_with_decord(
+    num_cuts: int, barcodes: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Cuts without re-encoding at random places of closed, open and one long GOP."""
+    long = list(range(0, 200 * 40, 40))
+    sources = [
+        barcodes("closed.mp4", long, options=CLOSED),
+        barcodes("open.mp4", long, options=OPEN),
+        barcodes("hevc.mp4", long, codec="libx265", options=HEVC),
+        barcodes("one_gop.mp4", long, options={**CLOSED, "g": "250"}),
+    ]
+    assert read_timeline(sources[0]).decord_objection is None
+    rng = np.random.default_rng(0)
+    by_decord = refused = 0
+    for number in range(num_cuts):
+        source = sources[number % len(sources)]
+        path = cut_without_encoding(source, tmp_path / "cut.mp4", rng.uniform(0, 7))
+        with av.open(str(path)) as container:
+            images = {f.pts: f.to_ndarray(format="rgb24") for f in container.decode(video=0)}
+        timeline = read_timeline(path)
+        by_decord += timeline.decord_objection is None
+        # Some of an open GOP's first frames stand on the GOP before, which went with the cut: to
+        # refuse them is right, to give others in their place is not.
+        indices = np.sort(rng.integers(0, len(timeline), 12)).tolist()
+        try:
+            read = DecordReader().read(path, timeline, indices)
+        except DecodeError:
+            assert source.name in ("open.mp4", "hevc.mp4")
+            refused += 1
+            continue
+        shown = numbers_in(np.stack([images[int(timeline.pts[i])] for i in indices]))
+        assert numbers_in(read) == shown, (source.name, number)
+    assert refused <= num_cuts / 8
+    assert by_decord < num_cuts / 2  # most cuts hide frames behind an edit list
+
+
+def test_closed_gops_of_h264_stay_with_decord(barcodes: Callable[..., Path]) -> None:
+    """Through the guard too, whose child must hear no complaint about them."""
+    rng = np.random.default_rng(0)
+    kept = 0
+    for number in range(20):
+        frames = f"bframes={number % 4}:ref={1 + number % 5}:b-pyramid={number % 2 * 2}"
+        options = {"g": str(rng.integers(1, 50)), "x264-params": f"open-gop=0:{frames}"}
+        path = barcodes(f"{number}.{('mp4', 'mkv', 'mov')[number % 3]}", STEADY, options=options)
+        timeline = read_timeline(path)
+        _, complaints = Guard(20.0)(DecordReader().read, path, timeline, [3, 30, 59])
+        kept += timeline.decord_objection is None and not complaints
+    assert kept >= 19

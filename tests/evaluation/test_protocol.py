@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from torch import Tensor
 
-from evaluation.protocol import SHIPPED, Protocol, fingerprint, load_protocol
+from evaluation.features import Extractor, TinyFile
+from evaluation.networks import build_part, score_name
+from evaluation.protocol import SHIPPED, Part, Protocol, fingerprint, load_protocol
+from evaluation.reference import cached_features
 
 
 def changed(tmp_path: Path, *path: str, value: Any) -> str:
@@ -72,3 +77,82 @@ def test_the_fingerprint_moves_with_scores_and_not_with_places(protocol: Protoco
         replace(protocol, scores=replace(protocol.scores, seed=1)),
     ):
         assert fingerprint(other.settings()) != own
+
+
+def test_shipped_protocols_differ_in_what_they_say_of_the_same_videos() -> None:
+    """Each has its own windows, sizes, covariance or network; so each has a fingerprint."""
+    names = [path.stem for path in SHIPPED.glob("*.yaml")]
+    assert {"fvd2048_16f", "tfgan", "videogpt", "content_debiased"} <= set(names)
+    prints = {
+        fingerprint({**(p := load_protocol(n)).settings(), "networks": asdict(p.networks)})
+        for n in names
+    }
+    assert len(prints) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("clips", "reference_window"), "end", "clips.reference_window = 'end': must be one of"),
+        (("scores", "num_generated"), 3, "scores.num_generated = 3: must be at least"),
+        (("scores", "covariance_ddof"), 2, "scores.covariance_ddof = 2: must be 0 or 1"),
+        (("networks",), {"videos": {"init_args": {}}}, "networks.videos.class_path is missing"),
+        (("networks",), {"frames_per_video": 0}, "networks.frames_per_video = 0: must be"),
+    ],
+)
+def test_optional_keys_are_checked_too(
+    tmp_path: Path, path: tuple[str, ...], value: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_protocol(changed(tmp_path, *path, value=value))
+
+
+def test_networks_are_built_with_their_types_checked() -> None:
+    tiny = build_part(Part("evaluation.features.TinyFile", {"weights": "random"}), Extractor, "x")
+    assert score_name("fvd", tiny) == "fvd-tiny-random"
+    for part, message in (
+        (Part("evaluation.features.TinyFil", {"weights": "random"}), "x = .*TinyFil"),
+        (Part("evaluation.features.TinyFile", {"weigths": "random"}), "weigths"),
+        (Part("torch.nn.ReLU"), "x = torch.nn.ReLU"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build_part(part, Extractor, "x")
+
+
+def test_only_the_published_networks_give_the_plain_names() -> None:
+    class Named(TinyFile):
+        def __init__(self, kind: str, standing: str) -> None:
+            super().__init__("random")
+            self.kind, self.standing = kind, standing
+
+    assert score_name("fvd", Named("i3d", "")) == "fvd"
+    assert score_name("fid", Named("inception", "")) == "fid"
+    assert score_name("fvd", Named("i3d", "random")) == "fvd-i3d-random"
+    assert score_name("fvd", Named("i3d", "unverified")) == "fvd-i3d-unverified"
+    assert score_name("fvd", Named("videomae", "")) == "fvd-videomae"
+    assert score_name("fid", Named("i3d", "")) == "fid-i3d"
+
+
+def test_cached_features_are_those_of_the_data_and_the_settings(tmp_path: Path) -> None:
+    draws = iter(torch.arange(60.0).reshape(5, 4, 3))
+    settings = {"fps": 8.0}
+
+    def features(dataset: str, settings: dict[str, Any]) -> Tensor:
+        return cached_features(tmp_path, "tiny", dataset, settings, lambda: next(draws))
+
+    first = features("a" * 64, settings)
+    assert torch.equal(features("a" * 64, settings), first)
+    assert not torch.equal(features("b" * 64, settings), first)
+    assert not torch.equal(features("a" * 64, {"fps": 9.0}), first)
+    of_first = fingerprint(settings)[:16]
+    mine, other = (tmp_path / f"tiny-{16 * letter}-{of_first}.pt" for letter in "ab")
+    content = torch.load(mine, weights_only=True)
+    torch.save(content, other)
+    with pytest.raises(ValueError, match=r"holds features of dataset a+, and b+ is asked for"):
+        features("b" * 64, settings)
+    torch.save({**content, "protocol": "0" * 64}, mine)
+    with pytest.raises(ValueError, match=r"holds features of protocol 0+, and .* is asked for"):
+        features("a" * 64, settings)
+    torch.save({**content, "features": content["features"] + 1}, mine)
+    with pytest.raises(ValueError, match=f"and {content['checksum']} was saved"):
+        features("a" * 64, settings)

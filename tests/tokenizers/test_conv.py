@@ -57,7 +57,7 @@ def test_an_image_is_encoded_as_the_first_frame_of_its_video(tokenizer):
 @pytest.mark.parametrize("later", [4, 8, 12])
 def test_a_video_in_pieces_has_the_latents_and_the_pixels_of_the_whole(tokenizer, later):
     video = torch.rand(2, 3, 25, 8, 12) * 2 - 1
-    tokenizer.set_latent_statistics(torch.randn(4), torch.rand(4) + 0.5)
+    tokenizer.set_latent_statistics(torch.randn(4), torch.diag(torch.rand(4) + 0.5))
     whole = tokenizer.encode(video)
     pieces = torch.split(video[:, :, 1:], later, dim=2)
     latents = list(tokenizer.encode_pieces([video[:, :, :1], *pieces]))
@@ -73,17 +73,25 @@ def test_pieces_of_other_lengths_are_refused(tokenizer):
         list(tokenizer.encode_pieces([torch.zeros(1, 3, 5, 8, 8), torch.zeros(1, 3, 5, 8, 8)]))
 
 
-def test_statistics_normalise_and_are_undone_in_decoding(tokenizer):
+@pytest.mark.parametrize("whiten", [False, True])
+def test_statistics_normalise_and_are_undone_in_decoding(tokenizer, whiten):
     video = torch.rand(8, 3, 5, 16, 16) * 2 - 1
-    raw = tokenizer.posterior(video).mean
+    raw = tokenizer.posterior(video).mean.transpose(0, 1).flatten(1)  # c n
     before = tokenizer.decode(tokenizer.encode(video))
-    tokenizer.set_latent_statistics(raw.mean((0, 2, 3, 4)), raw.std((0, 2, 3, 4)))
-    latents = tokenizer.encode(video)
-    torch.testing.assert_close(latents.mean((0, 2, 3, 4)), torch.zeros(4), atol=1e-4, rtol=0)
-    torch.testing.assert_close(latents.std((0, 2, 3, 4)), torch.ones(4), atol=1e-4, rtol=0)
-    torch.testing.assert_close(tokenizer.decode(latents), before, atol=1e-4, rtol=0)
+    tokenizer.set_latent_statistics(raw.mean(1), torch.cov(raw), whiten)
+    latents = tokenizer.encode(video).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(latents.mean(1), torch.zeros(4), atol=1e-4, rtol=0)
+    expected = torch.eye(4) if whiten else torch.corrcoef(raw)
+    torch.testing.assert_close(torch.cov(latents), expected, atol=1e-3, rtol=0)
+    torch.testing.assert_close(tokenizer.decode(tokenizer.encode(video)), before, atol=1e-4, rtol=0)
+
+
+def test_channels_and_axes_without_spread_are_refused(tokenizer):
+    silent = torch.diag(torch.tensor([1.0, 0.0, 1.0, 1.0]))
     with pytest.raises(ValueError, match=r"latent channels \[1\] have standard deviation 0"):
-        tokenizer.set_latent_statistics(torch.zeros(4), torch.tensor([1.0, 0.0, 1.0, 1.0]))
+        tokenizer.set_latent_statistics(torch.zeros(4), silent)
+    with pytest.raises(ValueError, match=r"principal axes \[0, 1, 2\] have standard deviation 0"):
+        tokenizer.set_latent_statistics(torch.zeros(4), torch.ones(4, 4), whiten=True)
 
 
 def test_fingerprint_follows_weights_and_statistics(tokenizer):

@@ -1,0 +1,164 @@
+"""Files of weights: found by path, URL or environment variable, checked by hash, read without
+running code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_DIGESTS = re.compile(r"sha256:[0-9a-f]{64}|git:[0-9a-f]{40}")
+_SCHEMES = ("http", "https", "file")
+
+
+def locate_weights(source: str, digest: str = "") -> Path:
+    """The file of weights that ``source`` names: a path, a URL, or ``env:NAME`` for the path or URL
+    in an environment variable.
+
+    ``digest`` is ``sha256:...``, or ``git:...`` for the id that git gives the file's content; a URL
+    needs one, and its file is kept in the user's cache. Raises ``ValueError`` for a variable that
+    is not set, a file that is missing or cannot be fetched, and, with both hashes, for content of
+    another hash.
+    """
+    check_digest_form(digest)
+    where = _from_environment(source) if source.startswith("env:") else source
+    scheme = urllib.parse.urlsplit(where).scheme
+    if scheme in _SCHEMES:
+        return _fetched(where, digest)
+    path = Path(where).expanduser()
+    if not path.is_file():
+        raise ValueError(f"weights {source!r}: {path} is no file")
+    if digest:
+        check_digest(path, digest)
+    return path
+
+
+def check_digest_form(digest: str) -> None:
+    if digest and not _DIGESTS.fullmatch(digest):
+        raise ValueError(
+            f"digest {digest!r}: must be 'sha256:' and 64 hexadecimal digits, or 'git:' and 40"
+        )
+
+
+def check_digest(path: Path, digest: str) -> None:
+    """Raises ``ValueError`` with both hashes for a file of another content."""
+    actual = digest_of(path, digest.partition(":")[0])
+    if actual != digest:
+        raise ValueError(f"{path}: is {actual}, and {digest} is expected; the file is not the one")
+
+
+def digest_of(path: Path, kind: str = "sha256") -> str:
+    """``sha256:...`` or ``git:...`` of a file's content, read in pieces."""
+    # Git hashes a content behind a short header, by SHA-1: a name for files, not for secrets.
+    digest = hashlib.sha256() if kind == "sha256" else hashlib.sha1(usedforsecurity=False)
+    if kind == "git":
+        digest.update(f"blob {path.stat().st_size}\0".encode())
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return f"{kind}:{digest.hexdigest()}"
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """The mapping that a file of weights holds; only tensors and plain values are read.
+
+    Raises ``ValueError`` for a file that is damaged or holds anything else.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for a damaged archive
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: cannot be read as weights ({reason})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a {type(content).__name__}; weights are a mapping")
+    return content
+
+
+def unwrapped(content: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a mapping that trainers put under a key, or behind a prefix, of their own."""
+    for key in ("state_dict", "model", "module"):
+        if isinstance(content.get(key), dict):
+            content = content[key]
+    for prefix in ("module.", "model.", "i3d."):
+        if content and all(name.startswith(prefix) for name in content):
+            content = {name.removeprefix(prefix): value for name, value in content.items()}
+    return content
+
+
+def load_exactly(module: nn.Module, weights: dict[str, Tensor], origin: str) -> None:
+    """Load weights, naming in a ``ValueError`` the first key that is missing, left over, or of
+    another shape. Counters of batch norms may be missing: nothing here reads them.
+    """
+    own = module.state_dict()
+    for name in own:
+        if name not in weights and not name.endswith("num_batches_tracked"):
+            raise ValueError(f"{origin}: {name} is missing")
+    for name, value in weights.items():
+        if name not in own:
+            raise ValueError(f"{origin}: {name} is left over; the network has no such weight")
+        if value.shape != own[name].shape:
+            raise ValueError(
+                f"{origin}: {name} has shape {tuple(value.shape)}; "
+                f"the network's has {tuple(own[name].shape)}"
+            )
+    module.load_state_dict(weights, strict=False)
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Of names, shapes and values of everything in the state, whatever the device."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where fetched weights are kept: ``$XDG_CACHE_HOME`` or ``~/.cache``, never the package."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "sora-lightning" / "weights"
+
+
+def _from_environment(source: str) -> str:
+    name = source.removeprefix("env:")
+    if not (where := os.environ.get(name, "").strip()):
+        raise ValueError(
+            f"weights {source!r}: the environment variable {name} is not set; "
+            "it must hold the path or URL of the file"
+        )
+    return where
+
+
+def _fetched(url: str, digest: str) -> Path:
+    if not digest:
+        raise ValueError(f"weights {url!r}: a file from a URL needs a digest to be checked by")
+    folder = cache_folder()
+    path = folder / f"{digest.replace(':', '-')}-{Path(urllib.parse.urlsplit(url).path).name}"
+    if path.is_file():
+        check_digest(path, digest)
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    # Under a name of its own until it is whole and checked: ranks may fetch at the same time.
+    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as unfinished:
+        try:
+            with urllib.request.urlopen(url) as answer:
+                shutil.copyfileobj(answer, unfinished)
+            unfinished.flush()
+            check_digest(Path(unfinished.name), digest)
+            Path(unfinished.name).replace(path)
+        except urllib.error.URLError as error:
+            raise ValueError(f"weights {url!r}: cannot be fetched ({error.reason})") from error
+        finally:
+            Path(unfinished.name).unlink(missing_ok=True)
+    return path

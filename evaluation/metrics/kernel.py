@@ -1,0 +1,64 @@
+"""Kernel distances between two sets of features: squared maximum mean discrepancies, unbiased, in
+float64. Over videos' features it is KVD, over frames' KID (Bińkowski et al., 2018).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from evaluation.metrics.frechet import checked_pair
+
+Kernel = Callable[[Float[Tensor, "n d"], Float[Tensor, "m d"]], Float[Tensor, "n m"]]
+
+
+def cubic(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
+    """(x · y / d + 1)³, the kernel of KID."""
+    return (x @ y.T / x.shape[1] + 1) ** 3
+
+
+def kernel_distance(
+    first: Float[Tensor, "n d"], second: Float[Tensor, "m d"], kernel: Kernel = cubic
+) -> Float[Tensor, ""]:
+    """The U-statistic: 0 in expectation for two sets of one distribution at any n and m, which need
+    not be equal; so it may be negative.
+
+    Raises ``ValueError`` for sets of other widths, of fewer than two videos, or not finite.
+    """
+    x, y = checked_pair(first, second, least=2)
+    return _within(kernel(x, x)) + _within(kernel(y, y)) - 2 * kernel(x, y).mean()
+
+
+def kernel_distance_of_subsets(
+    first: Float[Tensor, "n d"],
+    second: Float[Tensor, "m d"],
+    num_subsets: int = 100,
+    subset_size: int = 1000,
+    seed: int = 0,
+    kernel: Kernel = cubic,
+) -> tuple[float, float]:
+    """Mean over random subsets of both sides, as FID code reports it, and the subsets' deviation.
+
+    A subset has at most as many videos as the smaller side.
+    """
+    x, y = checked_pair(first, second, least=2)
+    if num_subsets < 1 or subset_size < 2:
+        raise ValueError(
+            f"{num_subsets} subsets of {subset_size}: must be at least one, of at least two"
+        )
+    size = min(subset_size, len(x), len(y))
+    generator = torch.Generator().manual_seed(seed)
+    values = []
+    for _ in range(num_subsets):
+        part_x, part_y = (z[torch.randperm(len(z), generator=generator)[:size]] for z in (x, y))
+        values.append(kernel_distance(part_x, part_y, kernel))
+    distances = torch.stack(values)
+    return float(distances.mean()), float(distances.std(correction=0))
+
+
+def _within(k: Float[Tensor, "n n"]) -> Float[Tensor, ""]:
+    """Mean over pairs of different videos."""
+    return (k.sum() - k.diagonal().sum()) / (len(k) * (len(k) - 1))

@@ -1,0 +1,122 @@
+"""The networks that a protocol names, built and on their device, and what they make of videos."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from jsonargparse import ArgumentError, ArgumentParser
+from torch import Tensor
+
+from evaluation.features import Clip, Extractor, TinyFile, TinyJudge, load_judge
+from evaluation.metrics.fvd import frame_features
+from evaluation.protocol import Part, Protocol
+
+
+@dataclass(frozen=True)
+class Judges:
+    """``videos`` gives the features of FVD; ``frames``, where named, those of FID; ``texts``, where
+    named, the CLIP score. ``notes`` are what a tiny judge was saved with.
+    """
+
+    videos: Extractor
+    frames: Extractor | None
+    texts: Clip | TinyJudge | TinyFile | None
+    frames_per_video: int
+    device: str
+    notes: dict[str, Any]
+
+    @torch.no_grad()
+    def features(self, videos: UInt8[Tensor, "b 3 F H W"]) -> Float[Tensor, "b d"]:
+        return self.videos.features(videos.to(self.device)).cpu()
+
+    @torch.no_grad()
+    def of_frames(self, videos: UInt8[Tensor, "b 3 F H W"]) -> Float[Tensor, "b k d"]:
+        assert self.frames is not None
+        return frame_features(self.frames, videos.to(self.device), self.frames_per_video).cpu()
+
+    @torch.no_grad()
+    def embeddings(self, videos: UInt8[Tensor, "b 3 F H W"]) -> Float[Tensor, "b e"]:
+        """Whose product with a text's embedding is the mean cosine over the frames looked at."""
+        assert self.texts is not None
+        videos = videos.to(self.device)
+        if isinstance(self.texts, Clip):
+            return self.texts.embed_frames(videos, self.texts.num_frames).mean(dim=1).cpu()
+        return self.texts.embed_videos(videos).cpu()
+
+    @torch.no_grad()
+    def texts_embedded(self, texts: Sequence[str]) -> Float[Tensor, "b e"]:
+        assert self.texts is not None
+        return self.texts.embed_texts(texts).cpu()
+
+    def record(self) -> dict[str, Any]:
+        """All that moves the scores, hashes of weights among it."""
+        record: dict[str, Any] = {"videos": self.videos.record()}
+        if self.frames is not None:
+            record["frames"] = {**self.frames.record(), "per_video": self.frames_per_video}
+        if self.texts is not None:
+            record["texts"] = self.texts.record()
+        return record
+
+
+def score_name(base: str, network: Extractor) -> str:
+    """``fvd`` by the published I3D and ``fid`` by the published Inception; with any other network,
+    and with weights that are drawn or not known, a name of its own.
+    """
+    published = {"fvd": "i3d", "kvd": "i3d", "fid": "inception", "kid": "inception"}
+    return base if network.label == published.get(base) else f"{base}-{network.label}"
+
+
+def build_judges(protocol: Protocol, judge: Path | None, device: str) -> Judges:
+    """Raises ``ValueError`` for a part that cannot be built or whose weights are not the ones."""
+    named = protocol.networks
+    notes: dict[str, Any] = {}
+    videos: Extractor
+    texts: Clip | TinyJudge | TinyFile | None = None
+    if named.videos is None:
+        if judge is None:
+            raise ValueError(
+                f"protocol {protocol.name}: names no networks.videos and no paths.judge; "
+                "give --judge"
+            )
+        saved = load_judge(judge)
+        videos, texts, notes = saved.judge, saved.judge, saved.notes
+    else:
+        videos = build_part(named.videos, Extractor, "networks.videos")
+    frames: Extractor | None = None
+    if named.frames is not None:
+        frames = build_part(named.frames, Extractor, "networks.frames")
+    if named.texts is not None:
+        texts = build_part(named.texts, Extractor, "networks.texts")
+        if not hasattr(texts, "embed_texts"):
+            raise ValueError(f"networks.texts = {named.texts.class_path}: embeds no texts")
+    for network in (videos, frames, texts):
+        if network is not None:
+            network.to(device)
+    return Judges(videos, frames, texts, named.frames_per_video, device, notes)
+
+
+def build_part(part: Part, kind: type, where: str) -> Any:
+    """An object of ``kind`` or a subclass by its path and arguments, whose types are checked."""
+    module, _, name = part.class_path.rpartition(".")
+    try:
+        chosen = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{where} = {part.class_path}: cannot be imported ({error})") from error
+    if not (isinstance(chosen, type) and issubclass(chosen, kind)):
+        raise ValueError(f"{where} = {part.class_path}: is no {kind.__name__}")
+    # As arguments of the class, not as a subclass of another: what the class itself refuses then
+    # comes through in its own words.
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(chosen, "part")
+    try:
+        parsed = parser.parse_object({"part": dict(part.init_args)})
+    except ArgumentError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{where} = {part.class_path}: {reason}") from error
+    return parser.instantiate_classes(parsed).part

@@ -1,0 +1,212 @@
+"""Index says of every file what it is, once; check says what becomes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sora_lightning.__main__ import main
+from sora_lightning.data import VideoDataModule, read_manifest, write_video
+from sora_lightning.data import index as indexing
+from sora_lightning.data.curation import duplicates, look_through, scene_cuts, score
+from sora_lightning.data.decode import default_reader, probe, read_timeline
+from sora_lightning.data.encode import reencode
+from sora_lightning.data.tables import read_rows
+from tests.data.barcodes import numbers_in
+
+STEADY = list(range(0, 60 * 40, 40))
+CLOSED = {"g": "12", "bf": "2", "x264-params": "open-gop=0:scenecut=0"}
+OPEN = {"g": "12", "bf": "3", "x264-params": "open-gop=1:scenecut=0:b-adapt=0"}
+
+
+def rows_of(path: Path) -> list[dict]:
+    return [row for _, row in read_rows(path)]
+
+
+@pytest.fixture
+def footage(barcodes: Callable[..., Path], tmp_path: Path) -> Path:
+    """A folder of a good video, one for PyAV alone, a picture, and what is none of them."""
+    barcodes("closed.mp4", STEADY, options=CLOSED)
+    barcodes("open.mp4", STEADY, options=OPEN)
+    Image.fromarray(np.full((240, 300, 3), 99, np.uint8)).save(tmp_path / "still.png")
+    (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "empty.mp4").touch()
+    for path in list(tmp_path.iterdir()):
+        path.with_suffix(".txt").write_text(f"this is {path.stem}")
+    return tmp_path
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_index_fills_in_what_a_probe_says(suffix: str, footage: Path, tmp_path: Path) -> None:
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
+    output = tmp_path / "out" / f"clips.{suffix}"
+    indexing.index(footage, output)
+    records = {record.path.name: record for record in read_manifest(output)}
+    assert set(records) == {"closed.mp4", "open.mp4", "still.png"}
+    for name, record in records.items():
+        assert record.footage == probe(footage / name)
+        assert record.captions == (f"this is {name.partition('.')[0]}",)
+    assert records["closed.mp4"].decord_objection is None
+    assert "open GOP" in str(records["open.mp4"].decord_objection)
+    rejects = {row["path"]: row["reason"] for row in rows_of(Path(f"{output}.rejects.jsonl"))}
+    assert set(rejects) == {"text.mp4", "empty.mp4"}
+    assert "Invalid data" in rejects["text.mp4"]
+
+
+def test_index_goes_on_where_it_stopped_and_sees_what_changed(
+    footage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "clips.jsonl"
+    indexing.index(footage, output)
+    whole = output.read_text()
+    journal = tmp_path / ".clips.jsonl.journal"
+    lines = journal.read_text().splitlines(keepends=True)
+    assert len(lines) == 5
+    journal.write_text("".join(lines[:3]) + lines[3][:20] + "\n")  # as cut by an interruption
+    probed: list[str] = []
+    through = indexing.guarded_map
+
+    def counted(function: Callable, jobs: list, *settings: object) -> object:
+        probed.extend(job.path.name for job in jobs)
+        return through(function, jobs, *settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(indexing, "guarded_map", counted)
+    indexing.index(footage, output)
+    assert output.read_text() == whole
+    assert len(probed) == 2
+    probed.clear()
+    os.utime(footage / "open.mp4", ns=(1, 1))
+    indexing.index(footage, output)
+    assert probed == ["open.mp4"]
+
+
+def test_a_folder_of_nothing_readable_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.mp4").write_text("no")
+    arguments = ["--source", str(tmp_path), "--output", str(tmp_path / "out.csv")]
+    assert main(["index", *arguments]) == 2
+    assert "not one of its 1 files can be read: Invalid data" in capsys.readouterr().err
+    assert not (tmp_path / "out.csv").exists()
+
+
+def scenes(num_scenes: int, length: int, seed: int = 0) -> np.ndarray:
+    """Textures that drift, a new one for each scene."""
+    rng = np.random.default_rng(seed)
+    frames = []
+    for _ in range(num_scenes):
+        texture = rng.integers(30, 220, (8, 24, 3)).astype(np.uint8).repeat(8, 0).repeat(8, 1)
+        frames += [np.roll(texture, 2 * step, 1)[:, :96] for step in range(length)]
+    return np.stack(frames)
+
+
+def test_cuts_are_found_where_the_scene_changes_and_nowhere_else(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", scenes(5, 12), fps=12)
+    assert scene_cuts(look_through(tmp_path / "a.mp4")) == [0.0, 1.0, 2.0, 3.0, 4.0]
+    fade = np.linspace(scenes(1, 1)[0], scenes(1, 1, seed=1)[0], 24).astype(np.uint8)
+    write_video(tmp_path / "fade.mp4", fade, fps=12)
+    assert scene_cuts(look_through(tmp_path / "fade.mp4")) == [0.0]
+
+
+def test_scores_tell_moving_still_and_black(tmp_path: Path) -> None:
+    still = np.repeat(scenes(1, 1), 12, 0)
+    clips = {
+        "moving": scenes(1, 12),
+        "still": still,
+        "black": np.zeros_like(still),
+        "half": np.concatenate([still[:6], np.zeros_like(still[:6])]),
+    }
+    scores = {}
+    for name, frames in clips.items():
+        write_video(tmp_path / f"{name}.mp4", frames, fps=12)
+        scores[name] = score(look_through(tmp_path / f"{name}.mp4"), 0.0, 9.0)
+    assert [scores[name].black for name in clips] == [0.0, 0.0, 1.0, 0.5]
+    assert [scores[name].static for name in clips] == [0.0, 1.0, 1.0, round(10 / 11, 4)]
+    assert scores["moving"].motion > 5 > 0.5 > scores["still"].motion
+
+
+def test_duplicates_are_found_through_another_encoding(tmp_path: Path) -> None:
+    looks = []
+    for name, seed, crf in (("a", 0, 12), ("b", 1, 12), ("a again", 0, 30)):
+        write_video(tmp_path / f"{name}.mp4", scenes(1, 12, seed), fps=12, crf=crf)
+        looks.append(score(look_through(tmp_path / f"{name}.mp4"), 0.0, 9.0).look)
+    assert duplicates(["x", "y", "z"], looks) == [None, None, 0]
+    assert duplicates(["x", "y", "x"], [looks[0], looks[1], "0" * 48]) == [None, None, 0]
+    assert duplicates(["x", "y"], ["0" * 48, "0" * 48]) == [None, None]
+
+
+def test_index_cuts_scores_and_reencodes(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    write_video(tmp_path / "raw" / "a.mp4", scenes(3, 12), 12)
+    output = tmp_path / "clips.jsonl"
+    indexing.index(
+        tmp_path / "raw", output, scores=True, scenes=True, reencode_to=tmp_path / "clips"
+    )
+    rows = rows_of(output)
+    assert len(rows) == 3
+    for row in rows:
+        assert row["num_frames"] == 12
+        assert row["decoder"] == "decord"
+        assert row["static"] == 0.0
+        assert (tmp_path / row["path"]).parent == tmp_path / "clips"
+    indexing.index(tmp_path / "raw", tmp_path / "windows.jsonl", scenes=True, min_scene_s=0.5)
+    windows = [
+        (row.get("start_s", 0.0), row.get("end_s")) for row in rows_of(tmp_path / "windows.jsonl")
+    ]
+    assert windows == [(0.0, 1.0), (1.0, 2.0), (2.0, None)]
+
+
+def test_a_copy_keeps_the_frames_and_their_times(
+    barcodes: Callable[..., Path], tmp_path: Path
+) -> None:
+    times_ms = [0, *np.cumsum(np.random.default_rng(3).integers(20, 300, 59)).tolist()]
+    source = barcodes("variable.mkv", times_ms, options=OPEN)
+    reencode(source, tmp_path / "copy.mp4", times_ms[10] / 1000, times_ms[50] / 1000)
+    timeline = read_timeline(tmp_path / "copy.mp4")
+    assert timeline.decord_objection is None
+    expected = (np.array(times_ms[10:50]) - times_ms[10]) / 1000
+    np.testing.assert_allclose(timeline.times_s, expected, atol=1e-4)
+    frames = default_reader().read(tmp_path / "copy.mp4", timeline, list(range(40)))
+    assert numbers_in(frames) == list(range(10, 50))
+
+
+def test_check_says_what_every_rule_removes(
+    footage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "clips.jsonl"
+    indexing.index(footage, output)
+    rows = [{**row, "score": number} for number, row in enumerate(rows_of(output))]
+    output.write_text("\n".join(map(json.dumps, rows)))
+    config = tmp_path / "training.yaml"
+    config.write_text(
+        f"data:\n  manifest: {output}\n  sizes: [1x200x250, 9x64x128]\n  fps: 8\n"
+        "  pixels_per_batch: 100000\n  filters: ['score > 0']\n"
+    )
+    capsys.readouterr()
+    assert main(["check", "--config", str(config)]) == 0
+    printed = capsys.readouterr().out
+    assert "2 of 3 clips take part" in printed
+    assert "1 left out: filter: not score > 0, e.g. closed.mp4" in printed
+    assert main(["check", "--manifest", str(output), "--filters", '["score < 2"]']) == 0
+    printed = capsys.readouterr().out
+    assert "1 read by decord" in printed
+    assert "1 read by pyav: open GOP" in printed
+    assert "1 left out: filter: not score < 2" in printed
+    assert main(["check"]) == 2
+    assert main(["check", "--config", str(config), "--filters", "[oops]"]) == 2
+
+
+def test_pictures_and_videos_train_together(footage: Path, tmp_path: Path) -> None:
+    output = tmp_path / "clips.jsonl"
+    indexing.index(footage, output)
+    data = VideoDataModule(output, ["1x240x300", "9x64x128"], 8.0, 80_000)
+    data.setup("fit")
+    shapes = {tuple(batch.pixels.shape[1:]) for batch in data.train_dataloader()}
+    assert shapes == {(3, 1, 240, 300), (3, 9, 64, 128)}
