@@ -40,6 +40,7 @@ class Painter(nn.Module):
         seeds: list[int],
         num_steps: int,
         guidance_scale: float,
+        sampler: object,
     ) -> Tensor:
         self.asked += prompts
         shades = torch.tensor(seeds).view(-1, 1, 1, 1, 1) / 10 - 0.5
@@ -106,7 +107,14 @@ def test_an_interrupted_call_makes_only_what_is_missing(painter: Painter) -> Non
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 5}, {"num_steps": 3}, {"guidance_scale": 1.0}, {"num_frames": 9}]
+    "change",
+    [
+        {"seed": 5},
+        {"num_steps": 3},
+        {"guidance_scale": 1.0},
+        {"num_frames": 9},
+        {"sampler": "heun"},
+    ],
 )
 def test_a_folder_of_other_settings_is_refused_and_kept(
     painter: Painter, change: dict[str, object]

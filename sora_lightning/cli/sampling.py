@@ -1,4 +1,4 @@
-"""The verb ``sample``: prompts in, mp4 files out, from a checkpoint alone."""
+"""The verb ``sample``: prompts in, or prompts and videos; mp4 files out; by a checkpoint alone."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,6 +21,16 @@ from sora_lightning.cli.contact_sheet import contact_sheet
 from sora_lightning.cli.geometry import check_size
 from sora_lightning.cli.prompts import Prompt, read_prompts
 from sora_lightning.cli.quiet import quieten
+from sora_lightning.cli.tasks import (
+    PICTURES,
+    SAMPLERS,
+    FrameArguments,
+    Request,
+    SamplerName,
+    TaskName,
+    check_arguments,
+    run_task,
+)
 from sora_lightning.data.decode import PyAVReader, read_timeline
 from sora_lightning.data.encode import write_video
 from sora_lightning.files import file_sha256
@@ -38,6 +49,7 @@ class Sample:
     fps: float
     num_steps: int
     guidance_scale: float
+    sampler: str
     checkpoint_sha256: str
 
 
@@ -54,9 +66,19 @@ def sample(
     batch_size: int = 16,
     device: str = "cpu",
     sheet_rows: int = 12,
+    sampler: SamplerName = "euler",
+    task: TaskName = "text",
+    video: Path | None = None,
+    to: Path | None = None,
+    mask: Path | None = None,
+    frames: int | None = None,
+    total_frames: int | None = None,
+    strength: float | None = None,
+    frame_noise: float | None = None,
+    frame_guidance: float | None = None,
 ) -> None:
-    """Make videos from sentences with a trained checkpoint; neither the YAML nor the data is
-    needed.
+    """Make videos from sentences, or from sentences and videos, with a trained checkpoint; neither
+    the YAML nor the data is needed.
 
     Args:
         checkpoint: A checkpoint of a text-to-video training, say
@@ -74,22 +96,54 @@ def sample(
         batch_size: Videos made at a time.
         device: Where to compute: cpu, cuda, cuda:1.
         sheet_rows: Videos in the contact sheet, evenly spread over the prompts.
+        sampler: The method that goes from noise to data.
+        task: What to make of --prompt: a video (text), a still image, a picture that moves
+            (animate), what follows or precedes --video (extend, extend-backward), a way from
+            --video to another one (connect) or back to its own start (loop), a part of it anew
+            (inpaint), it as the prompt says (edit), or a video in windows longer than the training
+            (long).
+        video: The video, or for animate the picture, that the task starts from.
+        to: The video that connect ends with.
+        mask: A video or picture that is white where inpaint is to paint.
+        frames: Frames of context that each window sees, 1 + a multiple of the frames in a latent
+            frame. By default two latent frames.
+        total_frames: Frames of the result. By default one window adds what it has room for.
+        strength: How much of the video edit may change, from 0 (nothing) to 1 (everything).
+        frame_noise: Diffusion time at which the context is seen; 0 is clean.
+        frame_guidance: Weight of the context beside that of the prompt, in a third call a step.
     """
     quieten()
+    given = FrameArguments(
+        video, to, mask, frames, total_frames, strength, frame_noise, frame_guidance
+    )
+    check_arguments(task, given)
+    num_frames = 1 if task == "image" else num_frames
     sizes = [VideoSize.parse(f"{num_frames}x{one}") for one in size.split(",")]
     asked = _asked(prompt, prompts, sizes)
-    _check_output(output, single=prompts is None)
+    if task != "text" and prompts is not None:
+        raise ValueError(f"--prompts {prompts}: --task {task} takes one --prompt")
+    _check_output(output, prompts is None, PICTURES if task == "image" else (".mp4",))
     if not checkpoint.is_file():
         raise ValueError(f"--checkpoint {checkpoint}: no such file")
     system = DiffusionSystem.from_checkpoint(checkpoint).to(device).eval()
     for one in sizes:
         check_size("--size", one, system.tokenizer.compression, system.denoiser.patch)
-    settings = (system.fps, num_steps, guidance_scale, file_sha256(checkpoint))
+    settings = (system.fps, num_steps, guidance_scale, sampler, file_sha256(checkpoint))
     plan = [
         Sample(_file_name(i, one.text), one.text, seed + i, str(one.size), *settings)
         for i, one in enumerate(asked)
     ]
-    if prompts is None:
+    if task != "text":
+        generator = system.generator(
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
+            sampler=SAMPLERS[sampler],
+            frame_guidance=frame_guidance,
+        )
+        request = Request(generator, plan[0].prompt, seed, sizes[0], system.fps, given)
+        _write(output, to_frames(run_task(task, request)[None])[0], system.fps)
+        print(output)
+    elif prompts is None:
         _sample_file(system, plan[0], output)
         print(output)
     else:
@@ -108,19 +162,27 @@ def _asked(prompt: str | None, prompts: Path | None, sizes: list[VideoSize]) -> 
     return [Prompt(str(prompt).strip(), sizes[0])]
 
 
-def _check_output(output: Path, single: bool) -> None:
-    if single and output.suffix != ".mp4":
+def _check_output(output: Path, single: bool, suffixes: tuple[str, ...]) -> None:
+    if single and output.suffix not in suffixes:
+        what = "video" if ".mp4" in suffixes else "image"
         raise ValueError(
-            f"--output {output}: a single video is written to a file that ends in .mp4"
+            f"--output {output}: a single {what} is written to a file that ends in {suffixes[0]}"
         )
     if not single and output.is_file():
         raise ValueError(f"--output {output}: is a file; with --prompts it must be a folder")
 
 
 def _sample_file(system: DiffusionSystem, one: Sample, output: Path) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
     for _, video in _generate(system, [one], batch_size=1):
-        write_video(output, video, one.fps)
+        _write(output, video, one.fps)
+
+
+def _write(output: Path, frames: UInt8[np.ndarray, "F H W 3"], fps: float) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.suffix in PICTURES:
+        Image.fromarray(frames[0]).save(output)
+    else:
+        write_video(output, frames, fps)
 
 
 def _sample_folder(
@@ -180,6 +242,7 @@ def _generate(
                 [one.seed for one in batch],
                 num_steps=batch[0].num_steps,
                 guidance_scale=batch[0].guidance_scale,
+                sampler=SAMPLERS[batch[0].sampler],
             )
             yield from zip(batch, to_frames(videos), strict=True)
 

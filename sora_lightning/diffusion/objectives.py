@@ -69,19 +69,23 @@ def offset(
     return noise + strength * shift
 
 
-@dataclass(frozen=True)
-class Objective:
-    """Mean squared error of what the network predicts. Without ``weighting`` every time counts the
-    same in the prediction's own terms. ``offset_noise`` is the strength of ``offset``.
+class Objective(ABC):
+    """A loss of what the network predicts on ``process``, for dense batches and for packs.
+    ``offset_noise`` is the strength of ``offset``, 0 for none.
     """
 
-    process: Process = field(default_factory=Process)
-    weighting: Weighting | None = None
-    offset_noise: float = 0.0
+    process: Process
+    offset_noise: float
 
-    def __post_init__(self) -> None:
-        if self.offset_noise < 0:
-            raise ValueError(f"offset_noise = {self.offset_noise} must not be negative")
+    @abstractmethod
+    def error(
+        self,
+        output: Float[Tensor, "b out f h w"],
+        x_0: Float[Tensor, "b c f h w"],
+        noise: Float[Tensor, "b c f h w"],
+        t: Float[Tensor, " b"],
+    ) -> Float[Tensor, "b c f h w"]:
+        """The loss of each value."""
 
     def __call__(
         self,
@@ -142,6 +146,21 @@ class Objective:
         error = self.error(output, x_0, noise, t)
         return error.flatten(1).mean(1) if known is None else known.mean_of_unknown(error)
 
+
+@dataclass(frozen=True)
+class SquaredError(Objective):
+    """Mean squared error of the prediction. Without ``weighting`` every time counts the same in the
+    prediction's own terms.
+    """
+
+    process: Process = field(default_factory=Process)
+    weighting: Weighting | None = None
+    offset_noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.offset_noise < 0:
+            raise ValueError(f"offset_noise = {self.offset_noise} must not be negative")
+
     def error(
         self,
         output: Float[Tensor, "b out f h w"],
@@ -149,7 +168,6 @@ class Objective:
         noise: Float[Tensor, "b c f h w"],
         t: Float[Tensor, " b"],
     ) -> Float[Tensor, "b c f h w"]:
-        """The weighted squared error of each value."""
         shares = Shares.at(self.process.path, t, x_0)
         target = self.process.prediction.target(x_0, noise, shares)
         error = (output[:, : x_0.shape[1]] - target).square()
@@ -159,7 +177,7 @@ class Objective:
 
 
 @dataclass(frozen=True)
-class HybridObjective(Objective):
+class HybridObjective(SquaredError):
     """The mean squared error and, for a variance learned beside it, the variational bound (arXiv
     2102.09672, section 3.1), as DiT trains: the network gives twice the channels, the second half
     places the variance of one of ``path.num_steps`` steps between its two bounds.
@@ -296,7 +314,7 @@ def rectified_flow_loss(
     """Mean squared error of the velocity at ``x_t``, for each clip (arXiv 2209.03003, equation
     1).
     """
-    return Objective()(denoiser, x_0, noise, t, condition)
+    return SquaredError()(denoiser, x_0, noise, t, condition)
 
 
 def packed_rectified_flow_loss(
@@ -307,4 +325,4 @@ def packed_rectified_flow_loss(
     condition: Condition,
 ) -> Float[Tensor, " b"]:
     """The same for clips that share a sequence, one value for each clip whatever its size."""
-    return Objective().packed(denoiser, x_0, noise, t, condition)
+    return SquaredError().packed(denoiser, x_0, noise, t, condition)

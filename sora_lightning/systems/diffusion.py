@@ -29,6 +29,7 @@ from sora_lightning.diffusion import (
     LogitNormal,
     Objective,
     Sampler,
+    SquaredError,
     TrainingTimes,
     euler,
     offset,
@@ -86,7 +87,7 @@ class DiffusionSystem(L.LightningModule):
         self.conditioner = conditioner
         self.denoiser = denoiser(tokenizer.latent_channels, conditioner.width)
         self.time = time or LogitNormal()
-        self.objective = objective or Objective()
+        self.objective = objective or SquaredError()
         self.tasks = tasks or []
         self.drop_condition = drop_condition
         self.optimizer = optimizer

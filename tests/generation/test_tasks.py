@@ -142,7 +142,7 @@ def test_an_edit_keeps_less_the_stronger_it_is(generator, video):
     for strength in (0.25, 0.5, 1.0):
         made = edit(generator, PROMPTS, SEEDS, video, strength)
         changes.append((made - original).square().mean().item())
-    assert changes == sorted(changes)
+    assert changes[0] < changes[1] < changes[2]
     # Nothing is left at full strength: it is the video of the prompt alone.
     alone = generator.videos(PROMPTS, VideoSize(9, 16, 16), SEEDS)
     assert_same(made, alone)
