@@ -172,12 +172,14 @@ def test_a_folder_with_files_of_somebody_else_is_refused_and_left_alone(
 def test_ctrl_c_ends_with_a_sentence_and_lets_the_command_save(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[1]
     child = (
-        "import time\ntry: open('up', 'w'); time.sleep(60)\n"
+        "import signal, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "try: open('up', 'w'); time.sleep(60)\n"
         "except KeyboardInterrupt: open('saved', 'w')"
     )
     script = f"""
-import sys
+import signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 import sora_lightning.__main__ as program, sora_lightning.demo as demo
 from sora_lightning.stages import Stage
 demo.demo_stages = lambda output, quick: [Stage("a", ("python", "-c", {child!r}), (), ())]

@@ -46,10 +46,13 @@ def read_losses(run: Path) -> dict[str, Curve]:
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    # Files of one second are not read in the order of their writing, so times decide.
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0}, purge_orphaned_data=False)
+    events.Reload()
     found = {}
     for tag in [tag for tag in _TAGS if tag in events.Tags()["scalars"]]:
-        last = {event.step: event.value for event in events.Scalars(tag)}
+        written = sorted(events.Scalars(tag), key=lambda event: event.wall_time)
+        last = {event.step: event.value for event in written}
         steps = np.array(sorted(last))
         found[tag] = Curve(steps, np.array([last[step] for step in steps]))
     return found

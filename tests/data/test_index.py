@@ -206,7 +206,7 @@ def test_check_says_what_every_rule_removes(
 def test_pictures_and_videos_train_together(footage: Path, tmp_path: Path) -> None:
     output = tmp_path / "clips.jsonl"
     indexing.index(footage, output)
-    data = VideoDataModule(output, ["1x240x300", "9x64x128"], 8.0, 80_000)
+    data = VideoDataModule(output, ["1x240x300", "9x64x128"], 8.0, 80_000, run_length=1)
     data.setup("fit")
     shapes = {tuple(batch.pixels.shape[1:]) for batch in data.train_dataloader()}
     assert shapes == {(3, 1, 240, 300), (3, 9, 64, 128)}
