@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from sora_lightning.denoisers.blocks import AdaLNBlock
@@ -11,28 +10,20 @@ from sora_lightning.denoisers.conditions import NoCondition, PooledOnly
 from sora_lightning.denoisers.dit import DiT, DiTParts
 from sora_lightning.layers.partitions import Alternating, AttentionLayout, Joint
 from sora_lightning.layers.position_embedding import SinusoidalPlane, SinusoidalTime
-
-
-@dataclass(frozen=True)
-class DiTSize:
-    """What grows with a network: depth, width, heads."""
-
-    depth: int
-    width: int
-    num_heads: int
-
+from sora_lightning.layers.size import TransformerSize
 
 SIZES = {
-    "tiny": DiTSize(4, 128, 4),  # the demo's
-    "S": DiTSize(12, 384, 6),  # S to XL: DiT, arXiv 2212.09748, table 1
-    "B": DiTSize(12, 768, 12),
-    "L": DiTSize(24, 1024, 16),
-    "XL": DiTSize(28, 1152, 16),
-    "3B": DiTSize(52, 2304, 18),  # 12 d^2 L = 3.31 B, as W.A.L.T's largest, arXiv 2312.06662
+    "tiny": TransformerSize(4, 128, 4),  # the demo's
+    "S": TransformerSize(12, 384, 6),  # S to XL: DiT, arXiv 2212.09748, table 1
+    "B": TransformerSize(12, 768, 12),
+    "L": TransformerSize(24, 1024, 16),
+    "XL": TransformerSize(28, 1152, 16),
+    # 12 d^2 L = 3.31 B, as W.A.L.T's largest, arXiv 2312.06662
+    "3B": TransformerSize(52, 2304, 18),
 }
 
 
-def named_size(name: str) -> DiTSize:
+def named_size(name: str) -> TransformerSize:
     """The row of this name. ``ValueError`` names the rows there are."""
     if name not in SIZES:
         raise ValueError(f"size = {name!r}: the sizes are {', '.join(SIZES)}")
