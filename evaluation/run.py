@@ -56,6 +56,7 @@ from evaluation.videos import (
 )
 from sora_lightning.cli.sampling import sample
 from sora_lightning.tokenizers.load import load_tokenizer, read_checkpoint
+from sora_lightning.types import as_levels
 
 
 @dataclass(frozen=True)
@@ -297,8 +298,7 @@ def _through_tokenizer(checkpoint: Path, device: str, videos: Sequence[Video]) -
 
     def reconstruct(batch: UInt8[Tensor, "b 3 F H W"]) -> UInt8[Tensor, "b F H W 3"]:
         pixels = tokenizer.decode(tokenizer.encode(batch.to(device).float() / 127.5 - 1))
-        frames = rearrange(pixels.cpu(), "b c F H W -> b F H W c")
-        return ((frames + 1) * 127.5).round().clamp(0, 255).byte()
+        return rearrange(as_levels(pixels.cpu()), "b c F H W -> b F H W c")
 
     return [video.numpy() for video in in_batches(reconstruct, videos, "reconstruct")]
 

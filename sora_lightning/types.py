@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 
@@ -96,6 +96,11 @@ class Compression:
     def size(self, grid: TokenGrid) -> VideoSize:
         """The video that a latent grid decodes to."""
         return VideoSize(1 + (grid.f - 1) * self.frames, grid.h * self.height, grid.w * self.width)
+
+
+def as_levels(pixels: Float[Tensor, "*size"]) -> UInt8[Tensor, "*size"]:
+    """Pixels from [-1, 1] to 0..255, as files hold them and judges take them."""
+    return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 @dataclass

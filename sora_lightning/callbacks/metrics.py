@@ -8,15 +8,13 @@ from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import torch
-from jaxtyping import Float, UInt8
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
 from torchmetrics import Metric
 
 from sora_lightning.callbacks.samples import log_video, undisturbed
 from sora_lightning.systems import DiffusionSystem
-from sora_lightning.types import VideoBatch, VideoSize
+from sora_lightning.types import VideoBatch, VideoSize, as_levels
 
 
 class ScoreVideos(Callback):
@@ -170,8 +168,3 @@ class ScoreVideos(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.num_validations = state_dict["num_validations"]
-
-
-def as_levels(videos: Float[Tensor, "b 3 F H W"]) -> UInt8[Tensor, "b 3 F H W"]:
-    """Pixels from [-1, 1] to 0..255, as files hold them and judges take them."""
-    return ((videos.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

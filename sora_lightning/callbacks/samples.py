@@ -24,7 +24,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor, nn
 
 from sora_lightning.systems import DiffusionSystem, TokenizerSystem
-from sora_lightning.types import VideoBatch, VideoSize
+from sora_lightning.types import VideoBatch, VideoSize, as_levels
 
 _SHORT_SIDE = 128  # smaller videos are enlarged by a whole factor up to about this many pixels
 
@@ -144,8 +144,7 @@ def log_video(trainer: Trainer, tag: str, video: Float[Tensor, "3 F H W"], fps: 
     """
     if not trainer.is_global_zero:
         return
-    levels = ((video.float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    frames = rearrange(levels, "c F H W -> F H W c").numpy()
+    frames = rearrange(as_levels(video.cpu()), "c F H W -> F H W c").numpy()
     factor = max(round(_SHORT_SIDE / min(frames.shape[1:3])), 1)
     frames = repeat(frames, "F H W c -> F (H i) (W j) c", i=factor, j=factor)
     image = Summary.Image(

@@ -35,7 +35,7 @@ from sora_lightning.data.decode import PyAVReader, read_timeline
 from sora_lightning.data.encode import write_video
 from sora_lightning.files import file_sha256
 from sora_lightning.systems import DiffusionSystem
-from sora_lightning.types import VideoSize
+from sora_lightning.types import VideoSize, as_levels
 
 
 @dataclass(frozen=True)
@@ -250,8 +250,7 @@ def _generate(
 @torch.no_grad()
 def to_frames(videos: Float[Tensor, "b 3 F H W"]) -> UInt8[np.ndarray, "b F H W 3"]:
     """Pixels from [-1, 1] to 0 ... 255, as a file holds them."""
-    values = rearrange(videos.float().cpu(), "b c F H W -> b F H W c")
-    return ((values + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
+    return rearrange(as_levels(videos.cpu()), "b c F H W -> b F H W c").numpy()
 
 
 def read_all(path: Path) -> UInt8[np.ndarray, "F H W 3"]:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from evaluation.features import TinyFile
 from evaluation.metrics import ClipScore, FrechetVideoDistance, Motion
-from sora_lightning.callbacks.metrics import ScoreVideos, as_levels
+from sora_lightning.callbacks.metrics import ScoreVideos
 from sora_lightning.cli.training import run_training
 from sora_lightning.data.synthetic import write_dataset
 from sora_lightning.generation import seeded_noise
-from sora_lightning.types import TokenGrid, VideoBatch
+from sora_lightning.types import TokenGrid, VideoBatch, as_levels
 
 PROMPTS = [f"a red circle moves left {word}" for word in ("now", "soon", "later", "once", "twice")]
 
