@@ -161,17 +161,12 @@ def dpm_solver(
     """DPM-Solver++ (2M) (arXiv 2211.01095, algorithm 2): one call a step, second order from the
     second step on. A step that ends at data is of first order.
     """
-    previous, h_previous = None, math.inf
-    for t, s in itertools.pairwise(times):
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = shares(process.path, t), shares(process.path, s)
-        x_0, _, _ = process.estimate(denoiser, x, t, condition)
-        decay = alpha_t * sigma_s / (alpha_s * sigma_t)  # exp(-h)
-        h = -math.log(decay) if decay else math.inf
-        d = x_0
-        if previous is not None and s > 0:
-            d = x_0 + h / (2 * h_previous) * (x_0 - previous)
-        x = sigma_s / sigma_t * x + alpha_s * (1 - decay) * d
-        previous, h_previous = x_0, h
+    half_log_snr = process.path.half_log_snr(times.double()).tolist()
+    previous: list[tuple[float, Tensor]] = []
+    for place, (t, s) in zip(half_log_snr[:-1], itertools.pairwise(times), strict=True):
+        here = place, process.estimate(denoiser, x, t, condition).x_0
+        x = _advance(process.path, x, t, s, [here, *previous] if s > 0 else [here])
+        previous = [here]
     return x
 
 
@@ -216,8 +211,8 @@ class UniPC:
 def _advance(
     path: Path, x: Tensor, t: Tensor, s: Tensor, points: list[tuple[float, Tensor]]
 ) -> Tensor:
-    """UniPC's step from ``t`` to ``s`` by estimates of the data, the first of them made at ``t``,
-    each with the half log-SNR where it was made.
+    """The step of UniPC, and of DPM-Solver++ with at most two estimates, from ``t`` to ``s``: by
+    estimates of the data, the first made at ``t``, each with the half log-SNR where it was made.
     """
     (alpha_t, sigma_t), (alpha_s, sigma_s) = shares(path, t), shares(path, s)
     (here, x_0), others = points[0], points[1:]
