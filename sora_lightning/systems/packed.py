@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable
 
 import lightning as L
@@ -46,18 +45,11 @@ class ClipDraws:
 
 @torch.no_grad()
 def packed_latents(tokenizer: VideoTokenizer, batch: PackedBatch) -> PackedLatents:
-    """The cached latents of a pack, or its pixels encoded now, clips of one size at a time."""
+    """The cached latents of a pack, or its pixels encoded now."""
     if batch.latents is not None:
         return PackedLatents(tuple(latents.float() for latents in batch.latents))
     assert batch.videos is not None
-    by_size: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for index, video in enumerate(batch.videos):
-        by_size[tuple(video.shape)].append(index)
-    encoded: dict[int, Tensor] = {}
-    for indices in by_size.values():
-        latents = tokenizer.encode(torch.stack([batch.videos[i] for i in indices]))
-        encoded.update(zip(indices, latents, strict=True))
-    return PackedLatents(tuple(encoded[i] for i in range(len(encoded))))
+    return tokenizer.encode_packed(batch.videos)
 
 
 def mean_over_ranks(system: L.LightningModule, losses: Float[Tensor, " b"]) -> Float[Tensor, ""]:
