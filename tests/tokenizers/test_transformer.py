@@ -71,7 +71,9 @@ def test_a_pack_gives_each_clip_what_it_gives_alone(layout: AttentionLayout) -> 
     posteriors = tokenizer.posterior_packed(videos)
     packed = tokenizer.decode_packed(PackedLatents(tuple(p.mean[0] for p in posteriors)))
     sum(video.square().sum() for video in packed).backward()
-    together = {name: p.grad.clone() for name, p in tokenizer.named_parameters() if p.grad is not None}
+    together = {
+        name: p.grad.clone() for name, p in tokenizer.named_parameters() if p.grad is not None
+    }
     tokenizer.zero_grad()
     encoded = tokenizer.encode_packed(videos).clips
     for video, posterior, pixels, latents in zip(videos, posteriors, packed, encoded, strict=True):
