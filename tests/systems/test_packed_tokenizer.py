@@ -86,7 +86,7 @@ def test_packs_of_another_kind_are_refused(fit: Callable, tmp_path: Path) -> Non
     dropping["init_args"] = {"mean": 0.5, "largest": 0.5}
     data = PACKED | {"packing": PACKED["packing"] | {"dropping": dropping}}
     with pytest.raises(ValueError, match=r"data\.packing\.dropping is set: a tokenizer gives back"):
-        fit({"model": VIVIT, "data": data}, tmp_path / "run")
+        fit({"model": VIVIT, "data": data}, tmp_path / "dropping")
     data = PACKED | {"packing": PACKED["packing"] | {"compression": "4x8x8"}}
     with pytest.raises(ValueError, match="compression = 4x8x8: the tokenizer's is 2x8x8"):
-        fit({"model": VIVIT, "data": data}, tmp_path / "run")
+        fit({"model": VIVIT, "data": data}, tmp_path / "geometry")
