@@ -52,6 +52,8 @@ class Sample:
     guidance_scale: float
     sampler: str
     checkpoint_sha256: str
+    tile: int | None = None
+    tile_overlap: int | None = None
 
 
 def sample(
@@ -140,7 +142,8 @@ def sample(
         system.tokenizer = tiling(system.tokenizer)
     for one in sizes:
         check_size("--size", one, system.tokenizer.compression, system.denoiser.patch)
-    settings = (system.fps, num_steps, guidance_scale, sampler, file_sha256(checkpoint))
+    tiles = (None, None) if tiling is None else (tiling.tile, tiling.overlap)
+    settings = (system.fps, num_steps, guidance_scale, sampler, file_sha256(checkpoint), *tiles)
     plan = [
         Sample(_file_name(i, one.text), one.text, seed + i, str(one.size), *settings)
         for i, one in enumerate(asked)

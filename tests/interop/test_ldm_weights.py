@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from sora_lightning.__main__ import main
 from sora_lightning.interop import converted_tokenizer, ldm, ldm_diffusers
@@ -55,6 +56,21 @@ def test_the_public_sizes(arguments: dict, num_parameters: int, side: int) -> No
     if not arguments:
         assert sum(p.numel() for p in tokenizer.encoder.parameters()) == 34_163_592
         assert sum(p.numel() for p in tokenizer.decoder.parameters()) == 49_490_179
+
+
+@torch.no_grad()
+def test_the_public_cost_of_a_frame() -> None:
+    """Of 256 x 256 pixels, in multiplications: 136.4 G and 311.1 G."""
+    with torch.device("meta"):
+        tokenizer = LDMTokenizer()
+        sides = {
+            136.4: (tokenizer.image_moments, torch.empty(1, 3, 256, 256)),
+            311.1: (tokenizer.decode_images, torch.empty(1, 4, 32, 32)),
+        }
+        for published, (function, x) in sides.items():
+            with FlopCounterMode(display=False) as counter:
+                function(x)
+            assert counter.get_total_flops() / 2e9 == pytest.approx(published, abs=0.05)
 
 
 @torch.no_grad()
