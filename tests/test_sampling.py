@@ -18,6 +18,8 @@ from sora_lightning.cli.contact_sheet import contact_sheet
 from sora_lightning.cli.prompts import read_prompts
 from sora_lightning.cli.sampling import read_all, sample, to_frames
 from sora_lightning.layers.patch import Patch
+from sora_lightning.tokenizers import ConvTokenizer, Tiling
+from sora_lightning.tokenizers.tiling import TiledTokenizer
 from sora_lightning.types import Compression, VideoSize
 
 _PROMPTS = ["a red circle moves left", "a blue square", "a green triangle moves up"]
@@ -124,6 +126,21 @@ def test_a_folder_of_other_settings_is_refused_and_kept(
     with pytest.raises(ValueError, match="other settings"):
         _sample(**change)
     assert Path("out/prompts.jsonl").read_text() == before
+
+
+def test_a_tile_makes_the_tokenizer_decode_by_tiles(painter: Painter) -> None:
+    """And counts as another setting of the folder."""
+    painter.tokenizer = ConvTokenizer(4, (8, 8), (True,), (True,), patch=4, blocks_per_level=1)
+    _sample(output=Path("whole"))
+    _sample(output=Path("tiled"), tile=96)
+    assert isinstance(painter.tokenizer, TiledTokenizer)
+    assert painter.tokenizer.tiling == Tiling(96, 24)
+    row = json.loads(Path("tiled/prompts.jsonl").read_text().splitlines()[0])
+    assert (row["tile"], row["tile_overlap"]) == (96, 24)
+    with pytest.raises(ValueError, match="other settings"):
+        _sample(output=Path("whole"), tile=96)
+    with pytest.raises(ValueError, match="tile = 100 is not a multiple of the 8 pixels of height"):
+        _sample(output=Path("new"), tile=100, tile_overlap=16)
 
 
 def test_another_checkpoint_counts_as_other_settings(painter: Painter) -> None:

@@ -12,7 +12,17 @@ from sora_lightning.interop.pretrained import Pretrained, read_foreign, write_fo
 from sora_lightning.types import TokenGrid, VideoSize
 
 OURS = "sora-lightning"
-FAMILIES = ("dit", "dit-diffusers", "sit", "latte", "latte-diffusers", "uvit", "vivit")
+FAMILIES = (
+    "dit",
+    "dit-diffusers",
+    "sit",
+    "latte",
+    "latte-diffusers",
+    "uvit",
+    "vivit",
+    "ldm",
+    "ldm-diffusers",
+)
 
 
 def convert(

@@ -35,6 +35,7 @@ from sora_lightning.data.decode import PyAVReader, read_timeline
 from sora_lightning.data.encode import write_video
 from sora_lightning.files import file_sha256
 from sora_lightning.systems import DiffusionSystem
+from sora_lightning.tokenizers import Tiling
 from sora_lightning.types import VideoSize, as_levels
 
 
@@ -51,6 +52,8 @@ class Sample:
     guidance_scale: float
     sampler: str
     checkpoint_sha256: str
+    tile: int | None = None
+    tile_overlap: int | None = None
 
 
 def sample(
@@ -76,6 +79,8 @@ def sample(
     strength: float | None = None,
     frame_noise: float | None = None,
     frame_guidance: float | None = None,
+    tile: int | None = None,
+    tile_overlap: int | None = None,
 ) -> None:
     """Make videos from sentences, or from sentences and videos, with a trained checkpoint; neither
     the YAML nor the data is needed.
@@ -111,6 +116,10 @@ def sample(
         strength: How much of the video edit may change, from 0 (nothing) to 1 (everything).
         frame_noise: Diffusion time at which the context is seen; 0 is clean.
         frame_guidance: Weight of the context beside that of the prompt, in a third call a step.
+        tile: Side in pixels of the tiles by which the tokenizer decodes frames that are too large
+            for the memory. By default each frame is decoded whole.
+        tile_overlap: Pixels that neighbouring tiles share and are blended over; by default a
+            quarter of the tile.
     """
     quieten()
     given = FrameArguments(
@@ -120,15 +129,21 @@ def sample(
     num_frames = 1 if task == "image" else num_frames
     sizes = [VideoSize.parse(f"{num_frames}x{one}") for one in size.split(",")]
     asked = _asked(prompt, prompts, sizes)
+    if tile is None and tile_overlap is not None:
+        raise ValueError(f"--tile-overlap {tile_overlap}: needs --tile")
+    tiling = None if tile is None else Tiling(tile, tile_overlap or tile // 4)
     if task != "text" and prompts is not None:
         raise ValueError(f"--prompts {prompts}: --task {task} takes one --prompt")
     _check_output(output, prompts is None, PICTURES if task == "image" else (".mp4",))
     if not checkpoint.is_file():
         raise ValueError(f"--checkpoint {checkpoint}: no such file")
     system = DiffusionSystem.from_checkpoint(checkpoint).to(device).eval()
+    if tiling is not None:
+        system.tokenizer = tiling(system.tokenizer)
     for one in sizes:
         check_size("--size", one, system.tokenizer.compression, system.denoiser.patch)
-    settings = (system.fps, num_steps, guidance_scale, sampler, file_sha256(checkpoint))
+    tiles = (None, None) if tiling is None else (tiling.tile, tiling.overlap)
+    settings = (system.fps, num_steps, guidance_scale, sampler, file_sha256(checkpoint), *tiles)
     plan = [
         Sample(_file_name(i, one.text), one.text, seed + i, str(one.size), *settings)
         for i, one in enumerate(asked)

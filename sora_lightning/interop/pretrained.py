@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sora_lightning.tokenizers import VideoTokenizer
 from sora_lightning.types import TokenGrid
 
 _METADATA = "sora_lightning"  # the key of the safetensors metadata that holds the parts
@@ -77,6 +78,22 @@ class Pretrained:
         held = json.loads(metadata[_METADATA])
         grid = None if held["grid"] is None else TokenGrid(**held["grid"])
         return cls(held["parts"], load_file(path), grid)
+
+
+def converted_tokenizer(path: Path) -> VideoTokenizer:
+    """The tokenizer in a file that ``sora-lightning convert`` wrote, frozen.
+
+    Raises ``ValueError`` for any other file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    pretrained = Pretrained.load(path)
+    tokenizer = pretrained.build().get("tokenizer")
+    if not isinstance(tokenizer, VideoTokenizer):
+        raise ValueError(f"{path}: holds {', '.join(pretrained.parts)}, and no tokenizer")
+    tokenizer.specification = pretrained.parts["tokenizer"]
+    return tokenizer.requires_grad_(False)
 
 
 def make(part: dict[str, Any]) -> nn.Module:

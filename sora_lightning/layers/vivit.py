@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sora_lightning.layers.arrangement import Arrangement
-from sora_lightning.layers.attention import SelfAttention
+from sora_lightning.layers.attention import NormFactory, SelfAttention
 from sora_lightning.layers.inflation import central_frame
 from sora_lightning.layers.learned_positions import LearnedPositions
 from sora_lightning.layers.partitions import AttentionLayout, BlockPartitions, Joint
@@ -61,22 +61,35 @@ class Encoded:
 
 
 class EncoderBlock(nn.Module):
-    """Pre-norm: an attention for each partition, then feed-forward."""
+    """Pre-norm: an attention for each partition, then feed-forward. ``qk_norm`` is the paper's
+    none by default; see ``SelfAttention``.
+    """
 
-    def __init__(self, width: int, num_heads: int, mlp_ratio: float, partitions: BlockPartitions):
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        mlp_ratio: float,
+        partitions: BlockPartitions,
+        qk_norm: NormFactory | None = None,
+    ):
         super().__init__()
         self.attentions = nn.ModuleList(
-            SelfAttention(width, num_heads, partition, qk_norm=None) for partition in partitions
+            SelfAttention(width, num_heads, partition, qk_norm) for partition in partitions
         )
         self.norms = nn.ModuleList(LayerNorm(width, affine=True) for _ in partitions)
         self.mlp_norm = LayerNorm(width, affine=True)
         self.mlp = FeedForward(width, int(width * mlp_ratio))
 
     def forward(
-        self, x: Float[Tensor, "b n d"], arrangement: Arrangement
+        self,
+        x: Float[Tensor, "b n d"],
+        arrangement: Arrangement,
+        angles: Float[Tensor, "n a"] | None = None,
     ) -> Float[Tensor, "b n d"]:
+        """``angles`` are rotary positions; ``None`` turns nothing."""
         for norm, attention in zip(self.norms, self.attentions, strict=True):
-            x = x + attention(norm(x), None, arrangement)
+            x = x + attention(norm(x), angles, arrangement)
         return x + self.mlp(self.mlp_norm(x))
 
 

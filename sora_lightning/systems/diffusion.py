@@ -41,12 +41,7 @@ from sora_lightning.systems.optimization import (
     adamw,
     configure,
 )
-from sora_lightning.systems.packed import (
-    ClipDraws,
-    mean_over_ranks,
-    no_losses,
-    packed_latents,
-)
+from sora_lightning.systems.packed import ClipDraws, packed_latents, packed_step
 from sora_lightning.systems.seeding import generator, step_generator
 from sora_lightning.tokenizers import VideoTokenizer
 from sora_lightning.types import Condition, PackedBatch, VideoBatch, VideoSize
@@ -125,22 +120,12 @@ class DiffusionSystem(L.LightningModule):
 
     def training_step(self, batch: VideoBatch | PackedBatch, batch_idx: int) -> Float[Tensor, ""]:
         if isinstance(batch, PackedBatch):
-            return self.packed_step(batch)
+            return packed_step(self, batch, self.packed_losses)
         draw = step_generator(self, self.seed, batch_idx)
         dropped = torch.rand(len(batch), generator=draw, device=self.device) < self.drop_condition
         x_0, condition = self.latents(batch), self.conditioner(batch.captions, dropped)
         loss = self.loss(x_0, condition, draw, self.drawn_known(x_0, draw))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
-        return loss
-
-    def packed_step(self, batch: PackedBatch) -> Float[Tensor, ""]:
-        """The loss of a pack: a pack without clips costs nothing, and every clip of all ranks
-        weighs the same.
-        """
-        losses = self.packed_losses(batch) if len(batch) else no_losses(self.parameters())
-        loss = mean_over_ranks(self, losses)
-        self.log("train/loss", loss, prog_bar=True, batch_size=max(1, len(batch)))
-        self.log("data/waste", 1 - batch.fill, on_step=False, on_epoch=True, batch_size=1)
         return loss
 
     def packed_losses(self, batch: PackedBatch) -> Float[Tensor, " b"]:

@@ -4,16 +4,17 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import lightning as L
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sora_lightning.data.native import Packing
 from sora_lightning.systems.seeding import generator
 from sora_lightning.tokenizers import VideoTokenizer
+from sora_lightning.tokenizers.posterior import DiagonalGaussian
 from sora_lightning.types import PackedBatch, PackedLatents
 
 
@@ -46,18 +47,59 @@ class ClipDraws:
 
 @torch.no_grad()
 def packed_latents(tokenizer: VideoTokenizer, batch: PackedBatch) -> PackedLatents:
-    """The cached latents of a pack, or its pixels encoded now, clips of one size at a time."""
+    """The cached latents of a pack, or its pixels encoded now."""
     if batch.latents is not None:
         return PackedLatents(tuple(latents.float() for latents in batch.latents))
     assert batch.videos is not None
-    by_size: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for index, video in enumerate(batch.videos):
-        by_size[tuple(video.shape)].append(index)
-    encoded: dict[int, Tensor] = {}
-    for indices in by_size.values():
-        latents = tokenizer.encode(torch.stack([batch.videos[i] for i in indices]))
-        encoded.update(zip(indices, latents, strict=True))
-    return PackedLatents(tuple(encoded[i] for i in range(len(encoded))))
+    return tokenizer.encode_packed(batch.videos)
+
+
+def check_packable(tokenizer: VideoTokenizer, packing: Packing) -> None:
+    """Raise ``ValueError`` unless the tokenizer trains on packs of this kind."""
+    if not tokenizer.takes_packs:
+        raise ValueError(
+            f"data.packing is set: a {type(tokenizer).__name__} trains on batches of one size; "
+            "give data.sizes, or take a ViViTTokenizer"
+        )
+    if packing.dropping is not None:
+        raise ValueError(
+            "data.packing.dropping is set: a tokenizer gives back every token of a clip: leave the "
+            "key out"
+        )
+
+
+def packed_reconstructions(
+    tokenizer: VideoTokenizer, batch: PackedBatch, draws: ClipDraws
+) -> list[tuple[Float[Tensor, "1 3 F H W"], Float[Tensor, "1 3 F H W"], DiagonalGaussian]]:
+    """Each clip of a pack as a batch of one: what a draw from its posterior decodes to, the clip
+    itself, and the posterior.
+    """
+    if batch.videos is None:
+        raise ValueError("data.latents serves latents, and pixels are needed: leave it out")
+    posteriors = tokenizer.posterior_packed(batch.videos)
+    means = PackedLatents(tuple(posterior.mean[0] for posterior in posteriors))
+    noise = draws.noise(means).clips
+    drawn = [p.sample(e[None])[0] for p, e in zip(posteriors, noise, strict=True)]
+    decoded = tokenizer.decode_packed(PackedLatents(tuple(drawn)))
+    return [
+        (reconstruction[None], video[None], posterior)
+        for reconstruction, video, posterior in zip(decoded, batch.videos, posteriors, strict=True)
+    ]
+
+
+def packed_step(
+    system: L.LightningModule,
+    batch: PackedBatch,
+    clip_losses: Callable[[PackedBatch], Float[Tensor, " b"]],
+) -> Float[Tensor, ""]:
+    """The loss of a pack: a pack without clips costs nothing, and every clip of all ranks weighs
+    the same.
+    """
+    losses = clip_losses(batch) if len(batch) else no_losses(system.parameters())
+    loss = mean_over_ranks(system, losses)
+    system.log("train/loss", loss, prog_bar=True, batch_size=max(1, len(batch)))
+    system.log("data/waste", 1 - batch.fill, on_step=False, on_epoch=True, batch_size=1)
+    return loss
 
 
 def mean_over_ranks(system: L.LightningModule, losses: Float[Tensor, " b"]) -> Float[Tensor, ""]:

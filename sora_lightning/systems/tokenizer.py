@@ -17,9 +17,15 @@ from sora_lightning.systems.optimization import (
     adamw,
     configure,
 )
+from sora_lightning.systems.packed import (
+    ClipDraws,
+    check_packable,
+    packed_reconstructions,
+    packed_step,
+)
 from sora_lightning.systems.seeding import step_generator
-from sora_lightning.tokenizers import ReconstructionLoss, VideoTokenizer
-from sora_lightning.types import VideoBatch
+from sora_lightning.tokenizers import ReconstructionLoss, Tiling, VideoTokenizer
+from sora_lightning.types import PackedBatch, VideoBatch
 
 
 class TokenizerSystem(L.LightningModule):
@@ -27,7 +33,8 @@ class TokenizerSystem(L.LightningModule):
 
     Each validation also records the latents' mean and covariance over the validation clips in the
     tokenizer's buffers: those of a run's last checkpoint are the ones that its latents are
-    normalised by, channel by channel, or along their principal axes with ``whiten``.
+    normalised by, channel by channel, or along their principal axes with ``whiten``. ``tiling``
+    encodes by tiles in ``predict``, where frames are too large to be encoded whole.
     """
 
     def __init__(
@@ -38,6 +45,7 @@ class TokenizerSystem(L.LightningModule):
         warmup_steps: int = 100,
         whiten: bool = False,
         seed: int = 0,
+        tiling: Tiling | None = None,
     ):
         super().__init__()
         self.save_hyperparameters()
@@ -47,6 +55,9 @@ class TokenizerSystem(L.LightningModule):
         self.warmup_steps = warmup_steps
         self.whiten = whiten
         self.seed = seed
+        self.tiling = tiling
+        if tiling is not None:
+            tiling(tokenizer)  # sides that do not fit are refused before any work
         self._moments: list[Float[Tensor, "c+1 c+1"]] = []
 
     @classmethod
@@ -57,19 +68,22 @@ class TokenizerSystem(L.LightningModule):
         return load_system(cls, path)
 
     def setup(self, stage: str) -> None:
-        """Refuse a training that would end without latent statistics."""
+        """Refuse a training that would end without latent statistics, or packs that the tokenizer
+        does not take.
+        """
         data = getattr(self.trainer, "datamodule", None)
-        if stage == "fit" and getattr(data, "packing", None) is not None:
-            raise ValueError(
-                "data.packing is set: a tokenizer trains on batches of one size; give data.sizes"
-            )
+        packing = getattr(data, "packing", None)
+        if stage == "fit" and packing is not None:
+            check_packable(self.tokenizer, packing)
         if stage == "fit" and getattr(data, "val_manifest", True) is None:
             raise ValueError(
                 "data.val_manifest is not set: a tokenizer's latents are normalised by their "
                 "statistics over the validation clips; for lack of others, name the training clips"
             )
 
-    def training_step(self, batch: VideoBatch, batch_idx: int) -> Float[Tensor, ""]:
+    def training_step(self, batch: VideoBatch | PackedBatch, batch_idx: int) -> Float[Tensor, ""]:
+        if isinstance(batch, PackedBatch):
+            return packed_step(self, batch, self.packed_losses)
         video = batch.pixels
         generator = step_generator(self, self.seed, batch_idx)
         posterior = self.tokenizer.posterior(video)
@@ -79,6 +93,12 @@ class TokenizerSystem(L.LightningModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         self.log_dict({f"train/{name}": t for name, t in terms.items()}, batch_size=len(batch))
         return loss
+
+    def packed_losses(self, batch: PackedBatch) -> Float[Tensor, " b"]:
+        """The loss of each clip, with noise that its seed and turn draw."""
+        draws = ClipDraws(batch, self.seed, self.device)
+        clips = packed_reconstructions(self.tokenizer, batch, draws)
+        return torch.stack([self.loss(*clip)[0] for clip in clips])
 
     def validation_step(self, batch: VideoBatch, batch_idx: int) -> None:
         video = batch.pixels
@@ -103,7 +123,8 @@ class TokenizerSystem(L.LightningModule):
 
     def predict_step(self, batch: VideoBatch, batch_idx: int) -> Float[Tensor, "b c f h w"]:
         """Normalised latents, for the latent cache."""
-        return self.tokenizer.encode(batch.pixels)
+        tokenizer = self.tokenizer if self.tiling is None else self.tiling(self.tokenizer)
+        return tokenizer.encode(batch.pixels)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure(self, self.optimizer, self.warmup_steps)

@@ -3,15 +3,16 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from sora_lightning.tokenizers.posterior import DiagonalGaussian
-from sora_lightning.types import Compression, VideoSize
+from sora_lightning.types import Compression, PackedLatents, VideoSize
 
 
 class VideoTokenizer(nn.Module, ABC):
@@ -20,18 +21,23 @@ class VideoTokenizer(nn.Module, ABC):
     Normalised channels lie along ``latent_axes``: the tokenizer's own channels, or the principal
     axes of its latents, along which they are uncorrelated.
 
-    A child sets the two geometry attributes through ``__init__`` and defines ``posterior_step`` and
-    ``decode_step``: a whole video is a first piece that nothing follows. The latents' mean,
-    axes and deviations are buffers; ``set_latent_statistics`` fills them from data, and until then
-    they are 0, the channels and 1. ``specification`` is the ``class_path`` and ``init_args`` of a
-    tokenizer that was loaded from a checkpoint; a system that trains on its latents keeps it in its
-    own checkpoint, beside the weights.
+    A child sets the two geometry attributes through ``__init__`` and defines ``posterior`` and
+    ``decode_raw``. An image is a video of one frame: the first latent frame stands for one frame,
+    each later one for as many as are compressed. The latents' mean, axes and deviations are
+    buffers; ``set_latent_statistics`` fills them from data, and until then they are 0, the channels
+    and 1. ``specification`` is the ``class_path`` and ``init_args`` of a tokenizer that was loaded
+    from a file; a system that trains on its latents keeps it in its own checkpoint, beside the
+    weights. ``takes_packs`` says whether clips of different sizes share one sequence.
+
+    Whether a frame sees later ones is the child's to say: those that never do are
+    ``CausalTokenizer``, and only they run piece by piece.
     """
 
     latent_mean: Tensor
     latent_axes: Tensor
     latent_std: Tensor
     specification: dict[str, Any] | None = None
+    takes_packs: ClassVar[bool] = False
 
     def __init__(self, compression: Compression, latent_channels: int):
         super().__init__()
@@ -42,32 +48,34 @@ class VideoTokenizer(nn.Module, ABC):
         self.register_buffer("latent_std", torch.ones(latent_channels))
 
     @abstractmethod
-    def posterior_step(
-        self, video: Float[Tensor, "b 3 F H W"], past: list[Any] | None
-    ) -> tuple[DiagonalGaussian, list[Any]]:
-        """The distribution over the unnormalised latents of one piece of a video, and what the next
-        piece needs of this one and those before it.
-
-        ``past`` is ``None`` for the first piece, of 1 + a multiple of the temporal compression
-        frames; a later piece has a multiple of it. No frame may see a later one, and the first
-        frame of a video no other.
-        """
-
-    @abstractmethod
-    def decode_step(
-        self, latents: Float[Tensor, "b c f h w"], past: list[Any] | None
-    ) -> tuple[Float[Tensor, "b 3 F H W"], list[Any]]:
-        """Pixels of one piece from unnormalised latents, not clamped, and what the next piece
-        needs.
-        """
-
     def posterior(self, video: Float[Tensor, "b 3 F H W"]) -> DiagonalGaussian:
         """The distribution over the unnormalised latents of a whole video."""
-        return self.posterior_step(video, None)[0]
 
+    @abstractmethod
     def decode_raw(self, latents: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b 3 F H W"]:
         """Pixels of a whole video from unnormalised latents, not clamped."""
-        return self.decode_step(latents, None)[0]
+
+    def posterior_packed(
+        self, videos: Sequence[Float[Tensor, "3 _F _H _W"]]
+    ) -> list[DiagonalGaussian]:
+        """The posterior of each clip, as a batch of one. Here clips of one size run together; a
+        tokenizer that packs them overrides it.
+        """
+        posteriors: dict[int, DiagonalGaussian] = {}
+        for indices in _by_shape(videos):
+            together = self.posterior(torch.stack([videos[i] for i in indices]))
+            rows = zip(together.mean.split(1), together.log_variance.split(1), strict=True)
+            own = (DiagonalGaussian(mean, log_variance) for mean, log_variance in rows)
+            posteriors.update(zip(indices, own, strict=True))
+        return [posteriors[i] for i in range(len(videos))]
+
+    def decode_packed(self, latents: PackedLatents) -> list[Float[Tensor, "3 _F _H _W"]]:
+        """Pixels of each clip from unnormalised latents, not clamped; see ``posterior_packed``."""
+        videos: dict[int, Tensor] = {}
+        for indices in _by_shape(latents.clips):
+            together = self.decode_raw(torch.stack([latents.clips[i] for i in indices]))
+            videos.update(zip(indices, together, strict=True))
+        return [videos[i] for i in range(len(latents))]
 
     def encode(self, video: Float[Tensor, "b 3 F H W"]) -> Float[Tensor, "b c f h w"]:
         """Normalised means of the posterior. ``ValueError`` where the size does not fit the
@@ -80,29 +88,12 @@ class VideoTokenizer(nn.Module, ABC):
         """Pixels in [-1, 1] from normalised latents."""
         return self.decode_raw(self.denormalise(latents)).clamp(-1, 1)
 
-    def encode_pieces(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Normalised latents ``b c f h w`` of a video ``b 3 F H W`` of any length, piece by piece,
-        in constant memory.
-
-        Joined, they equal those of the whole video. The first piece has 1 + a multiple of the
-        temporal compression frames, each later one a multiple of it; ``ValueError`` otherwise.
-        """
-        past: list[Any] | None = None
-        for video in pieces:
-            _, _, frames, height, width = video.shape
-            whole = VideoSize(frames if past is None else frames + 1, height, width)
-            self.compression.grid(whole)
-            posterior, past = self.posterior_step(video, past)
-            yield self.normalise(posterior.mean)
-
-    def decode_pieces(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Pixels in [-1, 1] of normalised latents that come piece by piece, of any number of latent
-        frames each, in constant memory. Joined, they equal those of the whole video.
-        """
-        past: list[Any] | None = None
-        for latents in pieces:
-            video, past = self.decode_step(self.denormalise(latents), past)
-            yield video.clamp(-1, 1)
+    def encode_packed(self, videos: Sequence[Float[Tensor, "3 _F _H _W"]]) -> PackedLatents:
+        """Normalised means of each clip's posterior. ``ValueError`` as ``encode``."""
+        for video in videos:
+            self.compression.grid(VideoSize(*video.shape[1:]))
+        means = [posterior.mean for posterior in self.posterior_packed(videos)]
+        return PackedLatents(tuple(self.normalise(mean)[0] for mean in means))
 
     def normalise(self, latents: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c f h w"]:
         centred = latents - _per_channel(self.latent_mean)
@@ -151,6 +142,74 @@ class VideoTokenizer(nn.Module, ABC):
             flat = tensor.detach().cpu().flatten().contiguous()
             digest.update(flat.view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+
+class CausalTokenizer(VideoTokenizer):
+    """A tokenizer of which no frame sees a later one, and the first frame of a video no other.
+
+    So a video of any length passes through it piece by piece in constant memory, and its first
+    latent frames are those of the video that ends there. A child defines ``posterior_step`` and
+    ``decode_step``: a whole video is a first piece that nothing follows.
+    """
+
+    @abstractmethod
+    def posterior_step(
+        self, video: Float[Tensor, "b 3 F H W"], past: list[Any] | None
+    ) -> tuple[DiagonalGaussian, list[Any]]:
+        """The distribution over the unnormalised latents of one piece of a video, and what the next
+        piece needs of this one and those before it.
+
+        ``past`` is ``None`` for the first piece, of 1 + a multiple of the temporal compression
+        frames; a later piece has a multiple of it.
+        """
+
+    @abstractmethod
+    def decode_step(
+        self, latents: Float[Tensor, "b c f h w"], past: list[Any] | None
+    ) -> tuple[Float[Tensor, "b 3 F H W"], list[Any]]:
+        """Pixels of one piece from unnormalised latents, not clamped, and what the next piece
+        needs.
+        """
+
+    def posterior(self, video: Float[Tensor, "b 3 F H W"]) -> DiagonalGaussian:
+        """See ``VideoTokenizer``."""
+        return self.posterior_step(video, None)[0]
+
+    def decode_raw(self, latents: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b 3 F H W"]:
+        """See ``VideoTokenizer``."""
+        return self.decode_step(latents, None)[0]
+
+    def encode_pieces(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Normalised latents ``b c f h w`` of a video ``b 3 F H W`` of any length, piece by piece,
+        in constant memory.
+
+        Joined, they equal those of the whole video. The first piece has 1 + a multiple of the
+        temporal compression frames, each later one a multiple of it; ``ValueError`` otherwise.
+        """
+        past: list[Any] | None = None
+        for video in pieces:
+            _, _, frames, height, width = video.shape
+            whole = VideoSize(frames if past is None else frames + 1, height, width)
+            self.compression.grid(whole)
+            posterior, past = self.posterior_step(video, past)
+            yield self.normalise(posterior.mean)
+
+    def decode_pieces(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Pixels in [-1, 1] of normalised latents that come piece by piece, of any number of latent
+        frames each, in constant memory. Joined, they equal those of the whole video.
+        """
+        past: list[Any] | None = None
+        for latents in pieces:
+            video, past = self.decode_step(self.denormalise(latents), past)
+            yield video.clamp(-1, 1)
+
+
+def _by_shape(clips: Sequence[Tensor]) -> list[list[int]]:
+    """The numbers of the clips of each shape."""
+    numbers: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for index, clip in enumerate(clips):
+        numbers[tuple(clip.shape)].append(index)
+    return list(numbers.values())
 
 
 def _per_channel(values: Tensor) -> Tensor:

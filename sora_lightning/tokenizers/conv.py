@@ -17,7 +17,7 @@ from sora_lightning.layers.causal_conv import (
     CausalUpsample,
     step_through,
 )
-from sora_lightning.tokenizers.base import VideoTokenizer
+from sora_lightning.tokenizers.base import CausalTokenizer
 from sora_lightning.tokenizers.posterior import DiagonalGaussian
 from sora_lightning.tokenizers.tubelets import LinearTubelets
 from sora_lightning.types import Compression
@@ -25,7 +25,7 @@ from sora_lightning.types import Compression
 SPACE_TIME, SPACE, TIME = (3, 3, 3), (1, 3, 3), (3, 1, 1)
 
 
-class ConvTokenizer(VideoTokenizer):
+class ConvTokenizer(CausalTokenizer):
     """Levels of residual causal convolutions over patches of pixels.
 
     ``widths`` has one entry a level, finest first; between levels ``down_time`` and ``down_space``

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -76,12 +77,12 @@ class Ranks:
 
 
 def gradients(
-    system: DiffusionSystem, batches: list[PackedBatch], monkeypatch: pytest.MonkeyPatch
+    system: L.LightningModule, batches: list[PackedBatch], monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, Tensor]:
     """What the ranks would step by: the mean of their gradients."""
     ranks = Ranks([len(batch) for batch in batches])
-    monkeypatch.setattr(DiffusionSystem, "trainer", ranks)
-    monkeypatch.setattr(DiffusionSystem, "log", lambda *_, **__: None)
+    monkeypatch.setattr(type(system), "trainer", ranks)
+    monkeypatch.setattr(type(system), "log", lambda *_, **__: None)
     system.zero_grad()
     for batch in batches:
         (system.training_step(batch, 0) / len(batches)).backward()
@@ -154,10 +155,10 @@ def test_packs_counted_in_other_tokens_are_refused(
         fit({"model": diffusion_model, "data": data}, tmp_path / "run")
 
 
-def test_a_tokenizer_does_not_train_on_packs(
+def test_convolutions_do_not_train_on_packs(
     fit: Callable, tokenizer_model: dict, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=r"data\.packing is set: a tokenizer trains on batches"):
+    with pytest.raises(ValueError, match=r"data\.packing is set: a ConvTokenizer trains on"):
         fit({"model": tokenizer_model, "data": PACKED}, tmp_path / "run")
 
 

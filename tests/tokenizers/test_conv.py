@@ -1,10 +1,60 @@
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 
 from sora_lightning.tokenizers import ConvTokenizer, ReconstructionLoss
 from sora_lightning.tokenizers.posterior import DiagonalGaussian
 from sora_lightning.tokenizers.tubelets import LinearTubelets
 from sora_lightning.types import Compression
+
+_EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
+
+
+def of_yaml(path: str) -> dict:
+    """The arguments that an experiment gives its tokenizer."""
+    model = yaml.safe_load((_EXPERIMENTS / path).read_text())["model"]
+    return model["init_args"]["tokenizer"]["init_args"]
+
+
+# W.A.L.T's strides (the defaults), 8 frames to one, and the strides that the experiments train.
+CONFIGURATIONS = {
+    "4x8x8": ({"widths": (8, 8, 16, 16)}, Compression(4, 8, 8)),
+    "8x8x8": ({"widths": (8, 8, 16, 16), "down_time": (True, True, True)}, Compression(8, 8, 8)),
+    "demo": (of_yaml("demo/tokenizer.yaml"), Compression(8, 8, 8)),
+    "clips": (of_yaml("tokenizer/clips.yaml") | {"widths": [8, 16, 32]}, Compression(4, 8, 8)),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_in_every_configuration_no_frame_sees_the_future_and_an_image_is_one_frame(name):
+    arguments, compression = CONFIGURATIONS[name]
+    tokenizer = ConvTokenizer(**arguments).eval()
+    for parameter in tokenizer.parameters():  # zero-initialised layers must count too
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+    assert tokenizer.compression == compression
+    step = compression.frames
+    video = torch.rand(1, 3, 1 + 2 * step, 16, 8) * 2 - 1
+    latents = tokenizer.encode(video)
+    assert latents.shape[2:] == (3, 2, 1)
+    torch.testing.assert_close(tokenizer.encode(video[:, :, :1]), latents[:, :, :1])
+    changed = video.clone()
+    changed[:, :, 1 + step :] *= -1
+    again = tokenizer.encode(changed)
+    torch.testing.assert_close(again[:, :, :2], latents[:, :, :2])
+    assert (again[:, :, 2] - latents[:, :, 2]).abs().max() > 0.01
+    pixels = tokenizer.decode_raw(latents)
+    assert pixels.shape == video.shape
+    image = tokenizer.decode_raw(latents[:, :, :1])
+    torch.testing.assert_close(image, pixels[:, :, :1], atol=1e-4, rtol=1e-4)
+    other = tokenizer.decode_raw(torch.cat([latents[:, :, :2], -latents[:, :, 2:]], dim=2))
+    torch.testing.assert_close(
+        other[:, :, : 1 + step], pixels[:, :, : 1 + step], atol=1e-4, rtol=1e-4
+    )
+    assert (other - pixels).abs().max() > 0.01
 
 
 @pytest.fixture(

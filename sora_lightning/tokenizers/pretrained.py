@@ -1,0 +1,225 @@
+"""diffusers' pretrained autoencoders as tokenizers: of images, of Wan, CogVideoX and HunyuanVideo.
+
+The networks are diffusers' own, imported only where one is built; what is read of their
+configuration is compression, channels, and the latents' published statistics.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sora_lightning.tokenizers.base import CausalTokenizer, VideoTokenizer
+from sora_lightning.tokenizers.framewise import FramewiseTokenizer
+from sora_lightning.tokenizers.posterior import DiagonalGaussian
+from sora_lightning.types import Compression
+
+Config = dict[str, Any]
+
+
+def pretrained_tokenizer(path: Path) -> VideoTokenizer:
+    """The autoencoder in a folder that diffusers' ``save_pretrained`` wrote, frozen. Of a whole
+    pipeline's folder it is the one named ``vae``.
+
+    Raises ``ValueError`` for a folder without a configuration or weights, and for another class
+    than the four.
+    """
+    path = Path(path)
+    file = path / "config.json"
+    if not file.is_file():
+        raise ValueError(
+            f"{path}: there is no config.json here; give the folder of an autoencoder as "
+            "diffusers' save_pretrained writes it (of a pipeline, its vae)"
+        )
+    config = json.loads(file.read_text())
+    name = config.get("_class_name")
+    if name not in _KINDS:
+        raise ValueError(f"{path}: holds a {name}; a tokenizer is one of {', '.join(_KINDS)}")
+    tokenizer = _KINDS[name](config)
+    try:
+        loaded = _diffusers(name).from_pretrained(path, local_files_only=True)
+    except OSError as error:
+        raise ValueError(f"{path}: the weights cannot be read: {error}") from error
+    tokenizer.vae.load_state_dict(loaded.state_dict())
+    class_path = f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}"
+    tokenizer.specification = {"class_path": class_path, "init_args": {"config": config}}
+    return tokenizer.requires_grad_(False).eval()
+
+
+class ImageTokenizer(FramewiseTokenizer):
+    """``AutoencoderKL``, the autoencoder of Stable Diffusion and its kin, frame by frame."""
+
+    def __init__(self, config: Config):
+        vae = _new("AutoencoderKL", config)
+        space = 2 ** (len(vae.config.block_out_channels) - 1)
+        super().__init__(Compression(1, space, space), vae.config.latent_channels)
+        self.vae = vae
+        _normalise_as_published(self, vae.config)
+
+    def image_moments(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n d h w"]:
+        """See ``FramewiseTokenizer``."""
+        return self.vae.encode(images).latent_dist.parameters
+
+    def decode_images(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 H W"]:
+        """See ``FramewiseTokenizer``."""
+        return self.vae.decode(latents).sample
+
+
+class WanTokenizer(CausalTokenizer):
+    """``AutoencoderKLWan``, of Wan 2.1 and 2.2: causal convolutions whose pasts are kept as values
+    here, so that a video of any length passes piece by piece.
+    """
+
+    def __init__(self, config: Config):
+        vae = _new("AutoencoderKLWan", config)
+        halvings = len(vae.config.dim_mult) - 1
+        space = (vae.config.patch_size or 1) * 2**halvings
+        time = 2 ** sum(vae.config.temperal_downsample[:halvings])
+        super().__init__(Compression(time, space, space), vae.config.z_dim)
+        self.vae = vae
+        _normalise_as_published(self, vae.config)
+
+    def posterior_step(
+        self, video: Float[Tensor, "b 3 F H W"], past: list[Any] | None
+    ) -> tuple[DiagonalGaussian, list[Any]]:
+        """See ``CausalTokenizer``. The network is run a latent frame at a time, as diffusers runs
+        it.
+        """
+        p, step = self.vae.config.patch_size or 1, self.compression.frames
+        x = rearrange(video, "b c f (h p) (w q) -> b (c q p) f h w", p=p, q=p)
+        chunks = [x[:, :, :1], *_chunks(x[:, :, 1:], step)] if past is None else _chunks(x, step)
+        cache = self._cache("encoder", past)
+        moments = [self.vae.encoder(chunk, feat_cache=cache, feat_idx=[0]) for chunk in chunks]
+        return DiagonalGaussian.from_moments(self.vae.quant_conv(torch.cat(moments, dim=2))), cache
+
+    def decode_step(
+        self, latents: Float[Tensor, "b c f h w"], past: list[Any] | None
+    ) -> tuple[Float[Tensor, "b 3 F H W"], list[Any]]:
+        """See ``CausalTokenizer``."""
+        p, cache = self.vae.config.patch_size or 1, self._cache("decoder", past)
+        chunks = zip(count(), _chunks(self.vae.post_quant_conv(latents), 1))
+        pieces = [
+            self.vae.decoder(
+                chunk, feat_cache=cache, feat_idx=[0], first_chunk=past is None and number == 0
+            )
+            for number, chunk in chunks
+        ]
+        x = torch.cat(pieces, dim=2)
+        return rearrange(x, "b (c q p) f h w -> b c f (h p) (w q)", p=p, q=p), cache
+
+    def _cache(self, side: str, past: list[Any] | None) -> list[Any]:
+        """A list that the network may write to: what it puts there are new tensors."""
+        if past is not None:
+            return list(past)
+        causal = type(self.vae.quant_conv)
+        layers = self.vae.get_submodule(side).modules()
+        return [None] * sum(isinstance(layer, causal) for layer in layers)
+
+
+class CogVideoXTokenizer(VideoTokenizer):
+    """``AutoencoderKLCogVideoX``. Its decoder doubles time in pairs of latent frames after the
+    first, so a clip has 1 + a multiple of twice the compression frames.
+
+    Not causal: its group norms take their statistics over the eight frames that it encodes at a
+    time, later ones included. Nor does it run in pieces: other pieces than those eight would give
+    other latents.
+    """
+
+    def __init__(self, config: Config):
+        vae = _new("AutoencoderKLCogVideoX", config)
+        space = 2 ** (len(vae.config.block_out_channels) - 1)
+        compression = Compression(int(vae.config.temporal_compression_ratio), space, space)
+        super().__init__(compression, vae.config.latent_channels)
+        self.vae = vae
+        _normalise_as_published(self, vae.config)
+
+    def posterior(self, video: Float[Tensor, "b 3 F H W"]) -> DiagonalGaussian:
+        """See ``VideoTokenizer``."""
+        self._check(1 + (video.shape[2] - 1) // self.compression.frames)
+        return DiagonalGaussian.from_moments(self.vae.encode(video).latent_dist.parameters)
+
+    def decode_raw(self, latents: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b 3 F H W"]:
+        """See ``VideoTokenizer``."""
+        self._check(latents.shape[2])
+        return self.vae.decode(latents).sample
+
+    def _check(self, latent_frames: int) -> None:
+        if latent_frames % 2 == 0:
+            time = self.compression.frames
+            raise ValueError(
+                f"{1 + (latent_frames - 1) * time} frames: CogVideoX's autoencoder takes 1 + a "
+                f"multiple of {2 * time}"
+            )
+
+
+class HunyuanVideoTokenizer(VideoTokenizer):
+    """``AutoencoderKLHunyuanVideo``. Clips of more than 16 frames are encoded in overlapping pieces
+    that are blended, as diffusers does it.
+
+    Not causal, though its convolutions are: group norms and the blending let frames see later ones.
+    """
+
+    def __init__(self, config: Config):
+        vae = _new("AutoencoderKLHunyuanVideo", config)
+        space, time = vae.config.spatial_compression_ratio, vae.config.temporal_compression_ratio
+        super().__init__(Compression(time, space, space), vae.config.latent_channels)
+        self.vae = vae
+        _normalise_as_published(self, vae.config)
+
+    def posterior(self, video: Float[Tensor, "b 3 F H W"]) -> DiagonalGaussian:
+        """See ``VideoTokenizer``."""
+        return DiagonalGaussian.from_moments(self.vae.encode(video).latent_dist.parameters)
+
+    def decode_raw(self, latents: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b 3 F H W"]:
+        """See ``VideoTokenizer``."""
+        return self.vae.decode(latents).sample
+
+
+_KINDS: dict[str, Any] = {
+    "AutoencoderKL": ImageTokenizer,
+    "AutoencoderKLWan": WanTokenizer,
+    "AutoencoderKLCogVideoX": CogVideoXTokenizer,
+    "AutoencoderKLHunyuanVideo": HunyuanVideoTokenizer,
+}
+
+
+def _diffusers(name: str) -> Any:
+    try:
+        return getattr(import_module("diffusers"), name)
+    except ImportError as error:
+        raise ValueError(
+            f"{name} needs diffusers: pip install 'sora-lightning[reference]'"
+        ) from error
+
+
+def _new(name: str, config: Config) -> Any:
+    """The network of this configuration, with weights still to be loaded."""
+    vae = _diffusers(name).from_config(config)
+    assert isinstance(vae, nn.Module)
+    return vae
+
+
+def _normalise_as_published(tokenizer: VideoTokenizer, config: Any) -> None:
+    """Set the latents' mean and deviation from ``latents_mean`` and ``latents_std``,
+    ``shift_factor`` and ``scaling_factor``, whichever there are: diffusers' pipelines give the
+    denoiser (z - mean) * scale / deviation.
+    """
+    mean = config.get("latents_mean") or config.get("shift_factor") or 0.0
+    std = config.get("latents_std") or 1.0
+    scale = config.get("scaling_factor") or 1.0
+    like = tokenizer.latent_mean
+    tokenizer.latent_mean.copy_(torch.as_tensor(mean, dtype=like.dtype, device=like.device))
+    tokenizer.latent_std.copy_(torch.as_tensor(std, dtype=like.dtype, device=like.device) / scale)
+
+
+def _chunks(x: Float[Tensor, "b c f h w"], length: int) -> list[Tensor]:
+    """Pieces of so many frames; none of no frames."""
+    return [chunk for chunk in x.split(length, dim=2) if chunk.shape[2]]

@@ -1,0 +1,222 @@
+"""Large frames through a tokenizer in overlapping tiles, blended.
+
+What the memory of one tile holds is then enough for a frame of any size. A tokenizer that sees no
+future still runs piece by piece in time, each tile with its own past, so that both limits hold at
+once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sora_lightning.tokenizers.base import CausalTokenizer, VideoTokenizer
+from sora_lightning.tokenizers.posterior import DiagonalGaussian
+
+_MARGIN = 4  # a quarter of the overlap counts for nothing: values beside a cut are the worst
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Tiles of at most ``tile`` x ``tile`` pixels; neighbours share ``overlap`` pixels.
+
+    At either end of an overlap a quarter takes the one tile or the other alone; over the half
+    between, one passes into the other in even steps. So, against the untiled result:
+
+    - Every value lies between those of the (at most four) tiles that cover it, and is off by no
+      more than the worst of them.
+    - Between neighbouring positions the blending adds at most 1 / ``ramp`` of what two tiles
+      disagree by there, ``ramp`` being half of the overlap in positions: a seam has no step.
+    - Where a value depends on nothing further away than a quarter of the overlap, the result is the
+      untiled one up to rounding. ``ConvTokenizer`` loses little even with less, since what its
+      convolutions see fades with distance. Norms and attention over whole frames (latent
+      diffusion's, Wan's, CogVideoX's, HunyuanVideo's, ``ViViTTokenizer``) depend on all of a frame,
+      and of a tile on all of that tile: only the first two bounds hold there.
+    """
+
+    tile: int = 256
+    overlap: int = 64
+
+    def __post_init__(self) -> None:
+        if not 1 <= 3 * self.overlap <= self.tile:
+            raise ValueError(
+                f"overlap = {self.overlap} of tile = {self.tile}: must be positive and at most a "
+                "third of the tile"
+            )
+
+    def __call__(self, tokenizer: VideoTokenizer) -> VideoTokenizer:
+        """The tokenizer by tiles; causal if it is. ``ValueError`` where tile or overlap are no
+        whole latent positions.
+        """
+        causal = isinstance(tokenizer, CausalTokenizer)
+        return (TiledCausalTokenizer if causal else TiledTokenizer)(tokenizer, self)
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Positions from ``start`` up to ``stop`` of ``length``, ``overlap`` of them shared with each
+    neighbour.
+    """
+
+    start: int
+    stop: int
+    length: int
+    overlap: int
+
+    @classmethod
+    def all(cls, length: int, tile: int, overlap: int) -> list[_Span]:
+        """The fewest spans of at most ``tile``, as even as may be, that cover a length."""
+        if length <= tile:
+            return [cls(0, length, length, overlap)]
+        number = ceil((length - overlap) / (tile - overlap))
+        stride = ceil((length - overlap) / number)
+        starts = [i * stride for i in range(number)]
+        return [cls(s, min(s + stride + overlap, length), length, overlap) for s in starts]
+
+    def times(self, factor: int) -> _Span:
+        return _Span(*(factor * n for n in (self.start, self.stop, self.length, self.overlap)))
+
+    @property
+    def slice(self) -> slice:
+        return slice(self.start, self.stop)
+
+    def weights(self, unit: int, like: Tensor) -> Float[Tensor, " n"]:
+        """What this span counts for at each of its positions; over all spans 1. ``unit`` positions
+        are not divided between margin and ramp.
+        """
+        margin = self.overlap // unit // _MARGIN * unit
+        ramp = self.overlap - 2 * margin
+        place = torch.arange(self.stop - self.start, device=like.device, dtype=like.dtype) + 0.5
+        weights = torch.ones_like(place)
+        if self.start > 0:
+            weights = weights * ((place - margin) / ramp).clamp(0, 1)
+        if self.stop < self.length:
+            left = self.stop - self.start - place
+            weights = weights * ((left - margin) / ramp).clamp(0, 1)
+        return weights
+
+
+class TiledTokenizer(VideoTokenizer):
+    """A tokenizer that is run by tiles; see ``Tiling``. Statistics and fingerprint are its own."""
+
+    def __init__(self, tokenizer: VideoTokenizer, tiling: Tiling):
+        compression = tokenizer.compression
+        for side in ("height", "width"):
+            pixels = getattr(compression, side)
+            for name, length in (("tile", tiling.tile), ("overlap", tiling.overlap)):
+                if length % pixels:
+                    raise ValueError(
+                        f"{name} = {length} is not a multiple of the {pixels} pixels of {side} "
+                        "that share a latent position"
+                    )
+        super().__init__(compression, tokenizer.latent_channels)
+        self.tokenizer = tokenizer
+        self.tiling = tiling
+        # The same tensors, so that statistics set on either are those of both.
+        self.latent_mean = tokenizer.latent_mean
+        self.latent_axes = tokenizer.latent_axes
+        self.latent_std = tokenizer.latent_std
+
+    def fingerprint(self) -> str:
+        """That of the tokenizer: what decodes its latents decodes these."""
+        return self.tokenizer.fingerprint()
+
+    def posterior(self, video: Float[Tensor, "b 3 F H W"]) -> DiagonalGaussian:
+        """See ``VideoTokenizer``. Means and log-variances are blended."""
+        return self._encode(video, lambda number, tile: self.tokenizer.posterior(tile))
+
+    def decode_raw(self, latents: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b 3 F H W"]:
+        """See ``VideoTokenizer``."""
+        return self._decode(latents, lambda number, tile: self.tokenizer.decode_raw(tile))
+
+    def _encode(
+        self, video: Tensor, encode: Callable[[int, Tensor], DiagonalGaussian]
+    ) -> DiagonalGaussian:
+        q, r = self.compression.height, self.compression.width
+        height, width = video.shape[3] // q, video.shape[4] // r
+        blend = _Blend(height, width, 1, 1)
+        for number, (rows, columns) in enumerate(self._tiles(height, width)):
+            tile = video[..., rows.times(q).slice, columns.times(r).slice]
+            posterior = encode(number, tile)
+            moments = torch.cat([posterior.mean, posterior.log_variance], dim=1)
+            blend.add(moments, rows, columns)
+        return DiagonalGaussian.from_moments(blend.result())
+
+    def _decode(self, latents: Tensor, decode: Callable[[int, Tensor], Tensor]) -> Tensor:
+        height, width = latents.shape[3:]
+        blend = _Blend(height, width, self.compression.height, self.compression.width)
+        for number, (rows, columns) in enumerate(self._tiles(height, width)):
+            blend.add(decode(number, latents[..., rows.slice, columns.slice]), rows, columns)
+        return blend.result()
+
+    def _tiles(self, height: int, width: int) -> Iterator[tuple[_Span, _Span]]:
+        """Spans of latent rows and columns, row by row."""
+        tile, overlap = self.tiling.tile, self.tiling.overlap
+        q, r = self.compression.height, self.compression.width
+        for rows in _Span.all(height, tile // q, overlap // q):
+            for columns in _Span.all(width, tile // r, overlap // r):
+                yield rows, columns
+
+
+class TiledCausalTokenizer(TiledTokenizer, CausalTokenizer):
+    """The same for a tokenizer that sees no future: a past is a list of the tiles' pasts."""
+
+    tokenizer: CausalTokenizer
+
+    def posterior_step(
+        self, video: Float[Tensor, "b 3 F H W"], past: list[Any] | None
+    ) -> tuple[DiagonalGaussian, list[Any]]:
+        """See ``CausalTokenizer``."""
+        following: list[Any] = []
+
+        def encode(number: int, tile: Tensor) -> DiagonalGaussian:
+            own = None if past is None else past[number]
+            posterior, left = self.tokenizer.posterior_step(tile, own)
+            following.append(left)
+            return posterior
+
+        return self._encode(video, encode), following
+
+    def decode_step(
+        self, latents: Float[Tensor, "b c f h w"], past: list[Any] | None
+    ) -> tuple[Float[Tensor, "b 3 F H W"], list[Any]]:
+        """See ``CausalTokenizer``."""
+        following: list[Any] = []
+
+        def decode(number: int, tile: Tensor) -> Tensor:
+            own = None if past is None else past[number]
+            video, left = self.tokenizer.decode_step(tile, own)
+            following.append(left)
+            return video
+
+        return self._decode(latents, decode), following
+
+
+class _Blend:
+    """The weighted sum of tiles: ``rows`` and ``columns`` positions of the result for each latent
+    one.
+    """
+
+    def __init__(self, height: int, width: int, rows: int, columns: int):
+        self.height, self.width = height, width
+        self.rows, self.columns = rows, columns
+        self.sum: Tensor | None = None
+
+    def add(self, tile: Float[Tensor, "b c f i j"], rows: _Span, columns: _Span) -> None:
+        down, across = rows.times(self.rows), columns.times(self.columns)
+        if self.sum is None:
+            shape = (*tile.shape[:3], self.height * self.rows, self.width * self.columns)
+            self.sum = tile.new_zeros(shape)
+        down_weights = down.weights(self.rows, tile)[:, None]
+        weights = down_weights * across.weights(self.columns, tile)
+        self.sum[..., down.slice, across.slice] += tile * weights
+
+    def result(self) -> Float[Tensor, "b c f i j"]:
+        assert self.sum is not None
+        return self.sum

@@ -1,0 +1,176 @@
+"""A transformer VAE over tubelets of pixels, in any attention layout (ViViT, arXiv 2103.15691), for
+clips of any sizes in one sequence (NaViT, arXiv 2307.06304).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sora_lightning.layers.arrangement import Arrangement
+from sora_lightning.layers.partitions import AttentionLayout, Joint
+from sora_lightning.layers.patch import Patch
+from sora_lightning.layers.position_embedding import PositionEmbedding, Rotary, Sinusoidal
+from sora_lightning.layers.size import TransformerSize
+from sora_lightning.layers.transformer import LayerNorm, RMSNorm
+from sora_lightning.layers.vivit import VIT_SIZES, EncoderBlock, initialise
+from sora_lightning.tokenizers.base import VideoTokenizer
+from sora_lightning.tokenizers.posterior import DiagonalGaussian
+from sora_lightning.types import Compression, PackedLatents, TokenGrid
+
+_LATENTS = Patch()  # a latent position is a token
+
+
+@dataclass(frozen=True)
+class Positions:
+    """What tells a transformer where its tokens stand: vectors ``added`` to them, and ``rotary``
+    angles of queries and keys; null is none. The defaults have no size built in.
+    """
+
+    added: Sequence[Callable[[int], PositionEmbedding]] = (Sinusoidal,)
+    rotary: Rotary | None = field(default_factory=Rotary)
+
+
+class ViViTTokenizer(VideoTokenizer):
+    """Tubelets to tokens, a transformer to latents, and a transformer back to tubelets.
+
+    ``tubelet`` counts frames, rows and columns of pixels: a token each, which becomes a latent
+    position. Copies of the first frame fill its tubelet, so that it stands for one frame and an
+    image is a video of one. ``encoder`` and ``decoder`` say how large the two are; the decoder is
+    the encoder's mirror unless given. Both attend in ``layout``, any of the denoiser's.
+
+    This is no ``CausalTokenizer``: a layout joins tokens that see each other both ways, so a latent
+    frame knows later frames, and an image's latents are not those of the first frame of a video.
+    Hiding the future would cost half of what attention sees and still not let a long video pass in
+    constant memory, since attention's past grows with it; what is to run piece by piece takes the
+    convolutions. Frames that a sampler is to keep are encoded by themselves, as
+    ``generation.tasks`` does.
+    """
+
+    takes_packs: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        latent_channels: int = 16,
+        tubelet: Sequence[int] = (4, 8, 8),
+        encoder: TransformerSize | None = None,
+        decoder: TransformerSize | None = None,
+        layout: AttentionLayout | None = None,
+        positions: Positions | None = None,
+        mlp_ratio: float = 4.0,
+    ):
+        if len(tubelet) != 3 or min(tubelet) < 1:
+            raise ValueError(
+                f"tubelet = {list(tubelet)} must be three positive numbers: frames, rows, columns"
+            )
+        super().__init__(Compression(*tubelet), latent_channels)
+        self.patch = Patch(*tubelet)
+        encoder = encoder or VIT_SIZES["S"]
+        decoder = decoder or encoder
+        shared = (layout or Joint(), positions or Positions(), mlp_ratio)
+        values = 3 * self.patch.volume
+        self.pixels_in = nn.Linear(values, encoder.width)
+        self.encoder = Transformer(encoder, *shared)
+        self.moments_out = nn.Linear(encoder.width, 2 * latent_channels)
+        self.latents_in = nn.Linear(latent_channels, decoder.width)
+        self.decoder = Transformer(decoder, *shared)
+        self.pixels_out = nn.Linear(decoder.width, values)
+        initialise(self)
+        # Start with little noise (deviation 0.05): at 1, training first has to learn to avoid it.
+        nn.init.constant_(self.moments_out.bias[latent_channels:], -6.0)
+
+    def posterior(self, video: Float[Tensor, "b 3 F H W"]) -> DiagonalGaussian:
+        """See ``VideoTokenizer``. ``ValueError`` for a size that the tubelets do not divide."""
+        tubelets, grid = self._tubelets(video)
+        moments = self._moments(tubelets, Arrangement([grid], video.device))
+        return DiagonalGaussian.from_moments(_LATENTS.unpatchify(moments, grid))
+
+    def decode_raw(self, latents: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b 3 F H W"]:
+        """See ``VideoTokenizer``."""
+        grid = TokenGrid(*latents.shape[2:])
+        tokens = _LATENTS.patchify(latents)
+        return self._video(self._pixels(tokens, Arrangement([grid], latents.device)), grid)
+
+    def posterior_packed(
+        self, videos: Sequence[Float[Tensor, "3 _F _H _W"]]
+    ) -> list[DiagonalGaussian]:
+        """The posterior of each clip, as a batch of one; all stand in one sequence."""
+        parts, grids = zip(*(self._tubelets(video[None]) for video in videos), strict=True)
+        arrangement = Arrangement(grids, videos[0].device)
+        moments = self._moments(torch.cat(parts, dim=1), arrangement)
+        clips = moments.split([grid.num_tokens for grid in grids], dim=1)
+        return [
+            DiagonalGaussian.from_moments(_LATENTS.unpatchify(clip, grid))
+            for clip, grid in zip(clips, grids, strict=True)
+        ]
+
+    def decode_packed(self, latents: PackedLatents) -> list[Float[Tensor, "3 _F _H _W"]]:
+        """Pixels of each clip from unnormalised latents, not clamped; all stand in one sequence."""
+        grids = [TokenGrid(*clip.shape[1:]) for clip in latents.clips]
+        tokens = torch.cat([_LATENTS.patchify(clip[None]) for clip in latents.clips], dim=1)
+        pixels = self._pixels(tokens, Arrangement(grids, tokens.device))
+        clips = pixels.split([grid.num_tokens for grid in grids], dim=1)
+        return [self._video(clip, grid)[0] for clip, grid in zip(clips, grids, strict=True)]
+
+    def _tubelets(
+        self, video: Float[Tensor, "b 3 F H W"]
+    ) -> tuple[Float[Tensor, "b n p"], TokenGrid]:
+        filled = F.pad(video, (0, 0, 0, 0, self.patch.f - 1, 0), mode="replicate")
+        return self.patch.patchify(filled), self.patch.grid(*filled.shape[2:])
+
+    def _video(self, tubelets: Float[Tensor, "b n p"], grid: TokenGrid) -> Tensor:
+        return self.patch.unpatchify(tubelets, grid)[:, :, self.patch.f - 1 :]
+
+    def _moments(self, tubelets: Tensor, arrangement: Arrangement) -> Float[Tensor, "b n m"]:
+        return self.moments_out(self.encoder(self.pixels_in(tubelets), arrangement))
+
+    def _pixels(self, latents: Tensor, arrangement: Arrangement) -> Float[Tensor, "b n p"]:
+        return self.pixels_out(self.decoder(self.latents_in(latents), arrangement))
+
+
+class Transformer(nn.Module):
+    """Positions, blocks of attention in a layout, and a norm, over tokens in any arrangement."""
+
+    def __init__(
+        self,
+        size: TransformerSize,
+        layout: AttentionLayout,
+        positions: Positions,
+        mlp_ratio: float,
+    ):
+        super().__init__()
+        width, num_heads = size.width, size.num_heads
+        self.positions = nn.ModuleList(position(width) for position in positions.added)
+        for one in self.positions:
+            assert isinstance(one, PositionEmbedding)
+            if one.before_block >= size.depth:
+                raise ValueError(
+                    f"before_block = {one.before_block} of {type(one).__name__}: there are "
+                    f"{size.depth} blocks"
+                )
+        self.blocks = nn.ModuleList(
+            EncoderBlock(width, num_heads, mlp_ratio, partitions, qk_norm=RMSNorm)
+            for partitions in layout.schedule(size.depth)
+        )
+        self.norm = LayerNorm(width, affine=True)
+        self.rotary = positions.rotary
+        self.head_width = width // num_heads
+
+    def forward(
+        self, x: Float[Tensor, "b n d"], arrangement: Arrangement
+    ) -> Float[Tensor, "b n d"]:
+        angles = None
+        if self.rotary is not None:
+            angles = self.rotary.angles(arrangement, self.head_width)
+        for i, block in enumerate(self.blocks):
+            for position in self.positions:
+                if position.before_block == i:
+                    x = x + position(arrangement).to(x.dtype)
+            x = block(x, arrangement, angles)
+        return self.norm(x)
