@@ -18,22 +18,51 @@ from torch.optim.adamw import adamw
 
 # The quintic whose iteration pulls singular values towards 1 fastest (Jordan et al. 2024).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NUM_ITERATIONS = 5
 
 
 def orthogonalise(
-    matrices: Float[Tensor, "*batch rows columns"], num_iterations: int = 5
+    matrices: Float[Tensor, "*batch rows columns"],
 ) -> Float[Tensor, "*batch rows columns"]:
     """The same singular vectors, and all singular values between about 0.7 and 1.2."""
-    a, b, c = NEWTON_SCHULZ
     # bfloat16 is enough, and faster where there is hardware for it.
     x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
-    tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x
+    rows, columns = x.shape[-2:]
+    x = (x.mT if rows > columns else x).reshape(-1, min(rows, columns), max(rows, columns))
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    for _ in range(num_iterations):
+    # On n x m the products of the first cost 2n^2 (10m + 5n), of the second 2n^2 (2m + 17n).
+    # bfloat16 has too few digits for the second.
+    is_long = 2 * max(rows, columns) > 3 * min(rows, columns)
+    x = _iterate_gram(x) if is_long and x.dtype == torch.float32 else _iterate(x)
+    return (x.mT if rows > columns else x).to(matrices).reshape(matrices.shape)
+
+
+def _iterate(x: Float[Tensor, "b n m"]) -> Float[Tensor, "b n m"]:
+    """Five times ``X <- (a + b G + c G^2) X`` with the Gram matrix ``G = X X^T``."""
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(NUM_ITERATIONS):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).to(matrices)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x
+
+
+def _iterate_gram(x: Float[Tensor, "b n m"]) -> Float[Tensor, "b n m"]:
+    """The same on ``G`` alone, which every factor ``P = a + b G + c G^2`` commutes with: ``G``
+    becomes ``G P^2``, and the product of all factors meets ``X`` once.
+
+    Rounding in ``G`` grows by ``a^2`` with each iteration: after five it moves the result by up to
+    3e-4 of its norm in float32.
+    """
+    a, b, c = NEWTON_SCHULZ
+    gram, product = x @ x.mT, None
+    for i in range(NUM_ITERATIONS):
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
+        product = factor if product is None else factor @ product
+        if i + 1 < NUM_ITERATIONS:
+            gram = gram @ factor @ factor
+    assert product is not None
+    return product @ x
 
 
 class MuonAdamW(Optimizer):
@@ -81,33 +110,32 @@ class MuonAdamW(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             with_grad = [p for p in group["params"] if p.grad is not None]
-            if group["is_matrix"]:
-                self._muon(with_grad, group)
-            elif with_grad:
-                self._adamw(with_grad, group)
+            if with_grad:
+                (self._muon if group["is_matrix"] else self._adamw)(with_grad, group)
         return loss
 
     def _muon(self, parameters: list[Parameter], group: dict[str, Any]) -> None:
         """Weights of one shape go through the iteration together: many are small."""
-        of_shape: dict[torch.Size, list[Parameter]] = {}
-        for parameter in parameters:
-            of_shape.setdefault(parameter.flatten(1).shape, []).append(parameter)
+        directions = self._nesterov(parameters, group["momentum"])
+        of_shape: dict[torch.Size, list[int]] = {}
+        for i, direction in enumerate(directions):
+            of_shape.setdefault(direction.flatten(1).shape, []).append(i)
+        if group["weight_decay"]:
+            torch._foreach_mul_(list(parameters), 1 - group["lr"] * group["weight_decay"])
         for shape, alike in of_shape.items():
-            updates = orthogonalise(
-                torch.stack([self._nesterov(p, group["momentum"]).flatten(1) for p in alike])
-            )
+            updates = orthogonalise(torch.stack([directions[i].flatten(1) for i in alike]))
             scale = 0.2 * max(shape) ** 0.5
-            for parameter, update in zip(alike, updates, strict=True):
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update.reshape(parameter.shape), alpha=-group["lr"] * scale)
+            for i, update in zip(alike, updates, strict=True):
+                parameters[i].add_(update.reshape_as(parameters[i]), alpha=-group["lr"] * scale)
 
-    def _nesterov(self, parameter: Parameter, momentum: float) -> Tensor:
-        assert parameter.grad is not None
-        state = self.state[parameter]
-        if not state:
-            state["momentum"] = torch.zeros_like(parameter.grad)
-        state["momentum"].lerp_(parameter.grad, 1 - momentum)
-        return parameter.grad.lerp(state["momentum"], momentum)
+    def _nesterov(self, parameters: list[Parameter], momentum: float) -> tuple[Tensor, ...]:
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        momenta = [self.state[parameter]["momentum"] for parameter in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - momentum)
+        return torch._foreach_lerp(gradients, momenta, momentum)
 
     def _adamw(self, parameters: list[Parameter], group: dict[str, Any]) -> None:
         for parameter in parameters:

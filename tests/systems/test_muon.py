@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from sora_lightning.systems.muon import MuonAdamW, orthogonalise
+from sora_lightning.systems.muon import NEWTON_SCHULZ, MuonAdamW, orthogonalise
 from sora_lightning.systems.optimization import parameter_groups, warmup_cosine
 
 
@@ -17,6 +17,21 @@ def test_singular_values_are_pulled_to_one_and_directions_kept(shape):
     u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
     aligned = u.mT @ result @ vh.mT
     assert (aligned - torch.diag(aligned.diag())).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (32, 40), (40, 32), (32, 96), (128, 32), (2, 32, 64)])
+@pytest.mark.parametrize("log_condition", [0.0, 5.0, 15.0])
+def test_every_shape_goes_through_the_plain_iteration(shape, log_condition):
+    u, s, vh = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
+    matrices = (u * torch.linspace(0, -log_condition, s.shape[-1]).exp()) @ vh
+    a, b, c = NEWTON_SCHULZ
+    expected = matrices / matrices.norm(dim=(-2, -1), keepdim=True)
+    for _ in range(5):
+        gram = expected @ expected.mT
+        expected = a * expected + b * gram @ expected + c * gram @ gram @ expected
+    result = orthogonalise(matrices.float())
+    assert result.shape == shape
+    assert (result - expected).norm() < 1e-3 * expected.norm()
 
 
 def test_matrices_step_as_torch_muon_does():
