@@ -10,6 +10,7 @@ from sora_lightning.denoisers import Denoiser, DiT, DiTParts
 from sora_lightning.denoisers.blocks import AdaLNBlock, CrossAttentionBlock, InContextBlock
 from sora_lightning.denoisers.conditions import NoCondition, PooledOnly, TextAndPooled, TextOnly
 from sora_lightning.denoisers.modulation import AdaLNLoRA, AdaLNTable
+from sora_lightning.layers.attention import JointTextAttention
 from sora_lightning.layers.partitions import Alternating
 from sora_lightning.layers.position_embedding import (
     Fractional,
@@ -27,6 +28,7 @@ PARTS = {
     "cross-attention": DiTParts(CrossAttentionBlock, PooledOnly),
     "adaLN-LoRA": DiTParts(partial(AdaLNBlock, modulation=partial(AdaLNLoRA, rank=3))),
     "adaLN-single": DiTParts(partial(AdaLNBlock, modulation=AdaLNTable, text_norm=None), TextOnly),
+    "text among the keys": DiTParts(partial(AdaLNBlock, text_attention=JointTextAttention)),
     "RMS, SwiGLU, plain heads": DiTParts(
         partial(AdaLNBlock, norm=RMSNorm, feed_forward=SwiGLU, qk_norm=None, bias=False)
     ),
