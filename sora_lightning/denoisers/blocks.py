@@ -17,13 +17,26 @@ from sora_lightning.denoisers.modulation import AdaLN, Modulation, zero_init
 from sora_lightning.denoisers.signal import BlockContext, Signal
 from sora_lightning.layers.arrangement import Arrangement
 from sora_lightning.layers.attention import CrossAttention, NormFactory, SelfAttention
-from sora_lightning.layers.partitions import JOINT, BlockPartitions
+from sora_lightning.layers.partitions import JOINT, BlockPartitions, HeadSplit, TokenPartition
 from sora_lightning.layers.position import sinusoidal
 from sora_lightning.layers.transformer import FeedForward, LayerNorm, RMSNorm
 
 FeedForwardFactory = Callable[[int, int], nn.Module]
 ModulationFactory = Callable[[int, int], Modulation]
+SelfAttentionFactory = Callable[
+    [int, int, TokenPartition | HeadSplit, NormFactory | None, bool], SelfAttention
+]
 TextAttentionFactory = Callable[[int, int, NormFactory | None, bool], CrossAttention]
+
+
+@dataclass(frozen=True)
+class AttentionKinds:
+    """The classes of a block's attentions: W.A.L.T's are ``RelativeSelfAttention`` and
+    ``JointTextAttention``.
+    """
+
+    among_tokens: SelfAttentionFactory = SelfAttention
+    to_text: TextAttentionFactory = CrossAttention
 
 
 @dataclass(frozen=True)
@@ -82,18 +95,18 @@ class Block(nn.Module, ABC):
         qk_norm: NormFactory | None,
         feed_forward: FeedForwardFactory,
         bias: bool,
-        text_attention: TextAttentionFactory = CrossAttention,
+        kinds: AttentionKinds,
     ):
         super().__init__()
         self.width = width = shape.width
         self.attentions = nn.ModuleList(
-            SelfAttention(width, shape.num_heads, partition, qk_norm, bias)
+            kinds.among_tokens(width, shape.num_heads, partition, qk_norm, bias)
             for partition in shape.partitions
         )
         self.norms = nn.ModuleList(norm(width) for _ in range(len(self.attentions) + 1))
         self.text = None
         if shape.attends_to_text:
-            self.text = text_attention(width, shape.num_heads, qk_norm, bias)
+            self.text = kinds.to_text(width, shape.num_heads, qk_norm, bias)
             self.text_norm = nn.Identity() if text_norm is None else text_norm(width)
         self.mlp = feed_forward(width, shape.hidden_width)
 
@@ -138,8 +151,7 @@ class AdaLNBlock(Block):
 
     ``gated`` is adaLN-Zero, whose new block is the identity; without gates it is the paper's adaLN.
     The cross-attention has no modulation and a zero-initialised projection, as in PixArt (arXiv
-    2310.00426), which has no norm before it either; W.A.L.T's ``text_attention`` is
-    ``JointTextAttention``.
+    2310.00426), which has no norm before it either.
     """
 
     def __init__(
@@ -152,9 +164,10 @@ class AdaLNBlock(Block):
         qk_norm: NormFactory | None = RMSNorm,
         feed_forward: FeedForwardFactory = FeedForward,
         bias: bool = True,
-        text_attention: TextAttentionFactory = CrossAttention,
+        kinds: AttentionKinds | None = None,
     ):
-        super().__init__(shape, norm, text_norm, qk_norm, feed_forward, bias, text_attention)
+        kinds = kinds or AttentionKinds()
+        super().__init__(shape, norm, text_norm, qk_norm, feed_forward, bias, kinds)
         self.gated = gated
         self.num_parts = (3 if gated else 2) * len(self.norms)
         self.modulation = modulation(self.width, self.num_parts)
@@ -189,7 +202,7 @@ class PlainBlock(Block):
         feed_forward: FeedForwardFactory = FeedForward,
         bias: bool = True,
     ):
-        super().__init__(shape, norm, norm, qk_norm, feed_forward, bias)
+        super().__init__(shape, norm, norm, qk_norm, feed_forward, bias, AttentionKinds())
         self.norm = norm
 
     def zero_init(self) -> None:

@@ -128,8 +128,14 @@ class SelfAttention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        y = attend(q, k, v, self.partition, arrangement)  # b k n e
+        y = self.attend(q, k, v, arrangement)  # b k n e
         return self.out(rearrange(y, "b k n e -> b n (k e)"))
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, arrangement: Arrangement
+    ) -> Float[Tensor, "b k n e"]:
+        """What the heads give, from queries and keys with their positions."""
+        return attend(q, k, v, self.partition, arrangement)
 
 
 class CrossAttention(nn.Module):
@@ -214,7 +220,8 @@ class JointTextAttention(CrossAttention):
         super().__init__(width, num_heads, qk_norm, bias)
         if len(window) != 3:
             raise ValueError(f"window = {list(window)} must be three: frames, rows, columns")
-        self.partition = Partition(*window)
+        frames, rows, columns = window
+        self.partition = Partition(frames, rows, columns)
 
     def forward(
         self,
