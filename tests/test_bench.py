@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench import denoisers, layouts, packing
 from tests.bench.__main__ import main, sections
 from tests.bench.report import Report
 
@@ -31,13 +32,18 @@ def test_candidates_take_turns_and_ratios_follow_their_times(tmp_path: Path) -> 
     assert calls == ["slow", "fast"] * 4  # a warm-up and three rounds
     slow, fast = rows["slow"], rows["fast"]
     assert slow.ratio == 1
-    assert 2 < fast.ratio <= 4.5
+    assert slow.fastest_s >= 0.02
+    assert fast.fastest_s >= 0.005
+    assert fast.ratio == pytest.approx(slow.median_s / fast.median_s)
     assert fast.items_per_s == pytest.approx(10 / fast.median_s)
     assert fast.share == pytest.approx(slow.share * fast.ratio)
     report.write(tmp_path / "bench.json")
     written = json.loads((tmp_path / "bench.json").read_text())
     assert [row["candidate"] for row in written["rows"]] == ["slow", "fast"]
     assert written["threads"] >= 1
+    *_, last = (tmp_path / "bench.md").read_text().splitlines()
+    assert last.startswith("| sleep | by turns | fast | ")
+    assert f"| {fast.ratio:.2f}x | {fast.share:.1%} |" in last
 
 
 def test_a_wrong_section_is_answered_with_those_there_are(
@@ -47,3 +53,31 @@ def test_a_wrong_section_is_answered_with_those_there_are(
         main(["denoiser"])
     assert "there is no section denoiser; there are" in capsys.readouterr().err
     assert "denoisers" in sections()
+
+
+def test_denoisers_are_measured_beside_diffusers_and_the_matrix_product(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(denoisers, "IMAGE_SIZES", ("tiny",))
+    monkeypatch.setattr(denoisers, "LATTE_SIZE", "tiny")
+    monkeypatch.setattr(layouts, "FRAMES", (1, 3))
+    monkeypatch.setattr(layouts, "SIDE", 8)
+    monkeypatch.setattr(packing, "SIZE", "tiny")
+    monkeypatch.setattr(packing, "EXTENTS", [(2, 8, 8), (1, 4, 4), (1, 4, 4)])
+    monkeypatch.setattr("tests.bench.report._PRODUCT_SIDE", 256)
+    report = Report(seconds=0, min_rounds=1)
+    for section in (denoisers, layouts, packing):
+        section.run(report)
+    cases = {(row.case, row.candidate): row for row in report.rows}
+    assert len(cases) == 2 * (2 + 1) + 2 * 2 * 3 + 2 * 2 * 2
+    whats = {case.rpartition(", ")[2] for case, _ in cases}
+    assert whats == {"forward", "forward and backward"}
+    assert any("58% of the padded is padding" in case for case, _ in cases)
+    assert all(row.share is not None and row.share > 0 for row in report.rows)
+    ours, theirs = (cases["DiT-tiny/2, 256 tokens, batch 4, forward", name] for name in
+                    ("sora_lightning", "diffusers"))  # fmt: skip
+    assert ours.gmac_per_s * ours.median_s == pytest.approx(theirs.gmac_per_s * theirs.median_s)
+    padded, packed = (row for row in report.rows if "joint, 3 clips" in row.case and
+                      row.case.endswith(", forward"))  # fmt: skip
+    # The padded batch computes 2.4 times as many tokens.
+    assert padded.gmac_per_s * padded.median_s > 2 * packed.gmac_per_s * packed.median_s

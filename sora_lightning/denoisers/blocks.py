@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -18,12 +17,26 @@ from sora_lightning.denoisers.modulation import AdaLN, Modulation, zero_init
 from sora_lightning.denoisers.signal import BlockContext, Signal
 from sora_lightning.layers.arrangement import Arrangement
 from sora_lightning.layers.attention import CrossAttention, NormFactory, SelfAttention
-from sora_lightning.layers.partitions import JOINT, BlockPartitions
+from sora_lightning.layers.partitions import JOINT, BlockPartitions, HeadSplit, TokenPartition
 from sora_lightning.layers.position import sinusoidal
 from sora_lightning.layers.transformer import FeedForward, LayerNorm, RMSNorm
 
 FeedForwardFactory = Callable[[int, int], nn.Module]
 ModulationFactory = Callable[[int, int], Modulation]
+SelfAttentionFactory = Callable[
+    [int, int, TokenPartition | HeadSplit, NormFactory | None, bool], SelfAttention
+]
+TextAttentionFactory = Callable[[int, int, NormFactory | None, bool], CrossAttention]
+
+
+@dataclass(frozen=True)
+class AttentionKinds:
+    """The classes of a block's attentions: W.A.L.T's are ``RelativeSelfAttention`` and
+    ``JointTextAttention``.
+    """
+
+    among_tokens: SelfAttentionFactory = SelfAttention
+    to_text: TextAttentionFactory = CrossAttention
 
 
 @dataclass(frozen=True)
@@ -45,15 +58,57 @@ def modulate(
     x: Float[Tensor, "b n d"], shift: Float[Tensor, "b m d"], scale: Float[Tensor, "b m d"]
 ) -> Float[Tensor, "b n d"]:
     """``x (1 + scale) + shift``, one pair for each clip (m = 1) or for each token (m = n)."""
-    return x * (1 + scale) + shift
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """How a sublayer's input is modulated and its output gated; ``None`` leaves either as it is."""
+
+    shift: Float[Tensor, "b m d"] | None = None
+    scale: Float[Tensor, "b m d"] | None = None
+    gate: Float[Tensor, "b m d"] | None = None
+
+    def enter(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """Normed tokens as the sublayer takes them."""
+        if self.shift is None or self.scale is None:
+            return x
+        return modulate(x, self.shift, self.scale)
+
+    def join(self, x: Float[Tensor, "b n d"], y: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """The sublayer's output ``y`` added to the tokens."""
+        return x + y if self.gate is None else torch.addcmul(x, self.gate, y)
 
 
 class Block(nn.Module, ABC):
-    """A transformer block over tokens in any arrangement."""
+    """A pre-norm transformer block over tokens in any arrangement: one self-attention for each
+    partition, cross-attention to whatever text there is, feed-forward.
 
-    def __init__(self, shape: BlockShape):
+    ``text_norm`` stands before the cross-attention, null for none.
+    """
+
+    def __init__(
+        self,
+        shape: BlockShape,
+        norm: NormFactory,
+        text_norm: NormFactory | None,
+        qk_norm: NormFactory | None,
+        feed_forward: FeedForwardFactory,
+        bias: bool,
+        kinds: AttentionKinds,
+    ):
         super().__init__()
-        self.width = shape.width
+        self.width = width = shape.width
+        self.attentions = nn.ModuleList(
+            kinds.among_tokens(width, shape.num_heads, partition, qk_norm, bias)
+            for partition in shape.partitions
+        )
+        self.norms = nn.ModuleList(norm(width) for _ in range(len(self.attentions) + 1))
+        self.text = None
+        if shape.attends_to_text:
+            self.text = kinds.to_text(width, shape.num_heads, qk_norm, bias)
+            self.text_norm = nn.Identity() if text_norm is None else text_norm(width)
+        self.mlp = feed_forward(width, shape.hidden_width)
 
     @property
     def shared_width(self) -> int:
@@ -76,19 +131,27 @@ class Block(nn.Module, ABC):
         """
         return x, context
 
-    @abstractmethod
-    def forward(
-        self, x: Float[Tensor, "b n d"], context: BlockContext
-    ) -> Float[Tensor, "b n d"]: ...
+    def sublayers(self, signal: Signal) -> list[Sublayer]:
+        """One for each self-attention, and the feed-forward's; here none is modulated."""
+        return [Sublayer()] * len(self.norms)
+
+    def forward(self, x: Float[Tensor, "b n d"], context: BlockContext) -> Float[Tensor, "b n d"]:
+        *inner, last = self.sublayers(context.signal)
+        for attention, norm, sublayer in zip(self.attentions, self.norms[:-1], inner, strict=True):
+            y = attention(sublayer.enter(norm(x)), context.angles, context.arrangement)
+            x = sublayer.join(x, y)
+        if self.text is not None:
+            y = self.text_norm(x)
+            x = x + self.text(y, context.text, context.mask, context.arrangement)
+        return last.join(x, self.mlp(last.enter(self.norms[-1](x))))
 
 
 class AdaLNBlock(Block):
-    """One self-attention for each partition, cross-attention to the text, feed-forward.
+    """Shift, scale and gate come from the time and the pooled condition.
 
-    Shift, scale and gate come from the time and the pooled condition. ``gated`` is adaLN-Zero,
-    whose new block is the identity; without gates it is the paper's adaLN. The cross-attention has
-    no modulation and a zero-initialised projection, as in PixArt (arXiv 2310.00426).
-    ``text_norm`` stands before it, null for none, as PixArt has it.
+    ``gated`` is adaLN-Zero, whose new block is the identity; without gates it is the paper's adaLN.
+    The cross-attention has no modulation and a zero-initialised projection, as in PixArt (arXiv
+    2310.00426), which has no norm before it either.
     """
 
     def __init__(
@@ -101,22 +164,13 @@ class AdaLNBlock(Block):
         qk_norm: NormFactory | None = RMSNorm,
         feed_forward: FeedForwardFactory = FeedForward,
         bias: bool = True,
+        kinds: AttentionKinds | None = None,
     ):
-        super().__init__(shape)
-        width, num_heads = shape.width, shape.num_heads
-        self.attentions = nn.ModuleList(
-            SelfAttention(width, num_heads, partition, qk_norm, bias)
-            for partition in shape.partitions
-        )
-        self.norms = nn.ModuleList(norm(width) for _ in range(len(self.attentions) + 1))
-        self.text = None
-        if shape.attends_to_text:
-            self.text = CrossAttention(width, num_heads, qk_norm, bias)
-            self.text_norm = nn.Identity() if text_norm is None else text_norm(width)
-        self.mlp = feed_forward(width, shape.hidden_width)
+        kinds = kinds or AttentionKinds()
+        super().__init__(shape, norm, text_norm, qk_norm, feed_forward, bias, kinds)
         self.gated = gated
         self.num_parts = (3 if gated else 2) * len(self.norms)
-        self.modulation = modulation(width, self.num_parts)
+        self.modulation = modulation(self.width, self.num_parts)
 
     @property
     def shared_width(self) -> int:
@@ -130,29 +184,15 @@ class AdaLNBlock(Block):
     def final_layer(self, out_width: int) -> FinalLayer:
         return FinalLayer(self.width, out_width, self.modulation.for_final_layer(self.width, 2))
 
-    def forward(self, x: Float[Tensor, "b n d"], context: BlockContext) -> Float[Tensor, "b n d"]:
-        rows = context.signal.spread(self.modulation(context.signal))
-        parts = rearrange(
-            rows, "b m (part kind d) -> part kind b m d", part=len(self.norms), d=x.shape[-1]
-        )
-        for attention, norm, (shift, scale, *gate) in zip(
-            self.attentions, self.norms[:-1], parts[:-1], strict=True
-        ):
-            y = modulate(norm(x), shift, scale)
-            y = attention(y, context.angles, context.arrangement)
-            x = x + (gate[0] * y if gate else y)
-        if self.text is not None:
-            y = self.text_norm(x)
-            x = x + self.text(y, context.text, context.mask, context.arrangement)
-        shift, scale, *gate = parts[-1]
-        y = self.mlp(modulate(self.norms[-1](x), shift, scale))
-        return x + (gate[0] * y if gate else y)
+    def sublayers(self, signal: Signal) -> list[Sublayer]:
+        rows = signal.spread(self.modulation(signal))
+        parts = rows.chunk(self.num_parts, dim=-1)
+        step = self.num_parts // len(self.norms)
+        return [Sublayer(*parts[i : i + step]) for i in range(0, self.num_parts, step)]
 
 
 class PlainBlock(Block):
-    """A pre-norm block without modulation: self-attentions, cross-attention to whatever text there
-    is, feed-forward.
-    """
+    """A block without modulation."""
 
     def __init__(
         self,
@@ -162,18 +202,7 @@ class PlainBlock(Block):
         feed_forward: FeedForwardFactory = FeedForward,
         bias: bool = True,
     ):
-        super().__init__(shape)
-        width, num_heads = shape.width, shape.num_heads
-        self.attentions = nn.ModuleList(
-            SelfAttention(width, num_heads, partition, qk_norm, bias)
-            for partition in shape.partitions
-        )
-        self.norms = nn.ModuleList(norm(width) for _ in range(len(self.attentions) + 1))
-        self.text = None
-        if shape.attends_to_text:
-            self.text = CrossAttention(width, num_heads, qk_norm, bias)
-            self.text_norm = norm(width)
-        self.mlp = feed_forward(width, shape.hidden_width)
+        super().__init__(shape, norm, norm, qk_norm, feed_forward, bias, AttentionKinds())
         self.norm = norm
 
     def zero_init(self) -> None:
@@ -181,14 +210,6 @@ class PlainBlock(Block):
 
     def final_layer(self, out_width: int) -> FinalLayer:
         return FinalLayer(self.width, out_width, None, self.norm)
-
-    def forward(self, x: Float[Tensor, "b n d"], context: BlockContext) -> Float[Tensor, "b n d"]:
-        for attention, norm in zip(self.attentions, self.norms[:-1], strict=True):
-            x = x + attention(norm(x), context.angles, context.arrangement)
-        if self.text is not None:
-            y = self.text_norm(x)
-            x = x + self.text(y, context.text, context.mask, context.arrangement)
-        return x + self.mlp(self.norms[-1](x))
 
 
 class InContextBlock(PlainBlock):

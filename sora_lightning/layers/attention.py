@@ -4,17 +4,17 @@ tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sora_lightning.layers.arrangement import Arrangement
 from sora_lightning.layers.groupings import Grouping, Permuted
-from sora_lightning.layers.partitions import JOINT, HeadSplit, TokenPartition
+from sora_lightning.layers.partitions import JOINT, HeadSplit, Partition, TokenPartition
 from sora_lightning.layers.position import rotate
 from sora_lightning.layers.transformer import RMSNorm
 
@@ -48,17 +48,25 @@ def attend_in_groups(q: Tensor, k: Tensor, v: Tensor, grouping: Grouping) -> Ten
     """One fused attention for all groups of a length; on CUDA one for all groups, where the
     kernel for varying lengths takes these tensors.
     """
-    if isinstance(grouping, Permuted) and has_varlen_kernel(q):
-        return _attend_varlen(q, k, v, grouping)
+    if isinstance(grouping, Permuted) and (dtype := varlen_precision(q)) is not None:
+        return _attend_varlen(q.to(dtype), k.to(dtype), v.to(dtype), grouping)
     parts = zip(grouping.group(q), grouping.group(k), grouping.group(v), strict=True)
     return grouping.ungroup([F.scaled_dot_product_attention(*part) for part in parts])
 
 
-def has_varlen_kernel(q: Tensor) -> bool:
-    """Whether ``torch.nn.attention.varlen`` serves this tensor: CUDA, half precision, one packed
-    sequence.
+def varlen_precision(q: Tensor) -> torch.dtype | None:
+    """The precision in which ``torch.nn.attention.varlen`` serves these queries; ``None`` where it
+    does not.
+
+    Its flash kernel asks for CUDA of capability 8.0, half precision (autocast's counts), one packed
+    sequence, and heads of a multiple of 8 up to 256 channels.
     """
-    return q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and q.shape[0] == 1
+    if not q.is_cuda or torch.cuda.get_device_capability(q.device) < (8, 0):
+        return None
+    autocast = torch.is_autocast_enabled("cuda")
+    dtype = torch.get_autocast_dtype("cuda") if autocast else q.dtype
+    fits = q.shape[0] == 1 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
+    return dtype if fits and dtype in (torch.float16, torch.bfloat16) else None
 
 
 def _attend_varlen(q: Tensor, k: Tensor, v: Tensor, groups: Permuted) -> Tensor:
@@ -112,14 +120,22 @@ class SelfAttention(nn.Module):
         arrangement: Arrangement,
     ) -> Float[Tensor, "b n d"]:
         """``angles`` turn queries and keys (rotary positions); ``None`` leaves them."""
-        q, k, v = rearrange(
-            self.qkv(x), "b n (three k e) -> three b k n e", three=3, k=self.num_heads
+        # Each third by itself: the gradients then meet in one copy, not in two.
+        q, k, v = (
+            rearrange(third, "b n (k e) -> b k n e", k=self.num_heads)
+            for third in self.qkv(x).chunk(3, dim=-1)
         )
         q, k = self.q_norm(q), self.k_norm(k)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        y = attend(q, k, v, self.partition, arrangement)  # b k n e
+        y = self.attend(q, k, v, arrangement)  # b k n e
         return self.out(rearrange(y, "b k n e -> b n (k e)"))
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, arrangement: Arrangement
+    ) -> Float[Tensor, "b k n e"]:
+        """What the heads give, from queries and keys with their positions."""
+        return attend(q, k, v, self.partition, arrangement)
 
 
 class CrossAttention(nn.Module):
@@ -148,14 +164,24 @@ class CrossAttention(nn.Module):
         arrangement: Arrangement,
     ) -> Float[Tensor, "b n d"]:
         """``text`` holds one row for each clip of the batch or of the packed sequence."""
-        q = rearrange(self.q(x), "b n (k e) -> b k n e", k=self.num_heads)
-        k, v = rearrange(self.kv(text), "b l (two k e) -> two b k l e", two=2, k=self.num_heads)
-        q, k = self.q_norm(q), self.k_norm(k)
+        q, (k, v) = self._queries(x), self._keys_values(text)
         if not arrangement.is_packed:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
         else:
             y = self._attend_packed(q, k, v, mask, arrangement)
         return self.out(rearrange(y, "b k n e -> b n (k e)"))
+
+    def _queries(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b k n e"]:
+        return self.q_norm(rearrange(self.q(x), "b n (k e) -> b k n e", k=self.num_heads))
+
+    def _keys_values(
+        self, x: Float[Tensor, "b l d"]
+    ) -> tuple[Float[Tensor, "b k l e"], Float[Tensor, "b k l e"]]:
+        k, v = (
+            rearrange(half, "b l (k e) -> b k l e", k=self.num_heads)
+            for half in self.kv(x).chunk(2, dim=-1)
+        )
+        return self.k_norm(k), v
 
     def _attend_packed(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, arrangement: Arrangement
@@ -173,3 +199,49 @@ class CrossAttention(nn.Module):
                 for part, text in zip(parts, texts, strict=True)
             ]
         )
+
+
+class JointTextAttention(CrossAttention):
+    """Attention from the tokens of a window to those tokens themselves and to the text of their
+    clip, side by side as keys of one softmax (W.A.L.T, arXiv 2312.06662, section 3.2).
+
+    Both kinds of keys come from one projection. ``window`` counts frames, rows and columns of
+    tokens; null is the clip's whole extent. A frame is W.A.L.T's, in its spatial blocks alone.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        qk_norm: NormFactory | None = RMSNorm,
+        bias: bool = True,
+        window: Sequence[int | None] = (1, None, None),
+    ):
+        super().__init__(width, num_heads, qk_norm, bias)
+        if len(window) != 3:
+            raise ValueError(f"window = {list(window)} must be three: frames, rows, columns")
+        frames, rows, columns = window
+        self.partition = Partition(frames, rows, columns)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        text: Float[Tensor, "clips l d"],
+        mask: Bool[Tensor, "clips l"],
+        arrangement: Arrangement,
+    ) -> Float[Tensor, "b n d"]:
+        grouping = arrangement.grouping(self.partition)
+        if arrangement.is_packed:
+            clip = rearrange(arrangement.clip_of_token, "n -> 1 1 n 1")
+        else:
+            clip = repeat(torch.arange(len(x), device=x.device), "b -> b 1 n 1", n=x.shape[1])
+        tensors = (self._queries(x), *self._keys_values(x), clip)
+        text_k, text_v = self._keys_values(text)
+        outputs = []
+        for q, k, v, clips in zip(*(grouping.group(one) for one in tensors), strict=True):
+            own = clips[:, 0, 0, 0]  # the clip of each group
+            seen = F.pad(mask[own], (k.shape[-2], 0), value=True)
+            k, v = torch.cat([k, text_k[own]], dim=-2), torch.cat([v, text_v[own]], dim=-2)
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None, :])
+            outputs.append(attended)
+        return self.out(rearrange(grouping.ungroup(outputs), "b k n e -> b n (k e)"))

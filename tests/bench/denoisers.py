@@ -13,13 +13,14 @@ from tests.bench.models import CHANNELS, backward, condition, forward, forward_g
 from tests.bench.report import Report
 
 BATCH = 4
+IMAGE_SIZES, LATTE_SIZE = ("S", "B"), "S"
 
 
 def run(report: Report) -> None:
-    for size in ("S", "B"):
+    for size in IMAGE_SIZES:
         width = SIZES[size].width
         make = partial(image_dit, CHANNELS, width, size)
-        gmac = BATCH * forward_gmac(make, 1, 32, width)
+        gmac = BATCH * forward_gmac(make, (1, 32, 32), width)
         ours, theirs = make(), _diffusers_dit(size)
         (x, t), told = latents(BATCH, 1, 32), condition(BATCH, width)
         images, steps, labels = x[:, :, 0], (1000 * t).long(), torch.arange(BATCH)
@@ -47,15 +48,15 @@ def run(report: Report) -> None:
 
 
 def _latte(report: Report) -> None:
-    width = SIZES["S"].width
-    make = partial(latte, CHANNELS, width, "S")
-    gmac = forward_gmac(make, 16, 16, width)
+    width = SIZES[LATTE_SIZE].width
+    make = partial(latte, CHANNELS, width, LATTE_SIZE)
+    gmac = forward_gmac(make, (16, 16, 16), width)
     model, (x, t), told = make(), latents(1, 16, 16), condition(1, width)
 
     def call() -> Tensor:
         return model(x, t, told)
 
-    case = "Latte-S/2, 16 frames of 64 tokens, batch 1"
+    case = f"Latte-{LATTE_SIZE}/2, 16 frames of 64 tokens, batch 1"
     for name, measured, times in (
         ("forward", forward(call), 1),
         ("forward and backward", backward(model, call), 3),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +24,12 @@ def condition(batch: int, width: int) -> Condition:
     return Condition(pooled[:, None], torch.ones(batch, 1, dtype=torch.bool), pooled)
 
 
-def forward_gmac(make: Callable[[], nn.Module], frames: int, side: int, width: int) -> float:
-    """Billions of multiply-accumulates of one clip, counted on the meta device."""
+def forward_gmac(make: Callable[[], nn.Module], extent: Sequence[int], width: int) -> float:
+    """Billions of multiply-accumulates of one clip of frames, rows and columns of latents, counted
+    on the meta device.
+    """
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        make()(*latents(1, frames, side), condition(1, width))
+        make()(torch.empty(1, CHANNELS, *extent), torch.empty(1), condition(1, width))
     return counter.get_total_flops() / 2e9
 
 

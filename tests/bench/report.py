@@ -116,8 +116,24 @@ class Report:
         return times
 
     def write(self, path: Path) -> None:
-        """All rows, and what they were measured with, as JSON."""
+        """All rows, and what they were measured with, as JSON; and beside it a table to read."""
         path.parent.mkdir(parents=True, exist_ok=True)
         measured_with = {"torch": torch.__version__, "threads": torch.get_num_threads()}
         rows = [asdict(row) for row in self.rows]
         path.write_text(json.dumps({**measured_with, "rows": rows}, indent=1) + "\n")
+        path.with_suffix(".md").write_text(self.table())
+
+    def table(self) -> str:
+        """The rows in Markdown; a dash stands for what does not apply."""
+        lines = [
+            "| section | case | candidate | median | to the first | share of product | rate |",
+            "|---|---|---|--:|--:|--:|--:|",
+        ]
+        for row in self.rows:
+            share = "–" if row.share is None else f"{row.share:.1%}"
+            rate = "–" if row.items_per_s is None else f"{row.items_per_s:,.1f} {row.unit}/s"
+            lines.append(
+                f"| {row.section} | {row.case} | {row.candidate} | {1e3 * row.median_s:,.1f} ms "
+                f"| {row.ratio:.2f}x | {share} | {rate} |"
+            )
+        return "\n".join(lines) + "\n"

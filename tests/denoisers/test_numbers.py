@@ -13,11 +13,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sora_lightning.conditioning import LabelConditioner
 from sora_lightning.denoisers import SIZES, DiT, DiTParts, image_dit, latte, sized_dit
-from sora_lightning.denoisers.blocks import AdaLNBlock, CrossAttentionBlock, InContextBlock
+from sora_lightning.denoisers.blocks import (
+    AdaLNBlock,
+    AttentionKinds,
+    CrossAttentionBlock,
+    InContextBlock,
+)
 from sora_lightning.denoisers.conditions import NoCondition, PooledOnly
 from sora_lightning.denoisers.modulation import AdaLN, AdaLNLoRA
 from sora_lightning.layers.partitions import Joint, Windows
 from sora_lightning.layers.position_embedding import Learned, SinusoidalPlane
+from sora_lightning.layers.relative import RelativeSelfAttention
 from sora_lightning.types import Condition
 
 _CLASSES = [str(i) for i in range(1000)]
@@ -110,8 +116,9 @@ def test_latte_trains_as_many_parameters_as_published():
 
 def walt(size, modulation):
     """W.A.L.T on 17 x 128 x 128 video, 5 x 16 x 16 latents of 8 channels, patch 1, without text."""
+    kinds = AttentionKinds(among_tokens=RelativeSelfAttention)
     parts = DiTParts(
-        block=partial(AdaLNBlock, modulation=modulation),
+        block=partial(AdaLNBlock, modulation=modulation, kinds=kinds),
         condition=NoCondition,
         positions=[partial(Learned, grid=(5, 16, 16))],
         rotary=None,

@@ -7,9 +7,15 @@ import torch
 from torch import nn
 
 from sora_lightning.denoisers import Denoiser, DiT, DiTParts
-from sora_lightning.denoisers.blocks import AdaLNBlock, CrossAttentionBlock, InContextBlock
+from sora_lightning.denoisers.blocks import (
+    AdaLNBlock,
+    AttentionKinds,
+    CrossAttentionBlock,
+    InContextBlock,
+)
 from sora_lightning.denoisers.conditions import NoCondition, PooledOnly, TextAndPooled, TextOnly
 from sora_lightning.denoisers.modulation import AdaLNLoRA, AdaLNTable
+from sora_lightning.layers.attention import JointTextAttention
 from sora_lightning.layers.partitions import Alternating
 from sora_lightning.layers.position_embedding import (
     Fractional,
@@ -18,6 +24,7 @@ from sora_lightning.layers.position_embedding import (
     SinusoidalPlane,
     SinusoidalTime,
 )
+from sora_lightning.layers.relative import RelativeSelfAttention
 from sora_lightning.layers.transformer import RMSNorm, SwiGLU
 from sora_lightning.types import Condition, PackedLatents
 
@@ -27,6 +34,9 @@ PARTS = {
     "cross-attention": DiTParts(CrossAttentionBlock, PooledOnly),
     "adaLN-LoRA": DiTParts(partial(AdaLNBlock, modulation=partial(AdaLNLoRA, rank=3))),
     "adaLN-single": DiTParts(partial(AdaLNBlock, modulation=AdaLNTable, text_norm=None), TextOnly),
+    "W.A.L.T's attentions": DiTParts(
+        partial(AdaLNBlock, kinds=AttentionKinds(RelativeSelfAttention, JointTextAttention))
+    ),
     "RMS, SwiGLU, plain heads": DiTParts(
         partial(AdaLNBlock, norm=RMSNorm, feed_forward=SwiGLU, qk_norm=None, bias=False)
     ),

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from sora_lightning.layers.arrangement import Arrangement
-from sora_lightning.layers.attention import CrossAttention, attend
+from sora_lightning.layers.attention import CrossAttention, JointTextAttention, attend
 from sora_lightning.layers.groupings import Permuted, Regrouping, Whole
 from sora_lightning.layers.partitions import (
     JOINT,
@@ -112,9 +112,10 @@ def test_what_one_clip_holds_does_not_reach_another():
         assert torch.equal(base[:, :, first:], other[:, :, first:])
 
 
-def test_text_of_a_packed_clip_is_its_own():
+@pytest.mark.parametrize("kind", [CrossAttention, JointTextAttention])
+def test_text_of_a_packed_clip_is_its_own(kind):
     grids = random_grids(3, 5)
-    layer = CrossAttention(16, 2)
+    layer = kind(16, 2)
     text, mask = torch.randn(5, 4, 16), torch.rand(5, 4) < 0.6
     mask[:, 0] = True
     arrangement = Arrangement(grids)
@@ -123,6 +124,28 @@ def test_text_of_a_packed_clip_is_its_own():
     for i, (part, clip) in enumerate(zip(packed, x.split(arrangement.lengths, dim=1), strict=True)):
         alone = layer(clip, text[i : i + 1], mask[i : i + 1], Arrangement(grids[i : i + 1]))
         torch.testing.assert_close(part, alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("window", [(1, None, None), (2, 2, 2)])
+def test_text_joins_the_keys_of_every_window(window):
+    grid, layer = TokenGrid(3, 4, 2), JointTextAttention(16, 2, window=window)
+    x, text = torch.randn(2, grid.num_tokens, 16), torch.randn(2, 5, 16)
+    mask = torch.tensor([[True] * 3 + [False] * 2, [True] * 5])
+    of_window = Partition(*window).mask(grid_coordinates(grid, torch.device("cpu")), grid)
+    for i in range(2):
+        keys = torch.cat([x[i], text[i]])
+        seen = torch.cat([of_window, mask[i].expand(grid.num_tokens, -1)], dim=1)
+        q = layer.q_norm(layer.q(x[i]).unflatten(-1, (2, 8)).transpose(0, 1))
+        k, v = (part.unflatten(-1, (2, 8)).transpose(0, 1) for part in layer.kv(keys).chunk(2, -1))
+        y = F.scaled_dot_product_attention(q, layer.k_norm(k), v, attn_mask=seen)
+        expected = layer.out(y.transpose(0, 1).flatten(1))
+        actual = layer(x, text, mask, Arrangement([grid]))[i]
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+def test_a_window_of_another_number_of_axes_is_refused():
+    with pytest.raises(ValueError, match=r"window = \[1, 2\] must be three"):
+        JointTextAttention(16, 2, window=(1, 2))
 
 
 def test_coordinates_extents_and_context_stand_in_order():

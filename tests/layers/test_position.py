@@ -24,6 +24,27 @@ def test_rotated_products_depend_on_displacement_alone():
     assert not torch.isclose(product(a, b), product(a + shift, b), atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_every_precision_turns_by_the_rotation_matrix(dtype):
+    angles = 7 * torch.randn(5, 4)
+    # Heads as a projection gives them: a third of its output, transposed.
+    x = torch.randn(2, 5, 48, dtype=dtype, requires_grad=True)
+    heads = x.chunk(3, dim=-1)[1].unflatten(-1, (2, 8)).transpose(1, 2)
+    matrix = torch.stack([angles.cos(), -angles.sin(), angles.sin(), angles.cos()], dim=-1)
+    matrix = matrix.unflatten(-1, (2, 2)).double()
+    pairs = heads.double().unflatten(-1, (4, 2))
+    expected = (matrix @ pairs[..., None]).flatten(-3)
+    actual = rotate(heads, angles)
+    assert actual.dtype == dtype
+    tolerance = 0.05 if dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(actual.double(), expected, atol=tolerance, rtol=0)
+    direction = torch.randn_like(expected)
+    given, wanted = (
+        torch.autograd.grad((y.double() * direction).sum(), x)[0] for y in (actual, expected)
+    )
+    torch.testing.assert_close(given, wanted, atol=tolerance, rtol=0)
+
+
 def test_rotation_keeps_lengths_and_origin():
     x = torch.randn(5, 24)
     coordinates = torch.randint(0, 50, (5, 3))

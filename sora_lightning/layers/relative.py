@@ -1,0 +1,65 @@
+"""Self-attention with a learned bias for how far two tokens stand apart, as W.A.L.T adds to its
+learned positions (arXiv 2312.06662, section 4.1; one table over displacements: arXiv 2103.14030).
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sora_lightning.layers.arrangement import Arrangement
+from sora_lightning.layers.attention import NormFactory, SelfAttention
+from sora_lightning.layers.groupings import Permuted
+from sora_lightning.layers.partitions import JOINT, HeadSplit, Partition, TokenPartition
+from sora_lightning.layers.transformer import RMSNorm
+
+
+class RelativeSelfAttention(SelfAttention):
+    """``reach`` is the largest displacement in frames, rows and columns with a value of its own for
+    each head; tokens further apart share the last. W.A.L.T's windows of 1 x 16 x 16 and 5 x 8 x 8
+    lie within the default.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        partition: TokenPartition | HeadSplit = JOINT,
+        qk_norm: NormFactory | None = RMSNorm,
+        bias: bool = True,
+        reach: Sequence[int] = (4, 15, 15),
+    ):
+        super().__init__(width, num_heads, partition, qk_norm, bias)
+        if len(reach) != 3 or min(reach) < 0:
+            raise ValueError(f"reach = {list(reach)} must be three numbers of at least 0")
+        if len(partition.shares) > 1:
+            raise ValueError("relative positions are for layouts whose heads share one partition")
+        self.reach = tuple(reach)
+        self.table = nn.Parameter(torch.empty(num_heads, *(2 * length + 1 for length in reach)))
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, arrangement: Arrangement
+    ) -> Float[Tensor, "b k n e"]:
+        (partition,) = self.partition.shares
+        grouping = arrangement.grouping(partition)
+        places = grouping.group(rearrange(arrangement.coordinates, "n three -> 1 1 n three"))
+        # Boxes that tile one grid are all alike.
+        alike = isinstance(partition, Partition) and not isinstance(grouping, Permuted)
+        outputs = []
+        parts = zip(grouping.group(q), grouping.group(k), grouping.group(v), places, strict=True)
+        for queries, keys, values, place in parts:
+            bias = self._bias(place[:1, 0] if alike else place[:, 0]).to(q.dtype)
+            if not alike:  # every clip of a batch has these groups
+                bias = bias.repeat(len(queries) // len(bias), 1, 1, 1)
+            outputs.append(F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias))
+        return grouping.ungroup(outputs)
+
+    def _bias(self, places: Int[Tensor, "g m 3"]) -> Float[Tensor, "g k m m"]:
+        apart = places[:, :, None] - places[:, None]
+        reach = apart.new_tensor(self.reach)
+        f, h, w = (apart.clamp(-reach, reach) + reach).unbind(-1)
+        return rearrange(self.table[:, f, h, w], "k g m l -> g k m l")
