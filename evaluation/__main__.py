@@ -1,5 +1,6 @@
 """The judge's command line: ``python -m evaluation`` scores, ``python -m evaluation compare`` sets
-reports side by side, ``python -m evaluation train-tiny`` trains the tiny judge.
+reports side by side, ``python -m evaluation train-tiny`` trains the tiny judge, ``python -m
+evaluation tokenizer`` judges a tokenizer.
 """
 
 from __future__ import annotations
@@ -110,13 +111,15 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from evaluation.protocol import load_protocol
     from evaluation.run import Request, evaluate
 
-    for option in ("checkpoint", "videos", "reference", "judge"):
-        path = getattr(arguments, option)
-        # `make eval` without CKPT gives an empty path, which pathlib takes for this folder.
-        if path == Path():
-            raise ValueError(f"--{option} is empty: name a file or folder")
-        if path is not None and not path.exists():
-            raise ValueError(f"--{option} {path}: no such file or folder")
+    _check_paths(arguments, ("checkpoint", "videos", "reference", "judge"))
+    if arguments.checkpoint is not None and arguments.videos is None:
+        from evaluation.tokenizers.run import holds_only_a_tokenizer
+
+        if holds_only_a_tokenizer(arguments.checkpoint):
+            # What the command line of a tokenizer has beside this one's stays at its defaults.
+            defaults = vars(_tokenizer_parser().parse_args(["--checkpoint", "of arguments"]))
+            _judge_tokenizer(argparse.Namespace(**(defaults | vars(arguments))))
+            return
     protocol = load_protocol(arguments.protocol)
     paths = protocol.paths
     reference = arguments.reference or paths.reference
@@ -139,6 +142,78 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     print(f"\n{arguments.output or paths.output}/report.html")
 
 
+def _check_paths(arguments: argparse.Namespace, options: Sequence[str]) -> None:
+    for option in options:
+        path = getattr(arguments, option)
+        # `make eval` without CKPT gives an empty path, which pathlib takes for this folder.
+        if path == Path():
+            raise ValueError(f"--{option} is empty: name a file or folder")
+        if path is not None and not path.exists():
+            raise ValueError(f"--{option} {path}: no such file or folder")
+
+
+def _tokenizer_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation tokenizer",
+        description="Judge a tokenizer on clips, beside bicubic scaling to as many values and "
+        "H.264 in as many bytes. What is not given is that of the run the checkpoint lies in.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="of a tokenizer's training")
+    add("--reference", type=Path, help="manifest of clips (default: the run's val_manifest)")
+    add("--sizes", help="comma between, e.g. 17x64x64,9x64x64 (default: the run's)")
+    add("--fps", type=float, help="frames per second (default: the run's)")
+    add("--protocol", default="demo", help="whose network rFVD is by (default: demo)")
+    add("--judge", type=Path, help="weights of the tiny judge (default: the protocol's)")
+    add("--lpips", type=Path, help="torchvision's weights of VGG-16; without them no LPIPS")
+    add("--output", type=Path, help="folder of the report (default: report, in the run's)")
+    add("--strip", type=Path, help="picture of clips before and after (default: in the report's)")
+    add("--device", default="cpu", help="where the tokenizer computes: cpu, cuda (default: cpu)")
+    return parser
+
+
+def _judge_tokenizer(arguments: argparse.Namespace) -> None:
+    from evaluation.protocol import load_protocol
+    from evaluation.report import as_text
+    from evaluation.tokenizers.run import TokenizerRequest, evaluate_tokenizer, run_settings
+
+    _check_paths(arguments, ("checkpoint", "reference", "judge", "lpips"))
+    run = run_settings(arguments.checkpoint)
+    sizes = arguments.sizes.split(",") if arguments.sizes else run.get("sizes")
+    found = {
+        "reference": arguments.reference or run.get("val_manifest"),
+        "sizes": sizes if isinstance(sizes, list) else None,
+        "fps": arguments.fps or run.get("fps"),
+    }
+    for option, value in found.items():
+        if not value:
+            raise ValueError(
+                f"--{option} is missing, and no config.yaml of a run beside "
+                f"{arguments.checkpoint} gives it"
+            )
+    protocol = load_protocol(arguments.protocol)
+    output = arguments.output or arguments.checkpoint.absolute().parent.parent / "report"
+    report = evaluate_tokenizer(
+        TokenizerRequest(
+            checkpoint=arguments.checkpoint,
+            reference=Path(found["reference"]),
+            sizes=tuple(found["sizes"]),
+            fps=float(found["fps"]),
+            output=output,
+            strip=arguments.strip or output / "strip.png",
+            protocol=protocol,
+            judge=arguments.judge or protocol.paths.judge,
+            lpips=arguments.lpips,
+            device=arguments.device,
+        )
+    )
+    print(as_text(report))
+    for reason in report["left_out"]:
+        print(f"left out: {reason}")
+    print(f"\n{output}/report.html")
+
+
 def _train(arguments: argparse.Namespace) -> None:
     from evaluation.protocol import load_protocol
     from evaluation.train_tiny import TinyTraining, train_tiny
@@ -155,7 +230,11 @@ def _train(arguments: argparse.Namespace) -> None:
     print(arguments.output)
 
 
-_VERBS = {"train-tiny": (_train_parser, _train), "compare": (_compare_parser, _compare)}
+_VERBS = {
+    "train-tiny": (_train_parser, _train),
+    "compare": (_compare_parser, _compare),
+    "tokenizer": (_tokenizer_parser, _judge_tokenizer),
+}
 
 if __name__ == "__main__":
     sys.exit(main())

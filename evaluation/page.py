@@ -27,6 +27,10 @@ _SMALL = 96
 _GROUPS = (
     ("", "Generated videos"),
     ("tokenizer/", "The tokenizer on real clips"),
+    ("unquantised/", "The tokenizer, latents not rounded to 8 bits"),
+    ("bicubic/", "Bicubic scaling of every frame to as many values"),
+    ("bicubic_time/", "Bicubic scaling in space and time to as many values"),
+    ("h264/", "H.264 in as many bytes"),
     ("reconstruction/", "Real clips after the tokenizer"),
     ("reference/", "Real clips"),
 )

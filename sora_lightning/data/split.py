@@ -12,8 +12,7 @@ from sora_lightning.data.tables import Row, read_rows, write_rows
 def split(source: Path, output: Path, num_held_out: int, seed: int = 0) -> None:
     """Write ``train.jsonl`` and ``test.jsonl``: all rows of a file fall to the same one.
 
-    Which files are held out is drawn by their names and the seed alone; neither the order of the
-    rows nor rows added later move another file across.
+    Which files are held out is drawn by their names and the seed, whatever the order of the rows.
 
     Args:
         source: A manifest (JSONL, CSV, Parquet), or a folder of videos with captions beside them.
