@@ -1,6 +1,5 @@
 """The judge's command line: ``python -m evaluation`` scores, ``python -m evaluation compare`` sets
-reports side by side, ``python -m evaluation train-tiny`` trains the tiny judge, ``python -m
-evaluation tokenizer`` judges a tokenizer.
+reports side by side, ``python -m evaluation train-tiny`` trains the tiny judge.
 """
 
 from __future__ import annotations
@@ -64,7 +63,21 @@ def _parser() -> argparse.ArgumentParser:
     add("--judge", type=Path, help="weights of the tiny judge (default: the protocol's)")
     add("--output", type=Path, help="folder of the report (default: the protocol's)")
     add("--device", default="cpu", help="where the model computes: cpu, cuda (default: cpu)")
+    _add_tokenizer_options(parser)
     return parser
+
+
+def _add_tokenizer_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "for a checkpoint of a tokenizer's training",
+        "It is judged on clips, beside bicubic scaling to as many values and H.264 in as many "
+        "bytes. What is not given, the reference and the output too, is that of its run.",
+    )
+    add = group.add_argument
+    add("--sizes", help="comma between, e.g. 17x64x64,9x64x64 (default: the run's)")
+    add("--fps", type=float, help="frames per second (default: the run's)")
+    add("--lpips", type=Path, help="torchvision's weights of VGG-16; without them no LPIPS")
+    add("--strip", type=Path, help="picture of clips before and after (default: in the report's)")
 
 
 def _train_parser() -> argparse.ArgumentParser:
@@ -116,10 +129,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         from evaluation.tokenizers.run import holds_only_a_tokenizer
 
         if holds_only_a_tokenizer(arguments.checkpoint):
-            # What the command line of a tokenizer has beside this one's stays at its defaults.
-            defaults = vars(_tokenizer_parser().parse_args(["--checkpoint", "of arguments"]))
-            _judge_tokenizer(argparse.Namespace(**(defaults | vars(arguments))))
+            _judge_tokenizer(arguments)
             return
+    for option in ("sizes", "fps", "lpips", "strip"):
+        if getattr(arguments, option) is not None:
+            raise ValueError(f"--{option} is for the checkpoint of a tokenizer's training alone")
     protocol = load_protocol(arguments.protocol)
     paths = protocol.paths
     reference = arguments.reference or paths.reference
@@ -152,33 +166,12 @@ def _check_paths(arguments: argparse.Namespace, options: Sequence[str]) -> None:
             raise ValueError(f"--{option} {path}: no such file or folder")
 
 
-def _tokenizer_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation tokenizer",
-        description="Judge a tokenizer on clips, beside bicubic scaling to as many values and "
-        "H.264 in as many bytes. What is not given is that of the run the checkpoint lies in.",
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, help="of a tokenizer's training")
-    add("--reference", type=Path, help="manifest of clips (default: the run's val_manifest)")
-    add("--sizes", help="comma between, e.g. 17x64x64,9x64x64 (default: the run's)")
-    add("--fps", type=float, help="frames per second (default: the run's)")
-    add("--protocol", default="demo", help="whose network rFVD is by (default: demo)")
-    add("--judge", type=Path, help="weights of the tiny judge (default: the protocol's)")
-    add("--lpips", type=Path, help="torchvision's weights of VGG-16; without them no LPIPS")
-    add("--output", type=Path, help="folder of the report (default: report, in the run's)")
-    add("--strip", type=Path, help="picture of clips before and after (default: in the report's)")
-    add("--device", default="cpu", help="where the tokenizer computes: cpu, cuda (default: cpu)")
-    return parser
-
-
 def _judge_tokenizer(arguments: argparse.Namespace) -> None:
     from evaluation.protocol import load_protocol
     from evaluation.report import as_text
     from evaluation.tokenizers.run import TokenizerRequest, evaluate_tokenizer, run_settings
 
-    _check_paths(arguments, ("checkpoint", "reference", "judge", "lpips"))
+    _check_paths(arguments, ("lpips",))
     run = run_settings(arguments.checkpoint)
     sizes = arguments.sizes.split(",") if arguments.sizes else run.get("sizes")
     found = {
@@ -230,11 +223,7 @@ def _train(arguments: argparse.Namespace) -> None:
     print(arguments.output)
 
 
-_VERBS = {
-    "train-tiny": (_train_parser, _train),
-    "compare": (_compare_parser, _compare),
-    "tokenizer": (_tokenizer_parser, _judge_tokenizer),
-}
+_VERBS = {"train-tiny": (_train_parser, _train), "compare": (_compare_parser, _compare)}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -271,6 +271,7 @@ def _report(
     }
     packages = ("torch", "torchmetrics", "numpy", "av")
     return {
+        "contents": f"{len(clips)} clips through the tokenizer and back, beside the originals",
         "scores": {name: score.value for name, score in scores.items()},
         "details": {name: asdict(score) for name, score in scores.items()},
         "protocol": request.protocol.name if request.protocol else "none",

@@ -81,7 +81,7 @@ def test_flicker_error_sees_what_moves_and_not_what_stands_still():
 
 def test_the_summary_pairs_clip_by_clip(moving):
     noisy = moving.copy()
-    noisy[..., 0] += 10
+    noisy[..., 0] -= 10
     real = [moving, moving, moving[:1]]
     values = {
         "tokenizer": distances(real, [moving, noisy, moving[:1]], None),
@@ -174,7 +174,7 @@ def test_latents_in_8_bits_are_within_half_a_step():
 def run(tmp_path_factory):
     """A training of two steps on rendered clips, and clips that it did not see."""
     folder = tmp_path_factory.mktemp("run")
-    write_dataset(folder / "clips", num_train=4, num_val=3, num_test=0, num_workers=1)
+    write_dataset(folder / "clips", num_train=4, num_val=2, num_test=0, num_workers=1)
     config = {
         "run_dir": str(folder / "run"),
         "model": {
@@ -221,7 +221,7 @@ def test_a_checkpoint_of_a_tokenizer_is_judged_by_the_plain_command(run, capsys)
             assert f"{way}/{name}" in report["scores"]
     assert report["scores"]["tokenizer/causality/pixels"] < 1e-2
     assert report["scores"]["tokenizer/seams/pixels"] < 1e-2
-    assert report["settings"]["num_videos"] == 3
+    assert report["settings"]["num_videos"] == 2
     first = report["videos"][0]
     assert first["bytes"] == first["values"] + 4 * 6
     page = (run / "report/report.html").read_text()
@@ -234,12 +234,15 @@ def test_what_is_missing_or_wrong_is_said(run, tmp_path, capsys):
     checkpoint = str(run / "checkpoints/last.ckpt")
     lonely = tmp_path / "lonely.ckpt"
     lonely.write_bytes((run / "checkpoints/last.ckpt").read_bytes())
-    assert main(["tokenizer", "--checkpoint", str(lonely)]) == 2
+    assert main(["--checkpoint", str(lonely)]) == 2
     assert "--reference is missing, and no config.yaml" in capsys.readouterr().err
-    assert main(["tokenizer", "--checkpoint", checkpoint, "--lpips", "nowhere.pth"]) == 2
+    assert main(["--checkpoint", checkpoint, "--lpips", "nowhere.pth"]) == 2
     assert "--lpips nowhere.pth: no such file" in capsys.readouterr().err
-    assert main(["tokenizer", "--checkpoint", checkpoint, "--sizes", "4x32x32"]) == 2
+    assert main(["--checkpoint", checkpoint, "--sizes", "4x32x32"]) == 2
     assert "4x32x32" in capsys.readouterr().err
+    videos = ["--videos", str(run), "--sizes", "5x32x32"]
+    assert main(videos) == 2
+    assert "--sizes is for the checkpoint of a tokenizer" in capsys.readouterr().err
 
 
 def test_h264_does_not_pay_for_the_note_of_its_encoder(moving):
