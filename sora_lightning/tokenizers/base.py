@@ -140,7 +140,7 @@ class VideoTokenizer(nn.Module, ABC):
         self.latent_axes.copy_(axes)
         self.latent_std.copy_(variance.sqrt())
 
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         """The weight of the last layer that pixels pass, in which an adversarial loss compares
         gradients. ``ValueError`` for a tokenizer that does not say which it is.
         """

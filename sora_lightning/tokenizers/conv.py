@@ -114,7 +114,7 @@ class ConvTokenizer(VideoTokenizer):
             video = video + self.tubelets.decode(latents, alone=past is None)
         return video, following
 
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         """That of the convolutions, also where a linear path stands beside them."""
         tail = self.decoder[-1]
         assert isinstance(tail, Head)
