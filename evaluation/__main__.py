@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 _REFUSED, _INTERRUPTED = 2, 130
 
@@ -173,10 +174,10 @@ def _judge_tokenizer(arguments: argparse.Namespace) -> None:
 
     _check_paths(arguments, ("lpips",))
     run = run_settings(arguments.checkpoint)
-    sizes = arguments.sizes.split(",") if arguments.sizes else run.get("sizes")
-    found = {
+    listed = run.get("sizes") if isinstance(run.get("sizes"), list) else None
+    found: dict[str, Any] = {
         "reference": arguments.reference or run.get("val_manifest"),
-        "sizes": sizes if isinstance(sizes, list) else None,
+        "sizes": arguments.sizes.split(",") if arguments.sizes else listed,
         "fps": arguments.fps or run.get("fps"),
     }
     for option, value in found.items():

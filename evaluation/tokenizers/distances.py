@@ -89,11 +89,12 @@ def summary(values: Mapping[str, Columns], sizes: Sequence[str], seed: int) -> d
     for way in values:
         if "psnr" in values[way] and way != OURS:
             gain = values[OURS]["psnr"] - values[way]["psnr"]
-            for size in (None, *sorted(set(sizes))):
-                chosen = np.array([size in (None, own) for own in sizes])
-                name = f"{OURS}/gain_over_{way}" + (f"/{size}" if size else "")
-                text = f"PSNR less that of {way}, in dB; mean over {size or 'all'} clips."
-                scores[name] = _mean(gain[chosen], text, "higher", seed)
+            name, text = f"{OURS}/gain_over_{way}", f"PSNR less that of {way}, in dB"
+            scores[name] = _mean(gain, f"{text}; mean over clips.", "higher", seed)
+            for size in sorted(set(sizes)):
+                chosen = np.array([own == size for own in sizes])
+                meaning = f"{text}; mean over clips of {size} alone."
+                scores[f"{name}/{size}"] = _mean(gain[chosen], meaning, "higher", seed)
     return scores
 
 

@@ -207,15 +207,15 @@ def _rfvd(
     judges = build_judges(request.protocol, request.judge, request.device)
     frames, height, width = chosen[0].real.shape[:3]
     judges.videos.check_size(frames, height, width)
-    sides = [
+    ours, real = (
         torch.cat(
             [judges.features(rearrange(torch.from_numpy(v), "F H W c -> 1 c F H W")) for v in side]
         )
         for side in ([c.ways[OURS] for c in chosen], [c.real for c in chosen])
-    ]
-    bases = {"fvd": "rfvd", "kvd": "rkvd"}
-    names = [score_name(base, judges.videos).replace(base, ours) for base, ours in bases.items()]
-    found = frechet_scores(*sides, spec, (names[0], names[1]))
+    )
+    # Of reconstructions: the r says so, the rest which network it is by.
+    names = f"r{score_name('fvd', judges.videos)}", f"r{score_name('kvd', judges.videos)}"
+    found = frechet_scores(ours, real, spec, names)
     return {f"{OURS}/{name}": score for name, score in found.items()}, []
 
 

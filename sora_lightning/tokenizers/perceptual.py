@@ -26,6 +26,9 @@ class PerceptualDistance(nn.Module):
     there or holds something else.
     """
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self, weights: Path | str):
         super().__init__()
         path = Path(weights)
