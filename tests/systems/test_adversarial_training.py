@@ -141,6 +141,7 @@ def _worker(rank, address, video, expected):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_gradients_of_one(tmp_path):
     video = torch.rand(2, 3, 5, 16, 16, generator=torch.Generator().manual_seed(1))
     expected = copy.deepcopy(_gradients(_Both(), video))
