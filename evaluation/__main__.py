@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 _REFUSED, _INTERRUPTED = 2, 130
 
@@ -63,7 +64,21 @@ def _parser() -> argparse.ArgumentParser:
     add("--judge", type=Path, help="weights of the tiny judge (default: the protocol's)")
     add("--output", type=Path, help="folder of the report (default: the protocol's)")
     add("--device", default="cpu", help="where the model computes: cpu, cuda (default: cpu)")
+    _add_tokenizer_options(parser)
     return parser
+
+
+def _add_tokenizer_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "for a checkpoint of a tokenizer's training",
+        "It is judged on clips, beside bicubic scaling to as many values and H.264 in as many "
+        "bytes. What is not given, the reference and the output too, is that of its run.",
+    )
+    add = group.add_argument
+    add("--sizes", help="comma between, e.g. 17x64x64,9x64x64 (default: the run's)")
+    add("--fps", type=float, help="frames per second (default: the run's)")
+    add("--lpips", type=Path, help="torchvision's weights of VGG-16; without them no LPIPS")
+    add("--strip", type=Path, help="picture of clips before and after (default: in the report's)")
 
 
 def _train_parser() -> argparse.ArgumentParser:
@@ -110,13 +125,16 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from evaluation.protocol import load_protocol
     from evaluation.run import Request, evaluate
 
-    for option in ("checkpoint", "videos", "reference", "judge"):
-        path = getattr(arguments, option)
-        # `make eval` without CKPT gives an empty path, which pathlib takes for this folder.
-        if path == Path():
-            raise ValueError(f"--{option} is empty: name a file or folder")
-        if path is not None and not path.exists():
-            raise ValueError(f"--{option} {path}: no such file or folder")
+    _check_paths(arguments, ("checkpoint", "videos", "reference", "judge"))
+    if arguments.checkpoint is not None and arguments.videos is None:
+        from evaluation.tokenizers.run import holds_only_a_tokenizer
+
+        if holds_only_a_tokenizer(arguments.checkpoint):
+            _judge_tokenizer(arguments)
+            return
+    for option in ("sizes", "fps", "lpips", "strip"):
+        if getattr(arguments, option) is not None:
+            raise ValueError(f"--{option} is for the checkpoint of a tokenizer's training alone")
     protocol = load_protocol(arguments.protocol)
     paths = protocol.paths
     reference = arguments.reference or paths.reference
@@ -137,6 +155,57 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     print(as_text(report))
     print(f"\n{arguments.output or paths.output}/report.html")
+
+
+def _check_paths(arguments: argparse.Namespace, options: Sequence[str]) -> None:
+    for option in options:
+        path = getattr(arguments, option)
+        # `make eval` without CKPT gives an empty path, which pathlib takes for this folder.
+        if path == Path():
+            raise ValueError(f"--{option} is empty: name a file or folder")
+        if path is not None and not path.exists():
+            raise ValueError(f"--{option} {path}: no such file or folder")
+
+
+def _judge_tokenizer(arguments: argparse.Namespace) -> None:
+    from evaluation.protocol import load_protocol
+    from evaluation.report import as_text
+    from evaluation.tokenizers.run import TokenizerRequest, evaluate_tokenizer, run_settings
+
+    _check_paths(arguments, ("lpips",))
+    run = run_settings(arguments.checkpoint)
+    listed = run.get("sizes") if isinstance(run.get("sizes"), list) else None
+    found: dict[str, Any] = {
+        "reference": arguments.reference or run.get("val_manifest"),
+        "sizes": arguments.sizes.split(",") if arguments.sizes else listed,
+        "fps": arguments.fps or run.get("fps"),
+    }
+    for option, value in found.items():
+        if not value:
+            raise ValueError(
+                f"--{option} is missing, and no config.yaml of a run beside "
+                f"{arguments.checkpoint} gives it"
+            )
+    protocol = load_protocol(arguments.protocol)
+    output = arguments.output or arguments.checkpoint.absolute().parent.parent / "report"
+    report = evaluate_tokenizer(
+        TokenizerRequest(
+            checkpoint=arguments.checkpoint,
+            reference=Path(found["reference"]),
+            sizes=tuple(found["sizes"]),
+            fps=float(found["fps"]),
+            output=output,
+            strip=arguments.strip or output / "strip.png",
+            protocol=protocol,
+            judge=arguments.judge or protocol.paths.judge,
+            lpips=arguments.lpips,
+            device=arguments.device,
+        )
+    )
+    print(as_text(report))
+    for reason in report["left_out"]:
+        print(f"left out: {reason}")
+    print(f"\n{output}/report.html")
 
 
 def _train(arguments: argparse.Namespace) -> None:

@@ -27,6 +27,10 @@ _SMALL = 96
 _GROUPS = (
     ("", "Generated videos"),
     ("tokenizer/", "The tokenizer on real clips"),
+    ("unquantised/", "The tokenizer, latents not rounded to 8 bits"),
+    ("bicubic/", "Bicubic scaling of every frame to as many values"),
+    ("bicubic_time/", "Bicubic scaling in space and time to as many values"),
+    ("h264/", "H.264 in as many bytes"),
     ("reconstruction/", "Real clips after the tokenizer"),
     ("reference/", "Real clips"),
 )
@@ -43,10 +47,12 @@ def page(
     if checkpoint is not None:
         subject = f"<code>{escape(checkpoint['path'])}</code>, step {checkpoint['step']:,}"
     settings = report["settings"]
+    contents = (
+        f"{settings['num_videos']} generated videos beside {settings['num_reference']} real ones"
+    )
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=f"Evaluation, protocol {escape(report['protocol'])}",
-        subtitle=f"{subject}: {settings['num_videos']} generated videos beside "
-        f"{settings['num_reference']} real ones",
+        subtitle=f"{subject}: {report.get('contents', contents)}",
         tiles="\n".join(_tiles(report["details"])),
         strip="".join(_strip(report["videos"], videos, fps)),
         scores="\n".join(_score_rows(report["details"])),

@@ -1,7 +1,7 @@
 """Optimiser and learning-rate schedule, shared by all systems."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -46,12 +46,16 @@ def warmup_cosine(step: int, warmup_steps: int, total_steps: int, floor: float =
 
 
 def configure(
-    system: L.LightningModule, optimizer: OptimizerFactory, warmup_steps: int
+    system: L.LightningModule,
+    optimizer: OptimizerFactory,
+    warmup_steps: int,
+    trained: nn.Module | None = None,
+    apart: Sequence[dict[str, Any]] = (),
 ) -> OptimizerLRSchedulerConfig:
-    """What ``configure_optimizers`` returns: the optimiser over what trains, its rate set anew at
-    each step.
+    """What ``configure_optimizers`` returns: the optimiser over what trains (by default all of the
+    system), its rate set anew at each step. Groups ``apart`` have settings of their own.
     """
-    built = optimizer(parameter_groups(system))
+    built = optimizer([*parameter_groups(system if trained is None else trained), *apart])
     total_steps = int(system.trainer.estimated_stepping_batches)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         built, partial(warmup_cosine, warmup_steps=warmup_steps, total_steps=total_steps)

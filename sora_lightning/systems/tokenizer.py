@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -10,6 +11,7 @@ from einops import rearrange
 from jaxtyping import Float
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim import Optimizer
 
 from sora_lightning.systems.loading import load_system
 from sora_lightning.systems.optimization import (
@@ -24,12 +26,14 @@ from sora_lightning.systems.packed import (
     packed_step,
 )
 from sora_lightning.systems.seeding import step_generator
-from sora_lightning.tokenizers import ReconstructionLoss, Tiling, VideoTokenizer
+from sora_lightning.tokenizers import Adversarial, ReconstructionLoss, Tiling, VideoTokenizer
+from sora_lightning.tokenizers.adversarial import clip_apart
 from sora_lightning.types import PackedBatch, VideoBatch
 
 
 class TokenizerSystem(L.LightningModule):
-    """Encode, draw from the posterior, decode, compare.
+    """Encode, draw from the posterior, decode, compare; with ``adversarial`` a discriminator, which
+    trains beside it under the same optimiser, looks at the result too.
 
     Each validation also records the latents' mean and covariance over the validation clips in the
     tokenizer's buffers: those of a run's last checkpoint are the ones that its latents are
@@ -46,11 +50,15 @@ class TokenizerSystem(L.LightningModule):
         whiten: bool = False,
         seed: int = 0,
         tiling: Tiling | None = None,
+        adversarial: Adversarial | None = None,
     ):
         super().__init__()
         self.save_hyperparameters()
         self.tokenizer = tokenizer
         self.loss = loss or ReconstructionLoss()
+        if adversarial is not None and adversarial.adaptive:
+            tokenizer.last_layer()  # where there is none, that is said now
+        self.adversarial = adversarial
         self.optimizer = optimizer
         self.warmup_steps = warmup_steps
         self.whiten = whiten
@@ -75,6 +83,11 @@ class TokenizerSystem(L.LightningModule):
         packing = getattr(data, "packing", None)
         if stage == "fit" and packing is not None:
             check_packable(self.tokenizer, packing)
+            if self.adversarial is not None:
+                raise ValueError(
+                    "model.init_args.adversarial and data.packing are both set: a discriminator "
+                    "takes batches of one size; give data.sizes, or leave adversarial out"
+                )
         if stage == "fit" and getattr(data, "val_manifest", True) is None:
             raise ValueError(
                 "data.val_manifest is not set: a tokenizer's latents are normalised by their "
@@ -91,6 +104,9 @@ class TokenizerSystem(L.LightningModule):
         reconstruction = self.tokenizer.decode_raw(posterior.sample(noise))
         loss, terms = self.loss(reconstruction, video, posterior)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        if self.adversarial is not None:
+            more, played = self.played(self.adversarial, loss, reconstruction, video)
+            loss, terms = loss + more, terms | played
         self.log_dict({f"train/{name}": t for name, t in terms.items()}, batch_size=len(batch))
         return loss
 
@@ -99,6 +115,18 @@ class TokenizerSystem(L.LightningModule):
         draws = ClipDraws(batch, self.seed, self.device)
         clips = packed_reconstructions(self.tokenizer, batch, draws)
         return torch.stack([self.loss(*clip)[0] for clip in clips])
+
+    def played(
+        self,
+        adversarial: Adversarial,
+        loss: Float[Tensor, ""],
+        reconstruction: Float[Tensor, "b 3 F H W"],
+        video: Float[Tensor, "b 3 F H W"],
+    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+        """Both sides' losses, and their terms, at this optimiser step."""
+        mean = partial(self.trainer.strategy.reduce, reduce_op="mean")
+        last = self.tokenizer.last_layer() if adversarial.adaptive else None
+        return adversarial(loss, reconstruction, video, last, self.global_step, mean)
 
     def validation_step(self, batch: VideoBatch, batch_idx: int) -> None:
         video = batch.pixels
@@ -127,7 +155,22 @@ class TokenizerSystem(L.LightningModule):
         return tokenizer.encode(batch.pixels)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        return configure(self, self.optimizer, self.warmup_steps)
+        if self.adversarial is None:
+            return configure(self, self.optimizer, self.warmup_steps)
+        apart = [self.adversarial.parameter_group()]
+        return configure(self, self.optimizer, self.warmup_steps, self.tokenizer, apart)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Tokenizer and discriminator are clipped apart."""
+        if gradient_clip_val:
+            parts = [p for p in (self.tokenizer, self.adversarial) if p is not None]
+            sides = [list(part.parameters()) for part in parts]
+            clip_apart(sides, gradient_clip_val, gradient_clip_algorithm)
 
 
 def psnr(

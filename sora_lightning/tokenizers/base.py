@@ -131,6 +131,14 @@ class VideoTokenizer(nn.Module, ABC):
         self.latent_axes.copy_(axes)
         self.latent_std.copy_(variance.sqrt())
 
+    def last_layer(self) -> Tensor:
+        """The weight of the last layer that pixels pass, in which an adversarial loss compares
+        gradients. ``ValueError`` for a tokenizer that does not say which it is.
+        """
+        raise ValueError(
+            f"{type(self).__name__} names no last layer: set `adaptive: false` in `adversarial`"
+        )
+
     def fingerprint(self) -> str:
         """SHA-256 over class, geometry, weights and statistics: equal exactly where the latents are
         equal.

@@ -114,6 +114,12 @@ class ConvTokenizer(CausalTokenizer):
             video = video + self.tubelets.decode(latents, alone=past is None)
         return video, following
 
+    def last_layer(self) -> Tensor:
+        """That of the convolutions, also where a linear path stands beside them."""
+        tail = self.decoder[-1]
+        assert isinstance(tail, Head)
+        return tail.conv.weight
+
 
 class ChannelNorm(nn.Module):
     """Root-mean-square norm over the channels of each position: unlike group norm it cannot leak

@@ -1,31 +1,118 @@
 """What a tokenizer is trained for: to give back its pixels through few, well-behaved latents."""
 
-from dataclasses import dataclass
+import logging
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sora_lightning.tokenizers.perceptual import PerceptualDistance
 from sora_lightning.tokenizers.posterior import DiagonalGaussian
+
+log = logging.getLogger(__name__)
+
+
+class PixelError(ABC):
+    """What a difference of pixel values costs, mean over them."""
+
+    @abstractmethod
+    def __call__(self, error: Float[Tensor, "b 3 F H W"]) -> Float[Tensor, ""]: ...
+
+
+class L1(PixelError):
+    """The absolute error: the median of what a pixel may be."""
+
+    def __call__(self, error: Float[Tensor, "b 3 F H W"]) -> Float[Tensor, ""]:
+        return error.abs().mean()
+
+
+class L2(PixelError):
+    """The squared error, which PSNR is the logarithm of."""
+
+    def __call__(self, error: Float[Tensor, "b 3 F H W"]) -> Float[Tensor, ""]:
+        return error.square().mean()
+
+
+@dataclass(frozen=True)
+class Charbonnier(PixelError):
+    """``sqrt(e^2 + epsilon^2) - epsilon``: squared below ``epsilon``, absolute above (Charbonnier
+    et al., 1994).
+    """
+
+    epsilon: float = 1e-2
+
+    def __post_init__(self) -> None:
+        if self.epsilon <= 0:
+            raise ValueError(f"epsilon = {self.epsilon} must be positive")
+
+    def __call__(self, error: Float[Tensor, "b 3 F H W"]) -> Float[Tensor, ""]:
+        return (error.square() + self.epsilon**2).sqrt().mean() - self.epsilon
+
+
+@dataclass(frozen=True)
+class L1AndL2(PixelError):
+    """Both, weighted."""
+
+    l1: float = 1.0
+    l2: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("l1", "l2"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"weight {name} = {getattr(self, name)} must not be negative")
+        if self.l1 == self.l2 == 0:
+            raise ValueError("l1 and l2 are both 0: nothing asks for a reconstruction")
+
+    def __call__(self, error: Float[Tensor, "b 3 F H W"]) -> Float[Tensor, ""]:
+        return self.l1 * error.abs().mean() + self.l2 * error.square().mean()
+
+
+class Perceptual:
+    """LPIPS at a weight. Without a file of VGG-16's weights, or where it is not there, the weight
+    is 0 and the log says so, so that a training need not have the file.
+
+    No module: the network is neither trained, averaged nor saved.
+    """
+
+    def __init__(self, weights: Path | None = None, weight: float = 1.0):
+        if weight < 0:
+            raise ValueError(f"weight = {weight} must not be negative")
+        self.weight = weight
+        self._network: PerceptualDistance | None = None
+        if weight and weights is not None and Path(weights).is_file():
+            self._network = PerceptualDistance(weights)
+        elif weight:
+            why = "no file is named" if weights is None else f"there is no file {weights}"
+            log.warning("LPIPS has weight 0: its `weights` are those of VGG-16, and %s", why)
+            self.weight = 0.0
+
+    def __call__(
+        self, reconstruction: Float[Tensor, "b 3 F H W"], video: Float[Tensor, "b 3 F H W"]
+    ) -> Float[Tensor, ""]:
+        """Mean over the clips; 0 without a network."""
+        if self._network is None:
+            return torch.zeros((), device=video.device)
+        return self._network.to(video.device)(reconstruction, video).mean()
 
 
 @dataclass(frozen=True)
 class ReconstructionLoss:
-    """Absolute and squared error per pixel value, and the posterior's KL divergence.
+    """The error of the pixels, the posterior's KL divergence and, by choice, LPIPS.
 
     The divergence, in nats a clip, is divided by the clip's number of pixel values, so that one
     ``kl`` weight serves all sizes.
     """
 
-    l1: float = 1.0
-    l2: float = 1.0
+    pixel: PixelError = field(default_factory=L1AndL2)
     kl: float = 1e-3
+    perceptual: Perceptual | None = None
 
     def __post_init__(self) -> None:
-        for name in ("l1", "l2", "kl"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"weight {name} = {getattr(self, name)} must not be negative")
-        if self.l1 == self.l2 == 0:
-            raise ValueError("l1 and l2 are both 0: nothing asks for a reconstruction")
+        if self.kl < 0:
+            raise ValueError(f"weight kl = {self.kl} must not be negative")
 
     def __call__(
         self,
@@ -34,11 +121,13 @@ class ReconstructionLoss:
         posterior: DiagonalGaussian,
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
         """The weighted sum, and its unweighted terms by name."""
-        error = reconstruction - video
         terms = {
-            "l1": error.abs().mean(),
-            "l2": error.square().mean(),
+            "pixel": self.pixel(reconstruction - video),
             "kl": posterior.kl().mean() / video[0].numel(),
         }
-        total = self.l1 * terms["l1"] + self.l2 * terms["l2"] + self.kl * terms["kl"]
+        total = terms["pixel"] + self.kl * terms["kl"]
+        if self.perceptual is not None:
+            terms["lpips"] = self.perceptual(reconstruction, video)
+            terms["lpips_weight"] = torch.tensor(self.perceptual.weight, device=video.device)
+            total = total + self.perceptual.weight * terms["lpips"]
         return total, terms

@@ -118,6 +118,10 @@ class ViViTTokenizer(VideoTokenizer):
         clips = pixels.split([grid.num_tokens for grid in grids], dim=1)
         return [self._video(clip, grid)[0] for clip, grid in zip(clips, grids, strict=True)]
 
+    def last_layer(self) -> Tensor:
+        """See ``VideoTokenizer``."""
+        return self.pixels_out.weight
+
     def _tubelets(
         self, video: Float[Tensor, "b 3 F H W"]
     ) -> tuple[Float[Tensor, "b n p"], TokenGrid]:

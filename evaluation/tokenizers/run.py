@@ -1,0 +1,309 @@
+"""From a tokenizer's checkpoint and clips to a report."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, dataclass
+from importlib.metadata import version
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from evaluation.networks import build_judges, score_name
+from evaluation.protocol import Protocol, file_sha256, fingerprint, texts_sha256
+from evaluation.report import write_report
+from evaluation.scores import Score, frechet_scores
+from evaluation.tokenizers.baselines import (
+    Video,
+    bicubic_in_space,
+    bicubic_in_space_and_time,
+    h264,
+)
+from evaluation.tokenizers.distances import OURS, distances, summary
+from evaluation.tokenizers.probes import (
+    DEAD_BITS,
+    bits_per_channel,
+    causality,
+    quantised,
+    seams,
+)
+from evaluation.tokenizers.strip import write_strip
+from sora_lightning.data import VideoDataModule
+from sora_lightning.tokenizers import PerceptualDistance, VideoTokenizer, load_tokenizer
+from sora_lightning.tokenizers.load import read_checkpoint
+from sora_lightning.types import VideoSize, as_levels
+
+_SEED = 0
+_STRIP_CLIPS, _STRIP_FRAMES = 3, 3
+_PROBED_CLIPS = 2
+
+
+@dataclass(frozen=True)
+class TokenizerRequest:
+    """Which tokenizer to judge on which clips: of a manifest, at ``sizes`` and ``fps`` as the data
+    module reads them, the middle window of each.
+
+    ``protocol`` and ``judge`` give the network of rFVD, ``lpips`` the file of VGG's weights;
+    without them the report says what is left out. ``strip`` is the picture to write.
+    """
+
+    checkpoint: Path
+    reference: Path
+    sizes: tuple[str, ...]
+    fps: float
+    output: Path
+    strip: Path
+    protocol: Protocol | None = None
+    judge: Path | None = None
+    lpips: Path | None = None
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class RebuiltClip:
+    """A clip and what became of it by each way, at 8 bits a value or in as many bytes."""
+
+    name: str
+    caption: str
+    pixels: Float[Tensor, "1 3 F H W"]
+    real: Video
+    ways: dict[str, Video]
+    record: dict[str, Any]
+
+    @property
+    def size(self) -> str:
+        return "x".join(map(str, self.real.shape[:3]))
+
+
+def holds_only_a_tokenizer(checkpoint: Path) -> bool:
+    """Whether a checkpoint is of a system that trains a tokenizer. Raises ``ValueError`` for a file
+    that is no checkpoint.
+    """
+    system = str(read_checkpoint(checkpoint)["hyper_parameters"].get("_class_path", ""))
+    return system.endswith(".TokenizerSystem")
+
+
+def run_settings(checkpoint: Path) -> dict[str, Any]:
+    """The ``data`` of the configuration that a run saved beside its checkpoints; nothing where
+    there is none.
+    """
+    config = checkpoint.absolute().parent.parent / "config.yaml"
+    return dict(yaml.safe_load(config.read_text())["data"]) if config.is_file() else {}
+
+
+@torch.no_grad()
+def evaluate_tokenizer(request: TokenizerRequest) -> dict[str, Any]:
+    """Encode, decode, compare, probe, and write ``report.json``, ``report.html``, TensorBoard's
+    events and the strip; give the report.
+
+    Raises ``ValueError`` naming what is wrong before any clip is rebuilt.
+    """
+    started = time.monotonic()
+    tokenizer = load_tokenizer(request.checkpoint).to(request.device)
+    network = PerceptualDistance(request.lpips) if request.lpips else None
+    left_out = [] if network else ["lpips: no weights of VGG-16 were given (--lpips)"]
+    clips = _rebuilt_clips(request, tokenizer)
+    real = [clip.real for clip in clips]
+    values = {
+        way: distances(real, [clip.ways[way] for clip in clips], network) for way in clips[0].ways
+    }
+    sizes = [clip.size for clip in clips]
+    scores = summary(values, sizes, _SEED)
+    rfvd, missing = _rfvd(request, clips)
+    scores |= rfvd | _probes(tokenizer, [clip.pixels.to(request.device) for clip in clips])
+    for index, clip in enumerate(clips):
+        clip.record.update(
+            {f"{way}/psnr": round(float(v["psnr"][index]), 3) for way, v in values.items()}
+        )
+    report = _report(request, clips, scores, [*left_out, *missing])
+    report["seconds"] = round(time.monotonic() - started, 1)
+    ours = [clip.ways[OURS] for clip in clips]
+    write_report(report, ours, real, request.fps, request.output)
+    _write_strip(clips, request.strip)
+    return report
+
+
+def _rebuilt_clips(request: TokenizerRequest, tokenizer: VideoTokenizer) -> list[RebuiltClip]:
+    for size in request.sizes:
+        tokenizer.compression.grid(VideoSize.parse(size))
+    largest = max(prod(astuple(VideoSize.parse(size))) for size in request.sizes)
+    data = VideoDataModule(
+        manifest=request.reference,
+        val_manifest=request.reference,
+        sizes=list(request.sizes),
+        fps=request.fps,
+        pixels_per_batch=largest,
+    )
+    data.setup("validate")
+    loader = data.val_dataloader()
+    clips = []
+    for batch in tqdm(loader, "rebuild", unit="batch"):
+        for name, caption, pixels in zip(batch.clip_ids, batch.captions, batch.pixels, strict=True):
+            clips.append(_rebuild(request, tokenizer, name, caption, pixels[None]))
+    return clips
+
+
+def _rebuild(
+    request: TokenizerRequest,
+    tokenizer: VideoTokenizer,
+    name: str,
+    caption: str,
+    pixels: Float[Tensor, "1 3 F H W"],
+) -> RebuiltClip:
+    """By every way, with what the latents take: their number of values, or their bytes at 8 bits a
+    value.
+    """
+    latents = tokenizer.encode(pixels.to(request.device))
+    coarse, num_bytes = quantised(latents)
+    real = _video(pixels)
+    space = bicubic_in_space(real, latents.numel())
+    both = bicubic_in_space_and_time(real, latents.numel())
+    coded = h264(real, num_bytes, request.fps)
+    ways = {
+        OURS: _video(tokenizer.decode(coarse)),
+        "unquantised": _video(tokenizer.decode(latents)),
+        "bicubic": space.video,
+        "bicubic_time": both.video,
+        "h264": coded.video,
+    }
+    record = {
+        "values": latents.numel(),
+        "bytes": num_bytes,
+        "bicubic": space.setting,
+        "bicubic_time": both.setting,
+        "h264": f"{coded.size} bytes, {coded.setting}",
+    }
+    return RebuiltClip(name, caption, pixels, real, ways, record)
+
+
+def _video(pixels: Float[Tensor, "1 3 F H W"]) -> Video:
+    return rearrange(as_levels(pixels.cpu()), "1 c F H W -> F H W c").numpy()
+
+
+def _rfvd(
+    request: TokenizerRequest, clips: Sequence[RebuiltClip]
+) -> tuple[dict[str, Score], list[str]]:
+    """Of the size that most clips have, by the protocol's network, under its name; or why not."""
+    if request.protocol is None:
+        return {}, ["rfvd: no protocol was given"]
+    spec = request.protocol.scores
+    sizes = [clip.size for clip in clips]
+    size = max(set(sizes), key=sizes.count)
+    chosen = [clip for clip in clips if clip.size == size]
+    if len(chosen) < spec.least_videos:
+        few = f"rfvd: needs {spec.least_videos} clips of one size, and {size} has {len(chosen)}"
+        return {}, [few]
+    if request.judge is not None and not request.judge.exists():
+        return {}, [f"rfvd: {request.judge} does not exist; `make demo` trains it"]
+    judges = build_judges(request.protocol, request.judge, request.device)
+    frames, height, width = chosen[0].real.shape[:3]
+    judges.videos.check_size(frames, height, width)
+    ours, real = (
+        torch.cat(
+            [judges.features(rearrange(torch.from_numpy(v), "F H W c -> 1 c F H W")) for v in side]
+        )
+        for side in ([c.ways[OURS] for c in chosen], [c.real for c in chosen])
+    )
+    # Of reconstructions: the r says so, the rest which network it is by.
+    names = f"r{score_name('fvd', judges.videos)}", f"r{score_name('kvd', judges.videos)}"
+    found = frechet_scores(ours, real, spec, names)
+    return {f"{OURS}/{name}": score for name, score in found.items()}, []
+
+
+def _probes(
+    tokenizer: VideoTokenizer, videos: Sequence[Float[Tensor, "1 3 F H W"]]
+) -> dict[str, Score]:
+    longest = sorted(videos, key=lambda video: -video.shape[2])[:_PROBED_CLIPS]
+    longest = [video for video in longest if video.shape[2] > tokenizer.compression.frames]
+    scores = {}
+    if longest:
+        found = [causality(tokenizer, video) for video in longest]
+        n = len(found)
+        for name, meaning in (
+            ("latents", "Change of earlier latents, in deviations, when later frames are replaced"),
+            ("pixels", "Change of earlier pixels, of 255, when later latents are replaced"),
+        ):
+            worst = max(getattr(one, name) for one in found)
+            text = f"{meaning}, at most: 0 but for rounding where no frame sees a later one."
+            scores[f"{OURS}/causality/{name}"] = Score(worst, n, text, "lower")
+        control = min(one.control for one in found)
+        text = "Greatest change of the later latents in the same test: shows that it measures."
+        scores[f"{OURS}/causality/control"] = Score(control, n, text, "")
+        apart = [seams(tokenizer, video) for video in longest]
+        for place, (name, unit) in enumerate((("latents", "deviations"), ("pixels", "of 255"))):
+            text = f"Difference between a clip in pieces and whole ({unit}), at most."
+            worst = max(pair[place] for pair in apart)
+            scores[f"{OURS}/seams/{name}"] = Score(worst, n, text, "lower")
+    bits = bits_per_channel(tokenizer, videos)
+    dead = float((bits < DEAD_BITS).double().mean())
+    text = f"Share of latent channels whose values say less than {DEAD_BITS} bit of the clips."
+    scores[f"{OURS}/dead_channels"] = Score(dead, len(bits), text, "lower")
+    text = "Bits that a latent value says of the clips, mean over channels."
+    scores[f"{OURS}/bits_per_value"] = Score(float(bits.mean()), len(bits), text, "")
+    return scores
+
+
+def _report(
+    request: TokenizerRequest,
+    clips: Sequence[RebuiltClip],
+    scores: dict[str, Score],
+    left_out: Sequence[str],
+) -> dict[str, Any]:
+    content = read_checkpoint(request.checkpoint)
+    captions = texts_sha256([clip.caption for clip in clips])
+    settings = {
+        "clips": {"sizes": list(request.sizes), "fps": request.fps, "window": "middle"},
+        "sampling": {},
+        "baselines": "bicubic at as many values, H.264 in as many bytes, 8 bits a latent value",
+        "prompts_sha256": captions,
+        "reference_sha256": texts_sha256([clip.name for clip in clips]),
+        "num_videos": len(clips),
+        "num_reference": len(clips),
+    }
+    packages = ("torch", "torchmetrics", "numpy", "av")
+    return {
+        "contents": f"{len(clips)} clips through the tokenizer and back, beside the originals",
+        "scores": {name: score.value for name, score in scores.items()},
+        "details": {name: asdict(score) for name, score in scores.items()},
+        "protocol": request.protocol.name if request.protocol else "none",
+        "fingerprint": fingerprint(settings),
+        "settings": settings,
+        "checkpoint": {
+            "path": str(request.checkpoint),
+            "sha256": file_sha256(request.checkpoint),
+            "step": int(content.get("global_step", 0)),
+        },
+        "judge": {"left out": "; ".join(left_out) or "nothing"},
+        "reference": str(request.reference),
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+        "device": request.device,
+        "left_out": list(left_out),
+        "videos": [
+            {"prompt": clip.caption, "clip": clip.name, "size": clip.size, **clip.record}
+            for clip in clips
+        ],
+    }
+
+
+def _write_strip(clips: Sequence[RebuiltClip], path: Path) -> None:
+    """Evenly spaced ones of the clips: none is picked."""
+    number = min(_STRIP_CLIPS, len(clips))
+    chosen = [clips[round(i * (len(clips) - 1) / max(1, number - 1))] for i in range(number)]
+    rows = {"original": [clip.real for clip in chosen]}
+    titles = {
+        OURS: "ours",
+        "bicubic": "bicubic",
+        "bicubic_time": "bicubic in time",
+        "h264": "H.264",
+    }
+    rows |= {title: [clip.ways[way] for clip in chosen] for way, title in titles.items()}
+    write_strip(rows, [clip.caption for clip in chosen], _STRIP_FRAMES, path)
