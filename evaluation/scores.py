@@ -63,7 +63,7 @@ def frechet_scores(
     fvd, kvd = names
     n = min(len(generated), len(reference))
     num_videos, half = n // rows_per_video, n // rows_per_video // 2
-    few = ""
+    kind, few = ("frames of " if rows_per_video > 1 else ""), ""
     if half * rows_per_video <= generated.shape[1]:
         few = " Fewer videos than features: mostly bias."
     of = frechet_distance if spec.covariance_ddof else frechet_distance_of_population
@@ -86,8 +86,8 @@ def frechet_scores(
         fvd: Score(
             value,
             num_videos,
-            "Fréchet distance between generated and real videos by the features of the network in "
-            f"its name, under this protocol alone.{few}",
+            f"Fréchet distance between {kind}generated and real videos by the features of the "
+            f"network in its name, under this protocol alone.{few}",
             "lower",
             max(0.0, low),
             high,
