@@ -14,7 +14,7 @@ from evaluation.features.extractor import drawn
 from evaluation.features.i3d import InceptionI3D
 from evaluation.metrics import frechet_distance
 
-NUM_CLIPS, FRAMES, SIDE = 96, 9, 40
+NUM_CLIPS, FRAMES, SIDE = 64, 9, 32
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:Fréchet distance of"),
@@ -25,12 +25,12 @@ pytestmark = [
 def videos() -> Tensor:
     """Smooth textures that drift, each its own way; in [0, 1]."""
     draw = torch.Generator().manual_seed(0)
-    coarse = torch.rand(2 * NUM_CLIPS, 3, 12, 12, generator=draw)
-    wide = F.interpolate(coarse, size=[2 * SIDE, 2 * SIDE], mode="bicubic").clamp(0, 1)
-    steps = torch.randint(-2, 3, (2 * NUM_CLIPS, 2), generator=draw)
+    coarse = torch.rand(2 * NUM_CLIPS, 3, 36, 36, generator=draw)
+    wide = F.interpolate(coarse, size=[3 * SIDE, 3 * SIDE], mode="bicubic").clamp(0, 1)
+    steps = 3 * (2 * torch.randint(0, 2, (2 * NUM_CLIPS, 2), generator=draw) - 1)
     clips = []
     for texture, (down, right) in zip(wide, steps.tolist(), strict=True):
-        corners = [(SIDE // 2 + t * down, SIDE // 2 + t * right) for t in range(FRAMES)]
+        corners = [(SIDE + t * down, SIDE + t * right) for t in range(FRAMES)]
         clips.append(torch.stack([texture[:, i : i + SIDE, j : j + SIDE] for i, j in corners], 1))
     return torch.stack(clips)
 
@@ -79,20 +79,21 @@ def test_noise_blur_shuffled_and_still_videos_are_farther(videos: Tensor) -> Non
     null = distance(other)
     noisy = [distance((other + s * noise).clamp(0, 1)) for s in (0.02, 0.05, 0.1, 0.2, 0.4)]
     blurry = [distance(blurred(other, width)) for width in (3, 7, 13)]
-    assert [null, *noisy] == sorted([null, *noisy])
-    assert [null, *blurry] == sorted([null, *blurry])
-    assert noisy[-1] > 20 * noisy[0]
+    assert noisy == sorted(noisy)
+    assert blurry == sorted(blurry)
+    assert min(noisy[-1], blurry[-1]) > 10 * null
     still = other[:, :, :1].expand_as(other)
-    assert distance(shuffled(other)) > 1.2 * null
-    assert distance(still) > 1.2 * null
+    assert distance(shuffled(other)) > 1.1 * null
+    assert distance(still) > 1.5 * null
 
 
 def test_features_of_change_see_a_still_video_more_clearly(videos: Tensor) -> None:
     real, other = videos.split(NUM_CLIPS)
     still = other[:, :, :1].expand_as(other)
-    ratios = []
+    nulls, changed = [], []
     for extract in (Truncated(), Truncated(over_time=True)):
         features = extract(real)
-        null, changed = (float(frechet_distance(features, extract(v))) for v in (other, still))
-        ratios.append(changed / null)
-    assert ratios[1] > ratios[0]
+        nulls.append(float(frechet_distance(features, extract(other))))
+        changed.append(float(frechet_distance(features, extract(still))))
+    assert changed[1] > changed[0]
+    assert changed[1] > 1.5 * nulls[1]
