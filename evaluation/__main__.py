@@ -50,7 +50,13 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="sample from it, unless --videos is given; judge its tokenizer",
     )
-    add("--videos", type=Path, help="a folder of videos with prompts.jsonl")
+    add(
+        "--videos",
+        type=Path,
+        help="a folder with prompts.jsonl of mp4, avi, gif and other containers, of folders of "
+        "frames (rows say fps), or of tensors in .pt, .npy, .safetensors (rows say fps, layout "
+        "'F H W 3', '3 F H W' or 'F 3 H W', and range '0..1' or '-1..1' if not uint8)",
+    )
     add(
         "--protocol",
         default="demo",
@@ -59,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--reference",
         type=Path,
-        help="JSONL of real videos with captions (default: the protocol's)",
+        help="a folder, or JSONL, of real videos with captions (default: the protocol's)",
     )
     add("--judge", type=Path, help="weights of the tiny judge (default: the protocol's)")
     add("--output", type=Path, help="folder of the report (default: the protocol's)")
@@ -123,7 +129,8 @@ def _compare(arguments: argparse.Namespace) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     # torch and the library load in seconds: --help and a mistyped option need not wait for them.
     from evaluation.protocol import load_protocol
-    from evaluation.run import Request, evaluate
+    from evaluation.request import Request
+    from evaluation.run import evaluate
 
     _check_paths(arguments, ("checkpoint", "videos", "reference", "judge"))
     if arguments.checkpoint is not None and arguments.videos is None:

@@ -94,6 +94,8 @@ def _check_same(
                 f"{two!r} in the other"
             )
     prompts = [[row["prompt"] for row in report["videos"]] for report in (first, other)]
+    if not all(prompts[0]):
+        raise ValueError(f"{at_first} and {at_other} do not compare: no prompts say what is a pair")
     if prompts[0] != prompts[1]:
         raise ValueError(f"{at_first} and {at_other} do not compare: their prompts differ")
 

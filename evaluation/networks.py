@@ -13,20 +13,26 @@ from jaxtyping import Float, UInt8
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
-from evaluation.features import Clip, Extractor, TinyFile, TinyJudge, load_judge
+from evaluation.features import Clip, Extractor, Lpips, TinyFile, TinyJudge, load_judge
+from evaluation.features.clip import spaced
 from evaluation.metrics.fvd import frame_features
+from evaluation.metrics.motion import consistency, consistency_with_first
 from evaluation.protocol import Part, Protocol
+
+_TEXTS = 64  # that a network reads at a time
 
 
 @dataclass(frozen=True)
 class Judges:
     """``videos`` gives the features of FVD; ``frames``, where named, those of FID; ``texts``, where
-    named, the CLIP score. ``notes`` are what a tiny judge was saved with.
+    named, the CLIP score; ``perceptual``, where named, how different a reconstruction looks.
+    ``notes`` are what a tiny judge was saved with.
     """
 
     videos: Extractor
     frames: Extractor | None
     texts: Clip | TinyJudge | TinyFile | None
+    perceptual: Lpips | None
     frames_per_video: int
     device: str
     notes: dict[str, Any]
@@ -41,18 +47,47 @@ class Judges:
         return frame_features(self.frames, videos.to(self.device), self.frames_per_video).cpu()
 
     @torch.no_grad()
-    def embeddings(self, videos: UInt8[Tensor, "b 3 F H W"]) -> Float[Tensor, "b e"]:
-        """Whose product with a text's embedding is the mean cosine over the frames looked at."""
-        assert self.texts is not None
+    def embedded(self, videos: UInt8[Tensor, "b 3 F H W"]) -> dict[str, Float[Tensor, "b _"]]:
+        """``embeddings``, whose product with a text's embedding is the mean cosine over the frames
+        looked at; by CLIP also the ``consistency`` of all frames, one by one and with the first.
+        Nothing where no network is named for it.
+        """
+        if self.texts is None:
+            return {}
         videos = videos.to(self.device)
-        if isinstance(self.texts, Clip):
-            return self.texts.embed_frames(videos, self.texts.num_frames).mean(dim=1).cpu()
-        return self.texts.embed_videos(videos).cpu()
+        if not isinstance(self.texts, Clip):
+            return {"embeddings": self.texts.embed_videos(videos).cpu()}
+        frames = self.texts.embed_frames(videos)
+        looked_at = frames[:, spaced(frames.shape[1], self.texts.num_frames)]
+        both = torch.stack([consistency(frames), consistency_with_first(frames)], dim=1)
+        return {"embeddings": looked_at.mean(dim=1).cpu(), "consistency": both.cpu()}
+
+    @torch.no_grad()
+    def perceptual_distances(
+        self, real: UInt8[Tensor, "b 3 F H W"], other: UInt8[Tensor, "b 3 F H W"]
+    ) -> Float[Tensor, " b"]:
+        assert self.perceptual is not None
+        return self.perceptual(real.to(self.device), other.to(self.device)).cpu()
 
     @torch.no_grad()
     def texts_embedded(self, texts: Sequence[str]) -> Float[Tensor, "b e"]:
         assert self.texts is not None
-        return self.texts.embed_texts(texts).cpu()
+        parts = [texts[i : i + _TEXTS] for i in range(0, len(texts), _TEXTS)]
+        return torch.cat([self.texts.embed_texts(part).cpu() for part in parts])
+
+    def check_size(self, num_frames: int, height: int, width: int) -> None:
+        """Raises ``ValueError`` for clips too short or too small for one of the networks."""
+        self.videos.check_size(num_frames, height, width)
+        for network in (self.frames, self.texts):
+            if network is not None:
+                network.check_size(max(num_frames, network.least_frames), height, width)
+        if self.frames is not None and self.frames_per_video > num_frames:
+            raise ValueError(
+                f"networks.frames_per_video = {self.frames_per_video}: "
+                f"clips have {num_frames} frames"
+            )
+        if self.perceptual is not None:
+            self.perceptual.check_size(height, width)
 
     def record(self) -> dict[str, Any]:
         """All that moves the scores, hashes of weights among it."""
@@ -61,6 +96,8 @@ class Judges:
             record["frames"] = {**self.frames.record(), "per_video": self.frames_per_video}
         if self.texts is not None:
             record["texts"] = self.texts.record()
+        if self.perceptual is not None:
+            record["perceptual"] = self.perceptual.record()
         return record
 
 
@@ -95,10 +132,13 @@ def build_judges(protocol: Protocol, judge: Path | None, device: str) -> Judges:
         texts = build_part(named.texts, Extractor, "networks.texts")
         if not hasattr(texts, "embed_texts"):
             raise ValueError(f"networks.texts = {named.texts.class_path}: embeds no texts")
-    for network in (videos, frames, texts):
+    perceptual: Lpips | None = None
+    if named.perceptual is not None:
+        perceptual = build_part(named.perceptual, Lpips, "networks.perceptual")
+    for network in (videos, frames, texts, perceptual):
         if network is not None:
             network.to(device)
-    return Judges(videos, frames, texts, named.frames_per_video, device, notes)
+    return Judges(videos, frames, texts, perceptual, named.frames_per_video, device, notes)
 
 
 def build_part(part: Part, kind: type, where: str) -> Any:
@@ -119,4 +159,4 @@ def build_part(part: Part, kind: type, where: str) -> Any:
     except ArgumentError as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{where} = {part.class_path}: {reason}") from error
-    return parser.instantiate_classes(parsed).part
+    return parser.instantiate(parsed).part

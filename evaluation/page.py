@@ -13,19 +13,22 @@ from string import Template
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 
-Video = UInt8[np.ndarray, "F H W 3"]
+from evaluation.clips import Videos
+from evaluation.videos import Video
+
 TEMPLATE = Path(__file__).with_name("page.html")
 # Rows shown at once at each end; the rest is folded away.
 _SHOWN = 12
+_MOST_PICTURES = 200
 _STRIP = 12
 # Enough to see what a video shows; keeps a report of large videos small.
 _LONGEST_SIDE = 176
 _SMALL = 96
 _GROUPS = (
     ("", "Generated videos"),
+    ("vbench/", "Generated videos by VBench"),
     ("tokenizer/", "The tokenizer on real clips"),
     ("unquantised/", "The tokenizer, latents not rounded to 8 bits"),
     ("bicubic/", "Bicubic scaling of every frame to as many values"),
@@ -36,9 +39,7 @@ _GROUPS = (
 )
 
 
-def page(
-    report: Mapping[str, Any], videos: Sequence[Video], real: Sequence[Video] | None, fps: float
-) -> str:
+def page(report: Mapping[str, Any], videos: Videos, real: Videos | None, fps: float) -> str:
     """``report`` as ``write_report`` takes it; ``real`` are the clips of the same prompts in the
     same order.
     """
@@ -168,11 +169,16 @@ _TILES = {
 }
 
 
-def _strip(rows: Sequence[Mapping[str, Any]], videos: Sequence[Video], fps: float) -> Iterator[str]:
+def _strip(rows: Sequence[Mapping[str, Any]], videos: Videos, fps: float) -> Iterator[str]:
     count = min(_STRIP, len(videos))
     for index in np.linspace(0, len(videos) - 1, count).round().astype(int).tolist():
-        caption = f"<figcaption>{escape(rows[index]['prompt'])}</figcaption>"
+        caption = f"<figcaption>{escape(_title(rows[index]))}</figcaption>"
         yield f"<figure>{_picture(videos[index], fps)}{caption}</figure>"
+
+
+def _title(row: Mapping[str, Any]) -> str:
+    """What a video should show; where nobody says so, its file."""
+    return row["prompt"] or Path(row["path"]).name
 
 
 def _score_rows(details: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -219,12 +225,18 @@ def _badness(row: Mapping[str, Any]) -> tuple[int, float]:
 
 def _video_tables(
     rows: Sequence[Mapping[str, Any]],
-    videos: Sequence[Video],
-    real: Sequence[Video] | None,
+    videos: Videos,
+    real: Videos | None,
     fps: float,
 ) -> str:
     order = sorted(range(len(rows)), key=lambda i: _badness(rows[i]))
-    lines = [_video_row(rows[i], videos[i], real[i] if real else None, fps) for i in order]
+    sides = [videos] if real is None else [videos, real]
+    # Pictures of thousands of videos would make a page that no browser opens.
+    far_in = range(_SHOWN, len(order) - _SHOWN) if len(order) > _MOST_PICTURES else range(0)
+    lines = [
+        _video_row(rows[i], [] if n in far_in else [s[i] for s in sides], len(sides), fps)
+        for n, i in enumerate(order)
+    ]
     aligned = "colour" in rows[0]
     heads = ["generated", *(["real"] if real else []), "prompt", *(["found"] if aligned else [])]
     header = "".join(f"<th>{head}</th>" for head in heads)
@@ -245,9 +257,12 @@ def _video_tables(
     )
 
 
-def _video_row(row: Mapping[str, Any], video: Video, real: Video | None, fps: float) -> str:
-    cells = [f"<td>{_picture(one, fps)}</td>" for one in (video, real) if one is not None]
-    cells.append(f"<td>{escape(row['prompt'])}</td>")
+def _video_row(row: Mapping[str, Any], videos: list[Video], num_sides: int, fps: float) -> str:
+    """Of a generated video, and of the real one beside it if there are two sides. Without
+    ``videos`` their places stay empty.
+    """
+    cells = [f"<td>{_picture(one, fps)}</td>" for one in videos] or ["<td></td>"] * num_sides
+    cells.append(f"<td>{escape(_title(row))}</td>")
     if "colour" in row:
         found = "<br>".join(map(escape, row["found"])) or "nothing"
         cells.append(f'<td class="faint">{found}</td>')
@@ -285,14 +300,17 @@ def _picture(video: Video, fps: float) -> str:
 
 def _record_rows(report: Mapping[str, Any]) -> Iterator[str]:
     settings, checkpoint = report["settings"], report["checkpoint"]
+    networks = settings["networks"]
     values = {
         "fingerprint": report["fingerprint"],
         "protocol": report["protocol"],
         "clips": ", ".join(f"{key} {value}" for key, value in settings["clips"].items()),
+        "scores": ", ".join(f"{key} {value}" for key, value in settings["scores"].items()),
         "sampling": ", ".join(f"{key} {_spread(v)}" for key, v in settings["sampling"].items()),
         "real videos": f"{report['reference']}, sha256 {settings['reference_sha256']}",
         "prompts": f"sha256 {settings['prompts_sha256']}",
         "judge": ", ".join(f"{key} {value}" for key, value in report["judge"].items()),
+        **{f"network for {key}": _listed(value) for key, value in networks.items()},
         "versions": ", ".join(f"{key} {value}" for key, value in report["versions"].items()),
         "device": report["device"],
         "time": f"{report['seconds']} s",
@@ -301,6 +319,12 @@ def _record_rows(report: Mapping[str, Any]) -> Iterator[str]:
         values["checkpoint"] = f"{checkpoint['path']}, sha256 {checkpoint['sha256']}"
     for name, value in values.items():
         yield f"<dt>{escape(name)}</dt><dd><code>{escape(str(value))}</code></dd>"
+
+
+def _listed(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    return ", ".join(f"{key} {one}" for key, one in value.items())
 
 
 def _spread(values: Sequence[Any]) -> str:

@@ -20,6 +20,15 @@ from typing import Any, TypeVar
 import yaml
 
 WINDOWS = ("start", "middle", "random")
+# Those that VBench documents for videos of one's own prompts.
+VBENCH_DIMENSIONS = (
+    "subject_consistency",
+    "background_consistency",
+    "motion_smoothness",
+    "dynamic_degree",
+    "aesthetic_quality",
+    "imaging_quality",
+)
 SHIPPED = Path(__file__).parent / "protocols"
 T = TypeVar("T")
 
@@ -92,7 +101,8 @@ class ScoreSpec:
     the smallest number of videos on either side; ``seed`` draws halves, groups and shuffles.
     ``num_generated`` and ``num_reference`` are how many are judged, the first of the list; all
     without them. ``covariance_ddof`` is 1 for the unbiased covariance, 0 for that of the set, which
-    some public code takes.
+    some public code takes. ``vbench`` names those of ``VBENCH_DIMENSIONS`` to have measured by
+    VBench's own package.
     """
 
     alignment: bool
@@ -102,6 +112,7 @@ class ScoreSpec:
     num_generated: int | None = None
     num_reference: int | None = None
     covariance_ddof: int = 1
+    vbench: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _require(
@@ -115,6 +126,9 @@ class ScoreSpec:
             _require(fits, f"scores.{name}", number, "must be at least scores.least_videos")
         ddof = self.covariance_ddof
         _require(ddof in (0, 1), "scores.covariance_ddof", ddof, "must be 0 or 1")
+        rule = f"must be one of {', '.join(VBENCH_DIMENSIONS)}"
+        for index, name in enumerate(self.vbench):
+            _require(name in VBENCH_DIMENSIONS, f"scores.vbench[{index}]", name, rule)
 
 
 @dataclass(frozen=True)
@@ -128,13 +142,15 @@ class Part:
 @dataclass(frozen=True)
 class Networks:
     """Whose features are compared: of ``videos`` for FVD, of single ``frames`` for FID, and of
-    frames and ``texts`` for the CLIP score. Without ``videos`` and ``texts`` it is the tiny judge
-    of ``paths.judge``.
+    frames and ``texts`` for the CLIP score; and which ``perceptual`` network says how different a
+    tokenizer's reconstruction looks. Without ``videos`` it is the tiny judge of ``paths.judge``,
+    for texts too.
     """
 
     videos: Part | None = None
     frames: Part | None = None
     texts: Part | None = None
+    perceptual: Part | None = None
     frames_per_video: int = 8
 
     def __post_init__(self) -> None:
@@ -161,6 +177,12 @@ class Protocol:
     scores: ScoreSpec
     paths: Paths
     networks: Networks = dataclasses.field(default_factory=Networks)
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether a score depends on what videos should show."""
+        named = self.networks
+        return self.scores.alignment or named.texts is not None or named.videos is None
 
     def settings(self) -> dict[str, Any]:
         """All that moves a score, as plain values."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,46 +14,57 @@ from evaluation.features.weights import read_weights
 from evaluation.protocol import fingerprint
 
 
-def cached_features(
-    folder: Path,
-    name: str,
-    dataset_sha256: str,
-    settings: dict[str, Any],
-    compute: Callable[[], Float[Tensor, "n ..."]],
-) -> Float[Tensor, "n ..."]:
-    """What ``compute()`` gave for this dataset and these settings, or gives now.
+@dataclass(frozen=True)
+class FeatureCache:
+    """Where the features of a dataset are kept for these settings.
 
     ``settings`` is all that moves the features: how clips are cut out, and the network with the
-    hash of its weights. Raises ``ValueError`` for a file that is damaged, or that holds features of
-    another dataset or of other settings than its name says.
+    hash of its weights.
     """
-    record = {"dataset": dataset_sha256, "protocol": fingerprint(settings)}
-    path = folder / f"{name}-{dataset_sha256[:16]}-{record['protocol'][:16]}.pt"
-    if path.is_file():
-        return _read(path, record)
-    features = compute().float()
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
-    torch.save({**record, "features": features, "checksum": _checksum(features)}, unfinished)
-    unfinished.replace(path)
-    return features
 
+    folder: Path
+    name: str
+    dataset_sha256: str
+    settings: dict[str, Any]
 
-def _read(path: Path, record: dict[str, str]) -> Float[Tensor, "n ..."]:
-    content = read_weights(path)
-    for key, expected in record.items():
-        if content.get(key) != expected:
+    @property
+    def record(self) -> dict[str, str]:
+        return {"dataset": self.dataset_sha256, "protocol": fingerprint(self.settings)}
+
+    @property
+    def path(self) -> Path:
+        dataset, protocol = (value[:16] for value in self.record.values())
+        return self.folder / f"{self.name}-{dataset}-{protocol}.pt"
+
+    def read(self) -> Float[Tensor, "n ..."] | None:
+        """``None`` where they are not there yet. Raises ``ValueError`` for a file that is damaged,
+        or that holds features of another dataset or of other settings than its name says.
+        """
+        if not self.path.is_file():
+            return None
+        content = read_weights(self.path)
+        for key, expected in self.record.items():
+            if content.get(key) != expected:
+                raise ValueError(
+                    f"{self.path}: holds features of {key} {content.get(key)}, and {expected} is "
+                    "asked for; remove the file"
+                )
+        features = content["features"]
+        if content.get("checksum") != (actual := _checksum(features)):
             raise ValueError(
-                f"{path}: holds features of {key} {content.get(key)}, and {expected} is asked for; "
+                f"{self.path}: features are {actual}, and {content.get('checksum')} was saved; "
                 "remove the file"
             )
-    features = content["features"]
-    if content.get("checksum") != (actual := _checksum(features)):
-        raise ValueError(
-            f"{path}: features are {actual}, and {content.get('checksum')} was saved; "
-            "remove the file"
-        )
-    return features
+        return features
+
+    def write(self, features: Float[Tensor, "n ..."]) -> None:
+        """Whole or not at all."""
+        features = features.float()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        unfinished = self.path.with_name(self.path.name + ".part")
+        content = {**self.record, "features": features, "checksum": _checksum(features)}
+        torch.save(content, unfinished)
+        unfinished.replace(self.path)
 
 
 def _checksum(features: Tensor) -> str:

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
+from evaluation.clips import Videos
 from evaluation.page import page, shown
+from evaluation.videos import Video
 
-Video = UInt8[np.ndarray, "F H W 3"]
 _TENSORBOARD_VIDEOS = 16
 _LEAST_SIDE = 128
 
 
 def write_report(
     report: Mapping[str, Any],
-    videos: Sequence[Video],
-    real: Sequence[Video] | None,
+    videos: Videos,
+    real: Videos | None,
     fps: float,
     output: Path,
 ) -> None:
@@ -73,9 +72,7 @@ def _write(path: Path, text: str) -> None:
     unfinished.replace(path)
 
 
-def _write_tensorboard(
-    report: Mapping[str, Any], videos: Sequence[Video], fps: float, output: Path
-) -> None:
+def _write_tensorboard(report: Mapping[str, Any], videos: Videos, fps: float, output: Path) -> None:
     step = report["checkpoint"]["step"] if report["checkpoint"] else 0
     folder = output / "tensorboard"
     # A second report to the same folder would draw every score twice.
@@ -84,13 +81,14 @@ def _write_tensorboard(
     with SummaryWriter(str(folder)) as writer:
         for name, value in report["scores"].items():
             writer.add_scalar(name, value, step)
-        for row, video in list(zip(report["videos"], videos, strict=True))[:_TENSORBOARD_VIDEOS]:
+        for place, row in enumerate(report["videos"][:_TENSORBOARD_VIDEOS]):
+            video = videos[place]
             picture = Summary.Image(
                 height=video.shape[1],
                 width=video.shape[2],
                 colorspace=3,
                 encoded_image_string=animated_png(video, fps),
             )
-            tag = f"samples/{row['prompt']}"
+            tag = f"samples/{row['prompt'] or Path(row['path']).name}"
             summary = Summary(value=[Summary.Value(tag=tag, image=picture)])
             writer.file_writer.add_summary(summary, step)

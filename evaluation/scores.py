@@ -1,21 +1,18 @@
-"""Clips and prompts in, scores out: each with its interval, its scale and a sentence that says what
-it means.
-"""
+"""Findings in, scores out: each with its interval, its scale and a sentence of what it means."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
-from evaluation.metrics.alignment import ATTRIBUTES, Alignment, align, parse_prompt
+from evaluation.findings import Findings, Seen
+from evaluation.metrics.alignment import ATTRIBUTES
 from evaluation.metrics.frechet import (
     distance_between_halves,
     frechet_distance,
@@ -25,15 +22,11 @@ from evaluation.metrics.frechet import (
 )
 from evaluation.metrics.intervals import bootstrap_interval, wilson_interval
 from evaluation.metrics.kernel import kernel_distance
-from evaluation.metrics.motion import MOTION, motion_scores
-from evaluation.metrics.neighbours import diversity, nearest
-from evaluation.metrics.reconstruction import psnr_per_clip, ssim_per_clip
-from evaluation.metrics.shapes import FoundShape, find_shapes
+from evaluation.metrics.motion import MOTION
+from evaluation.metrics.neighbours import diversity, nearest, nearest_of_others
 from evaluation.protocol import ScoreSpec
-from evaluation.videos import as_batch
 
-Video = UInt8[np.ndarray, "F H W 3"]
-BATCH = 16
+Values = Float[np.ndarray, " n"]
 
 
 @dataclass(frozen=True)
@@ -50,25 +43,10 @@ class Score:
     high: float | None = None
 
 
-@dataclass(frozen=True)
-class Clips:
-    """Videos of the protocol's frames, of any sizes, with a prompt each and what the networks make
-    of each: features, those of some of its frames, and an embedding to compare with texts.
-    """
-
-    videos: list[Video]
-    prompts: list[str]
-    features: Float[Tensor, "n d"]
-    frames: Float[Tensor, "n k d"] | None = None
-    embeddings: Float[Tensor, "n e"] | None = None
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What pixels show of one video, and how that compares with its prompt."""
-
-    found: list[FoundShape]
-    alignment: Alignment
+def mean_score(values: Values, meaning: str, better: str, spec: ScoreSpec) -> Score:
+    """The mean over videos, with the interval of drawing other videos."""
+    interval = bootstrap_interval(values, seed=spec.seed)
+    return Score(float(values.mean()), len(values), meaning, better, *interval)
 
 
 def frechet_scores(
@@ -85,7 +63,7 @@ def frechet_scores(
     fvd, kvd = names
     n = min(len(generated), len(reference))
     num_videos, half = n // rows_per_video, n // rows_per_video // 2
-    few = ""
+    kind, few = ("frames of " if rows_per_video > 1 else ""), ""
     if half * rows_per_video <= generated.shape[1]:
         few = " Fewer videos than features: mostly bias."
     of = frechet_distance if spec.covariance_ddof else frechet_distance_of_population
@@ -101,15 +79,15 @@ def frechet_scores(
         first, second = reference[:n], generated[:n]
         at_half = distance_between_halves(first, second, distance=of, **settings)
         floor = distance_between_halves(first, first, distance=of, **settings)
-    kernel_low, kernel_high = jackknife_interval(
-        generated, reference, groups, distance=kernel_distance, **settings
-    )
+    by_kernel = {"distance": kernel_distance, **settings}
+    kernel_low, kernel_high = jackknife_interval(generated, reference, groups, **by_kernel)
+    kernel_floor = distance_between_halves(first, first, **by_kernel)
     return {
         fvd: Score(
             value,
             num_videos,
-            "Fréchet distance between generated and real videos by the features of the network in "
-            f"its name, under this protocol alone.{few}",
+            f"Fréchet distance between {kind}generated and real videos by the features of the "
+            f"network in its name, under this protocol alone.{few}",
             "lower",
             max(0.0, low),
             high,
@@ -144,50 +122,55 @@ def frechet_scores(
             kernel_low,
             kernel_high,
         ),
+        f"{kvd}/floor": Score(
+            kernel_floor,
+            half,
+            "The same between two halves of the real videos, mean over ways to halve them.",
+            "",
+        ),
     }
 
 
 def clip_scores(
     name: str,
     embed_texts: Callable[[Sequence[str]], Float[Tensor, "b e"]],
-    generated: Clips,
-    reference: Clips,
+    generated: Findings,
+    reference: Findings,
     spec: ScoreSpec,
-) -> tuple[dict[str, Score], Float[np.ndarray, " n"]]:
+) -> tuple[dict[str, Score], Values]:
     """The score with the two that give it a scale, and each generated video's own."""
     scores = _scores(embed_texts, generated, generated.prompts)
     real = _scores(embed_texts, reference, reference.prompts)
     shuffled = _scores(embed_texts, reference, _others(reference.prompts, spec.seed))
 
-    def score(values: Float[np.ndarray, " n"], meaning: str, better: str) -> Score:
-        low, high = bootstrap_interval(values, seed=spec.seed)
-        return Score(float(values.mean()), len(values), meaning, better, low, high)
-
     by_name = {
-        name: score(
+        name: mean_score(
             scores,
             "100 times the cosine between a generated video and its prompt by the network in its "
             "name, mean over frames; not clamped.",
             "higher",
+            spec,
         ),
-        f"{name}/reference": score(
+        f"{name}/reference": mean_score(
             real,
             "The same for real videos and their own captions: what a perfect model would get.",
             "",
+            spec,
         ),
-        f"{name}/shuffled": score(
+        f"{name}/shuffled": mean_score(
             shuffled,
             "The same for real videos and captions of others: what a model deaf to its prompt "
             "would get.",
             "",
+            spec,
         ),
     }
     return by_name, scores
 
 
 def motion_and_variety(
-    generated: Clips, reference: Clips, spec: ScoreSpec
-) -> tuple[dict[str, Score], dict[str, Float[np.ndarray, " n"]]]:
+    generated: Findings, reference: Findings, spec: ScoreSpec
+) -> tuple[dict[str, Score], dict[str, Values]]:
     """How frames follow one another, how much videos differ from each other, how near each is to a
     real one; and each generated video's own values.
     """
@@ -199,33 +182,46 @@ def motion_and_variety(
         "neighbours; 1 for a still. A proxy: not VBench's motion smoothness.",
     }
     scores: dict[str, Score] = {}
-    values: dict[str, Float[np.ndarray, " n"]] = {}
-    for clips, prefix in ((generated, ""), (reference, "reference/")):
-        rows = np.zeros((len(clips.videos), len(MOTION)))
-        for indices in _same_size(clips.videos):
-            rows[indices] = motion_scores(as_batch([clips.videos[i] for i in indices]))
-        for name, column in zip(MOTION, rows.T, strict=True):
-            interval = bootstrap_interval(column, seed=spec.seed)
-            whose = "" if not prefix else "Of real videos: "
-            text = whose + meanings[name]
-            scores[prefix + name] = Score(float(column.mean()), len(column), text, "", *interval)
-            values.setdefault(name, column)
-    for clips, prefix in ((generated, ""), (reference, "reference/")):
-        meaning = "Mean distance between features of two videos; 0 if all were one."
-        spread = float(diversity(clips.features))
-        scores[f"{prefix}diversity"] = Score(spread, len(clips.features), meaning, "")
-    ratio = nearest(generated.features, reference.features).ratio.numpy()
-    values["nearest_ratio"] = ratio
-    scores["nearest_ratio"] = Score(
-        float(ratio.mean()),
-        len(ratio),
-        "Distance to the nearest real video over that to the second nearest, mean over generated "
-        "videos: near 0 for copies. Give the training's videos as reference to look for "
-        "memorisation.",
-        "",
-        *bootstrap_interval(ratio, seed=spec.seed),
+    values = dict(zip(MOTION, generated.motion.numpy().T, strict=True))
+    values["nearest_ratio"] = nearest(generated.features, reference.features).ratio.numpy()
+    real = dict(zip(MOTION, reference.motion.numpy().T, strict=True))
+    real["nearest_ratio"] = nearest_of_others(reference.features).ratio.numpy()
+    meanings["nearest_ratio"] = (
+        "Distance to the nearest real video over that to the second nearest, mean over videos: "
+        "near 0 for copies. Give the training's videos as reference to look for memorisation."
     )
+    for prefix, columns in (("", values), ("reference/", real)):
+        whose = "Of real videos: " if prefix else ""
+        for name, column in columns.items():
+            scores[prefix + name] = mean_score(column, whose + meanings[name], "", spec)
+    for findings, prefix in ((generated, ""), (reference, "reference/")):
+        meaning = "Mean distance between features of two videos; 0 if all were one."
+        spread = float(diversity(findings.features))
+        scores[f"{prefix}diversity"] = Score(spread, len(findings.features), meaning, "")
     return scores, values
+
+
+def consistency_scores(
+    name: str, generated: Findings, reference: Findings, spec: ScoreSpec
+) -> tuple[dict[str, Score], Values]:
+    """How alike successive frames are to the network in the name; and each generated video's
+    own.
+    """
+    meanings = {
+        "": "Mean cosine of successive frames by the network in its name; 1 for a still, so read "
+        "it beside the dynamic degree.",
+        "/with_first": "The same with the first frame taken in as VBench does for its subjects.",
+    }
+    scores = {}
+    for findings, prefix in ((generated, ""), (reference, "reference/")):
+        assert findings.consistency is not None
+        whose = "Of real videos: " if prefix else ""
+        for column, (form, meaning) in zip(
+            findings.consistency.numpy().T, meanings.items(), strict=True
+        ):
+            scores[f"{prefix}{name}{form}"] = mean_score(column, whose + meaning, "", spec)
+    assert generated.consistency is not None
+    return scores, generated.consistency[:, 0].numpy()
 
 
 def _others(prompts: Sequence[str], seed: int) -> list[str]:
@@ -239,47 +235,11 @@ def _others(prompts: Sequence[str], seed: int) -> list[str]:
 
 def _scores(
     embed_texts: Callable[[Sequence[str]], Float[Tensor, "b e"]],
-    clips: Clips,
+    findings: Findings,
     texts: Sequence[str],
-) -> Float[np.ndarray, " n"]:
-    assert clips.embeddings is not None
-    return 100 * (clips.embeddings * embed_texts(texts)).sum(dim=1).double().numpy()
-
-
-@torch.no_grad()
-def in_batches(
-    function: Callable[[UInt8[Tensor, "b 3 F H W"]], Tensor],
-    videos: Sequence[Video],
-    description: str,
-) -> list[Tensor]:
-    """``function`` of each of the videos, which may be of several sizes, in their order."""
-    results: dict[int, Tensor] = {}
-    with tqdm(total=len(videos), desc=description, unit="video") as bar:
-        for indices in _same_size(videos):
-            results |= zip(indices, function(as_batch([videos[i] for i in indices])), strict=True)
-            bar.update(len(indices))
-    return [results[i] for i in range(len(videos))]
-
-
-def _same_size(videos: Sequence[Video]) -> Iterator[list[int]]:
-    """Places of videos that fit one batch."""
-    by_shape: dict[tuple[int, ...], list[int]] = {}
-    for index, video in enumerate(videos):
-        by_shape.setdefault(video.shape, []).append(index)
-    for indices in by_shape.values():
-        for start in range(0, len(indices), BATCH):
-            yield indices[start : start + BATCH]
-
-
-def look(clips: Clips, description: str) -> list[Seen]:
-    """Find the shapes of every video and compare them with its prompt."""
-    seen = []
-    for video, prompt in zip(
-        tqdm(clips.videos, desc=description, unit="video"), clips.prompts, strict=True
-    ):
-        found = find_shapes(video)
-        seen.append(Seen(found, align(found, parse_prompt(prompt))))
-    return seen
+) -> Values:
+    assert findings.embeddings is not None
+    return 100 * (findings.embeddings * embed_texts(texts)).sum(dim=1).double().numpy()
 
 
 _OF_WHAT = {
@@ -333,29 +293,23 @@ def alignment_scores(seen: Sequence[Seen], of: str) -> dict[str, Score]:
 
 
 def tokenizer_scores(
-    videos: Sequence[Video], reconstructed: Sequence[Video], spec: ScoreSpec
+    fidelity: Float[Tensor, "n s"], perceptual: str | None, spec: ScoreSpec
 ) -> dict[str, Score]:
-    """PSNR and SSIM of what the tokenizer makes of the real clips."""
-    values = np.zeros((len(videos), 2))
-    for indices in _same_size(videos):
-        real, other = (as_batch([side[i] for i in indices]) for side in (videos, reconstructed))
-        values[indices, 0], values[indices, 1] = (
-            psnr_per_clip(real, other),
-            ssim_per_clip(real, other),
-        )
+    """PSNR and SSIM of what the tokenizer makes of the real clips, and LPIPS by the network of this
+    name.
+    """
     meanings = {
-        "tokenizer/psnr": "Peak signal to noise of real clips after the tokenizer, in dB; "
-        "mean over frames, then clips.",
-        "tokenizer/ssim": "Structural similarity of real clips after the tokenizer, at most 1; "
-        "mean over frames, then clips.",
+        "psnr": ("Peak signal to noise of real clips after the tokenizer, in dB", "higher"),
+        "ssim": ("Structural similarity of real clips after the tokenizer, at most 1", "higher"),
     }
+    if perceptual is not None:
+        meaning = "LPIPS between real clips and what the tokenizer makes of them, 0 for the same"
+        meanings[f"lpips-{perceptual}"] = (meaning, "lower")
     return {
-        name: Score(
-            float(column.mean()),
-            len(column),
-            meaning,
-            "higher",
-            *bootstrap_interval(column, seed=spec.seed),
+        f"tokenizer/{name}": mean_score(
+            column, f"{meaning}; mean over frames, then clips.", better, spec
         )
-        for (name, meaning), column in zip(meanings.items(), values.T, strict=True)
+        for (name, (meaning, better)), column in zip(
+            meanings.items(), fidelity.numpy().T, strict=True
+        )
     }

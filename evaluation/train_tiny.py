@@ -100,8 +100,9 @@ def _decoded(
     """As the judge will meet them: at the protocol's sizes first, then at the judge's own."""
     videos = []
     for entry in tqdm(entries, desc="decode", unit="clip"):
-        video = read_video(entry.path, clips.num_frames, clips.fps)
-        videos.append(squash(cover(video, *nearest_size(video, clips.heights_and_widths)), side))
+        video = read_video(entry.file, clips.num_frames, clips.fps)
+        size = nearest_size(video.shape[1:3], clips.heights_and_widths)
+        videos.append(squash(cover(video, *size), side))
     return as_batch(videos)
 
 

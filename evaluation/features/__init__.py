@@ -4,6 +4,7 @@ from evaluation.features.clip import Clip
 from evaluation.features.extractor import Extractor
 from evaluation.features.i3d import I3D, TorchScriptI3D
 from evaluation.features.inception import Inception
+from evaluation.features.lpips import Lpips
 from evaluation.features.tiny import SavedJudge, TinyFile, TinyJudge, load_judge
 from evaluation.features.videomae import VideoMAE, ViTSize
 
@@ -12,6 +13,7 @@ __all__ = [
     "Clip",
     "Extractor",
     "Inception",
+    "Lpips",
     "SavedJudge",
     "TinyFile",
     "TinyJudge",

@@ -71,12 +71,13 @@ class VideoMAE(Extractor):
         self.settings = {**asdict(self.size), "filter": filter, "fit": "squash"}
         self.freeze()
 
+    def check_size(self, num_frames: int, height: int, width: int) -> None:
+        """Raises ``ValueError`` for clips of another length than that of the training."""
+        if num_frames != self.size.num_frames:
+            raise ValueError(f"clips of {num_frames} frames: VideoMAE takes {self.size.num_frames}")
+
     def features(self, videos: UInt8[Tensor, "b 3 F H W"]) -> Float[Tensor, "b d"]:
         self.check(videos)
-        if videos.shape[2] != self.size.num_frames:
-            raise ValueError(
-                f"clips of {videos.shape[2]} frames: VideoMAE takes {self.size.num_frames}"
-            )
         return self.network(to_square(videos, self.size.side, self.filter, "squash") / 255)
 
 

@@ -75,14 +75,22 @@ def read_weights(path: Path) -> dict[str, Any]:
 
     Raises ``ValueError`` for a file that is damaged or holds anything else.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types for a damaged archive
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: cannot be read as weights ({reason})") from error
+    content = read_tensors(path, "weights")
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}; weights are a mapping")
     return content
+
+
+def read_tensors(path: Path, kind: str = "tensors") -> Any:
+    """What a file of ``torch.save`` holds; only tensors and plain values are read.
+
+    Raises ``ValueError`` for a file that is damaged or holds anything else.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for a damaged archive
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: cannot be read as {kind} ({reason})") from error
 
 
 def unwrapped(content: dict[str, Any]) -> dict[str, Tensor]:

@@ -8,26 +8,30 @@ from evaluation.metrics.fvd import (
     FrechetFrameDistance,
     FrechetVideoDistance,
     FrechetVideoDistanceAtInfinity,
+    KernelFrameDistance,
     KernelVideoDistance,
 )
 from evaluation.metrics.kernel import kernel_distance, kernel_distance_of_subsets
 from evaluation.metrics.motion import Motion, TemporalConsistency
-from evaluation.metrics.neighbours import Nearest, diversity, nearest
+from evaluation.metrics.neighbours import Diversity, Nearest, NearestNeighbour, diversity, nearest
 from evaluation.metrics.reconstruction import Reconstruction
 from evaluation.metrics.shapes import FoundShape, find_shapes
 
 __all__ = [
     "Alignment",
     "ClipScore",
+    "Diversity",
     "FoundShape",
     "FrechetDistanceOfMoments",
     "FrechetFrameDistance",
     "FrechetVideoDistance",
     "FrechetVideoDistanceAtInfinity",
+    "KernelFrameDistance",
     "KernelVideoDistance",
     "Moments",
     "Motion",
     "Nearest",
+    "NearestNeighbour",
     "Reconstruction",
     "ShapeAlignment",
     "TemporalConsistency",

@@ -65,8 +65,8 @@ class KernelVideoDistance(FeatureBank):
         return kernel_distance(self.rows("real"), self.rows("generated"))
 
 
-class FrechetFrameDistance(RowBank):
-    """``frechet_distance`` of the frames of real and generated videos: FID by Inception's features.
+class FrameBank(RowBank):
+    """The features of some frames of real and generated videos, each video once.
 
     ``num_frames`` of each video are looked at, uniformly spaced; ``extractor`` takes them as videos
     of one frame.
@@ -85,13 +85,26 @@ class FrechetFrameDistance(RowBank):
         name = "real" if real else "generated"
         self.add(name, ids, rearrange(rows, "b k d -> b (k d)"))
 
+    def frames(self, name: str) -> Float[Tensor, "m d"]:
+        return rearrange(self.rows(name), "n (k d) -> (n k) d", k=self.num_frames)
+
+
+class FrechetFrameDistance(FrameBank):
+    """``frechet_distance`` of the frames of real and generated videos: FID by Inception's
+    features.
+    """
+
     def compute(self) -> Float[Tensor, ""]:
         """Raises ``ValueError`` for fewer than two frames on a side; warns where they are few."""
-        real, generated = (
-            rearrange(self.rows(name), "n (k d) -> (n k) d", k=self.num_frames)
-            for name in ("real", "generated")
-        )
-        return frechet_distance(real, generated)
+        return frechet_distance(self.frames("real"), self.frames("generated"))
+
+
+class KernelFrameDistance(FrameBank):
+    """``kernel_distance`` of the frames of real and generated videos: KID."""
+
+    def compute(self) -> Float[Tensor, ""]:
+        """Raises ``ValueError`` for fewer than two frames on a side."""
+        return kernel_distance(self.frames("real"), self.frames("generated"))
 
 
 def frame_features(

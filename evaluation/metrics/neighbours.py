@@ -4,13 +4,16 @@ their features.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
 
+from evaluation.metrics.bank import RowBank
 from evaluation.metrics.frechet import checked_pair
+from evaluation.metrics.fvd import FeatureBank
 
 
 def diversity(features: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
@@ -47,7 +50,54 @@ def nearest(generated: Float[Tensor, "n d"], training: Float[Tensor, "m d"]) -> 
             f"features of shapes {tuple(generated.shape)} and {tuple(training.shape)}: "
             "must be (videos, features) of one width"
         )
+    return _nearest_two(_distances(generated.double(), y))
+
+
+def nearest_of_others(features: Float[Tensor, "n d"]) -> Nearest:
+    """Each video beside all others of its own set: what a set without copies looks like.
+
+    Raises ``ValueError`` for fewer than three.
+    """
+    x, _ = checked_pair(features, features, least=3)
+    return _nearest_two(_distances(x, x).fill_diagonal_(torch.inf))
+
+
+def _distances(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
     # Exact for copies, which a difference of squares would put at a distance from themselves.
-    distances = torch.cdist(generated.double(), y, compute_mode="donot_use_mm_for_euclid_dist")
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _nearest_two(distances: Float[Tensor, "n m"]) -> Nearest:
     values, places = distances.topk(2, dim=1, largest=False)
     return Nearest(places[:, 0], values[:, 0], values[:, 1])
+
+
+class Diversity(RowBank):
+    """``diversity`` of generated videos by the features of an extractor, as ``FeatureBank`` takes
+    it.
+    """
+
+    def __init__(self, extractor: nn.Module, feature_dim: int) -> None:
+        super().__init__({"features": feature_dim})
+        self.extractor = extractor.eval().requires_grad_(False)
+
+    def update(self, videos: UInt8[Tensor, "b 3 F H W"], ids: Sequence[int]) -> None:
+        """Note videos of one size; ids tell a video from its copies."""
+        extract = getattr(self.extractor, "features", self.extractor)
+        with torch.no_grad():
+            self.add("features", ids, extract(videos))
+
+    def compute(self) -> Float[Tensor, ""]:
+        """Raises ``ValueError`` for fewer than two videos."""
+        return diversity(self.rows("features"))
+
+
+class NearestNeighbour(FeatureBank):
+    """How near generated videos are to the nearest real one, which for memorisation must be those
+    of the training: means of its distance, and of that over the second nearest's.
+    """
+
+    def compute(self) -> dict[str, Float[Tensor, ""]]:
+        """Raises ``ValueError`` for fewer than two real videos, or no generated one."""
+        found = nearest(self.rows("generated"), self.rows("real"))
+        return {"nearest_distance": found.distance.mean(), "nearest_ratio": found.ratio.mean()}

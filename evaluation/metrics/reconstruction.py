@@ -1,5 +1,5 @@
-"""How near a tokenizer's reconstruction is to the clip: PSNR and SSIM of each frame, by
-torchmetrics.
+"""How near a tokenizer's reconstruction is to the clip, frame by frame: PSNR, SSIM by torchmetrics,
+and LPIPS where a network is given for it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from evaluation.features.lpips import Lpips
 from evaluation.metrics.bank import RowBank
+
+LEAST_SIDE = 11  # of SSIM's window
 
 
 def psnr_per_clip(
@@ -38,10 +41,13 @@ def ssim_per_clip(
 
 
 class Reconstruction(RowBank):
-    """Means over clips of ``psnr`` (dB) and ``ssim``, each the mean over a clip's frames."""
+    """Means over clips of ``psnr`` (dB), ``ssim`` and, with a network for it, ``lpips`` under the
+    network's name; each the mean over a clip's frames.
+    """
 
-    def __init__(self) -> None:
-        super().__init__({"scores": 2})
+    def __init__(self, perceptual: Lpips | None = None) -> None:
+        super().__init__({"scores": 2 + (perceptual is not None)})
+        self.perceptual = perceptual
 
     def update(
         self,
@@ -56,12 +62,19 @@ class Reconstruction(RowBank):
             raise ValueError(
                 f"clips of shapes {tuple(real.shape)} and {tuple(other.shape)}: must be equal"
             )
-        if min(real.shape[-2:]) < 11:
-            raise ValueError(f"clips of {real.shape[-2]}x{real.shape[-1]} pixels: SSIM needs 11")
-        scores = torch.stack([psnr_per_clip(real, other), ssim_per_clip(real, other)], dim=1)
-        self.add("scores", ids, scores)
+        if min(real.shape[-2:]) < LEAST_SIDE:
+            raise ValueError(
+                f"clips of {real.shape[-2]}x{real.shape[-1]} pixels: SSIM needs {LEAST_SIDE}"
+            )
+        measures = [psnr_per_clip(real, other), ssim_per_clip(real, other)]
+        if self.perceptual is not None:
+            with torch.no_grad():
+                measures.append(self.perceptual(real, other))
+        self.add("scores", ids, torch.stack([m.double() for m in measures], dim=1))
 
     def compute(self) -> dict[str, Float[Tensor, ""]]:
         """NaN before any clip came."""
-        psnr, ssim = self.rows("scores").mean(dim=0)
-        return {"psnr": psnr, "ssim": ssim}
+        names = ["psnr", "ssim"]
+        if self.perceptual is not None:
+            names.append(f"lpips-{self.perceptual.label}")
+        return dict(zip(names, self.rows("scores").mean(dim=0), strict=True))

@@ -43,6 +43,7 @@ from sora_lightning.systems.optimization import (
 )
 from sora_lightning.systems.packed import ClipDraws, packed_latents, packed_step
 from sora_lightning.systems.seeding import generator, step_generator
+from sora_lightning.systems.time_bins import LossPerTime, fixed_draws
 from sora_lightning.tokenizers import VideoTokenizer
 from sora_lightning.types import Condition, PackedBatch, VideoBatch, VideoSize
 
@@ -89,6 +90,7 @@ class DiffusionSystem(L.LightningModule):
         self.warmup_steps = warmup_steps
         self.fps = fps
         self.seed = seed
+        self.loss_per_time = LossPerTime()
 
     @classmethod
     def from_checkpoint(cls, path: Path | str, use_ema: bool = True) -> DiffusionSystem:
@@ -146,8 +148,17 @@ class DiffusionSystem(L.LightningModule):
 
     def validation_step(self, batch: VideoBatch, batch_idx: int) -> None:
         draw = generator(self.device, self.seed, batch_idx, self.global_rank)
-        loss = self.loss(self.latents(batch), self.conditioner(batch.captions), draw)
+        x_0, condition = self.latents(batch), self.conditioner(batch.captions)
+        loss = self.loss(x_0, condition, draw)
         self.log("val/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
+        t, noise = fixed_draws(batch.clip_ids, x_0, self.seed)
+        losses = self.objective(self.denoiser, x_0, noise, t, condition)
+        self.loss_per_time.update(t, losses)
+
+    def on_validation_epoch_end(self) -> None:
+        for name, loss in self.loss_per_time.compute().items():
+            self.log(f"val/loss_t/{name}", loss.float(), sync_dist=True)
+        self.loss_per_time.reset()
 
     def loss(
         self,

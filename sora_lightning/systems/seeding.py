@@ -8,7 +8,7 @@ import lightning as L
 import torch
 
 
-def generator(device: torch.device, *place: int) -> torch.Generator:
+def generator(device: torch.device, *place: int | str) -> torch.Generator:
     """A generator on ``device`` whose seed is a hash of ``place``."""
     digest = hashlib.sha256(repr(place).encode()).digest()
     seed = int.from_bytes(digest[:8], "little", signed=True)

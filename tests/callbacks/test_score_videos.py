@@ -246,6 +246,10 @@ def test_in_a_training_scores_and_samples_are_logged_and_the_weights_are_untouch
     assert plain["state_dict"].keys() == with_scores["state_dict"].keys()
     for name, value in plain["state_dict"].items():
         assert torch.equal(value, with_scores["state_dict"][name]), name
+    averaged = [content["callbacks"]["ema"]["weights"] for content in (plain, with_scores)]
+    assert averaged[0].keys() == averaged[1].keys()
+    assert all(torch.equal(averaged[0][name], averaged[1][name]) for name in averaged[0])
+    assert plain.keys() == with_scores.keys()
     events = EventAccumulator(str(tmp_path / "scored"), size_guidance={"scalars": 0, "images": 0})
     events.Reload()
     assert "scores/fvd-tiny-random" in events.Tags()["scalars"]

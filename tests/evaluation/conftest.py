@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import yaml
 from jaxtyping import UInt8
 
+from evaluation.__main__ import main
 from evaluation.protocol import Protocol, load_protocol
 from evaluation.train_tiny import TinyTraining, train_tiny
-from evaluation.videos import cover, nearest_size
+from evaluation.videos import cover, nearest_size, read_entries, read_video
+from sora_lightning.cli.training import run_training
+from sora_lightning.data.encode import write_video
 from sora_lightning.data.scenes import Scene, Triple, can_share, captions, random_scene, triples
 from sora_lightning.data.synthetic import render, write_dataset
 
@@ -34,7 +41,7 @@ def draw(content: Sequence[Triple], rng: np.random.Generator) -> Known:
     video = frames[(np.arange(17) * scene.fps / 8).astype(int).clip(max=len(frames) - 1)]
     wordings = captions(scene, rng)
     prompt = wordings[rng.integers(len(wordings))]
-    return Known(cover(video, *nearest_size(video, SIZES)), prompt, scene)
+    return Known(cover(video, *nearest_size(video.shape[1:3], SIZES)), prompt, scene)
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +70,103 @@ def judge(dataset: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     training = TinyTraining(num_steps=2, batch_size=8)
     train_tiny(dataset["train"], path, dataset["val"], load_protocol("demo").clips, training)
     return path
+
+
+def write_samples(folder: Path, reference: Path, backwards: int) -> Path:
+    """Real clips in the place of generated ones, the first few of them playing backwards."""
+    folder.mkdir()
+    rows = []
+    for index, entry in enumerate(read_entries(reference)):
+        video = read_video(entry.file, 17, 8.0)
+        video = cover(video, *nearest_size(video.shape[1:3], SIZES))
+        write_video(folder / f"{index}.mp4", video[::-1] if index < backwards else video, 8)
+        row = {"path": f"{index}.mp4", "prompt": entry.prompt, "seed": index}
+        rows.append(row | {"num_steps": 7, "checkpoint_sha256": "0" * 64})
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def samples(dataset: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_samples(tmp_path_factory.mktemp("samples") / "s", dataset["test"], backwards=4)
+
+
+@pytest.fixture(scope="session")
+def evaluate(
+    dataset: dict[str, Path], judge: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., tuple[Path, dict[str, Any]]]:
+    def run(*arguments: object) -> tuple[Path, dict[str, Any]]:
+        """The folder of the report, a new one unless ``--output`` is given, and what it holds."""
+        given = list(arguments)
+        if "--output" not in given:
+            given += ["--output", tmp_path_factory.mktemp("report")]
+        places = ["--reference", dataset["test"], "--judge", judge]
+        assert main([str(part) for part in [*places, *given]]) == 0
+        output = Path(str(given[given.index("--output") + 1]))
+        return output, json.loads((output / "report.json").read_text())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def checkpoint(dataset: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text-to-video model after one step, on a tokenizer after one step."""
+    root = tmp_path_factory.mktemp("model")
+
+    def fit(name: str, system: str, **init_args: Any) -> Path:
+        clips = str(dataset["train"])
+        data = {"manifest": clips, "val_manifest": clips, "sizes": ["17x32x32"], "fps": 8}
+        trainer = {"logger": False, "max_steps": 1, "limit_val_batches": 0, "accelerator": "cpu"}
+        config = {
+            "run_dir": str(root / name),
+            "data": data | {"pixels_per_batch": 2 * 17 * 32 * 32},
+            "trainer": trainer | {"enable_progress_bar": False, "enable_model_summary": False},
+            "model": part(f"systems.{system}", optimizer=optimizer, **init_args),
+        }
+        (root / f"{name}.yaml").write_text(yaml.safe_dump(config))
+        run_training(["fit", "--config", str(root / f"{name}.yaml")])
+        return root / name / "checkpoints" / "last.ckpt"
+
+    def part(class_path: str, **init_args: Any) -> dict[str, Any]:
+        return {"class_path": f"sora_lightning.{class_path}", "init_args": init_args}
+
+    optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}}
+    space = {"widths": [8, 16], "down_space": [True], "patch": 4, "blocks_per_level": 1}
+    tokenizer = part("tokenizers.ConvTokenizer", latent_channels=4, down_time=[True], **space)
+    trained = fit("tokenizer", "TokenizerSystem", tokenizer=tokenizer)
+    return fit(
+        "text_to_video",
+        "DiffusionSystem",
+        tokenizer=part("tokenizers.load_tokenizer", checkpoint=str(trained)),
+        conditioner=part("conditioning.TextConditioner", width=16, depth=1, num_heads=2),
+        denoiser=part("denoisers.DiT", width=16, depth=1, num_heads=2, patch=[1, 1, 1]),
+    )
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CLIP with random weights and a tokenizer of single letters."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("clip")
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{one}</w>" for one in letters)]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = transformers.CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    tokenizer.save_pretrained(folder)
+    small = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    marks = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    text = small | {"vocab_size": len(words), "max_position_embeddings": 12} | marks
+    vision = small | {"image_size": 32, "patch_size": 8}
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+    torch.manual_seed(0)
+    transformers.CLIPModel(config).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

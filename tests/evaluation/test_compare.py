@@ -97,6 +97,13 @@ def test_other_networks_or_prompts_are_refused(reports: dict[str, Path], tmp_pat
     (reports["same"] / "report.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="their prompts differ"):
         compare([reports["base"], reports["same"]])
+    for name in ("base", "better"):
+        content = json.loads((reports[name] / "report.json").read_text())
+        for row in content["videos"]:
+            row["prompt"] = ""
+        (reports[name] / "report.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="no prompts say what is a pair"):
+        compare([reports["base"], reports["better"]])
     with pytest.raises(ValueError, match=r"holds no report\.json"):
         compare([reports["base"], tmp_path])
     with pytest.raises(ValueError, match="1 reports: a comparison needs at least two"):

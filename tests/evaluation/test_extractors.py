@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -153,40 +152,14 @@ def test_videomae_reads_its_file_and_minds_its_length(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny CLIP with random weights and a tokenizer of single letters."""
-    transformers = pytest.importorskip("transformers")
-    folder = tmp_path_factory.mktemp("clip")
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{one}</w>" for one in letters)]
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = transformers.CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    tokenizer.save_pretrained(folder)
-    small = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-    }
-    marks = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    text = small | {"vocab_size": len(words), "max_position_embeddings": 12} | marks
-    vision = small | {"image_size": 32, "patch_size": 8}
-    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
-    torch.manual_seed(0)
-    transformers.CLIPModel(config).save_pretrained(folder)
-    return folder
+def clip(clip_folder: Path) -> Clip:
+    return Clip(clip_folder, num_frames=3)
 
 
-@pytest.fixture(scope="module")
-def clip(folder: Path) -> Clip:
-    return Clip(folder, num_frames=3)
-
-
-def test_clip_equals_the_models_own_output(clip: Clip, folder: Path) -> None:
+def test_clip_equals_the_models_own_output(clip: Clip, clip_folder: Path) -> None:
     from transformers import CLIPModel
 
-    model = CLIPModel.from_pretrained(folder).eval()
+    model = CLIPModel.from_pretrained(clip_folder).eval()
     video, texts = noise(2, 3, 3, 32, 32), ["a red cat", "fog"]
     tokens = clip.tokenizer(texts, padding=True, return_tensors="pt")
     for index in range(2):
@@ -235,13 +208,13 @@ def test_clip_refuses_what_is_no_video_and_no_text(clip: Clip, tmp_path: Path) -
         Clip(tmp_path)
 
 
-def test_clips_weights_are_checked(folder: Path, tmp_path: Path) -> None:
-    weights = folder / "model.safetensors"
+def test_clips_weights_are_checked(clip_folder: Path, tmp_path: Path) -> None:
+    weights = clip_folder / "model.safetensors"
     digest = digest_of(weights)
-    assert Clip(folder, digest).label == "clip-vit-32-32"
-    assert Clip(folder).label == "clip-vit-32-32-unverified"
-    assert Clip(folder, random=True).label == "clip-vit-32-32-random"
-    for one in folder.iterdir():
+    assert Clip(clip_folder, digest).label == "clip-vit-32-32"
+    assert Clip(clip_folder).label == "clip-vit-32-32-unverified"
+    assert Clip(clip_folder, random=True).label == "clip-vit-32-32-random"
+    for one in clip_folder.iterdir():
         (tmp_path / one.name).write_bytes(one.read_bytes())
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1

@@ -44,6 +44,12 @@ def test_commuting_gaussians_have_a_closed_form() -> None:
     assert float(actual) == pytest.approx(float(expected), abs=1e-9)
 
 
+def test_a_shift_is_its_squared_length(sets: tuple[Tensor, Tensor]) -> None:
+    shift = torch.linspace(-2, 1, 12, dtype=torch.float64)
+    value = float(frechet_distance(sets[0], sets[0] + shift))
+    assert value == pytest.approx(float(shift.square().sum()), abs=1e-9)
+
+
 def test_one_dimension_by_hand() -> None:
     first, second = torch.tensor([[0.0], [2.0], [4.0]]), torch.tensor([[1.0], [1.0], [4.0]])
     expected = (2 - 2) ** 2 + (2 - 3**0.5) ** 2

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import importlib
-import multiprocessing
 import sys
 import types
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import scipy.linalg
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from evaluation.metrics import (
     FrechetDistanceOfMoments,
     FrechetFrameDistance,
-    FrechetVideoDistance,
-    KernelVideoDistance,
     diversity,
     frechet_distance,
     kernel_distance,
@@ -205,57 +199,6 @@ def test_moments_equal_features_and_stay_in_double_precision() -> None:
     one.update(videos[30:], real=False)
     one.merge_state(other)
     assert float(one.compute()) == pytest.approx(expected, rel=1e-10)
-
-
-def _moments(rank: int, answers: multiprocessing.Queue) -> None:
-    videos = clips(31)
-    metric = FrechetDistanceOfMoments(MeanColour(), feature_dim=3)
-    if rank == 0:  # rank 1 has no real video at all
-        metric.update(videos[:14], real=True)
-    metric.update(videos[14:19] if rank == 0 else videos[19:], real=False)
-    answers.put(("moments", float(metric.compute())))
-
-
-def _kernel(rank: int, answers: multiprocessing.Queue) -> None:
-    """Rank 1 has none of the real clips, and one of rank 0's generated clips again."""
-    videos = clips(31)
-    for name, metric in (
-        ("kernel", KernelVideoDistance(MeanColour(), feature_dim=3)),
-        ("frechet", FrechetVideoDistance(MeanColour(), feature_dim=3)),
-    ):
-        if rank == 0:
-            metric.update(videos[:14], range(14), real=True)
-        ids = range(14, 22) if rank == 0 else range(21, 31)
-        metric.update(videos[list(ids)], ids, real=False)
-        answers.put((name, float(metric.compute())))
-
-
-def _rank(rank: int, init: str, answers: multiprocessing.Queue) -> None:
-    dist.init_process_group("gloo", init_method=init, rank=rank, world_size=2)
-    torch.set_num_threads(1)
-    work: list[Callable[[int, multiprocessing.Queue], None]] = [_moments, _kernel]
-    for one in work:
-        one(rank, answers)
-    dist.destroy_process_group()
-
-
-def test_two_uneven_ranks_equal_one(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    init = f"file://{tmp_path / 'store'}"
-    ranks = [context.Process(target=_rank, args=(rank, init, answers)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    values = [answers.get(timeout=300) for _ in range(6)]
-    for process in ranks:
-        process.join()
-    features = MeanColour()(clips(31))
-    frechet = float(frechet_distance(features[:14], features[14:]))
-    kernel = float(kernel_distance(features[:14], features[14:]))
-    alone = {"moments": frechet, "frechet": frechet, "kernel": kernel}
-    assert len(values) == 6
-    for name, value in values:
-        assert value == pytest.approx(alone[name], rel=1e-10), name
 
 
 def test_copies_are_found_and_strangers_are_not() -> None:

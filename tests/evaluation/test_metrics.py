@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
@@ -48,34 +45,6 @@ def test_batches_order_and_padding_do_not_matter() -> None:
         (range(20, 31), False),
     ]
     assert distance_of(shards, videos) == pytest.approx(whole, rel=1e-10)
-
-
-def _rank(rank: int, init: str, answers: multiprocessing.Queue) -> None:
-    """Rank 0 has all real clips; rank 1 has none, and one of rank 0's generated clips again."""
-    dist.init_process_group("gloo", init_method=init, rank=rank, world_size=2)
-    torch.set_num_threads(1)
-    videos = clips(31)
-    metric = FrechetVideoDistance(MeanColour(), feature_dim=3)
-    if rank == 0:
-        metric.update(videos[:14], range(14), real=True)
-    ids = range(14, 22) if rank == 0 else range(21, 31)
-    metric.update(videos[list(ids)], ids, real=False)
-    answers.put(float(metric.compute()))
-    dist.destroy_process_group()
-
-
-def test_two_uneven_ranks_equal_one(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    init = f"file://{tmp_path / 'store'}"
-    ranks = [context.Process(target=_rank, args=(rank, init, answers)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    values = [answers.get(timeout=120) for _ in ranks]
-    for process in ranks:
-        process.join()
-    alone = distance_of([(range(14), True), (range(14, 31), False)], clips(31))
-    assert values == pytest.approx([alone, alone], rel=1e-10)
 
 
 def test_reset_forgets() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from evaluation.features import Extractor, TinyFile
 from evaluation.networks import build_part, score_name
 from evaluation.protocol import SHIPPED, Part, Protocol, fingerprint, load_protocol
-from evaluation.reference import cached_features
+from evaluation.reference import FeatureCache
 
 
 def changed(tmp_path: Path, *path: str, value: Any) -> str:
@@ -138,7 +138,10 @@ def test_cached_features_are_those_of_the_data_and_the_settings(tmp_path: Path) 
     settings = {"fps": 8.0}
 
     def features(dataset: str, settings: dict[str, Any]) -> Tensor:
-        return cached_features(tmp_path, "tiny", dataset, settings, lambda: next(draws))
+        cache = FeatureCache(tmp_path, "tiny", dataset, settings)
+        if (kept := cache.read()) is None:
+            cache.write(next(draws))
+        return cache.read() if kept is None else kept
 
     first = features("a" * 64, settings)
     assert torch.equal(features("a" * 64, settings), first)

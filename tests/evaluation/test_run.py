@@ -9,47 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from evaluation.__main__ import main
-from evaluation.videos import cover, nearest_size, read_entries, read_video
-from sora_lightning.cli.training import run_training
+from evaluation.videos import read_entries
 from sora_lightning.data.encode import write_video
-from tests.evaluation.conftest import SIZES
-
-
-def write_samples(folder: Path, reference: Path, backwards: int) -> Path:
-    """Real clips in the place of generated ones, the first few of them playing backwards."""
-    folder.mkdir()
-    rows = []
-    for index, entry in enumerate(read_entries(reference)):
-        video = read_video(entry.path, 17, 8.0)
-        video = cover(video, *nearest_size(video, SIZES))
-        write_video(folder / f"{index}.mp4", video[::-1] if index < backwards else video, 8)
-        row = {"path": f"{index}.mp4", "prompt": entry.prompt, "seed": index}
-        rows.append(row | {"num_steps": 7, "checkpoint_sha256": "0" * 64})
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
-@pytest.fixture(scope="session")
-def samples(dataset: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_samples(tmp_path_factory.mktemp("samples") / "s", dataset["test"], backwards=4)
-
-
-@pytest.fixture(scope="session")
-def evaluate(
-    dataset: dict[str, Path], judge: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., tuple[Path, dict[str, Any]]]:
-    def run(*arguments: object) -> tuple[Path, dict[str, Any]]:
-        output = tmp_path_factory.mktemp("report")
-        places = ["--reference", dataset["test"], "--judge", judge, "--output", output]
-        assert main([str(part) for part in [*places, *arguments]]) == 0
-        return output, json.loads((output / "report.json").read_text())
-
-    return run
 
 
 @pytest.fixture(scope="session")
@@ -102,6 +70,15 @@ def test_the_same_again_has_the_same_scores_and_fingerprint(
     assert again["fingerprint"] == judged[1]["fingerprint"]
 
 
+def test_a_folder_is_a_reference_too(
+    samples: Path, evaluate: Callable[..., tuple[Path, dict[str, Any]]]
+) -> None:
+    """Judged by themselves, videos are at no distance, and the copies are seen."""
+    scores = evaluate("--videos", samples, "--reference", samples)[1]["scores"]
+    assert scores["fvd-tiny"] == pytest.approx(0, abs=1e-6)
+    assert scores["nearest_ratio"] == 0 < scores["reference/nearest_ratio"]
+
+
 def test_the_page_needs_nothing_else(judged: tuple[Path, dict[str, Any]]) -> None:
     page = (judged[0] / "report.html").read_text()
     assert set(re.findall(r'(?:src|href)="(.{5})', page)) == {"data:"}
@@ -121,41 +98,6 @@ def test_tensorboard_has_scores_and_moving_samples(judged: tuple[Path, dict[str,
     assert set(events.Tags()["scalars"]) == set(judged[1]["scores"])
     (tag, *_) = events.Tags()["images"]
     assert b"acTL" in events.Images(tag)[0].encoded_image_string[:200]  # an animated PNG
-
-
-@pytest.fixture(scope="session")
-def checkpoint(dataset: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text-to-video model after one step, on a tokenizer after one step."""
-    root = tmp_path_factory.mktemp("model")
-
-    def fit(name: str, system: str, **init_args: Any) -> Path:
-        clips = str(dataset["train"])
-        data = {"manifest": clips, "val_manifest": clips, "sizes": ["17x32x32"], "fps": 8}
-        trainer = {"logger": False, "max_steps": 1, "limit_val_batches": 0, "accelerator": "cpu"}
-        config = {
-            "run_dir": str(root / name),
-            "data": data | {"pixels_per_batch": 2 * 17 * 32 * 32},
-            "trainer": trainer | {"enable_progress_bar": False, "enable_model_summary": False},
-            "model": part(f"systems.{system}", optimizer=optimizer, **init_args),
-        }
-        (root / f"{name}.yaml").write_text(yaml.safe_dump(config))
-        run_training(["fit", "--config", str(root / f"{name}.yaml")])
-        return root / name / "checkpoints" / "last.ckpt"
-
-    def part(class_path: str, **init_args: Any) -> dict[str, Any]:
-        return {"class_path": f"sora_lightning.{class_path}", "init_args": init_args}
-
-    optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}}
-    space = {"widths": [8, 16], "down_space": [True], "patch": 4, "blocks_per_level": 1}
-    tokenizer = part("tokenizers.ConvTokenizer", latent_channels=4, down_time=[True], **space)
-    trained = fit("tokenizer", "TokenizerSystem", tokenizer=tokenizer)
-    return fit(
-        "text_to_video",
-        "DiffusionSystem",
-        tokenizer=part("tokenizers.load_tokenizer", checkpoint=str(trained)),
-        conditioner=part("conditioning.TextConditioner", width=16, depth=1, num_heads=2),
-        denoiser=part("denoisers.DiT", width=16, depth=1, num_heads=2, patch=[1, 1, 1]),
-    )
 
 
 @pytest.fixture
@@ -182,6 +124,34 @@ def test_a_checkpoint_is_sampled_and_its_tokenizer_judged(
         "guidance_scale": [2.0],
     }
     assert len(list((output / "videos").glob("*.mp4"))) == 20
+    kept = _break_off(output / "videos", number=15)
+    written = {path: path.stat().st_mtime_ns for path in kept}
+    again = ["--checkpoint", checkpoint, "--protocol", quick, "--output", output]
+    resumed = evaluate(*again)[1]
+    assert {path: path.stat().st_mtime_ns for path in kept} == written
+    assert resumed["scores"] == pytest.approx(scores, rel=1e-6)
+    assert resumed["fingerprint"] == report["fingerprint"]
+
+
+def _break_off(folder: Path, number: int) -> list[Path]:
+    """Leave what a call leaves that was killed after some videos; give these."""
+    rows = (folder / "prompts.jsonl").read_text().splitlines(keepends=True)
+    (folder / "prompts.jsonl").write_text("".join(rows[:number]) + rows[number][:20])
+    videos = [folder / json.loads(row)["path"] for row in rows]
+    for path in videos[number:]:
+        path.unlink()
+    return videos[:number]
+
+
+def test_only_as_many_videos_are_sampled_as_are_judged(
+    checkpoint: Path, quick: Path, evaluate: Callable[..., tuple[Path, dict[str, Any]]]
+) -> None:
+    content = yaml.safe_load(quick.read_text())
+    content["scores"] |= {"num_generated": 9, "alignment": False}
+    quick.write_text(yaml.safe_dump(content))
+    output, report = evaluate("--checkpoint", checkpoint, "--protocol", quick)
+    assert len(list((output / "videos").glob("*.mp4"))) == len(report["videos"]) == 9
+    assert report["settings"]["num_reference"] == 20
 
 
 @pytest.mark.parametrize(
@@ -199,6 +169,13 @@ def test_a_checkpoint_is_sampled_and_its_tokenizer_judged(
         (("--videos", "{samples}", "--judge", "{few}/0.mp4"), "cannot be read as weights"),
         (("--videos", "{samples}", "--output", "{few}/0.mp4"), "is a file; it must be a folder"),
         (("--videos", "{samples}", "--checkpoint", "{checkpoint}"), "were sampled from a checkp"),
+        (
+            ("--videos", "{spoilt}/short"),
+            r"short/x.mp4: lasts 0.38 s; 17 frames at 8 fps",
+        ),
+        (("--videos", "{spoilt}/small"), "small/x.mp4: is 16x16 pixels, .* judges 32x32: too smal"),
+        (("--videos", "{spoilt}/empty_prompt"), "line 1: 'prompt' or 'caption' is ' '; it must be"),
+        (("--videos", "{spoilt}/tensor"), "x.pt: its row says no 'layout'; it must be one of F H"),
     ],
 )
 def test_what_cannot_be_judged_is_refused_at_once(
@@ -219,6 +196,7 @@ def test_what_cannot_be_judged_is_refused_at_once(
     rows = (samples / "prompts.jsonl").read_text().splitlines(keepends=True)
     (few / "prompts.jsonl").write_text("".join(rows[:3]))
     places = {"samples": samples, "judge": judge, "empty": empty, "few": few}
+    places["spoilt"] = _spoilt(tmp_path / "spoilt", samples)
     defaults = ["--reference", dataset["test"], "--judge", judge, "--output", tmp_path / "report"]
     asked = [part.format(checkpoint=checkpoint, **places) for part in arguments]
     assert main([str(part) for part in [*defaults, *asked]]) == 2
@@ -227,6 +205,24 @@ def test_what_cannot_be_judged_is_refused_at_once(
     assert re.search(message, line)
     assert captured.out == ""
     assert not (tmp_path / "report").exists()
+
+
+def _spoilt(root: Path, samples: Path) -> Path:
+    """Folders whose first video or row is wrong in one way, and whose others are right."""
+    rows = [json.loads(row) for row in (samples / "prompts.jsonl").read_text().splitlines()]
+    good = [row | {"path": str(samples / row["path"])} for row in rows]
+    for name, path in (("short", "x.mp4"), ("small", "x.mp4"), ("tensor", "x.pt")):
+        (root / name).mkdir(parents=True)
+        first = [rows[0] | {"path": path}, *good[1:]]
+        (root / name / "prompts.jsonl").write_text("".join(json.dumps(r) + "\n" for r in first))
+    write_video(root / "short" / "x.mp4", np.zeros((3, 32, 32, 3), np.uint8), 8)
+    write_video(root / "small" / "x.mp4", np.zeros((17, 16, 16, 3), np.uint8), 8)
+    torch.save(torch.zeros(17, 32, 32, 3), root / "tensor" / "x.pt")
+    (root / "empty_prompt").mkdir()
+    (root / "empty_prompt" / "x.mp4").touch()
+    empty = json.dumps(good[0] | {"prompt": " "})
+    (root / "empty_prompt" / "prompts.jsonl").write_text(empty + "\n")
+    return root
 
 
 def test_a_prompt_that_says_too_little_is_refused(

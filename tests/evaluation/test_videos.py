@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evaluation.decoding import VideoFile
 from evaluation.videos import cover, nearest_size, read_entries, read_folder, read_video, squash
 from sora_lightning.data.encode import write_video
 from tests.data.barcodes import write_barcodes
@@ -28,21 +29,21 @@ def frames_of(video: np.ndarray) -> list[int]:
 def test_frames_are_chosen_by_time_from_the_middle(tmp_path: Path, fps: int) -> None:
     """3 s of any rate at 8 frames a second: 2 s from the half second on, within one frame."""
     write_video(tmp_path / "x.mp4", ramp(2 * fps), fps)
-    chosen = frames_of(read_video(tmp_path / "x.mp4", num_frames=8, fps=8.0))
+    chosen = frames_of(read_video(VideoFile(tmp_path / "x.mp4"), num_frames=8, fps=8.0))
     expected = (0.5 + np.arange(8) / 8) * fps
     assert np.abs(np.array(chosen) - expected).max() <= 1
 
 
 def test_a_video_of_the_protocol_is_read_whole(tmp_path: Path) -> None:
     write_video(tmp_path / "x.mp4", ramp(17), 8)
-    assert frames_of(read_video(tmp_path / "x.mp4", 17, 8.0)) == list(range(17))
+    assert frames_of(read_video(VideoFile(tmp_path / "x.mp4"), 17, 8.0)) == list(range(17))
 
 
 def test_a_variable_rate_counts_by_time(tmp_path: Path) -> None:
     """A second at 4 frames, a second at 8: asked at 4, every frame and then every other one."""
     times = [*range(0, 1000, 250), *range(1000, 2000, 125)]
     path = write_barcodes(tmp_path / "x.mp4", times)
-    whole, asked = read_video(path, 16, 8.0), read_video(path, 8, 4.0)
+    whole, asked = (read_video(VideoFile(path), *asked) for asked in ((16, 8.0), (8, 4.0)))
     assert np.array_equal(whole[0], whole[1])
     assert np.array_equal(asked, whole[::2])
 
@@ -50,20 +51,20 @@ def test_a_variable_rate_counts_by_time(tmp_path: Path) -> None:
 def test_gif_is_a_video_too(tmp_path: Path) -> None:
     frames = [Image.fromarray(frame) for frame in ramp(10)]
     frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:], duration=100)
-    assert frames_of(read_video(tmp_path / "x.gif", 5, 5.0)) == [0, 2, 4, 6, 8]
+    assert frames_of(read_video(VideoFile(tmp_path / "x.gif"), 5, 5.0)) == [0, 2, 4, 6, 8]
 
 
 def test_a_short_or_damaged_video_is_refused_by_name(tmp_path: Path) -> None:
     write_video(tmp_path / "short.mp4", ramp(10), 8)
     with pytest.raises(ValueError, match=r"short.mp4: lasts 1.25 s; 17 frames .* take 2.12 s"):
-        read_video(tmp_path / "short.mp4", 17, 8.0)
+        read_video(VideoFile(tmp_path / "short.mp4"), 17, 8.0)
     (tmp_path / "text.mp4").write_text("not a video")
     with pytest.raises(ValueError, match=r"text.mp4: cannot be decoded"):
-        read_video(tmp_path / "text.mp4", 4, 8.0)
+        read_video(VideoFile(tmp_path / "text.mp4"), 4, 8.0)
     content = (tmp_path / "short.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match=r"cut.mp4"):
-        read_video(tmp_path / "cut.mp4", 8, 8.0)
+        read_video(VideoFile(tmp_path / "cut.mp4"), 8, 8.0)
 
 
 def test_cover_keeps_proportions_and_the_centre() -> None:
@@ -81,9 +82,8 @@ def test_cover_keeps_proportions_and_the_centre() -> None:
 
 def test_the_nearest_proportions_are_chosen() -> None:
     sizes = [(32, 32), (24, 40), (40, 24)]
-    tall, wide = np.zeros((1, 120, 72, 3), np.uint8), np.zeros((1, 64, 96, 3), np.uint8)
-    assert nearest_size(tall, sizes) == (40, 24)
-    assert nearest_size(wide, sizes) == (24, 40)
+    assert nearest_size((120, 72), sizes) == (40, 24)
+    assert nearest_size((64, 96), sizes) == (24, 40)
 
 
 def listed(folder: Path, *rows: object) -> Path:

@@ -1,0 +1,107 @@
+"""What the networks and the eye see of each video of a set: all that scores are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from evaluation.clips import Videos, look_through
+from evaluation.metrics.alignment import Alignment, align, parse_prompt
+from evaluation.metrics.motion import motion_scores
+from evaluation.metrics.reconstruction import psnr_per_clip, ssim_per_clip
+from evaluation.metrics.shapes import FoundShape, find_shapes
+from evaluation.networks import Judges
+
+Reconstruct = Callable[[UInt8[Tensor, "b 3 F H W"]], UInt8[Tensor, "b 3 F H W"]]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What pixels show of one video, and how that compares with its prompt."""
+
+    found: list[FoundShape]
+    alignment: Alignment
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Of each video of a set, in its order: ``features`` of the whole, and ``motion`` in the order
+    of ``MOTION``; where a network is named for it, features of some ``frames``, an ``embedding`` to
+    compare with texts and the frames' ``consistency``; the shapes ``seen`` in it. Of what a
+    tokenizer makes of it, ``fidelity`` (PSNR, SSIM and, with its network, LPIPS) and the shapes
+    ``seen_again``.
+    """
+
+    prompts: list[str]
+    features: Float[Tensor, "n d"]
+    motion: Float[Tensor, "n 3"]
+    frames: Float[Tensor, "n k d"] | None = None
+    embeddings: Float[Tensor, "n e"] | None = None
+    consistency: Float[Tensor, "n 2"] | None = None
+    fidelity: Float[Tensor, "n s"] | None = None
+    seen: list[Seen] | None = None
+    seen_again: list[Seen] | None = None
+
+
+def find(
+    videos: Videos,
+    prompts: Sequence[str],
+    judges: Judges,
+    shapes: bool,
+    description: str,
+    features: Float[Tensor, "n d"] | None = None,
+    reconstruct: Reconstruct | None = None,
+) -> Findings:
+    """Look once through videos, each decoded once. ``shapes``: whether to look for moving shapes,
+    for prompts about them alone. ``features`` that are known already are not made again.
+    """
+
+    def look(batch: UInt8[Tensor, "b 3 F H W"], places: list[int]) -> Mapping[str, Sequence[Any]]:
+        asked = [prompts[place] for place in places]
+        # One at a time: in double precision a whole batch of large videos would fill the memory.
+        rows: dict[str, Any] = {"motion": torch.cat([motion_scores(one[None]) for one in batch])}
+        if features is None:
+            rows["features"] = judges.features(batch)
+        if judges.frames is not None:
+            rows["frames"] = judges.of_frames(batch)
+        rows |= judges.embedded(batch)
+        if shapes:
+            rows["seen"] = _look_for_shapes(batch, asked)
+        if reconstruct is not None:
+            again = reconstruct(batch)
+            rows["fidelity"] = _fidelity(batch, again, judges)
+            if shapes:
+                rows["seen_again"] = _look_for_shapes(again, asked)
+        return rows
+
+    rows = {
+        name: torch.stack(found) if isinstance(found[0], Tensor) else found
+        for name, found in look_through(videos, look, description).items()
+    }
+    if features is not None:
+        rows["features"] = features
+    return Findings(list(prompts), **rows)  # type: ignore[arg-type]
+
+
+def _look_for_shapes(batch: UInt8[Tensor, "b 3 F H W"], prompts: Sequence[str]) -> list[Seen]:
+    seen = []
+    for video, prompt in zip(batch, prompts, strict=True):
+        found = find_shapes(rearrange(video, "c F H W -> F H W c").numpy())
+        seen.append(Seen(found, align(found, parse_prompt(prompt))))
+    return seen
+
+
+def _fidelity(
+    real: UInt8[Tensor, "b 3 F H W"], again: UInt8[Tensor, "b 3 F H W"], judges: Judges
+) -> Float[Tensor, "b s"]:
+    measures = [psnr_per_clip, ssim_per_clip]
+    if judges.perceptual is not None:
+        measures.append(judges.perceptual_distances)
+    pairs = list(zip(real.split(1), again.split(1), strict=True))
+    return torch.stack([torch.cat([m(*pair).double() for pair in pairs]) for m in measures], dim=1)

@@ -1,0 +1,153 @@
+"""What is to be judged, and all that can be known to be wrong with it before the first minute is
+spent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from evaluation.metrics.alignment import parse_prompt
+from evaluation.metrics.reconstruction import LEAST_SIDE
+from evaluation.networks import Judges
+from evaluation.protocol import ClipSpec, Protocol
+from evaluation.vbench import check_entries, vbench_version
+from evaluation.videos import (
+    PROMPTS_FILE,
+    VideoEntry,
+    check_length,
+    nearest_size,
+    read_folder,
+    read_listing,
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to judge: videos, or a checkpoint to sample them from, or both (the checkpoint's
+    tokenizer is judged too). ``reference`` is a folder or a listing of real videos.
+    """
+
+    protocol: Protocol
+    reference: Path
+    output: Path
+    judge: Path | None = None
+    checkpoint: Path | None = None
+    videos: Path | None = None
+    device: str = "cpu"
+
+    @property
+    def prompts(self) -> Path:
+        """The file whose captions are sampled."""
+        return self.reference / PROMPTS_FILE if self.reference.is_dir() else self.reference
+
+
+def read_reference(request: Request) -> tuple[list[VideoEntry], int]:
+    """The real videos to judge by, and how many were left out for being too short."""
+    protocol = request.protocol
+    entries = read_listing(request.reference, protocol.reads_prompts)
+    whole = len(entries)
+    if protocol.clips.drop_short_reference:
+        entries = [e for e in entries if _long_enough(e, protocol.clips)]
+    num_short = whole - len(entries)
+    return entries[: protocol.scores.num_reference], num_short
+
+
+def read_generated(request: Request) -> list[VideoEntry]:
+    """The videos to judge."""
+    protocol, folder = request.protocol, request.videos or request.output / "videos"
+    return read_folder(folder, protocol.reads_prompts)[: protocol.scores.num_generated]
+
+
+def check(
+    request: Request,
+    reference: Sequence[VideoEntry],
+    checkpoint_sha256: str | None,
+    judges: Judges,
+) -> None:
+    """Raises ``ValueError`` for what cannot be judged, naming it."""
+    if checkpoint_sha256 is None and request.videos is None:
+        raise ValueError("neither --checkpoint nor --videos is given: there is nothing to judge")
+    if request.output.is_file():
+        raise ValueError(f"--output {request.output}: is a file; it must be a folder")
+    protocol = request.protocol
+    if protocol.scores.vbench:
+        vbench_version()
+    for height, width in protocol.clips.heights_and_widths:
+        judges.check_size(protocol.clips.num_frames, height, width)
+        if request.checkpoint is not None and min(height, width) < LEAST_SIDE:
+            raise ValueError(f"clips of {height}x{width} pixels: SSIM needs {LEAST_SIDE}")
+    _check_entries(reference, protocol, request.reference, protocol.scores.num_reference)
+    if request.videos is None:
+        _check_prompts(request)
+        return
+    entries = read_generated(request)
+    _check_entries(entries, protocol, request.videos, protocol.scores.num_generated)
+    _check_sizes(entries, protocol)
+    if protocol.scores.vbench:
+        check_entries(entries)
+    sources = {
+        e.sampling["checkpoint_sha256"] for e in entries if "checkpoint_sha256" in e.sampling
+    }
+    if checkpoint_sha256 is not None and sources - {checkpoint_sha256}:
+        raise ValueError(
+            f"--videos {request.videos}: were sampled from a checkpoint of sha256 "
+            f"{min(sources)}, and {request.checkpoint} has {checkpoint_sha256}; "
+            "sample again, or leave --checkpoint out"
+        )
+
+
+def _long_enough(entry: VideoEntry, clips: ClipSpec) -> bool:
+    times, end = entry.file.times()
+    try:
+        check_length(entry.file, times, end, clips.num_frames, clips.fps)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_entries(
+    entries: Sequence[VideoEntry], protocol: Protocol, origin: Path, number: int | None
+) -> None:
+    least = number or protocol.scores.least_videos
+    if len(entries) < least:
+        raise ValueError(
+            f"{origin}: holds {len(entries)} videos; "
+            f"protocol {protocol.name} needs at least {least}"
+        )
+    clips = protocol.clips
+    for entry in entries:
+        times, end = entry.file.times()
+        check_length(entry.file, times, end, clips.num_frames, clips.fps)
+    if protocol.scores.alignment:
+        for entry in entries:
+            parse_prompt(entry.prompt)
+
+
+def _check_sizes(entries: Sequence[VideoEntry], protocol: Protocol) -> None:
+    """Larger videos are brought to the protocol's size, as real ones are; smaller ones would be
+    judged for the blur of enlarging them.
+    """
+    for entry in entries:
+        height, width = entry.file.check()
+        size = nearest_size((height, width), protocol.clips.heights_and_widths)
+        if height < size[0] or width < size[1]:
+            raise ValueError(
+                f"{entry.path}: is {height}x{width} pixels, and protocol {protocol.name} judges "
+                f"{size[0]}x{size[1]}: too small"
+            )
+
+
+def _check_prompts(request: Request) -> None:
+    if not request.prompts.is_file():
+        raise ValueError(
+            f"--reference {request.reference}: holds no {PROMPTS_FILE}, whose captions are sampled"
+        )
+    number = request.protocol.scores.num_generated
+    held = len(read_listing(request.reference))
+    if number is not None and held < number:
+        raise ValueError(
+            f"--reference {request.reference}: holds {held} captions to sample from; "
+            f"protocol {request.protocol.name} judges {number} videos"
+        )
