@@ -18,6 +18,7 @@ from sora_lightning.data import (
     PackPlan,
     PyAVReader,
     Reader,
+    TorchCodecReader,
     VideoDataModule,
     write_dataset,
 )
@@ -45,11 +46,10 @@ def _readers() -> dict[str, Reader]:
     readers: dict[str, Reader] = {"PyAV": PyAVReader()}
     if importlib.util.find_spec("decord"):
         readers = {"decord": default_reader(), **readers}
-    if importlib.util.find_spec("torchcodec"):
-        from sora_lightning.data import decode
-
-        if kind := getattr(decode, "TorchCodecReader", None):
-            readers["torchcodec"] = kind()
+    try:
+        readers["torchcodec"] = TorchCodecReader()
+    except ValueError as error:
+        print(f"  no torchcodec: {error}")
     return readers
 
 
