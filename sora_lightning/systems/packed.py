@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sora_lightning.layers.patch import Patch
 from sora_lightning.systems.seeding import generator
 from sora_lightning.tokenizers import VideoTokenizer
 from sora_lightning.types import PackedBatch, PackedLatents
@@ -58,6 +59,19 @@ def packed_latents(tokenizer: VideoTokenizer, batch: PackedBatch) -> PackedLaten
         latents = tokenizer.encode(torch.stack([batch.videos[i] for i in indices]))
         encoded.update(zip(indices, latents, strict=True))
     return PackedLatents(tuple(encoded[i] for i in range(len(encoded))))
+
+
+def with_kept(latents: PackedLatents, batch: PackedBatch, patch: Patch) -> PackedLatents:
+    """Latents of which those of the batch's kept tokens alone are shown."""
+    if batch.kept is None:
+        return latents
+    shown = []
+    for clip, tokens in zip(latents.clips, batch.kept, strict=True):
+        grid = patch.grid(*clip.shape[1:])
+        mask = torch.zeros(1, grid.num_tokens, patch.volume, device=clip.device)
+        mask[:, tokens] = 1
+        shown.append(patch.unpatchify(mask, grid)[0, 0] > 0)
+    return PackedLatents(latents.clips, tuple(shown))
 
 
 def mean_over_ranks(system: L.LightningModule, losses: Float[Tensor, " b"]) -> Float[Tensor, ""]:
