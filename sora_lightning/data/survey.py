@@ -65,7 +65,9 @@ class LatentKeys:
     num_windows: int
 
     def __call__(self, record: ClipRecord, size: VideoSize, window: int) -> str:
-        """The key of one window. Reads the ends of the file, for its fingerprint."""
+        """The key of one window. Reads the whole file where the manifest does not say what it
+        holds.
+        """
         content = clip_content(record)
         return latent_key(content, record, size, self.fps, window, self.num_windows)
 

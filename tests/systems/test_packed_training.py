@@ -196,7 +196,11 @@ def test_a_network_that_needs_every_token_is_refused(
 ) -> None:
     u_vit = {
         "class_path": "sora_lightning.denoisers.UViT",
-        "init_args": {"width": 24, "depth": 3, "num_heads": 2, "patch": [1, 1, 1]},
+        "init_args": {
+            "size": {"depth": 3, "width": 24, "num_heads": 2},
+            "extent": {"condition": 0},
+            "patch": [1, 1, 1],
+        },
     }
     arguments = diffusion_model["init_args"] | {"denoiser": u_vit}
     model = {**diffusion_model, "init_args": arguments}
