@@ -169,10 +169,9 @@ class DiT(Denoiser):
         y = self._predict(torch.cat(patches, dim=1), t, condition, arrangement)
         parts = y.split(arrangement.num_tokens, dim=1)
         if kept is not None:
-            of_clips = zip(parts, kept, arrangement.grids, strict=True)
             parts = tuple(
                 part.new_zeros(1, grid.num_tokens, part.shape[2]).index_copy(1, tokens, part)
-                for part, tokens, grid in of_clips
+                for part, tokens, grid in zip(parts, kept, arrangement.grids, strict=True)
             )
         outputs = map(self.patch.unpatchify, parts, arrangement.grids)
         return replace(x_t, clips=tuple(output[0] for output in outputs))
