@@ -51,6 +51,5 @@ def test_the_data_tests_pass_without_a_network_and_without_torchvision() -> None
     )
     if not can:
         pytest.skip("this system gives no namespace without a network")
-    # Two processes speak to each other over the loopback device, which is down there.
     done = run_offline("tests/data", "-m", "not slow")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
