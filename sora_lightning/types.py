@@ -147,9 +147,14 @@ class VideoBatch:
 
 @dataclass(frozen=True)
 class PackedLatents:
-    """Latents of clips of any sizes, which a denoiser sees as one sequence: a tensor for each."""
+    """Latents of clips of any sizes, which a denoiser sees as one sequence: a tensor for each.
+
+    ``shown`` is true where a clip's latents take part, in whole tokens, one of them at least; the
+    others are dropped: no network sees them and no loss asks for them. ``None`` drops nothing.
+    """
 
     clips: tuple[Float[Tensor, "c _f _h _w"], ...]
+    shown: tuple[Bool[Tensor, "_f _h _w"], ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.clips:
@@ -159,6 +164,10 @@ class PackedLatents:
             raise ValueError(
                 f"latents of shapes {shapes} cannot be packed: each must be channels, frames, "
                 "rows, columns, with one number of channels"
+            )
+        if self.shown is not None and len(self.shown) != len(self.clips):
+            raise ValueError(
+                f"{len(self.shown)} masks of what is shown for {len(self.clips)} clips"
             )
 
     def __len__(self) -> int:
@@ -171,11 +180,15 @@ class PackedLatents:
         latents' ``clips``, or a tensor with a row for each clip.
         """
         rows = zip(self.clips, *others, strict=True)
-        return PackedLatents(tuple(function(*row) for row in rows))
+        return replace(self, clips=tuple(function(*row) for row in rows))
 
     def to(self, *args: Any, **kwargs: Any) -> PackedLatents:
         """Move every tensor. Takes what ``Tensor.to`` takes."""
-        return self.map(lambda clip: clip.to(*args, **kwargs))
+        moved = self.map(lambda clip: clip.to(*args, **kwargs))
+        if self.shown is None:
+            return moved
+        device = moved.clips[0].device
+        return replace(moved, shown=tuple(mask.to(device) for mask in self.shown))
 
 
 @dataclass

@@ -39,7 +39,7 @@ def check(
         return
     data = _data_of([path for path in (config, delta) if path], manifest, filters)
     for path, assignment in data.check().items():
-        total = assignment.num_clips + len(assignment.removed)
+        total = assignment.num_clips + assignment.num_removed
         print(f"{path}: {assignment.num_clips} of {total} clips take part\n{assignment}")
 
 

@@ -12,6 +12,7 @@ from sora_lightning.data.packing import PackPlan
 from sora_lightning.data.sampler import BatchPlan
 from sora_lightning.data.shards import write_shards
 from sora_lightning.data.synthetic import write_dataset
+from sora_lightning.data.torchcodec_reader import TorchCodecReader
 
 __all__ = [
     "Assignment",
@@ -29,6 +30,7 @@ __all__ = [
     "Reader",
     "Removal",
     "SizeFamily",
+    "TorchCodecReader",
     "VideoDataModule",
     "read_manifest",
     "write_dataset",

@@ -8,6 +8,7 @@ import itertools
 import math
 import re
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -20,6 +21,7 @@ from torch.nn import functional
 
 from sora_lightning.data.filters import Filter
 from sora_lightning.data.manifest import ClipRecord, Footage
+from sora_lightning.data.mapped import chosen
 from sora_lightning.types import VideoSize
 
 
@@ -52,17 +54,9 @@ class SizeRule(ABC):
     def nearest(self, footage: Footage, duration_s: float) -> VideoSize | Removal:
         """The size of a clip of ``duration_s`` seconds of this footage."""
 
-    def assign(self, clips: Iterable[tuple[ClipRecord, Footage]]) -> Assignment:
-        """Give every clip its size, or the reason why it has none."""
-        assignment = Assignment({size: [] for size in self.sizes})
-        for record, footage in clips:
-            duration_s = min(footage.duration_s, record.end_s) - record.start_s
-            size = self.nearest(footage, duration_s)
-            if isinstance(size, Removal):
-                assignment.removed.append((record, size))
-            else:
-                assignment.clips.setdefault(size, []).append(record)
-        return assignment
+    def place(self, record: ClipRecord, footage: Footage) -> VideoSize | Removal:
+        """The size of a clip of this footage, or why it has none."""
+        return self.nearest(footage, min(footage.duration_s, record.end_s) - record.start_s)
 
 
 @dataclass(frozen=True)
@@ -177,14 +171,38 @@ class Buckets(SizeRule):
 
 @dataclass
 class Assignment:
-    """Clips by size, and those that no size took with the reason for each."""
+    """Clips by size, and by the reason those that are left out."""
 
-    clips: dict[VideoSize, list[ClipRecord]]
-    removed: list[tuple[ClipRecord, Removal | Filter]] = field(default_factory=list)
+    clips: dict[VideoSize, Sequence[ClipRecord]]
+    removed: dict[Removal | Filter, Sequence[ClipRecord]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        records: Sequence[ClipRecord],
+        places: Iterable[VideoSize | Removal | Filter],
+        sizes: Sequence[VideoSize] = (),
+    ) -> Assignment:
+        """From what becomes of each record, in order; ``sizes`` come first, with clips or none."""
+        numbers: dict[VideoSize | Removal | Filter, array[int]] = {s: array("q") for s in sizes}
+        for number, place in enumerate(places):
+            numbers.setdefault(place, array("q")).append(number)
+        assignment = cls({})
+        for place, of_place in numbers.items():
+            part = chosen(records, of_place)
+            if isinstance(place, VideoSize):
+                assignment.clips[place] = part
+            else:
+                assignment.removed[place] = part
+        return assignment
 
     @property
     def num_clips(self) -> int:
         return sum(map(len, self.clips.values()))
+
+    @property
+    def num_removed(self) -> int:
+        return sum(map(len, self.removed.values()))
 
     def __str__(self) -> str:
         """One line for each size and for each reason of removal, with the number of clips. Of
@@ -196,11 +214,8 @@ class Assignment:
         if rest := by_count[SIZES_SHOWN:]:
             count = sum(len(clips) for _, clips in rest)
             lines.append(f"{count:6d} clips as {len(rest)} other sizes")
-        removed: dict[str, list[ClipRecord]] = {}
-        for record, reason in self.removed:
-            removed.setdefault(reason.value, []).append(record)
-        for why, records in removed.items():
-            lines.append(f"{len(records):6d} left out: {why}, e.g. {records[0].path.name}")
+        for why, records in self.removed.items():
+            lines.append(f"{len(records):6d} left out: {why.value}, e.g. {records[0].path.name}")
         return "\n".join(lines)
 
 

@@ -88,7 +88,7 @@ def scene_cuts(thumbnails: Thumbnails) -> list[float]:
 def require_pyscenedetect() -> None:
     """Raise ``ValueError`` where PySceneDetect is not installed."""
     if importlib.util.find_spec("scenedetect") is None:
-        raise ValueError("PySceneDetect is not installed: pip install scenedetect[opencv-headless]")
+        raise ValueError("PySceneDetect is not installed: pip install 'sora-lightning[scenes]'")
 
 
 def pyscenedetect_cuts(path: Path) -> list[float]:
@@ -96,7 +96,7 @@ def pyscenedetect_cuts(path: Path) -> list[float]:
     from scenedetect import ContentDetector, detect
 
     scenes = detect(str(path), ContentDetector())
-    return [start.get_seconds() for start, _ in scenes] or [0.0]
+    return [start.seconds for start, _ in scenes] or [0.0]
 
 
 def score(thumbnails: Thumbnails, start_s: float, end_s: float) -> Scores:

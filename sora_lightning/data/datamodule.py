@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import logging
 import math
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,7 +39,8 @@ from sora_lightning.data.decode import Reader, default_reader
 from sora_lightning.data.filters import Filter
 from sora_lightning.data.guard import CAN_FORK, GuardedReader
 from sora_lightning.data.latents import INDEX, LatentCache
-from sora_lightning.data.manifest import ClipRecord, read_manifest
+from sora_lightning.data.manifest import ClipRecord
+from sora_lightning.data.mapped import joined, open_manifest
 from sora_lightning.data.native import NativeSizes, Packing
 from sora_lightning.data.packed import KeptTokens, PackedCache, PackedPixels
 from sora_lightning.data.packing import PackPlan
@@ -66,7 +68,8 @@ class VideoDataModule(L.LightningDataModule):
     ``packing``, as ``PackedBatch``, each at its own size and several to a sequence.
 
     Args:
-        manifest: JSONL; the columns stand at ``read_manifest``.
+        manifest: JSONL, CSV, Parquet, a folder, or Arrow, whose rows stay in the file; the columns
+            stand at ``read_manifest``.
         sizes: ``frames x rows x columns``, say ``["17x32x32", "17x24x40"]``, or a ``SizeFamily``
             that makes such a list. A clip goes to the one that keeps most of it; it is scaled down
             and cut, never scaled up or distorted.
@@ -182,7 +185,7 @@ class VideoDataModule(L.LightningDataModule):
         """
         for manifest in self._manifests():
             if manifest not in self._clips:
-                records = read_manifest(manifest)
+                records = open_manifest(manifest)
                 assignment = survey(records, self.sizes, self._bad_clips(), self.filters)
                 _refuse_empty(assignment, f"{manifest}: no clip is left for {self._settings()}")
                 self._clips[manifest] = assignment
@@ -225,10 +228,9 @@ class VideoDataModule(L.LightningDataModule):
         latent cache. What the cache of a callback with a ``root`` holds already is left out; the
         first batch of a whole one is made again, to see that the tokenizer is still the same.
         """
-        clips: dict[VideoSize, list[ClipRecord]] = {size: [] for size in self.sizes.sizes}
-        for manifest in self._manifests():
-            for size, of_size in self._clips[manifest].clips.items():
-                clips.setdefault(size, []).extend(of_size)
+        of_manifests = [self._clips[manifest].clips for manifest in self._manifests()]
+        sizes = dict.fromkeys(itertools.chain(self.sizes.sizes, *of_manifests))
+        clips = {size: joined(one.get(size, ()) for one in of_manifests) for size in sizes}
         windows = EvenChoice(self.windows_per_clip)
         batches = self._batches(clips, self.windows_per_clip, self._encoded_before())
         batches = batches or self._batches(clips, self.windows_per_clip)[: self._ranks()[1]]
@@ -262,13 +264,13 @@ class VideoDataModule(L.LightningDataModule):
         sizes = [(size, len(of_size)) for size, of_size in clips.items()]
         grids = [packing.grid(s.num_frames, s.height, s.width) for s, _ in sizes]
         repeated = np.repeat(np.array(grids), [count for _, count in sizes], axis=0)
-        places = _shards(list(itertools.chain.from_iterable(clips.values())))
+        places = _shards(joined(clips.values()))
         return PackPlan(repeated, packing, self.seed, run_length, _identity(clips), places)
 
     def _packed(
         self, packing: Packing, clips: ClipsBySize, choose: Chooser
     ) -> Dataset[PackedBatch]:
-        records = list(itertools.chain.from_iterable(clips.values()))
+        records = joined(clips.values())
         kept = KeptTokens(packing, self.seed)
         if self._cache is None:
             reader = ClipReader(self.reader, self.fps)
@@ -286,8 +288,8 @@ class VideoDataModule(L.LightningDataModule):
 
     def _bearable(self, assignment: Assignment) -> float:
         """How many more clips of a manifest may turn out to be bad."""
-        bad = sum(reason is Removal.UNREADABLE for _, reason in assignment.removed)
-        return self.max_bad_share * (assignment.num_clips + len(assignment.removed)) - bad
+        bad = len(assignment.removed.get(Removal.UNREADABLE, ()))
+        return self.max_bad_share * (assignment.num_clips + assignment.num_removed) - bad
 
     def _refuse_bad(self, manifest: Path, assignment: Assignment) -> None:
         if self._bearable(assignment) < 0:
@@ -361,16 +363,22 @@ def _clip_id(record: ClipRecord, size: VideoSize, turn: int) -> str:
 
 def _shards(records: Sequence[ClipRecord]) -> np.ndarray | None:
     """In which shard each clip lies; None where some lie in none."""
-    shards = [record.columns.get("shard") for record in records]
-    if None in shards:
-        return None
-    numbers = {shard: number for number, shard in enumerate(dict.fromkeys(shards))}
-    return np.array([numbers[shard] for shard in shards], dtype=np.int64)
+    numbers: dict[str, int] = {}
+    places = array("q")
+    for record in records:
+        if (shard := record.columns.get("shard")) is None:
+            return None
+        places.append(numbers.setdefault(shard, len(numbers)))
+    return np.array(places, dtype=np.int64)
 
 
 def _identity(clips: ClipsBySize) -> str:
-    names = "\n".join(record.clip_id for of_size in clips.values() for record in of_size)
-    return hashlib.sha256(names.encode()).hexdigest()
+    identity = hashlib.sha256()
+    separator = ""
+    for record in itertools.chain.from_iterable(clips.values()):
+        identity.update(f"{separator}{record.clip_id}".encode())
+        separator = "\n"
+    return identity.hexdigest()
 
 
 def _size_rule(

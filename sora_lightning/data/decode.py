@@ -350,12 +350,33 @@ def default_reader() -> Reader:
 @contextmanager
 def _opened(path: Path) -> Iterator[InputContainer]:
     """The open file, its errors told as ``DecodeError``."""
+    opened = False
     try:
         with av.open(str(path), metadata_errors="replace") as container:
+            opened = True
             if not container.streams.video:
                 raise DecodeError(f"{path}: holds no video stream")
             if container.streams.video[0].codec_context is None:
                 raise DecodeError(f"{path}: the codec of its video stream is unknown")
             yield container
     except (av.error.FFmpegError, OSError) as error:
-        raise DecodeError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+        looks = "" if opened else _looks_like(path)
+        raise DecodeError(f"{path}: {getattr(error, 'strerror', None) or error}{looks}") from error
+
+
+def _looks_like(path: Path) -> str:
+    """What a file that FFmpeg cannot open seems to be, in brackets; nothing for one that is not
+    there.
+    """
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        head = file.read(1024)
+    if not head:
+        return " (the file is empty)"
+    if head[4:8] == b"ftyp":
+        return " (an mp4 without its index: cut short?)"
+    text = head.decode("utf-8", errors="replace")  # its last letter may be cut in two
+    if "\ufffd" not in text[:-1] and all(c.isprintable() or c.isspace() for c in text):
+        return " (the file is text)"
+    return " (no known container)"

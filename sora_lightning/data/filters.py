@@ -87,13 +87,8 @@ def columns_of(record: ClipRecord) -> dict[str, Any]:
     return columns
 
 
-def sift(
-    records: Sequence[ClipRecord], filters: Sequence[Filter]
-) -> tuple[list[ClipRecord], list[tuple[ClipRecord, Filter]]]:
-    """The clips that every filter keeps, and the others, each with the first that removes it.
-
-    Raises ``ValueError`` for a column that no row has.
-    """
+def require_columns(records: Sequence[ClipRecord], filters: Sequence[Filter]) -> None:
+    """Raise ``ValueError`` for a column that no row has."""
     for rule in filters:
         if not any(rule.column in columns_of(record) for record in records):
             known = sorted({name for record in records for name in columns_of(record)})
@@ -101,9 +96,24 @@ def sift(
                 f"filter {str(rule)!r}: no row has a column {rule.column}; "
                 f"there are {', '.join(known)}"
             )
+
+
+def first_against(record: ClipRecord, filters: Sequence[Filter]) -> Filter | None:
+    """The first filter that removes a clip, None where all keep it."""
+    return next((rule for rule in filters if not rule.keeps(record)), None)
+
+
+def sift(
+    records: Sequence[ClipRecord], filters: Sequence[Filter]
+) -> tuple[list[ClipRecord], list[tuple[ClipRecord, Filter]]]:
+    """The clips that every filter keeps, and the others, each with the first that removes it.
+
+    Raises ``ValueError`` for a column that no row has.
+    """
+    require_columns(records, filters)
     kept, removed = [], []
     for record in records:
-        against = next((rule for rule in filters if not rule.keeps(record)), None)
+        against = first_against(record, filters)
         if against is None:
             kept.append(record)
         else:

@@ -25,26 +25,11 @@ from sora_lightning.types import VideoSize
 
 INDEX = "index.json"
 SHARD_BYTES = 64 * 2**20
-SAMPLED_BYTES = 64 * 2**10
 # Part of every key: a change of what a window or a resize means must not serve old latents.
 POLICY = "window midpoints; antialiased bilinear; centre crop; 1"
 
 _NAMES: dict[str, np.dtype] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
 _TYPES = {"float16": "F16", "float32": "F32"}
-
-
-def content_id(path: Path) -> str:
-    """A fingerprint of a file's content: its length and its first and last 64 KiB.
-
-    Reads no more than that, so that naming a large file costs little; a file cut, appended to or
-    encoded again has another one.
-    """
-    length = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(SAMPLED_BYTES)
-        file.seek(max(0, length - SAMPLED_BYTES))
-        tail = file.read()
-    return hashlib.sha256(str(length).encode() + head + tail).hexdigest()
 
 
 def latent_key(

@@ -69,6 +69,7 @@ class ClipRecord:
 
 def read_manifest(manifest: Path) -> list[ClipRecord]:
     """The rows of a manifest, in order; the formats stand at ``read_rows``, the columns above.
+    ``open_manifest`` does without a record for each.
 
     Raises ``ValueError`` naming file, line, key and rule for anything wrong, an empty manifest and
     two rows for one clip included.
@@ -78,15 +79,20 @@ def read_manifest(manifest: Path) -> list[ClipRecord]:
     records: list[ClipRecord] = []
     place_of: dict[str, str] = {}
     for place, columns in read_rows(manifest):
-        row = _Row(place, columns)
-        record = row.record(folder)
+        record = record_of(place, columns, folder)
         if record.clip_id in place_of:
-            raise row.error("path", f"the same clip stands in {place_of[record.clip_id]}")
+            same = f"the same clip stands in {place_of[record.clip_id]}"
+            raise _Row(place, columns).error("path", same)
         place_of[record.clip_id] = f"line {place.rpartition(':')[2]}"
         records.append(record)
     if not records:
         raise ValueError(f"{manifest}: the manifest has no rows")
     return records
+
+
+def record_of(place: str, columns: Row, folder: Path) -> ClipRecord:
+    """The record of one row. Raises ``ValueError`` naming its place for anything wrong in it."""
+    return _Row(place, columns).record(folder)
 
 
 class _Row:

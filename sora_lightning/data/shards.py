@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import shutil
 import tarfile
 import tempfile
@@ -21,8 +20,9 @@ from typing import Any
 import fsspec
 
 from sora_lightning.data.decode import DecodeError, probe
-from sora_lightning.data.latents import SAMPLED_BYTES, content_id
 from sora_lightning.data.manifest import ClipRecord, read_manifest
+from sora_lightning.data.tables import Row, write_lines
+from sora_lightning.files import file_sha256
 
 FILES_KEPT = 64
 
@@ -82,13 +82,37 @@ def read_range(record: ClipRecord, start: int, length: int) -> bytes:
 
 
 def clip_content(record: ClipRecord) -> str:
-    """``content_id`` of a clip's bytes, be they a file or a part of a shard."""
-    if record.columns.get("shard") is None:
-        return content_id(record.path)
-    length = int(record.columns["size"])
-    sampled = min(SAMPLED_BYTES, length)
-    ends = read_range(record, 0, sampled), read_range(record, length - sampled, sampled)
-    return hashlib.sha256(str(length).encode() + b"".join(ends)).hexdigest()
+    """The SHA-256 of a clip's bytes, be they a file or a part of a shard.
+
+    It is the manifest's ``content`` where size and time of the file are still those that the
+    manifest says, or the shard is remote; else all bytes are read. Raises ``DecodeError`` where
+    they cannot be.
+    """
+    columns = record.columns
+    content = columns.get("content")
+    shard = columns.get("shard")
+    if isinstance(content, str) and content:
+        if shard is not None and "://" in str(shard):
+            return content
+        if (columns.get("num_bytes"), columns.get("modified_ns")) == _stamp(record):
+            return content
+    if shard is not None:
+        return hashlib.sha256(read_range(record, 0, int(columns["size"]))).hexdigest()
+    try:
+        return file_sha256(record.path)
+    except OSError as error:
+        raise DecodeError(f"{record.path}: {error.strerror or error}") from error
+
+
+def _stamp(record: ClipRecord) -> tuple[int, int] | None:
+    """How many bytes a clip has, and when its file or shard was last written; None without one."""
+    shard = record.columns.get("shard")
+    path = record.path if shard is None else Path(shard)
+    if not path.is_file():
+        return None
+    state = path.stat()
+    size = state.st_size if shard is None else int(record.columns["size"])
+    return size, state.st_mtime_ns
 
 
 def write_shards(manifest: Path, folder: Path, shard_bytes: int = 2**28) -> Path:
@@ -104,7 +128,8 @@ def write_shards(manifest: Path, folder: Path, shard_bytes: int = 2**28) -> Path
     records = read_manifest(manifest)
     base = Path(manifest) if Path(manifest).is_dir() else Path(manifest).parent
     folder.mkdir(parents=True, exist_ok=True)
-    rows, number, shard = [], -1, None
+    rows: list[Row] = []
+    number, shard = -1, None
     for index, record in enumerate(records):
         if shard is None or shard.offset >= shard_bytes:
             if shard is not None:
@@ -119,9 +144,11 @@ def write_shards(manifest: Path, folder: Path, shard_bytes: int = 2**28) -> Path
         footage = record.footage or probe(record.path)
         place = {"shard": f"shard-{number:06d}.tar", "offset": offset, "size": len(content)}
         path = record.columns.get("path", str(record.path.relative_to(base)))
-        rows.append(json.dumps({**record.columns, "path": path, **vars(footage), **place}))
+        named = {"content": hashlib.sha256(content).hexdigest(), "num_bytes": len(content)}
+        rows.append({**record.columns, "path": path, **vars(footage), **place, **named})
     assert shard is not None
     shard.close()
-    written = folder / "clips.jsonl"
-    written.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return written
+    for row in rows:  # every shard is whole by now
+        row["modified_ns"] = (folder / row["shard"]).stat().st_mtime_ns
+    write_lines(folder / "clips.jsonl", rows)
+    return folder / "clips.jsonl"

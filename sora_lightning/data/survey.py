@@ -12,10 +12,11 @@ from tqdm import tqdm
 from sora_lightning.data.bad_clips import BadClips
 from sora_lightning.data.buckets import Assignment, Removal, SizeRule
 from sora_lightning.data.decode import DecodeError, probe
-from sora_lightning.data.filters import Filter, sift
+from sora_lightning.data.filters import Filter, first_against, require_columns
 from sora_lightning.data.guard import ChildDied, guarded_map
 from sora_lightning.data.latents import LatentCache, latent_key
 from sora_lightning.data.manifest import ClipRecord, Footage
+from sora_lightning.data.mapped import chosen
 from sora_lightning.data.shards import clip_content
 from sora_lightning.types import VideoSize
 
@@ -33,8 +34,26 @@ def survey(
 
     One frame is decoded of every file whose row lacks the technical columns.
     """
-    records, sifted = sift(records, filters)
-    unknown = [record for record in records if record.footage is None]
+    require_columns(records, filters)
+    found = _probed(records, filters)
+
+    def place(record: ClipRecord) -> VideoSize | Removal | Filter:
+        if (against := first_against(record, filters)) is not None:
+            return against
+        footage = record.footage or found[record.clip_id]
+        if isinstance(footage, Footage):
+            return sizes.place(record, footage)
+        bad_clips.add(record, footage)
+        return Removal.UNREADABLE
+
+    return Assignment.of(records, map(place, records), sizes.sizes)
+
+
+def _probed(
+    records: Sequence[ClipRecord], filters: Sequence[Filter]
+) -> dict[str, Footage | DecodeError]:
+    """What the files hold of which the manifest does not say it, by ``clip_id``."""
+    unknown = [r for r in records if r.footage is None and first_against(r, filters) is None]
     found: dict[str, Footage | DecodeError] = {}
     num_workers = max(1, min(PROBES_AT_ONCE, len(unknown) // 8))
     paths = [record.path for record in unknown]
@@ -44,17 +63,7 @@ def survey(
         if isinstance(result, ChildDied):
             result = DecodeError(f"{record.path}: {result}")
         found[record.clip_id] = result
-    readable = []
-    for record in records:
-        footage = record.footage or found[record.clip_id]
-        if isinstance(footage, Footage):
-            readable.append((record, footage))
-        else:
-            bad_clips.add(record, footage)
-    assignment = sizes.assign(readable)
-    assignment.removed += [(r, Removal.UNREADABLE) for r in records if r in bad_clips]
-    assignment.removed += sifted
-    return assignment
+    return found
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,9 @@ class LatentKeys:
     num_windows: int
 
     def __call__(self, record: ClipRecord, size: VideoSize, window: int) -> str:
-        """The key of one window. Reads the ends of the file, for its fingerprint."""
+        """The key of one window. Reads the whole file where the manifest does not say what it
+        holds.
+        """
         content = clip_content(record)
         return latent_key(content, record, size, self.fps, window, self.num_windows)
 
@@ -81,13 +92,18 @@ def encoded(
     assignment: Assignment, keys: LatentKeys, cache: LatentCache
 ) -> tuple[Assignment, dict[str, list[str]]]:
     """The clips of which a cache holds a window or more, and those windows' keys by ``clip_id``."""
-    kept = Assignment({size: [] for size in assignment.clips}, list(assignment.removed))
+    kept = Assignment({}, dict(assignment.removed))
     present: dict[str, list[str]] = {}
+    lacking: list[ClipRecord] = []
     for size, clips in assignment.clips.items():
-        for record in clips:
+        numbers = []
+        for number, record in enumerate(clips):
             present[record.clip_id] = keys.present(record, size, cache)
             if present[record.clip_id]:
-                kept.clips[size].append(record)
+                numbers.append(number)
             else:
-                kept.removed.append((record, Removal.NOT_ENCODED))
+                lacking.append(record)
+        kept.clips[size] = chosen(clips, numbers)
+    if lacking:
+        kept.removed[Removal.NOT_ENCODED] = lacking
     return kept, present

@@ -1,14 +1,18 @@
-"""Tables of rows as files: JSONL, CSV, Parquet, or a folder of media with captions beside them."""
+"""Tables of rows as files: JSONL, CSV, Parquet, Arrow, or a folder of media with captions beside
+them.
+"""
 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-SUFFIXES = (".jsonl", ".csv", ".parquet")
+SUFFIXES = (".jsonl", ".csv", ".parquet", ".arrow")
+ARROW_ROWS = 2**14
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".ts", ".m4v", ".mpg", ".mpeg", ".gif")
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 # Cells of these columns are text, whatever they look like.
@@ -35,6 +39,10 @@ def read_rows(source: Path) -> Iterator[tuple[str, Row]]:
             yield from _csv(source)
         elif source.suffix == ".parquet":
             yield from _parquet(source)
+        elif source.suffix == ".arrow":
+            rows = itertools.chain.from_iterable(arrow_batches(source, ARROW_ROWS))
+            for number, row in enumerate(rows, start=1):
+                yield f"{source}:{number}", {k: v for k, v in row.items() if v is not None}
         else:
             yield from _jsonl(source)
     except UnicodeDecodeError as error:
@@ -106,7 +114,7 @@ def _cell(column: str, text: str) -> Any:
 
 
 def _parquet(source: Path) -> Iterator[tuple[str, Row]]:
-    parquet = _pyarrow(source)
+    parquet = _pyarrow(source).parquet
     try:
         file = parquet.ParquetFile(source, memory_map=True)
     except (OSError, ValueError) as error:
@@ -119,21 +127,37 @@ def _parquet(source: Path) -> Iterator[tuple[str, Row]]:
                 yield f"{source}:{number}", {k: v for k, v in row.items() if v is not None}
 
 
+def arrow_table(source: Path) -> Any:
+    """An Arrow file (IPC, uncompressed) as a table that lies in the file. Raises ``ValueError``."""
+    pyarrow = _pyarrow(source)
+    try:
+        return pyarrow.ipc.open_file(pyarrow.memory_map(str(source))).read_all()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{source}: not an Arrow file: {error}") from error
+
+
+def arrow_batches(source: Path, num_rows: int) -> Iterator[list[Row]]:
+    """The rows of an Arrow file, so many at a time; absent cells are None."""
+    for batch in arrow_table(source).to_batches(max_chunksize=num_rows):
+        yield batch.to_pylist()
+
+
 def _pyarrow(path: Path) -> Any:
     try:
-        from pyarrow import parquet
+        import pyarrow.ipc
+        import pyarrow.parquet
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"{path}: Parquet needs pyarrow: pip install 'sora-lightning[parquet]'"
+            f"{path}: Parquet and Arrow need pyarrow: pip install 'sora-lightning[parquet]'"
         ) from error
-    return parquet
+    return pyarrow
 
 
 def check_target(target: Path) -> None:
     """Raise ``ValueError`` unless rows can be written in the format that the suffix names."""
     if target.suffix not in SUFFIXES:
         raise ValueError(f"{target}: must end in one of {', '.join(SUFFIXES)}")
-    if target.suffix == ".parquet":
+    if target.suffix in (".parquet", ".arrow"):
         _pyarrow(target)
 
 
@@ -143,16 +167,8 @@ def write_rows(target: Path, rows: Sequence[Row]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    if target.suffix == ".parquet":
-        import pyarrow
-
-        captions = [row["caption"] for row in rows if "caption" in row]
-        if any(isinstance(caption, list) for caption in captions):
-            rows = [_listed(row) for row in rows]
-        table = pyarrow.Table.from_pylist(
-            [{column: row.get(column) for column in columns} for row in rows]
-        )
-        _pyarrow(target).write_table(table, partial)
+    if target.suffix in (".parquet", ".arrow"):
+        _write_arrow(target, partial, columns, rows)
     elif target.suffix == ".csv":
         with partial.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, columns)
@@ -161,6 +177,18 @@ def write_rows(target: Path, rows: Sequence[Row]) -> None:
     else:
         write_lines(partial, rows)
     partial.replace(target)
+
+
+def _write_arrow(target: Path, partial: Path, columns: list[str], rows: Sequence[Row]) -> None:
+    pyarrow = _pyarrow(target)
+    if any(isinstance(row.get("caption"), list) for row in rows):
+        rows = [_listed(row) for row in rows]
+    table = pyarrow.Table.from_pylist([{name: row.get(name) for name in columns} for row in rows])
+    if target.suffix == ".parquet":
+        pyarrow.parquet.write_table(table, partial)
+        return
+    with pyarrow.ipc.new_file(str(partial), table.schema) as file:
+        file.write_table(table, max_chunksize=ARROW_ROWS)
 
 
 def write_lines(target: Path, rows: Iterable[Row]) -> None:

@@ -10,7 +10,12 @@ from sora_lightning.types import Condition, PackedLatents
 
 
 class Denoiser(nn.Module, ABC):
-    """A network that is a ``DenoiserFunction`` over latents cut into patches of ``patch``."""
+    """A network that is a ``DenoiserFunction`` over latents cut into patches of ``patch``.
+
+    ``drops_tokens`` says whether its packed form can do without some of a clip's tokens.
+    """
+
+    drops_tokens = False
 
     def __init__(self, patch: Patch):
         super().__init__()
@@ -36,8 +41,12 @@ class Denoiser(nn.Module, ABC):
         ``condition``.
 
         ``t`` holds a time for each clip, or one for each token of all clips, one clip after the
-        other. Here the clips run one by one; a network that packs them overrides it.
+        other. Where some latents are not ``shown``, their tokens are left out, and the prediction
+        is 0 there. Here the clips run one by one, and dropping is refused with a ``ValueError``; a
+        network that packs them overrides it.
         """
+        if x_t.shown is not None:
+            raise ValueError(f"{type(self).__name__} cannot do without some of a clip's tokens")
         times = t[:, None].unbind() if len(t) == len(x_t) else t.split(self.num_tokens(x_t))
         outputs = [
             self(clip[None], time if time.numel() == 1 else time[None], condition[i : i + 1])

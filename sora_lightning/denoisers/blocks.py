@@ -236,8 +236,8 @@ class InContextBlock(PlainBlock):
         self, x: Float[Tensor, "b n d"], context: BlockContext
     ) -> tuple[Float[Tensor, "b m d"], BlockContext]:
         tokens = context.signal.tokens(context.arrangement.num_clips(x))
-        grids, device = context.arrangement.grids, context.arrangement.device
-        arrangement = Arrangement(grids, device, num_context=tokens.shape[1])
+        before = context.arrangement
+        arrangement = Arrangement(before.grids, before.device, tokens.shape[1], before.kept)
         return arrangement.insert_context(x, tokens), replace(context, arrangement=arrangement)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -56,6 +56,8 @@ class DiT(Denoiser):
     for the backward pass and computes the rest again. ``time_scale`` is the number of steps that
     the time embedding counts from data to noise: SiT's is 1.
     """
+
+    drops_tokens = True
 
     def __init__(
         self,
@@ -151,20 +153,43 @@ class DiT(Denoiser):
     ) -> PackedLatents:
         """See ``Denoiser.forward_packed``; here all clips stand in one sequence."""
         clips, estimates = x_t.clips, [None] * len(x_t) if estimate is None else estimate.clips
-        arrangement = self._arrange([clip.shape[1:] for clip in clips], clips[0].device)
+        kept = self._kept(x_t)
+        arrangement = self._arrange([clip.shape[1:] for clip in clips], clips[0].device, kept)
         patches = [
             self.patch.patchify(self._with_estimate(clip[None], None if e is None else e[None]))
             for clip, e in zip(clips, estimates, strict=True)
         ]
+        if kept is not None:
+            patches = [patch[:, tokens] for patch, tokens in zip(patches, kept, strict=True)]
+            if len(t) != len(clips):
+                of_clips = zip(t.split(self.num_tokens(x_t)), kept, strict=True)
+                t = torch.cat([times[tokens] for times, tokens in of_clips])
         if not arrangement.is_packed:
             t = t[None] if len(t) > 1 else t
         y = self._predict(torch.cat(patches, dim=1), t, condition, arrangement)
-        parts = y.split([grid.num_tokens for grid in arrangement.grids], dim=1)
+        parts = y.split(arrangement.num_tokens, dim=1)
+        if kept is not None:
+            parts = tuple(
+                part.new_zeros(1, grid.num_tokens, part.shape[2]).index_copy(1, tokens, part)
+                for part, tokens, grid in zip(parts, kept, arrangement.grids, strict=True)
+            )
         outputs = map(self.patch.unpatchify, parts, arrangement.grids)
-        return PackedLatents(tuple(output[0] for output in outputs))
+        return replace(x_t, clips=tuple(output[0] for output in outputs))
 
-    def _arrange(self, extents: Sequence[Sequence[int]], device: torch.device) -> Arrangement:
-        return Arrangement([self.patch.grid(*extent) for extent in extents], device)
+    def _kept(self, x_t: PackedLatents) -> list[Int[Tensor, " _n"]] | None:
+        """The numbers of the tokens that are shown whole, of each clip."""
+        if x_t.shown is None:
+            return None
+        masks = [self.patch.patchify(mask[None, None].float()) for mask in x_t.shown]
+        return [torch.nonzero(mask[0].amin(-1) > 0)[:, 0] for mask in masks]
+
+    def _arrange(
+        self,
+        extents: Sequence[Sequence[int]],
+        device: torch.device,
+        kept: Sequence[Int[Tensor, " _n"]] | None = None,
+    ) -> Arrangement:
+        return Arrangement([self.patch.grid(*extent) for extent in extents], device, kept=kept)
 
     def _with_estimate(self, x_t: Tensor, estimate: Tensor | None) -> Tensor:
         if self.self_conditioning:

@@ -30,7 +30,7 @@ class Times:
 
         ``ValueError`` for any other number of times.
         """
-        num_tokens = sum(arrangement.lengths) - arrangement.num_context * len(arrangement.grids)
+        num_tokens = sum(arrangement.num_tokens)
         if arrangement.is_packed:
             if t.shape == (len(arrangement.grids),):
                 return cls(t, None, arrangement.clip_of_token[None])

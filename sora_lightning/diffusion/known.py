@@ -53,11 +53,14 @@ class Known:
         """The time of each token."""
         return torch.where(self.tokens, self.t[:, None].to(t), t[:, None])
 
-    def mean_of_unknown(self, values: Float[Tensor, "b c f h w"]) -> Float[Tensor, " b"]:
-        """Mean over what is not known, for each clip; 0 where everything is."""
-        unknown = (~self.mask).to(values.dtype).expand_as(values)
-        total = reduce(values * unknown, "b c f h w -> b", "sum")
-        return total / reduce(unknown, "b c f h w -> b", "sum").clamp(min=1)
+
+def mean_where(
+    values: Float[Tensor, "b c f h w"], mask: Bool[Tensor, "b 1 f h w"]
+) -> Float[Tensor, " b"]:
+    """Mean of each clip over where the mask is true; 0 where it is true nowhere."""
+    weights = mask.to(values.dtype).expand_as(values)
+    total = reduce(values * weights, "b c f h w -> b", "sum")
+    return total / reduce(weights, "b c f h w -> b", "sum").clamp(min=1)
 
 
 @dataclass(frozen=True)

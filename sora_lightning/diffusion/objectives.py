@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sora_lightning.diffusion.known import Known
+from sora_lightning.diffusion.known import Known, mean_where
 from sora_lightning.diffusion.paths import Transition, VariancePreserving, broadcast_time
 from sora_lightning.diffusion.predictions import Process, Shares
 from sora_lightning.types import (
@@ -109,17 +109,20 @@ class Objective(ABC):
         condition: Condition,
         known: Sequence[Known] | None = None,
     ) -> Float[Tensor, " b"]:
-        """The same for clips that share a sequence, one value for each whatever its size."""
+        """The same for clips that share a sequence, one value for each whatever its size; of each
+        the mean over what of ``x_0`` is shown.
+        """
         masks: Sequence[Known | None] = [None] * len(x_0) if known is None else known
+        shown = [None] * len(x_0) if x_0.shown is None else [s[None, None] for s in x_0.shown]
         clips = [
             (x[None], e[None], time[None], mask)
             for x, e, time, mask in zip(x_0.clips, noise.clips, t, masks, strict=True)
         ]
         seen = [self._seen(*clip) for clip in clips]
         times = t if known is None else torch.cat([times[0] for _, times in seen])
-        outputs = denoiser(PackedLatents(tuple(x[0] for x, _ in seen)), times, condition)
-        pairs = zip(outputs.clips, clips, strict=True)
-        return torch.cat([self._loss(output[None], *clip) for output, clip in pairs])
+        inputs = replace(x_0, clips=tuple(x[0] for x, _ in seen))
+        triples = zip(denoiser(inputs, times, condition).clips, clips, shown, strict=True)
+        return torch.cat([self._loss(output[None], *clip, mask) for output, clip, mask in triples])
 
     def _seen(
         self,
@@ -142,9 +145,13 @@ class Objective(ABC):
         noise: Float[Tensor, "b c f h w"],
         t: Float[Tensor, " b"],
         known: Known | None,
+        shown: Bool[Tensor, "b 1 f h w"] | None = None,
     ) -> Float[Tensor, " b"]:
         error = self.error(output, x_0, noise, t)
-        return error.flatten(1).mean(1) if known is None else known.mean_of_unknown(error)
+        asked = None if known is None else ~known.mask
+        if shown is not None:
+            asked = shown if asked is None else asked & shown
+        return error.flatten(1).mean(1) if asked is None else mean_where(error, asked)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,9 @@ class Arrangement:
     holds one clip after the other.
 
     ``num_context`` tokens stand before the grid of each clip, at the coordinates of its first
-    token; they are for joint attention alone, and any other partition refuses them.
+    token; they are for joint attention alone, and any other partition refuses them. ``kept`` holds,
+    for each grid, the numbers of the tokens (frame-major, rising, one at least) that stand in the
+    sequence; the others are dropped. ``None`` keeps all.
     ``coordinates`` are ``(frame, row, column)`` of every token; ``clips_by_length`` numbers the
     clips of a packed sequence in the order that ``Permuted`` sorts them in, the shortest first.
     """
@@ -31,12 +33,14 @@ class Arrangement:
         grids: Sequence[TokenGrid],
         device: torch.device | str = "cpu",
         num_context: int = 0,
+        kept: Sequence[Int[Tensor, " _n"]] | None = None,
     ):
         if not grids:
             raise ValueError("no grids: a sequence holds one clip at least")
         self.grids = tuple(grids)
         self.device = torch.device(device)
         self.num_context = num_context
+        self.kept = None if kept is None else tuple(kept)
         self.coordinates = self._all_coordinates()
         self.clips_by_length = self._sorted_clips()
         self._groupings: dict[TokenPartition, Grouping] = {}
@@ -51,9 +55,16 @@ class Arrangement:
         return len(self.grids) if self.is_packed else x.shape[0]
 
     @property
+    def num_tokens(self) -> list[int]:
+        """How many tokens of each grid's clip stand in the sequence, without context."""
+        if self.kept is None:
+            return [grid.num_tokens for grid in self.grids]
+        return [len(kept) for kept in self.kept]
+
+    @property
     def lengths(self) -> list[int]:
-        """The number of tokens of each grid's clip, context included."""
-        return [self.num_context + grid.num_tokens for grid in self.grids]
+        """The same with context."""
+        return [self.num_context + count for count in self.num_tokens]
 
     @property
     def clip_of_token(self) -> Int[Tensor, " n"]:
@@ -74,12 +85,17 @@ class Arrangement:
 
     def _all_coordinates(self) -> Int[Tensor, "n 3"]:
         if not (self.is_packed or self.num_context):
-            return grid_coordinates(self.grids[0], self.device)
+            return self._coordinates(0, self.device)
         parts = []
-        for grid in self.grids:
+        for number in range(len(self.grids)):
             parts.append(torch.zeros(self.num_context, 3, dtype=torch.int64, device=self.device))
-            parts.append(grid_coordinates(grid, self.device))
+            parts.append(self._coordinates(number, self.device))
         return torch.cat(parts)
+
+    def _coordinates(self, number: int, device: torch.device) -> Int[Tensor, "n 3"]:
+        """Those of the tokens of one grid that are kept."""
+        coordinates = grid_coordinates(self.grids[number], device)
+        return coordinates if self.kept is None else coordinates[self.kept[number].to(device)]
 
     def insert_context(
         self, x: Float[Tensor, "b n d"], context: Float[Tensor, "clips m d"]
@@ -87,7 +103,7 @@ class Arrangement:
         """The tokens of every grid with its clip's ``num_context`` tokens before them."""
         if not self.is_packed:
             return torch.cat([context, x], dim=1)
-        clips = x.split([grid.num_tokens for grid in self.grids], dim=1)
+        clips = x.split(self.num_tokens, dim=1)
         pairs = zip(context.split(1), clips, strict=True)
         return torch.cat([part for pair in pairs for part in pair], dim=1)
 
@@ -112,15 +128,15 @@ class Arrangement:
             (grid,) = self.grids
             if whole:
                 return Whole()
-            if (regrouping := partition.regrouping(grid)) is not None:
+            if self.kept is None and (regrouping := partition.regrouping(grid)) is not None:
                 return regrouping
         return Permuted.of(self._group_numbers(partition), self.device)
 
     def _group_numbers(self, partition: TokenPartition) -> Int[Tensor, " n"]:
         """The number of each token's group, different in each clip; on the CPU."""
         numbers, first = [], 0
-        for grid in self.grids:
-            coordinates = grid_coordinates(grid, torch.device("cpu"))
+        for number, grid in enumerate(self.grids):
+            coordinates = self._coordinates(number, torch.device("cpu"))
             own = first + partition.group_numbers(coordinates, grid)
             numbers += [torch.full((self.num_context,), first), own]
             first = int(own.max()) + 1

@@ -41,7 +41,7 @@ from sora_lightning.systems.optimization import (
     adamw,
     configure,
 )
-from sora_lightning.systems.packed import ClipDraws, packed_latents, packed_step
+from sora_lightning.systems.packed import ClipDraws, packed_latents, packed_step, with_kept
 from sora_lightning.systems.seeding import generator, step_generator
 from sora_lightning.systems.time_bins import LossPerTime, fixed_draws
 from sora_lightning.tokenizers import VideoTokenizer
@@ -107,10 +107,10 @@ class DiffusionSystem(L.LightningModule):
         if (packing := getattr(data, "packing", None)) is not None:
             compression, patch = self.tokenizer.compression, self.denoiser.patch
             check_geometry(packing.compression, packing.patch, compression, patch)
-            if packing.dropping is not None:
+            if packing.dropping is not None and not self.denoiser.drops_tokens:
                 raise ValueError(
-                    "data.packing.dropping is set: the denoisers predict all tokens of a clip and "
-                    "cannot do without some: leave the key out"
+                    f"data.packing.dropping is set: a {type(self.denoiser).__name__} cannot do "
+                    "without some of a clip's tokens: leave the key out"
                 )
         served = getattr(data, "tokenizer_fingerprint", None)
         if served is not None and served != (own := self.tokenizer.fingerprint()):
@@ -134,7 +134,8 @@ class DiffusionSystem(L.LightningModule):
         """The loss of each clip, at a time and noise that its seed and turn draw."""
         draws = ClipDraws(batch, self.seed, self.device)
         condition = self.conditioner(batch.captions, draws.uniform() < self.drop_condition)
-        normal, x_0 = draws.normal(), packed_latents(self.tokenizer, batch)
+        normal = draws.normal()
+        x_0 = with_kept(packed_latents(self.tokenizer, batch), batch, self.denoiser.patch)
         t = self.time(normal, torch.tensor(self.denoiser.num_tokens(x_0), device=normal.device))
         noise, known = draws.noise(x_0), None
         if strength := self.objective.offset_noise:

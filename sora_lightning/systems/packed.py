@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sora_lightning.data.native import Packing
+from sora_lightning.layers.patch import Patch
 from sora_lightning.systems.seeding import generator
 from sora_lightning.tokenizers import VideoTokenizer
 from sora_lightning.tokenizers.posterior import DiagonalGaussian
@@ -100,6 +101,19 @@ def packed_step(
     system.log("train/loss", loss, prog_bar=True, batch_size=max(1, len(batch)))
     system.log("data/waste", 1 - batch.fill, on_step=False, on_epoch=True, batch_size=1)
     return loss
+
+
+def with_kept(latents: PackedLatents, batch: PackedBatch, patch: Patch) -> PackedLatents:
+    """Latents of which those of the batch's kept tokens alone are shown."""
+    if batch.kept is None:
+        return latents
+    shown = []
+    for clip, tokens in zip(latents.clips, batch.kept, strict=True):
+        grid = patch.grid(*clip.shape[1:])
+        mask = torch.zeros(1, grid.num_tokens, patch.volume, device=clip.device)
+        mask[:, tokens] = 1
+        shown.append(patch.unpatchify(mask, grid)[0, 0] > 0)
+    return PackedLatents(latents.clips, tuple(shown))
 
 
 def mean_over_ranks(system: L.LightningModule, losses: Float[Tensor, " b"]) -> Float[Tensor, ""]:

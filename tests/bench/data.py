@@ -8,20 +8,25 @@ import importlib.util
 import itertools
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from sora_lightning.data import (
     BatchPlan,
+    GuardedReader,
     Packing,
     PackPlan,
     PyAVReader,
     Reader,
+    TorchCodecReader,
     VideoDataModule,
     write_dataset,
+    write_video,
 )
-from sora_lightning.data.decode import default_reader
+from sora_lightning.data.decode import default_reader, read_timeline
 from sora_lightning.data.packing import plan_pass
 from sora_lightning.denoisers import DiT
 from sora_lightning.types import Condition, VideoSize
@@ -37,6 +42,7 @@ def run(report: Report) -> None:
     with tempfile.TemporaryDirectory() as folder:
         manifest = write_dataset(Path(folder), num_train=128, num_val=0, num_test=0)["train"]
         _decode(report, manifest)
+        _guard(report, Path(folder) / "guard.mp4")
         _wait(report, manifest)
     _plan(report)
 
@@ -45,11 +51,10 @@ def _readers() -> dict[str, Reader]:
     readers: dict[str, Reader] = {"PyAV": PyAVReader()}
     if importlib.util.find_spec("decord"):
         readers = {"decord": default_reader(), **readers}
-    if importlib.util.find_spec("torchcodec"):
-        from sora_lightning.data import decode
-
-        if kind := getattr(decode, "TorchCodecReader", None):
-            readers["torchcodec"] = kind()
+    try:
+        readers["torchcodec"] = TorchCodecReader()
+    except ValueError as error:
+        print(f"  no torchcodec: {error}")
     return readers
 
 
@@ -63,6 +68,26 @@ def _decode(report: Report, manifest: Path) -> None:
         data.setup("fit")
         candidates[name] = iter(data.train_dataloader()).__next__
     report.compare("a batch of 32 clips, 17x32x32", candidates, items=32, unit="clips")
+
+
+def _guard(report: Report, path: Path) -> None:
+    """Sixteen frames of 480 x 320 by each reader, in this process and in a guarded child."""
+    coarse = np.random.default_rng(0).integers(0, 255, (60, 20, 30, 3)).astype(np.uint8)
+    write_video(path, coarse.repeat(16, 1).repeat(16, 2), fps=24, keyframe_every=30)
+    timeline = read_timeline(path)
+    starts = itertools.cycle(np.random.default_rng(1).integers(0, 40, 30).tolist())
+    for name, reader in _readers().items():
+        guarded = GuardedReader(reader, 20.0)
+
+        def read(one: Reader) -> None:
+            start = next(starts)
+            one.read(path, timeline, list(range(start, start + 16)))
+
+        candidates = {"bare": partial(read, reader), "guarded": partial(read, guarded)}
+        rows = report.compare(f"a clip of 16 frames by {name}", candidates, items=1, unit="clips")
+        cost = rows["guarded"].median_s / rows["bare"].median_s
+        print(f"  the guard costs {cost:.2f} times the time")
+        guarded.guard.close()
 
 
 def _plan(report: Report) -> None:

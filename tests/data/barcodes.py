@@ -52,9 +52,11 @@ def write_barcodes(
     return path
 
 
-def cut_without_encoding(source: Path, target: Path, start_s: float) -> Path:
-    """What ``ffmpeg -ss START -i SOURCE -c copy TARGET`` does: whole GOPs, and an edit list that
-    hides the frames before the cut."""
+def cut_without_encoding(
+    source: Path, target: Path, start_s: float, length_s: float = float("inf")
+) -> Path:
+    """What ``ffmpeg -ss START -i SOURCE -t LENGTH -c copy TARGET`` does: whole GOPs, and an edit
+    list that hides the frames before the cut."""
     with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
         stream = reader.streams.video[0]
         copy = writer.add_stream_from_template(stream)
@@ -62,6 +64,8 @@ def cut_without_encoding(source: Path, target: Path, start_s: float) -> Path:
         reader.seek(shift, stream=stream)
         for packet in reader.demux(stream):
             if packet.size:
+                if packet.dts * stream.time_base >= start_s + length_s:
+                    break
                 packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
                 packet.stream = copy
                 writer.mux(packet)

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from sora_lightning.data import Buckets, ClipRecord, Footage, Removal, SizeFamily
+from sora_lightning.data.bad_clips import BadClips
 from sora_lightning.data.buckets import fit_frames, num_pixels
+from sora_lightning.data.survey import survey
 from sora_lightning.types import VideoSize
 
 SIZES = [VideoSize.parse(s) for s in ("17x32x32", "17x24x40", "17x40x24", "9x64x64", "1x48x48")]
@@ -61,14 +63,17 @@ def test_the_nearest_size_keeps_most_of_the_clip(footage: Footage, expected: obj
 def test_every_clip_is_assigned_or_counted_with_its_reason() -> None:
     footages = [Footage(40, 8, 60, 60), Footage(40, 8, 10, 60), Footage(2, 8, 40, 40)]
     clips = [
-        (ClipRecord(Path(f"{i}.mp4"), ("x",), f"{i:016x}"), footage)
+        ClipRecord(Path(f"{i}.mp4"), ("x",), f"{i:016x}", footage=footage)
         for i, footage in enumerate(footages)
     ]
-    cut = ClipRecord(Path("cut.mp4"), ("x",), "f" * 16, start_s=4.5)
-    assignment = buckets().assign([*clips, (cut, Footage(40, 8, 40, 40))])
+    cut = ClipRecord(Path("cut.mp4"), ("x",), "f" * 16, 4.5, footage=Footage(40, 8, 40, 40))
+    assignment = survey([*clips, cut], buckets(), BadClips(None))
     assert assignment.num_clips == 1
-    reasons = [why for _, why in assignment.removed]
-    assert reasons == [Removal.TOO_SMALL, Removal.TOO_SHORT, Removal.TOO_SHORT]
+    assert tuple(assignment.clips) == buckets().sizes
+    assert assignment.removed == {
+        Removal.TOO_SMALL: [clips[1]],
+        Removal.TOO_SHORT: [clips[2], cut],
+    }
     table = str(assignment)
     assert "1 clips as 17x32x32" in table
     assert f"2 left out: {Removal.TOO_SHORT.value}, e.g. 2.mp4" in table

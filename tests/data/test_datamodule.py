@@ -281,7 +281,8 @@ def test_bad_clips_are_left_out_and_named(
     assert set(named) == {"text.mp4", "cut.mp4"}
     assert len(lines) == 2
     assert "Invalid data" in named["text.mp4"]
-    removed = {r.path.name: why.name for r, why in data.check()[manifest].removed}
+    table = data.check()[manifest].removed
+    removed = {r.path.name: why.name for why, records in table.items() for r in records}
     expected = {} if declared else {"text.mp4": "UNREADABLE", "cut.mp4": "UNREADABLE"}
     assert removed == {"00000.mp4": "TOO_SHORT", **expected}
     assert "1 left out: too short" in caplog.text

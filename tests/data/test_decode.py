@@ -22,6 +22,7 @@ from sora_lightning.data.decode import (
 )
 from sora_lightning.data.guard import Guard
 from tests.data.barcodes import barcode, cut_without_encoding, numbers_in
+from tests.data.torchcodec_reader import torchcodec_parameter
 
 pytest.importorskip("decord", reason="decord has no wheel for this machine")
 
@@ -32,6 +33,11 @@ CLOSED = {"g": "12", "bf": "2", "x264-params": "open-gop=0:scenecut=0"}
 OPEN = {"g": "12", "bf": "3", "x264-params": "open-gop=1:scenecut=0:b-adapt=0"}
 HEVC = {"x265-params": "keyint=12:log-level=0"}
 READERS = [DecordReader(), PyAVReader()]
+ALL_READERS = [
+    pytest.param(READERS[0], id="decord"),
+    pytest.param(READERS[1], id="pyav"),
+    torchcodec_parameter(),
+]
 
 
 def assert_every_frame_is_right(path: Path, reader: Reader, expected: list[int]) -> None:
@@ -44,7 +50,7 @@ def assert_every_frame_is_right(path: Path, reader: Reader, expected: list[int])
         assert numbers_in(frames) == [expected[i] for i in indices]
 
 
-@pytest.mark.parametrize("reader", READERS, ids=["decord", "pyav"])
+@pytest.mark.parametrize("reader", ALL_READERS)
 @pytest.mark.parametrize(
     ("name", "times_ms", "settings"),
     [
@@ -66,7 +72,7 @@ def test_random_access_gives_the_frames_asked_for(
     assert_every_frame_is_right(path, reader, list(range(len(times_ms))))
 
 
-@pytest.mark.parametrize("reader", READERS, ids=["decord", "pyav"])
+@pytest.mark.parametrize("reader", ALL_READERS)
 @pytest.mark.parametrize("start_s", [0.3, 0.7, 1.1])
 def test_frames_that_a_cut_hides_stay_hidden(
     reader: Reader, start_s: float, barcodes: Callable[..., Path], tmp_path: Path

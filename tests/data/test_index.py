@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,7 +16,13 @@ from PIL import Image
 from sora_lightning.__main__ import main
 from sora_lightning.data import VideoDataModule, read_manifest, write_video
 from sora_lightning.data import index as indexing
-from sora_lightning.data.curation import duplicates, look_through, scene_cuts, score
+from sora_lightning.data.curation import (
+    duplicates,
+    look_through,
+    pyscenedetect_cuts,
+    scene_cuts,
+    score,
+)
 from sora_lightning.data.decode import default_reader, probe, read_timeline
 from sora_lightning.data.encode import reencode
 from sora_lightning.data.tables import read_rows
@@ -87,6 +95,38 @@ def test_index_goes_on_where_it_stopped_and_sees_what_changed(
     assert probed == ["open.mp4"]
 
 
+def test_every_kind_of_bad_file_is_rejected_with_a_reason_of_its_own(
+    barcodes: Callable[..., Path], tmp_path: Path
+) -> None:
+    good = barcodes("good.mp4", STEADY, options=CLOSED)
+    content = good.read_bytes()
+    with av.open(str(tmp_path / "audio_only.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        frame.sample_rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    (tmp_path / "zero_bytes.mp4").touch()
+    (tmp_path / "text.mp4").write_text("This is a caption, saved under a wrong name.")
+    (tmp_path / "truncated.mp4").write_bytes(content[: len(content) // 2])
+    (tmp_path / "garbage.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
+    output = tmp_path / "out" / "clips.jsonl"
+    indexing.index(tmp_path, output, num_workers=2)
+    assert [row["path"] for row in rows_of(output)] == ["../good.mp4"]
+    rejects = rows_of(Path(f"{output}.rejects.jsonl"))
+    reasons = {row["path"]: row["reason"] for row in rejects}
+    expected = {
+        "audio_only.mp4": "holds no video stream",
+        "garbage.mp4": "no known container",
+        "text.mp4": "the file is text",
+        "truncated.mp4": "without its index",
+        "zero_bytes.mp4": "the file is empty",
+    }
+    assert set(reasons) == set(expected)
+    assert len(rejects) == len(set(reasons.values())) == 5
+    assert all(expected[name] in reason for name, reason in reasons.items())
+
+
 def test_a_folder_of_nothing_readable_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,6 +153,27 @@ def test_cuts_are_found_where_the_scene_changes_and_nowhere_else(tmp_path: Path)
     fade = np.linspace(scenes(1, 1)[0], scenes(1, 1, seed=1)[0], 24).astype(np.uint8)
     write_video(tmp_path / "fade.mp4", fade, fps=12)
     assert scene_cuts(look_through(tmp_path / "fade.mp4")) == [0.0]
+
+
+def test_pyscenedetect_finds_the_same_cuts(tmp_path: Path) -> None:
+    pytest.importorskip("scenedetect", reason="PySceneDetect is not installed")
+    (tmp_path / "raw").mkdir()
+    write_video(tmp_path / "raw" / "a.mp4", scenes(4, 24), fps=12)
+    assert pyscenedetect_cuts(tmp_path / "raw" / "a.mp4") == [0.0, 2.0, 4.0, 6.0]
+    for detector in ("own", "pyscenedetect"):
+        output = tmp_path / f"{detector}.jsonl"
+        indexing.index(tmp_path / "raw", output, scenes=True, detector=detector)
+    assert rows_of(tmp_path / "own.jsonl") == rows_of(tmp_path / "pyscenedetect.jsonl")
+    write_video(tmp_path / "one.mp4", scenes(1, 24), fps=12)
+    assert pyscenedetect_cuts(tmp_path / "one.mp4") == [0.0]
+
+
+def test_without_pyscenedetect_index_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'sora-lightning\[scenes\]'"):
+        indexing.index(tmp_path, tmp_path / "out.jsonl", scenes=True, detector="pyscenedetect")
 
 
 def test_scores_tell_moving_still_and_black(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sora_lightning.data import ClipRecord, LatentCache
-from sora_lightning.data.latents import content_id, latent_key
+from sora_lightning.data.latents import latent_key
 from sora_lightning.types import VideoSize
 
 
@@ -100,15 +100,3 @@ def test_a_key_stands_for_content_window_size_and_rate(tmp_path: Path) -> None:
     ]
     assert len(set(keys)) == len(keys)
     assert latent_key("content", record, size, 8.0, 0, 4) == keys[0]
-
-
-def test_a_changed_file_has_another_content_id(tmp_path: Path) -> None:
-    content = bytearray(np.random.default_rng(0).bytes(200_000))
-    path, copy = tmp_path / "a.mp4", tmp_path / "b.mp4"
-    path.write_bytes(content)
-    copy.write_bytes(content)
-    before = content_id(path)
-    assert content_id(copy) == before
-    for change in (content[:-1], content + b"x", b"x" + content[1:], content[:-1] + b"x"):
-        path.write_bytes(change)
-        assert content_id(path) != before

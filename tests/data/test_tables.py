@@ -34,9 +34,9 @@ def read(path: Path) -> list:
     ]
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".arrow"])
 def test_every_format_holds_the_same_rows(suffix: str, folder: Path) -> None:
-    if suffix == ".parquet":
+    if suffix != ".csv":
         pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
     write_rows(folder / "clips.jsonl", ROWS)
     write_rows(folder / f"clips{suffix}", ROWS)
@@ -121,7 +121,9 @@ def test_a_file_that_is_no_parquet_is_named(folder: Path) -> None:
     (folder / "clips.parquet").write_text("no")
     with pytest.raises(ValueError, match=r"clips.parquet: not a Parquet file"):
         list(read_rows(folder / "clips.parquet"))
-    with pytest.raises(ValueError, match=r"clips.txt: must end in one of .jsonl, .csv, .parquet"):
+    with pytest.raises(
+        ValueError, match=r"clips.txt: must end in one of .jsonl, .csv, .parquet, .arrow"
+    ):
         write_rows(folder / "clips.txt", ROWS)
 
 

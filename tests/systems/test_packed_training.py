@@ -7,6 +7,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
@@ -104,6 +105,34 @@ def test_a_packed_loss_is_that_of_the_clips_alone(system: DiffusionSystem) -> No
         torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=1e-5)
 
 
+def test_a_clip_with_dropped_tokens_is_noised_like_the_whole_and_asked_for_the_rest(
+    system: DiffusionSystem,
+) -> None:
+    """What is dropped decides neither times nor noise, and its values do not matter; a pack of
+    clips is the clips alone.
+    """
+    batch = batch_of([0, 1, 2, 3, 4])
+    x_0 = [system.tokenizer.encode(video[None])[0] for video in batch.videos or []]
+    grids = [system.denoiser.patch.grid(*x.shape[1:]) for x in x_0]
+    kept = [torch.randperm(g.num_tokens)[: (g.num_tokens + 1) // 2].sort()[0] for g in grids]
+    dropped = replace(batch, videos=None, latents=x_0, kept=kept)
+    losses = system.packed_losses(dropped)
+    everything = [torch.arange(grid.num_tokens) for grid in grids]
+    whole = system.packed_losses(replace(dropped, kept=everything))
+    torch.testing.assert_close(whole, system.packed_losses(batch), atol=1e-5, rtol=1e-5)
+    assert (losses - whole)[:4].abs().min() > 1e-4
+    assert torch.equal(losses[4], whole[4])  # one token, which is kept
+    other = []
+    for x, tokens in zip(x_0, kept, strict=True):
+        seen = torch.zeros(x[0].numel(), dtype=torch.bool)
+        seen[tokens] = True
+        other.append(torch.where(seen.view(x.shape[1:]), x, torch.randn_like(x)))
+    assert torch.equal(losses, system.packed_losses(replace(dropped, latents=other)))
+    for i in range(5):
+        alone = replace(batch_of([i]), videos=None, latents=[x_0[i]], kept=[kept[i]])
+        torch.testing.assert_close(system.packed_losses(alone)[0], losses[i], atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("deal", [[[0, 1], [2, 3, 4]], [[4], [3, 2, 1, 0]], [[], [0, 1, 2, 3, 4]]])
 def test_every_clip_counts_alike_on_whichever_rank(
     deal: list[list[int]], system: DiffusionSystem, monkeypatch: pytest.MonkeyPatch
@@ -125,10 +154,18 @@ def test_a_pack_without_clips_costs_nothing_but_reaches_every_parameter(
     assert all(not gradient.any() for gradient in reached.values())
 
 
+DROPPING = {
+    "class_path": "sora_lightning.data.native.BetaDropping",
+    "init_args": {"mean": 0.5, "largest": 0.9},
+}
+
+
+@pytest.mark.parametrize("dropping", [None, DROPPING], ids=["whole", "dropping"])
 def test_a_packed_training_resumes_to_the_bit(
-    fit: Callable, diffusion_model: dict, tmp_path: Path
+    dropping: dict | None, fit: Callable, diffusion_model: dict, tmp_path: Path
 ) -> None:
-    config = {"model": diffusion_model, "data": PACKED}
+    packed = {**PACKED, "packing": PACKED["packing"] | {"dropping": dropping}}  # type: ignore[operator]
+    config = {"model": diffusion_model, "data": packed}
     steps = ("--trainer.max_steps", "6")
     whole = fit(config, tmp_path / "whole", *steps)
     part = fit(config, tmp_path / "parts", *steps, "--checkpoint.keep_every_n_steps", "2")
@@ -153,6 +190,24 @@ def test_packs_counted_in_other_tokens_are_refused(
     data = {**PACKED, "packing": PACKED["packing"] | wrong}  # type: ignore[operator]
     with pytest.raises(ValueError, match=message):
         fit({"model": diffusion_model, "data": data}, tmp_path / "run")
+
+
+def test_a_network_that_needs_every_token_is_refused(
+    fit: Callable, diffusion_model: dict, tmp_path: Path
+) -> None:
+    u_vit = {
+        "class_path": "sora_lightning.denoisers.UViT",
+        "init_args": {
+            "size": {"depth": 3, "width": 24, "num_heads": 2},
+            "extent": {"condition": 0},
+            "patch": [1, 1, 1],
+        },
+    }
+    arguments = diffusion_model["init_args"] | {"denoiser": u_vit}
+    model = {**diffusion_model, "init_args": arguments}
+    data = {**PACKED, "packing": PACKED["packing"] | {"dropping": DROPPING}}  # type: ignore[operator]
+    with pytest.raises(ValueError, match=r"dropping is set: a UViT cannot do without"):
+        fit({"model": model, "data": data}, tmp_path / "run")
 
 
 def test_convolutions_do_not_train_on_packs(

@@ -1,0 +1,143 @@
+"""The rows of an Arrow file as records that are made when they are asked for: the file is mapped
+into memory, so that a million rows cost a process little, and processes share what they have read.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from jaxtyping import Int
+from numpy import ndarray
+
+from sora_lightning.data.manifest import ClipRecord, read_manifest, record_of
+from sora_lightning.data.tables import arrow_batches, arrow_table
+
+ROWS_AT_ONCE = 1024
+
+
+class _Lazy(Sequence[ClipRecord]):
+    """A sequence of records that are made by their number."""
+
+    def _record(self, number: int) -> ClipRecord:
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> ClipRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ClipRecord]: ...
+    def __getitem__(self, index: int | slice) -> ClipRecord | list[ClipRecord]:
+        if isinstance(index, slice):
+            return [self._record(number) for number in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        return self._record(index % len(self))
+
+
+class MappedRecords(_Lazy):
+    """All rows of an Arrow file. Every process maps the file for itself."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._table: Any = None
+        self._length = len(self._mapped())
+
+    def _mapped(self) -> Any:
+        if self._table is None:
+            self._table = arrow_table(self.path)
+        return self._table
+
+    def __len__(self) -> int:
+        return self._length
+
+    def _record(self, number: int) -> ClipRecord:
+        (row,) = self._mapped().slice(number, 1).to_pylist()
+        return self._made(number, row)
+
+    def __iter__(self) -> Iterator[ClipRecord]:
+        # Through a mapping of its own: what a pass over the whole file touches is let go after it.
+        rows = itertools.chain.from_iterable(arrow_batches(self.path, ROWS_AT_ONCE))
+        for number, row in enumerate(rows):
+            yield self._made(number, row)
+
+    def some(self, numbers: Int[ndarray, " n"]) -> Iterator[ClipRecord]:
+        """The rows of rising numbers, many at a time."""
+        table = arrow_table(self.path)
+        for start in range(0, len(numbers), ROWS_AT_ONCE):
+            part = numbers[start : start + ROWS_AT_ONCE]
+            near = table.slice(int(part[0]), int(part[-1] - part[0]) + 1)
+            rows = near.take(part - part[0]).to_pylist()
+            for number, row in zip(part.tolist(), rows, strict=True):
+                yield self._made(number, row)
+
+    def _made(self, number: int, row: dict[str, Any]) -> ClipRecord:
+        columns = {name: value for name, value in row.items() if value is not None}
+        return record_of(f"{self.path}:{number + 1}", columns, self.path.parent)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_table": None}
+
+
+class ChosenRecords(_Lazy):
+    """Some of the rows of an Arrow file, by their numbers."""
+
+    def __init__(self, records: MappedRecords, numbers: Int[ndarray, " n"]) -> None:
+        self.records = records
+        self.numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def _record(self, number: int) -> ClipRecord:
+        return self.records[int(self.numbers[number])]
+
+    def __iter__(self) -> Iterator[ClipRecord]:
+        rising = np.flatnonzero(np.diff(self.numbers) < 0) + 1
+        for part in np.split(self.numbers, rising):
+            if len(part):
+                yield from self.records.some(part)
+
+
+def chosen(records: Sequence[ClipRecord], numbers: Sequence[int]) -> Sequence[ClipRecord]:
+    """Those of some numbers: of a mapped file by reference, else as a list."""
+    if isinstance(records, MappedRecords):
+        return ChosenRecords(records, np.array(numbers, dtype=np.int64))
+    if isinstance(records, ChosenRecords):
+        return ChosenRecords(records.records, records.numbers[np.array(numbers, dtype=np.int64)])
+    return [records[number] for number in numbers]
+
+
+def joined(parts: Iterable[Sequence[ClipRecord]]) -> Sequence[ClipRecord]:
+    """One sequence after the other; by reference where all are of one mapped file."""
+    parts = [part for part in parts if len(part)]
+    of_file = [part for part in parts if isinstance(part, ChosenRecords)]
+    if of_file and len(of_file) == len(parts):
+        records = of_file[0].records
+        if all(part.records is records for part in of_file):
+            return ChosenRecords(records, np.concatenate([part.numbers for part in of_file]))
+    return list(itertools.chain.from_iterable(parts))
+
+
+def open_manifest(manifest: Path) -> Sequence[ClipRecord]:
+    """``read_manifest``, but the rows of an Arrow file stay in the file. All of them are looked at
+    once, and the same errors raised.
+    """
+    manifest = Path(manifest)
+    if manifest.suffix != ".arrow" or manifest.is_dir():
+        return read_manifest(manifest)
+    records = MappedRecords(manifest)
+    if not len(records):
+        raise ValueError(f"{manifest}: the manifest has no rows")
+    ids = np.fromiter((int(r.clip_id, 16) for r in records), np.uint64, len(records))
+    order = np.argsort(ids, kind="stable")
+    again = np.flatnonzero(np.diff(ids[order]) == 0)
+    if len(again):
+        first, second = (order[again[0] : again[0] + 2] + 1).tolist()
+        path = records[second - 1].columns["path"]
+        raise ValueError(
+            f"{manifest}:{second}: path = {path!r}: the same clip stands in line {first}"
+        )
+    return records

@@ -1,0 +1,145 @@
+"""Two real processes (gloo) share what one would see, packed and dense, from a folder and from
+shards; stopped anywhere, they go on, as many or fewer; their gradient is that of one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections import Counter
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from sora_lightning.data import Packing, VideoDataModule, read_manifest, write_shards
+from sora_lightning.systems.packed import mean_over_ranks
+from sora_lightning.types import PackedBatch, VideoBatch
+from tests.data.test_datamodule import trainer
+
+pytestmark = pytest.mark.slow
+
+DENSE = {"sizes": ["9x16x16", "9x12x20"], "pixels_per_batch": 4 * 9 * 16 * 16}
+PACKED = {"packing": Packing(30, "4x4x4", 17, 32 * 40, (1, 4, 4))}
+STEPS = 6
+
+
+class Seen(L.LightningModule):
+    """Writes what each rank is fed, and steps by a loss whose gradient is the clips' mean pixel."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(3))
+        self.folder = folder
+        self.fed: list[tuple[list[str], list[str], list[float]]] = []
+        self.gradients: list[list[float]] = []
+
+    def training_step(self, batch: VideoBatch | PackedBatch, batch_idx: int) -> Tensor:
+        videos = batch.videos if isinstance(batch, PackedBatch) else list(batch.pixels)
+        sums = [float(video.double().sum()) for video in videos or []]
+        self.fed.append((batch.clip_ids, batch.captions, sums))
+        means = [video.mean((1, 2, 3)) for video in videos or []]
+        losses = torch.stack(means) @ self.weight if means else self.weight[:0]
+        return mean_over_ranks(self, losses)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        assert self.weight.grad is not None
+        self.gradients.append(self.weight.grad.tolist())
+
+    def on_train_end(self) -> None:
+        said = {"fed": self.fed, "gradients": self.gradients}
+        (self.folder / f"rank{self.global_rank}.json").write_text(json.dumps(said))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def train(
+    manifest: Path, settings: dict, folder: Path, steps: int, workers: int, resume: Path | None
+) -> None:
+    """One process of a run; how many there are stands where torchrun says it."""
+    saving = L.pytorch.callbacks.ModelCheckpoint(folder, "last", every_n_train_steps=1)
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    one = trainer(
+        folder, max_steps=steps, callbacks=[saving], enable_checkpointing=True,
+        devices=1, num_nodes=world_size, strategy="ddp" if world_size > 1 else "auto",
+    )  # fmt: skip
+    data = VideoDataModule(
+        manifest, **settings, num_workers=workers, run_length=2, steps_per_epoch=3
+    )
+    one.fit(Seen(folder), data, ckpt_path=resume)
+
+
+def _rank(rank: int, port: int, *arguments: object) -> None:
+    places = {"RANK": rank, "NODE_RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": 2}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in (places | address).items()}
+    torch.set_num_threads(1)
+    train(*arguments)  # type: ignore[arg-type]
+
+
+def run(
+    num_ranks: int, manifest: Path, settings: dict, folder: Path, steps: int,
+    workers: int = 0, resume: Path | None = None,
+) -> tuple[list, list]:  # fmt: skip
+    """What all ranks together saw, in the order of one, and rank 0's gradients."""
+    folder.mkdir(exist_ok=True)
+    arguments = (manifest, settings, folder, steps, workers, resume)
+    if num_ranks == 1:
+        train(*arguments)
+    else:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        mp.spawn(_rank, (port, *arguments), nprocs=2)
+    said = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(num_ranks)]
+    steps_of = zip(*(one["fed"] for one in said), strict=True)
+    return [batch for step in steps_of for batch in step], said[0]["gradients"]
+
+
+@pytest.fixture(scope="module")
+def sharded(shapes: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(shapes["train"], tmp_path_factory.mktemp("shards"), 40_000)
+
+
+@pytest.mark.parametrize("settings", [DENSE, PACKED], ids=["dense", "packed"])
+@pytest.mark.parametrize("streamed", [False, True], ids=["folder", "shards"])
+def test_two_processes_are_one_and_go_on_as_one_or_two(
+    settings: dict, streamed: bool, sharded: Path, shapes: dict[str, Path], tmp_path: Path
+) -> None:
+    """(ranks, workers): (2, 2) goes on as (2, 0) in the middle and (1, 2) at an epoch's end, and
+    (1, 0) as (2, 2)."""
+    manifest = sharded if streamed else shapes["train"]
+    alone, gradients = run(1, manifest, settings, tmp_path / "alone", 2 * STEPS)
+    two = tmp_path / "two"
+    together, shared = run(2, manifest, settings, two, 2, workers=2)
+    assert together == alone[:4]
+    if settings is PACKED:  # two packs of clips as one: each clip of both weighs alike
+        counts = torch.tensor([float(len(batch[0])) for batch in alone[:4]]).view(2, 2)
+        single = torch.tensor(gradients[:4]).view(2, 2, 3)
+        mean = (single * counts[..., None]).sum(1) / counts.sum(1, keepdim=True)
+        torch.testing.assert_close(torch.tensor(shared), mean, atol=1e-5, rtol=1e-5)
+    middle, _ = run(2, manifest, settings, two, 3, workers=0, resume=two / "last.ckpt")
+    assert middle == alone[4:6]
+    rest, _ = run(1, manifest, settings, two, 6, workers=2, resume=two / "last.ckpt")
+    assert rest == alone[6:9]
+    first = tmp_path / "first"
+    begun, _ = run(1, manifest, settings, first, 4)
+    assert begun == alone[:4]
+    grown, _ = run(2, manifest, settings, first, 6, workers=2, resume=first / "last.ckpt")
+    assert grown == alone[4:8]
+
+
+def test_two_processes_leave_no_clip_out_of_a_pass_of_packs(
+    shapes: dict[str, Path], tmp_path: Path
+) -> None:
+    data = VideoDataModule(shapes["train"], **PACKED, run_length=2)
+    data.setup("fit")
+    steps = len(data.train_dataloader()) // 2
+    together, _ = run(2, shapes["train"], PACKED, tmp_path / "pass", steps)
+    seen = Counter(name for batch in together for name in batch[0])
+    assert seen == Counter(record.clip_id for record in read_manifest(shapes["train"]))
