@@ -8,7 +8,7 @@ from sora_lightning.diffusion.guidance import (
     rescaled,
     three_channel_guidance,
 )
-from sora_lightning.diffusion.known import KeepKnown, Known, SeeKnown
+from sora_lightning.diffusion.known import KeepKnown, Known, SeeKnown, TellKnown
 from sora_lightning.diffusion.objectives import (
     EDMWeighting,
     HybridObjective,
@@ -79,6 +79,7 @@ __all__ = [
     "ScaledLinearBetas",
     "SeeKnown",
     "SquaredError",
+    "TellKnown",
     "TrainingTimes",
     "Transition",
     "TwoConditionGuidance",

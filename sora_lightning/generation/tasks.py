@@ -95,16 +95,20 @@ def loop(
     context: int,
     noise: float = 0.0,
 ) -> Float[Tensor, "b 3 _G H W"]:
-    """A video whose last frame leads to its first: ``window - 2 context`` new frames follow it."""
-    if video.shape[2] < 2 * context:
-        raise ValueError(
-            f"a video of {video.shape[2]} frames: a loop with context = {context} needs "
-            f"{2 * context}, the first and the last of them"
-        )
+    """A video whose last frame leads to its first: ``window - 2 context`` new frames follow it.
+
+    The first and the last ``context`` frames come back as the tokenizer gives them; of frames that
+    are both, as the first.
+    """
     bridge = _bridge(generator, prompts, seeds, (video, video), window, context, noise)
-    start, rest = bridge[:, :, -context:], bridge[:, :, :-context]
-    middle = video[:, :, context : video.shape[2] - context]
-    return torch.cat([start, middle, rest], dim=2)
+    start, end, new = (
+        bridge[:, :, -context:],
+        bridge[:, :, :context],
+        bridge[:, :, context:-context],
+    )
+    num_middle = video.shape[2] - 2 * context
+    middle = video[:, :, context : context + max(num_middle, 0)]
+    return torch.cat([start, middle, end[:, :, max(-num_middle, 0) :], new], dim=2)
 
 
 def inpaint(

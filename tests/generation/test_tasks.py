@@ -124,6 +124,19 @@ def test_a_loop_is_the_video_and_the_way_back_to_its_start(generator, video):
     assert_same(made[:, :, 6:9], given_back(generator, video[:, :, -3:]))
 
 
+@pytest.mark.parametrize("num_frames", [3, 4, 5, 6, 7])
+def test_a_loop_of_a_short_video_has_each_frame_once(generator, video, num_frames):
+    """Also where a frame is both among the first and among the last that are seen."""
+    short = video[:, :, :num_frames]
+    made = loop(generator, PROMPTS, SEEDS, short, window=9, context=3)
+    assert made.shape[2] == num_frames + 3
+    assert_same(made[:, :, :3], given_back(generator, short[:, :, :3]))
+    if num_frames > 3:
+        end = given_back(generator, short[:, :, -3:])
+        num_new = min(3, num_frames - 3)
+        assert_same(made[:, :, num_frames - num_new : num_frames], end[:, :, 3 - num_new :])
+
+
 def test_inpainting_leaves_what_the_mask_leaves(generator, video):
     repaint = torch.zeros(2, 1, 9, 16, 16, dtype=torch.bool)
     repaint[:, :, 4, 3, 12] = True  # one pixel: its whole token, frames 3 and 4
@@ -210,7 +223,7 @@ def test_noise_on_known_frames_changes_what_is_made_and_not_what_is_known(genera
         (lambda g, v: extend_backward(g, PROMPTS, SEEDS, v, 13, 9, 1), "at least 3"),
         (lambda g, v: connect(g, PROMPTS, SEEDS, v, v, 9, 5), "at both ends leave nothing"),
         (lambda g, v: connect(g, PROMPTS, SEEDS, v, v[..., :8], 9, 3), "must be of one size"),
-        (lambda g, v: loop(g, PROMPTS, SEEDS, v[:, :, :5], 9, 3), "needs 6"),
+        (lambda g, v: loop(g, PROMPTS, SEEDS, v[:, :, :2], 9, 3), "shorter than the context"),
         (lambda g, v: edit(g, PROMPTS, SEEDS, v, 0.0), "strength = 0.0"),
         (lambda g, v: extend(g, PROMPTS, SEEDS, v, 13, 9, 5, noise=1.0), "noise = 1.0"),
         (lambda g, v: extend(g, PROMPTS, [1], v, 13, 9, 5), "1 seeds"),
