@@ -23,6 +23,7 @@ from sora_lightning.data.scenes import (
 from sora_lightning.data.synthetic import render
 
 Video = UInt8[np.ndarray, "F H W 3"]
+_OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,13 @@ def in_colour(case: Case, colour: str) -> Case:
     """The same video with a prompt that names another colour."""
     prompt = case.prompt.replace(case.expected.colour, colour)
     return replace(case, prompt=prompt, expected=replace(case.expected, colour=colour))
+
+
+def turned_round(case: Case) -> Case:
+    """The same video with a prompt, in plain words, that names the opposite direction."""
+    expected = replace(case.expected, direction=_OPPOSITE[case.expected.direction])
+    prompt = f"a {expected.colour} {expected.shape} moves {expected.direction}"
+    return replace(case, prompt=prompt, expected=expected)
 
 
 def _roomy_scene(

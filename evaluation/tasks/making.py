@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluation.tasks.cases import Case, Video
+from evaluation.tasks.cases import Case, Video, turned_round
 from evaluation.videos import as_batch
 from sora_lightning import generation
 from sora_lightning.generation import VideoGenerator
@@ -86,6 +86,7 @@ def connect(batch: Batch, windows: Windows) -> Pixels:
 
 
 def loop(batch: Batch, windows: Windows) -> Pixels:
+    """The prompts are those of the way back."""
     given = batch.given(windows.context)
     return generation.loop(*batch.model, given, windows.long, windows.context)
 
@@ -105,17 +106,28 @@ def edit(strength: float) -> Make:
     return make
 
 
-def long(times: int) -> Make:
-    """So many times as long as a window, each window but the first from the end of the last."""
+def long(times: int, context_noise: float) -> Make:
+    """So many times as long as a window, each window but the first from the end of the last, seen
+    with a little noise. The prompts turn round before the shape would leave the picture.
+    """
 
     def make(batch: Batch, windows: Windows) -> Pixels:
         generator, prompts, seeds = batch.model
-        start = text(batch, windows)
-        later = [seed + (1 << 62) for seed in seeds]
-        total = times * windows.short
-        return generation.extend(
-            generator, prompts, later, start, total, windows.short, windows.context
-        )
+        back = [turned_round(case).prompt for case in batch.cases]
+        video, step = text(batch, windows), windows.short - windows.context
+        # A shape of the data has room for two seconds, which are two windows' new frames.
+        for number in range(-(-(times - 1) * windows.short // step)):
+            video = generation.extend(
+                generator,
+                back if number % 4 < 2 else prompts,
+                [seed + (number + 1 << 40) for seed in seeds],
+                video,
+                video.shape[2] + step,
+                windows.short,
+                windows.context,
+                context_noise,
+            )
+        return video[:, :, : times * windows.short]
 
     return make
 

@@ -11,9 +11,10 @@ class TaskProtocol:
     width; the model was trained on the first and on two lengths, ``frames`` and ``long_frames``,
     and neither on ``new_size`` nor on ``new_frames``.
 
-    ``context`` frames are given of each video, ``given_fps`` the rate that they are read at.
+    ``context`` frames are given of each video.
     ``strength`` is the share of the sampler's steps that an edit takes, with ``edit_guidance`` on
-    the new prompt; ``times`` how many windows long the long video is.
+    the new prompt; ``times`` how many windows long the long video is, whose contexts are seen at
+    ``context_noise``. ``cache_intervals`` are those of ``FeatureCaching`` that are measured.
     """
 
     cases: int = 64
@@ -28,6 +29,8 @@ class TaskProtocol:
     strength: float = 0.8
     edit_guidance: float = 4.0
     times: int = 4
+    context_noise: float = 0.1
+    cache_intervals: tuple[int, ...] = (2, 3)
 
     def __post_init__(self) -> None:
         if self.cases < 1 or self.num_steps < 1:

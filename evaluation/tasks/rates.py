@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from evaluation.metrics.reconstruction import psnr_per_clip
 from evaluation.metrics.shapes import COLOURS
 from evaluation.metrics.tracks import seam_ratio
 from evaluation.tasks import making
-from evaluation.tasks.cases import Case, Video, in_colour
+from evaluation.tasks.cases import Case, Video, in_colour, turned_round
 from evaluation.tasks.judging import (
     Mean,
     Rate,
@@ -23,6 +24,8 @@ from evaluation.tasks.judging import (
 )
 from evaluation.tasks.making import Make, Windows, make_videos
 from evaluation.tasks.protocol import TaskProtocol
+from evaluation.videos import as_batch
+from sora_lightning.denoisers import FeatureCaching
 from sora_lightning.generation import VideoGenerator
 
 _LEAST_PSNR, _LARGEST_SEAM = 40.0, 1.5
@@ -73,7 +76,7 @@ def extend(trial: Trial) -> Outcome:
     # One given frame shows where the motion starts.
     made = [video[start - 1 :] for video in videos]
     whole = [video[start - 1 :] for video in back]
-    two, real = ("colour", "shape"), "The same of the real frames through the tokenizer."
+    two, real = ("colour", "shape"), "the same of the real frames through the tokenizer."
     rates: dict[str, Rate | Mean] = {
         "extend/colour_and_shape": _share(
             shows, made, cases, "New frames: both as given.", two, 0.9
@@ -91,6 +94,8 @@ def extend(trial: Trial) -> Outcome:
             ("direction",),
         ),
     }
+    through = tuple(seam_ratio(video, [start]) <= _LARGEST_SEAM for video in back)
+    rates["ceiling/seam/extend/no_jump"] = Rate(through, f"Change across the seam: {real}")
     return Outcome(cases, videos, rates | _seams("extend", videos, [start], given, start - 1))
 
 
@@ -158,7 +163,8 @@ def connect(trial: Trial) -> Outcome:
 def loop(trial: Trial) -> Outcome:
     """Of the real clips' first ``context`` frames."""
     context, cases = trial.protocol.context, trial.cases
-    videos = trial.make("loop", making.loop)
+    back = [turned_round(case) for case in cases]
+    videos = trial.make("loop", making.loop, back)
     given = trial.make("reconstruct the given frames", making.given_back(context))
     rates: dict[str, Rate | Mean] = {
         "loop/closes": Rate(
@@ -173,7 +179,7 @@ def loop(trial: Trial) -> Outcome:
         ),
     }
     seams = _seams("loop", videos, [context], given, context - 1, closed=True)
-    return Outcome(cases, videos, rates | seams)
+    return Outcome(back, videos, rates | seams)
 
 
 def inpaint(trial: Trial) -> Outcome:
@@ -224,7 +230,7 @@ def edit(trial: Trial) -> Outcome:
 
 def long(trial: Trial) -> Outcome:
     protocol, cases = trial.protocol, trial.cases
-    videos = trial.make("long", making.long(protocol.times))
+    videos = trial.make("long", making.long(protocol.times, protocol.context_noise))
     kept = [
         keeps_colour(video, case.expected, protocol.times)
         for video, case in zip(videos, cases, strict=True)
@@ -255,6 +261,30 @@ def sizes(trial: Trial) -> dict[str, Outcome]:
         }
         outcomes[f"size_{name}"] = Outcome(cases, videos, rates)
     return outcomes
+
+
+def caching(trial: Trial) -> Outcome:
+    """Text to video with the middle blocks left out at some of the steps: the error against the
+    same videos made with all.
+    """
+    protocol, cases = trial.protocol, trial.cases
+    exact = trial.make("text, all blocks", making.text)
+    videos, rates = list(exact), dict[str, Rate | Mean]()
+    for interval in (1, *protocol.cache_intervals):
+        cached = replace(trial.generator, caching=FeatureCaching(interval))
+        one = replace(trial, generator=cached)
+        videos = one.make(f"text, blocks at every step of {interval}", making.text)
+        name = f"cache/{interval}"
+        psnr = [
+            float(psnr_per_clip(as_batch([a]), as_batch([b]))[0])
+            for a, b in zip(videos, exact, strict=True)
+        ]
+        meaning = "To the video of the same noise made with all blocks; 100 for the same."
+        rates[f"{name}/psnr"] = Mean(tuple(psnr), meaning, "dB")
+        for attribute in ATTRIBUTES:
+            meaning = "Alignment with the prompt."
+            rates[f"{name}/{attribute}"] = _share(shows, videos, cases, meaning, (attribute,))
+    return Outcome(cases, videos, rates)
 
 
 def other_colour(case: Case, index: int) -> str:

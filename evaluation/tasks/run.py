@@ -27,6 +27,7 @@ TASKS: dict[str, Callable[[Trial], Outcome]] = {
     "inpaint": rates.inpaint,
     "edit": rates.edit,
     "long": rates.long,
+    "caching": rates.caching,
 }
 _SIZES = "sizes"
 NAMES = (*TASKS, _SIZES)
