@@ -119,7 +119,7 @@ def _tasks_parser() -> argparse.ArgumentParser:
     add("--new-size", type=_size, help="and one that it was not (default: 24x32)")
     add("--frames", type=_numbers, help="the two lengths that it was trained on: 17,25")
     add("--new-frames", type=int, help="and a longer one (default: 33)")
-    add("--strength", type=float, help="of an edit (default: 0.8)")
+    add("--strength", type=float, help="of an edit (default: 0.6)")
     add("--edit-guidance", type=float, help="weight of an edit's prompt (default: 4)")
     add("--device", default="cpu", help="where the model computes: cpu, cuda (default: cpu)")
     return parser

@@ -29,13 +29,14 @@ _OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 @dataclass(frozen=True)
 class Case:
     """A video of one shape with its prompt, and what the prompt says. ``then`` is a second video,
-    for tasks that take two.
+    for tasks that take two; ``was`` describes the video where the prompt asks for another.
     """
 
     video: Video
     prompt: str
     expected: ExpectedShape
     then: Video | None = None
+    was: str = ""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -101,7 +102,8 @@ def pairs_to_connect(
 def in_colour(case: Case, colour: str) -> Case:
     """The same video with a prompt that names another colour."""
     prompt = case.prompt.replace(case.expected.colour, colour)
-    return replace(case, prompt=prompt, expected=replace(case.expected, colour=colour))
+    expected = replace(case.expected, colour=colour)
+    return replace(case, prompt=prompt, expected=expected, was=case.prompt)
 
 
 def turned_round(case: Case) -> Case:

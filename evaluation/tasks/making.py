@@ -99,7 +99,19 @@ def inpaint(batch: Batch, windows: Windows) -> Pixels:
     return generation.inpaint(*batch.model, given, repaint)
 
 
-def edit(strength: float) -> Make:
+def edit(strength: float, source_guidance: float) -> Make:
+    """The prompts of the cases say what is to be, ``was`` what the video shows."""
+
+    def make(batch: Batch, windows: Windows) -> Pixels:
+        given, sources = batch.given(windows.short), [case.was for case in batch.cases]
+        return generation.edit(*batch.model, given, strength, sources, source_guidance)
+
+    return make
+
+
+def sdedit(strength: float) -> Make:
+    """The same by noise alone, without a word of what the video shows."""
+
     def make(batch: Batch, windows: Windows) -> Pixels:
         return generation.edit(*batch.model, batch.given(windows.short), strength)
 

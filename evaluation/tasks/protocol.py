@@ -11,9 +11,9 @@ class TaskProtocol:
     width; the model was trained on the first and on two lengths, ``frames`` and ``long_frames``,
     and neither on ``new_size`` nor on ``new_frames``.
 
-    ``context`` frames are given of each video.
-    ``strength`` is the share of the sampler's steps that an edit takes, with ``edit_guidance`` on
-    the new prompt; ``times`` how many windows long the long video is, whose contexts are seen at
+    ``context`` frames are given of each video. ``strength`` is the share of the sampler's steps
+    that an edit takes, with ``edit_guidance`` on the new prompt and ``source_guidance`` on the
+    video's own; ``times`` how many windows long the long video is, whose contexts are seen at
     ``context_noise``. ``cache_intervals`` are those of ``FeatureCaching`` that are measured.
     """
 
@@ -26,8 +26,9 @@ class TaskProtocol:
     context: int = 9
     num_steps: int = 25
     guidance_scale: float = 2.0
-    strength: float = 0.8
+    strength: float = 0.6
     edit_guidance: float = 4.0
+    source_guidance: float = 2.0
     times: int = 4
     context_noise: float = 0.1
     cache_intervals: tuple[int, ...] = (2, 3)
@@ -42,6 +43,10 @@ class TaskProtocol:
             )
         if self.new_size in self.sizes:
             raise ValueError(f"--new-size {self.new_size}: is one of --sizes already")
+        if self.frames <= self.context:
+            raise ValueError(
+                f"--context {self.context}: leaves nothing to make in {self.frames} frames"
+            )
         if self.long_frames < 2 * self.context + 1:
             raise ValueError(
                 f"--context {self.context}: both ends together leave nothing to make in "

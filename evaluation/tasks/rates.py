@@ -204,28 +204,36 @@ def inpaint(trial: Trial) -> Outcome:
 
 
 def edit(trial: Trial) -> Outcome:
-    """The real clips with another colour in the prompt."""
+    """The real clips with another colour in the prompt: by both prompts, and by the new one
+    alone.
+    """
     protocol = trial.protocol
     cases = [in_colour(case, other_colour(case, i)) for i, case in enumerate(trial.cases)]
-    videos = trial.make(
-        "edit", making.edit(protocol.strength), cases, guidance_scale=protocol.edit_guidance
-    )
-    new = [shows(v, c.expected, ("colour",)) for v, c in zip(videos, cases, strict=True)]
-    motion = [
-        moves(v, c.expected.direction) and follows(v, c.video)
-        for v, c in zip(videos, cases, strict=True)
-    ]
-    rates: dict[str, Rate | Mean] = {
-        "edit/colour_and_motion": Rate(
+    weight = protocol.edit_guidance
+    by_both = making.edit(protocol.strength, protocol.source_guidance)
+    videos = trial.make("edit", by_both, cases, guidance_scale=weight)
+    by_noise = making.sdedit(protocol.strength)
+    others = trial.make("edit by noise alone", by_noise, cases, guidance_scale=weight)
+    rates = _edited("edit", videos, cases, 0.7) | _edited("edit_sdedit", others, cases, None)
+    return Outcome(cases, videos, rates)
+
+
+def _edited(
+    task: str, videos: Sequence[Video], cases: Sequence[Case], goal: float | None
+) -> dict[str, Rate | Mean]:
+    pairs = list(zip(videos, cases, strict=True))
+    new = [shows(video, case.expected, ("colour",)) for video, case in pairs]
+    motion = [moves(v, c.expected.direction) and follows(v, c.video) for v, c in pairs]
+    return {
+        f"{task}/colour_and_motion": Rate(
             tuple(a and b for a, b in zip(new, motion, strict=True)),
             "The colour is the one asked for, the direction is the video's, and the shape stays "
             "within 0.1 short sides of its way.",
-            0.7,
+            goal,
         ),
-        "edit/colour": Rate(tuple(new), "The colour is the one asked for."),
-        "edit/motion": Rate(tuple(motion), "Direction and way are the video's."),
+        f"{task}/colour": Rate(tuple(new), "The colour is the one asked for."),
+        f"{task}/motion": Rate(tuple(motion), "Direction and way are the video's."),
     }
-    return Outcome(cases, videos, rates)
 
 
 def long(trial: Trial) -> Outcome:

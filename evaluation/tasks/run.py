@@ -16,6 +16,7 @@ from evaluation.tasks.judging import gap_row
 from evaluation.tasks.protocol import TaskProtocol
 from evaluation.tasks.rates import Outcome, Trial
 from sora_lightning.cli.contact_sheet import contact_sheet
+from sora_lightning.denoisers import FeatureCaching
 from sora_lightning.systems import DiffusionSystem
 
 TASKS: dict[str, Callable[[Trial], Outcome]] = {
@@ -59,6 +60,8 @@ def measure_tasks(request: TaskRequest) -> dict[str, Any]:
             f"--tasks {unknown[0]}: there is no such task; there are {', '.join(NAMES)}"
         )
     system = DiffusionSystem.from_checkpoint(request.checkpoint).to(request.device)
+    if "caching" in request.tasks:
+        FeatureCaching(2).around(system.denoiser)
     generator = system.generator(
         num_steps=protocol.num_steps, guidance_scale=protocol.guidance_scale
     )

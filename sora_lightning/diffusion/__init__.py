@@ -1,5 +1,6 @@
 """Diffusion: paths, objectives, samplers and guidance, mathematics only."""
 
+from sora_lightning.diffusion.editing import flow_edit
 from sora_lightning.diffusion.guidance import (
     Autoguidance,
     ClassifierFreeGuidance,
@@ -92,6 +93,7 @@ __all__ = [
     "Weighting",
     "dpm_solver",
     "euler",
+    "flow_edit",
     "heun",
     "karras_times",
     "offset",

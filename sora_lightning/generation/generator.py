@@ -21,6 +21,7 @@ from sora_lightning.diffusion import (
     TellKnown,
     TwoConditionGuidance,
     euler,
+    flow_edit,
     uniform_times,
 )
 from sora_lightning.tokenizers import VideoTokenizer
@@ -130,8 +131,7 @@ class VideoGenerator:
         path = self.process.path
         x = torch.zeros_like(noise)
         if draft is not None:
-            first = self.num_steps - max(1, int(self.num_steps * draft.strength))
-            times, x = times[first:], draft.latents.to(noise)
+            times, x = self._times_of(draft, num_tokens), draft.latents.to(noise)
         x = path.perturb(x, noise, times[:1].expand(len(x)).to(x))
 
         def fresh(like: Tensor) -> Tensor:
@@ -140,6 +140,36 @@ class VideoGenerator:
         guided = self._guided(len(prompts), known, noise, fresh)
         x = self.sampler(guided, x, times, condition, self.process, fresh)
         return x if known is None else self._known(known).place(x, known.latents.to(x))
+
+    def edited(
+        self,
+        prompts: list[str],
+        sources: list[str],
+        seeds: list[int],
+        draft: Draft,
+        source_guidance: float,
+    ) -> Float[Tensor, "b c f h w"]:
+        """Latents of the draft, which ``sources`` describe, as the prompts say (``flow_edit``)."""
+        x_0, generators = draft.latents, _generators(seeds)
+        grid = TokenGrid(*x_0.shape[2:])
+        num_tokens = self.denoiser.patch.grid(grid.f, grid.h, grid.w).num_tokens
+        times = self._times_of(draft, num_tokens)
+        null = self.conditioner.null(len(prompts))
+        denoisers = (
+            ClassifierFreeGuidance(self.denoiser, null, source_guidance),
+            ClassifierFreeGuidance(self.denoiser, null, self.guidance_scale),
+        )
+        conditions = self.conditioner(sources), self.conditioner(prompts)
+
+        def fresh(like: Tensor) -> Tensor:
+            return _noise(generators, like.shape[1], grid).to(like)
+
+        return flow_edit(denoisers, conditions, x_0, times, self.process, fresh)
+
+    def _times_of(self, draft: Draft, num_tokens: int) -> Float[Tensor, " s"]:
+        """The last of the sampler's times, as many as the draft's strength says."""
+        first = self.num_steps - max(1, int(self.num_steps * draft.strength))
+        return uniform_times(self.num_steps, self.shift(num_tokens))[first:]
 
     def _guided(
         self,

@@ -143,12 +143,20 @@ def edit(
     seeds: list[int],
     video: Float[Tensor, "b 3 F H W"],
     strength: float,
+    sources: list[str] | None = None,
+    source_guidance: float = 2.0,
 ) -> Float[Tensor, "b 3 F H W"]:
     """The video as the prompt says, from the video with noise on it (SDEdit, arXiv 2108.01073):
     the more ``strength``, the less of it is left.
+
+    With ``sources``, what the video shows now, only what the prompts differ in is to change
+    (FlowEdit, arXiv 2412.08629), and ``source_guidance`` is their weight.
     """
     grid = generator.tokenizer.compression.grid(_size(video))
     draft = Draft(generator.tokenizer.encode(video), strength)
+    if sources is not None:
+        edited = generator.edited(prompts, sources, seeds, draft, source_guidance)
+        return generator.tokenizer.decode(edited)
     return generator.tokenizer.decode(generator.latents(prompts, grid, seeds, draft=draft))
 
 

@@ -161,6 +161,16 @@ def test_an_edit_keeps_less_the_stronger_it_is(generator, video):
     assert_same(made, alone)
 
 
+def test_an_edit_by_two_prompts_changes_nothing_where_they_are_one(generator, video):
+    even = replace(generator, guidance_scale=2.0)
+    same = edit(even, PROMPTS, SEEDS, video, 0.8, PROMPTS, source_guidance=2.0)
+    assert_same(same, given_back(generator, video))
+    other = edit(even, PROMPTS[::-1], SEEDS, video, 0.8, PROMPTS, source_guidance=2.0)
+    assert (other - same).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="is for a RectifiedFlow"):
+        edit(replace(even, process=Process(VP, Epsilon())), PROMPTS, SEEDS, video, 0.8, PROMPTS)
+
+
 @pytest.mark.parametrize(
     "sampler", [euler, heun, DDIM(0.5), DDPM(), dpm_solver, UniPC(2)], ids=lambda s: str(s)[:20]
 )

@@ -72,6 +72,7 @@ def sample(checkpoint: Path, *arguments: str, output: str = "out.mp4") -> int:
         (("--task=loop", "--video=in.mp4"), 12),
         (("--task=inpaint", "--video=in.mp4", "--mask=mask.mp4"), 9),
         (("--task=edit", "--video=in.mp4", "--strength=0.5"), 9),
+        (("--task=edit", "--video=in.mp4", "--strength=1", "--source-prompt=a red square"), 9),
         (("--task=long", "--total-frames=22"), 22),
         (("--sampler=dpm-solver",), 9),
     ],
