@@ -62,17 +62,9 @@ def measure_tasks(request: TaskRequest) -> dict[str, Any]:
     system = DiffusionSystem.from_checkpoint(request.checkpoint).to(request.device)
     if "caching" in request.tasks:
         FeatureCaching(2).around(system.denoiser)
-    generator = system.generator(
-        num_steps=protocol.num_steps, guidance_scale=protocol.guidance_scale
-    )
-    drawn = protocol.cases, protocol.frames, system.fps, protocol.sizes
-    cases = real_cases(request.reference, *drawn)
-    gap = protocol.long_frames - 2 * protocol.context
-    pairs = pairs_to_connect(
-        protocol.cases, protocol.context, gap, round(system.fps), protocol.sizes
-    )
+    trial = _trial(request, system)
     started = time.monotonic()
-    outcomes = _outcomes(Trial(generator, cases, pairs, protocol), request.tasks)
+    outcomes = _outcomes(trial, request.tasks)
     request.output.mkdir(parents=True, exist_ok=True)
     for name, outcome in outcomes.items():
         _draw(outcome, system.fps, request.output / f"{name}.png")
@@ -107,6 +99,21 @@ def as_table(report: dict[str, Any]) -> str:
         met = {None: "", True: "met", False: "MISSED"}[row["met"]]
         lines.append(f"{name:40} {value:>8}  {interval:18} n = {row['n']:3}  {goal}{met}")
     return "\n".join(lines)
+
+
+def _trial(request: TaskRequest, system: DiffusionSystem) -> Trial:
+    """The model with the cases that it is tried on."""
+    protocol = request.protocol
+    generator = system.generator(
+        num_steps=protocol.num_steps, guidance_scale=protocol.guidance_scale
+    )
+    drawn = protocol.cases, protocol.frames, system.fps, protocol.sizes
+    cases = real_cases(request.reference, *drawn)
+    gap = protocol.long_frames - 2 * protocol.context
+    pairs = pairs_to_connect(
+        protocol.cases, protocol.context, gap, round(system.fps), protocol.sizes
+    )
+    return Trial(generator, cases, pairs, protocol)
 
 
 def _outcomes(trial: Trial, tasks: tuple[str, ...]) -> dict[str, Outcome]:
