@@ -1,5 +1,6 @@
 """The judge's command line: ``python -m evaluation`` scores, ``python -m evaluation compare`` sets
-reports side by side, ``python -m evaluation train-tiny`` trains the tiny judge.
+reports side by side, ``python -m evaluation tasks`` measures frames as prompts, ``python -m
+evaluation train-tiny`` trains the tiny judge.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m evaluation",
         description="Score a checkpoint, or a folder of videos and prompts, against real videos.",
         epilog="To compare reports: `python -m evaluation compare --help`. "
+        "To measure frames as prompts: `python -m evaluation tasks --help`. "
         "To train the tiny judge: `python -m evaluation train-tiny --help`.",
         allow_abbrev=False,
     )
@@ -118,6 +120,71 @@ def _compare_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("reports", nargs="+", type=Path, help="folders of reports, the base first")
     return parser
+
+
+def _tasks_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation tasks",
+        description="Make the videos of every task that known frames prompt, and measure from "
+        "pixels how often each is right.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="of a training with tasks")
+    add("--reference", type=Path, required=True, help="JSONL of real videos of moving shapes")
+    add("--output", type=Path, required=True, help="folder of report.json and the pictures")
+    add("--tasks", help="some of the tasks, with commas between (default: all)")
+    add("--cases", type=int, help="videos of each task (default: 64)")
+    add("--steps", type=int, help="steps of the sampler (default: 25)")
+    add("--sizes", type=_sizes, help="height x width that it was trained on: 32x32,24x40")
+    add("--new-size", type=_size, help="and one that it was not (default: 24x32)")
+    add("--frames", type=_numbers, help="the two lengths that it was trained on: 17,25")
+    add("--new-frames", type=int, help="and a longer one (default: 33)")
+    add("--strength", type=float, help="of an edit (default: 0.6)")
+    add("--edit-guidance", type=float, help="weight of an edit's prompt (default: 4)")
+    add("--device", default="cpu", help="where the model computes: cpu, cuda (default: cpu)")
+    return parser
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    return int(height), int(width)
+
+
+def _sizes(text: str) -> tuple[tuple[int, int], ...]:
+    return tuple(map(_size, text.split(",")))
+
+
+def _numbers(text: str) -> tuple[int, int]:
+    first, second = map(int, text.split(","))
+    return first, second
+
+
+def _tasks(arguments: argparse.Namespace) -> None:
+    from evaluation.tasks.protocol import TaskProtocol
+    from evaluation.tasks.run import NAMES, TaskRequest, as_table, measure_tasks
+
+    for option in ("checkpoint", "reference"):
+        if not getattr(arguments, option).is_file():
+            raise ValueError(f"--{option} {getattr(arguments, option)}: no such file")
+    keys = ("cases", "sizes", "new_size", "new_frames", "strength", "edit_guidance")
+    changes = {key: getattr(arguments, key) for key in keys if getattr(arguments, key) is not None}
+    if arguments.steps is not None:
+        changes["num_steps"] = arguments.steps
+    if arguments.frames is not None:
+        changes["frames"], changes["long_frames"] = arguments.frames
+    report = measure_tasks(
+        TaskRequest(
+            arguments.checkpoint,
+            arguments.reference,
+            arguments.output,
+            TaskProtocol(**changes),
+            tuple(arguments.tasks.split(",")) if arguments.tasks else NAMES,
+            arguments.device,
+        )
+    )
+    print(as_table(report))
+    print(f"\n{arguments.output}/report.json")
 
 
 def _compare(arguments: argparse.Namespace) -> None:
@@ -231,7 +298,11 @@ def _train(arguments: argparse.Namespace) -> None:
     print(arguments.output)
 
 
-_VERBS = {"train-tiny": (_train_parser, _train), "compare": (_compare_parser, _compare)}
+_VERBS = {
+    "train-tiny": (_train_parser, _train),
+    "compare": (_compare_parser, _compare),
+    "tasks": (_tasks_parser, _tasks),
+}
 
 if __name__ == "__main__":
     sys.exit(main())

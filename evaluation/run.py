@@ -1,5 +1,5 @@
-"""From a checkpoint or a folder of videos to a report: the one file of the judge that imports the
-library.
+"""From a checkpoint or a folder of videos to a report: beside ``tasks`` the one file of the judge
+that imports the library.
 """
 
 from __future__ import annotations

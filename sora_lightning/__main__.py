@@ -21,6 +21,7 @@ VERBS = {
     "synthesize": "render captioned clips of moving shapes",
     "curves": "draw the losses of all runs below a folder",
     "demo": "all of it, from rendered clips to scored videos",
+    "tasks": "train the demo's model on known frames, and measure what it does with them",
 }
 FUNCTIONS = {
     "sample": ("sora_lightning.cli.sampling", "sample"),
@@ -31,6 +32,7 @@ FUNCTIONS = {
     "synthesize": ("sora_lightning.data.synthetic", "write_dataset"),
     "curves": ("sora_lightning.cli.curves", "curves"),
     "demo": ("sora_lightning.demo", "demo"),
+    "tasks": ("sora_lightning.frame_tasks", "frame_tasks"),
 }
 _FOR_USERS = ("StageFailed", "TooManyBadClips")  # errors that a worker process may hand on
 _REFUSED, _INTERRUPTED = (

@@ -237,19 +237,21 @@ class PackedBatch:
 @dataclass
 class Condition:
     """What the denoiser is told: text tokens to attend to, and one pooled vector that joins the
-    time embedding.
+    time embedding. ``given`` are channels that stand beside the noisy latents; ``None`` is zeros.
     """
 
     tokens: Float[Tensor, "b l d"]
     mask: Bool[Tensor, "b l"]
     pooled: Float[Tensor, "b d"]
+    given: Float[Tensor, "b e f h w"] | None = None
 
     def __len__(self) -> int:
         return self.pooled.shape[0]
 
     def __getitem__(self, clips: slice) -> Condition:
         """The conditions of some of the clips."""
-        return Condition(self.tokens[clips], self.mask[clips], self.pooled[clips])
+        given = None if self.given is None else self.given[clips]
+        return Condition(self.tokens[clips], self.mask[clips], self.pooled[clips], given)
 
     @staticmethod
     def cat(first: Condition, second: Condition) -> Condition:
@@ -260,6 +262,7 @@ class Condition:
             tokens=torch.cat([a.tokens, b.tokens]),
             mask=torch.cat([a.mask, b.mask]),
             pooled=torch.cat([a.pooled, b.pooled]),
+            given=_cat_given(first, second),
         )
 
     def pad(self, length: int) -> Condition:
@@ -269,7 +272,21 @@ class Condition:
             tokens=F.pad(self.tokens, (0, 0, 0, missing)),
             mask=F.pad(self.mask, (0, missing)),
             pooled=self.pooled,
+            given=self.given,
         )
+
+
+def _cat_given(first: Condition, second: Condition) -> Tensor | None:
+    if first.given is None and second.given is None:
+        return None
+    like = second.given if first.given is None else first.given
+    assert like is not None
+    return torch.cat(
+        [
+            like.new_zeros(len(one), *like.shape[1:]) if one.given is None else one.given
+            for one in (first, second)
+        ]
+    )
 
 
 @runtime_checkable

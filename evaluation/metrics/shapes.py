@@ -85,8 +85,7 @@ def find_shapes(video: UInt8[np.ndarray, "F H W 3"]) -> list[FoundShape]:
         )
     contrast = _contrast(video)
     chroma = contrast - contrast.mean(axis=-1, keepdims=True)
-    strength = np.linalg.norm(chroma, axis=-1)
-    peak = float(np.percentile(strength, 99))
+    peak = _peak(chroma)
     if peak < _LEAST_CHROMA:
         return []
     # Noise must neither make islands nor holes; a narrow blur moves no edge that is straight.
@@ -99,6 +98,22 @@ def find_shapes(video: UInt8[np.ndarray, "F H W 3"]) -> list[FoundShape]:
         taken |= track
     found = [_measure(COLOURS[c], contrast, track, taken & ~track) for c, track in tracks]
     return sorted(found, key=lambda shape: -shape.area)
+
+
+def coloured(video: UInt8[np.ndarray, "F H W 3"]) -> Float[np.ndarray, "F H W"]:
+    """How much of each pixel a colour covers: its chroma relative to the strongest of the video,
+    0 where there is next to none. All 0 for a video without colour.
+    """
+    contrast = _contrast(video)
+    chroma = contrast - contrast.mean(axis=-1, keepdims=True)
+    peak = _peak(chroma)
+    cover = np.linalg.norm(chroma, axis=-1) / max(peak, _LEAST_CHROMA)
+    return np.where(cover > _FOREGROUND, cover, 0.0) if peak >= _LEAST_CHROMA else 0 * cover
+
+
+def _peak(chroma: Float[np.ndarray, "F H W 3"]) -> float:
+    """The chroma of the video's strongest hundredth."""
+    return float(np.percentile(np.linalg.norm(chroma, axis=-1), 99))
 
 
 def _contrast(video: UInt8[np.ndarray, "F H W 3"]) -> Float[np.ndarray, "F H W 3"]:

@@ -23,7 +23,7 @@ from sora_lightning.tokenizers import VideoTokenizer
 from sora_lightning.types import VideoSize
 
 # Parameters of these names are read, never written, wherever in a configuration they stand.
-_INPUTS = frozenset({"manifest", "val_manifest", "latents", "checkpoint"})
+_INPUTS = frozenset({"manifest", "val_manifest", "latents", "checkpoint", "start_from"})
 
 
 def check_run_directory(verb: str, run_dir: Path | None, ckpt_path: str | None) -> str | None:

@@ -33,6 +33,7 @@ from sora_lightning.cli.tasks import (
 )
 from sora_lightning.data.decode import PyAVReader, read_timeline
 from sora_lightning.data.encode import write_video
+from sora_lightning.denoisers import FeatureCaching
 from sora_lightning.files import file_sha256
 from sora_lightning.systems import DiffusionSystem
 from sora_lightning.tokenizers import Tiling
@@ -81,6 +82,8 @@ def sample(
     frame_guidance: float | None = None,
     tile: int | None = None,
     tile_overlap: int | None = None,
+    source_prompt: str | None = None,
+    cache_interval: int = 1,
 ) -> None:
     """Make videos from sentences, or from sentences and videos, with a trained checkpoint; neither
     the YAML nor the data is needed.
@@ -120,11 +123,19 @@ def sample(
             for the memory. By default each frame is decoded whole.
         tile_overlap: Pixels that neighbouring tiles share and are blended over; by default a
             quarter of the tile.
+        source_prompt: What --video shows before the edit: then only what --prompt differs in
+            changes.
+        cache_interval: A task's sampler computes the middle blocks at every so many steps only; 1
+            computes all.
     """
     quieten()
     given = FrameArguments(
-        video, to, mask, frames, total_frames, strength, frame_noise, frame_guidance
+        *(video, to, mask, frames, total_frames),
+        *(strength, frame_noise, frame_guidance, source_prompt),
     )
+    caching = None if cache_interval == 1 else FeatureCaching(cache_interval)
+    if caching is not None and prompts is not None:
+        raise ValueError("--cache-interval is for one --prompt; --prompts makes every block")
     check_arguments(task, given)
     num_frames = 1 if task == "image" else num_frames
     sizes = [VideoSize.parse(f"{num_frames}x{one}") for one in size.split(",")]
@@ -148,12 +159,13 @@ def sample(
         Sample(_file_name(i, one.text), one.text, seed + i, str(one.size), *settings)
         for i, one in enumerate(asked)
     ]
-    if task != "text":
+    if task != "text" or caching is not None:
         generator = system.generator(
             num_steps=num_steps,
             guidance_scale=guidance_scale,
             sampler=SAMPLERS[sampler],
             frame_guidance=frame_guidance,
+            caching=caching,
         )
         request = Request(generator, plan[0].prompt, seed, sizes[0], system.fps, given)
         _write(output, to_frames(run_task(task, request)[None])[0], system.fps)

@@ -56,6 +56,7 @@ class FrameArguments:
     strength: float | None = None
     frame_noise: float | None = None
     frame_guidance: float | None = None
+    source_prompt: str | None = None
 
     def given(self) -> set[str]:
         return {one.name for one in fields(self) if getattr(self, one.name) is not None}
@@ -184,8 +185,11 @@ def _inpaint(request: Request) -> Tensor:
 
 
 def _edit(request: Request) -> Tensor:
-    assert request.arguments.strength is not None
-    return generation.edit(*request.model, _first(request, "video"), request.arguments.strength)
+    arguments = request.arguments
+    assert arguments.strength is not None
+    sources = None if arguments.source_prompt is None else [arguments.source_prompt]
+    video = _first(request, "video")
+    return generation.edit(*request.model, video, arguments.strength, sources)
 
 
 def _long(request: Request) -> Tensor:
@@ -210,7 +214,7 @@ TASKS = {
     "connect": Task(_connect, needs=("video", "to"), takes=("frames", *_HELD)),
     "loop": Task(_loop, needs=("video",), takes=("frames", *_HELD)),
     "inpaint": Task(_inpaint, needs=("video", "mask"), takes=_HELD),
-    "edit": Task(_edit, needs=("video", "strength")),
+    "edit": Task(_edit, needs=("video", "strength"), takes=("source_prompt",)),
     "long": Task(_long, needs=("total_frames",), takes=("frames", *_HELD)),
 }
 

@@ -1,6 +1,12 @@
 """Conditioners and frame tasks: what the denoiser is told."""
 
 from sora_lightning.conditioning.base import Conditioner
+from sora_lightning.conditioning.concatenation import (
+    Concatenation,
+    GivenChannels,
+    MaskedLatents,
+    PictureAndPlaces,
+)
 from sora_lightning.conditioning.frames import (
     NUM_DRAWS,
     BothEnds,
@@ -18,12 +24,16 @@ from sora_lightning.conditioning.text import TextConditioner, Unconditional
 __all__ = [
     "NUM_DRAWS",
     "BothEnds",
+    "Concatenation",
     "Conditioner",
     "FirstFrames",
     "FrameTask",
+    "GivenChannels",
     "LabelConditioner",
     "LastFrames",
+    "MaskedLatents",
     "OutsideBox",
+    "PictureAndPlaces",
     "TextConditioner",
     "TextToVideo",
     "Unconditional",

@@ -1,8 +1,20 @@
 """Denoisers: the networks that diffusion trains."""
 
 from sora_lightning.denoisers.base import Denoiser
+from sora_lightning.denoisers.caching import CachedDenoiser, FeatureCaching
 from sora_lightning.denoisers.dit import DiT, DiTParts
 from sora_lightning.denoisers.sizes import SIZES, image_dit, latte, sized_dit
 from sora_lightning.denoisers.uvit import UViT
 
-__all__ = ["SIZES", "Denoiser", "DiT", "DiTParts", "UViT", "image_dit", "latte", "sized_dit"]
+__all__ = [
+    "SIZES",
+    "CachedDenoiser",
+    "Denoiser",
+    "DiT",
+    "DiTParts",
+    "FeatureCaching",
+    "UViT",
+    "image_dit",
+    "latte",
+    "sized_dit",
+]

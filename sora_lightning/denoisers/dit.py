@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +45,18 @@ class DiTParts:
     rotary: Rotary | None = field(default_factory=Rotary)
 
 
+@runtime_checkable
+class Middle(Protocol):
+    """Stands in for some blocks in a row: ``run`` takes the tokens before them, and a function that
+    computes them.
+    """
+
+    @property
+    def blocks(self) -> slice: ...
+
+    def run(self, x: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor: ...
+
+
 class DiT(Denoiser):
     """Patches of latents to tokens, blocks of attention in the chosen layout, tokens back to
     patches.
@@ -52,7 +65,8 @@ class DiT(Denoiser):
     system passes them. Positions are computed from coordinates, and those of the default parts have
     no size built in. ``patch`` counts latent frames, rows and columns. ``learned_sigma`` doubles
     the channels of the prediction (DiT's variance). ``self_conditioning`` takes an earlier estimate
-    of the latents as more channels (W.A.L.T). ``recompute_blocks`` keeps only each block's input
+    of the latents as more channels (W.A.L.T); ``sees_given`` takes ``Condition.given`` so, one more
+    channel than the latents have. ``recompute_blocks`` keeps only each block's input
     for the backward pass and computes the rest again. ``time_scale`` is the number of steps that
     the time embedding counts from data to noise: SiT's is 1.
     """
@@ -74,6 +88,7 @@ class DiT(Denoiser):
         self_conditioning: bool = False,
         recompute_blocks: bool = False,
         time_scale: float = 1000.0,
+        sees_given: bool = False,
     ):
         if len(patch) != 3 or min(patch) < 1:
             raise ValueError(
@@ -85,7 +100,8 @@ class DiT(Denoiser):
         self.head_width = width // num_heads
         self.self_conditioning = self_conditioning
         self.recompute_blocks = recompute_blocks
-        in_channels = latent_channels * (2 if self_conditioning else 1)
+        self.num_given = latent_channels + 1 if sees_given else 0
+        in_channels = latent_channels * (2 if self_conditioning else 1) + self.num_given
         self.x_in = nn.Linear(in_channels * self.patch.volume, width)
         self.time = TimeEmbedding(width, scale=time_scale)
         self.condition = parts.condition(condition_width, width)
@@ -135,13 +151,15 @@ class DiT(Denoiser):
         t: Float[Tensor, " b *n"],
         condition: Condition,
         estimate: Float[Tensor, "b c f h w"] | None = None,
+        middle: Middle | None = None,
     ) -> Float[Tensor, "b out f h w"]:
         """See ``Denoiser.forward``. ``estimate`` is of the clean latents, for self-conditioning;
-        ``None`` is zeros.
+        ``None`` is zeros. ``middle`` runs some of the blocks, or does without.
         """
         arrangement = self._arrange([x_t.shape[2:]], x_t.device)
-        x = self.patch.patchify(self._with_estimate(x_t, estimate))
-        y = self._predict(x, t, condition, arrangement)
+        x_t = self._with_given(self._with_estimate(x_t, estimate), condition.given)
+        x = self.patch.patchify(x_t)
+        y = self._predict(x, t, condition, arrangement, middle)
         return self.patch.unpatchify(y, arrangement.grids[0])
 
     def forward_packed(
@@ -153,12 +171,15 @@ class DiT(Denoiser):
     ) -> PackedLatents:
         """See ``Denoiser.forward_packed``; here all clips stand in one sequence."""
         clips, estimates = x_t.clips, [None] * len(x_t) if estimate is None else estimate.clips
+        if condition.given is not None:
+            raise ValueError("channels beside the latents cannot be packed: clips differ in size")
         kept = self._kept(x_t)
         arrangement = self._arrange([clip.shape[1:] for clip in clips], clips[0].device, kept)
-        patches = [
-            self.patch.patchify(self._with_estimate(clip[None], None if e is None else e[None]))
+        inputs = [
+            self._with_estimate(clip[None], None if e is None else e[None])
             for clip, e in zip(clips, estimates, strict=True)
         ]
+        patches = [self.patch.patchify(self._with_given(x, None)) for x in inputs]
         if kept is not None:
             patches = [patch[:, tokens] for patch, tokens in zip(patches, kept, strict=True)]
             if len(t) != len(clips):
@@ -198,12 +219,22 @@ class DiT(Denoiser):
             raise ValueError("an estimate is for a network with self_conditioning")
         return x_t
 
+    def _with_given(self, x_t: Tensor, given: Tensor | None) -> Tensor:
+        if self.num_given:
+            b, _, f, h, w = x_t.shape
+            zeros = x_t.new_zeros(b, self.num_given, f, h, w)
+            return torch.cat([x_t, zeros if given is None else given], dim=1)
+        if given is not None:
+            raise ValueError("channels beside the latents are for a network with sees_given")
+        return x_t
+
     def _predict(
         self,
         x: Float[Tensor, "b n p"],
         t: Float[Tensor, "*times"],
         condition: Condition,
         arrangement: Arrangement,
+        middle: Middle | None = None,
     ) -> Float[Tensor, "b n out"]:
         """Patches in, patches out."""
         signal = self._signal(Times.of(t, arrangement), self.condition.pooled(condition))
@@ -217,14 +248,25 @@ class DiT(Denoiser):
         if self.rotary is not None:
             angles = self.rotary.angles(context.arrangement, self.head_width)
             context = replace(context, angles=angles)
-        for i, block in enumerate(self.blocks):
+        if middle is None:
+            x = self._run(x, context, slice(None))
+        else:
+            between = middle.blocks
+            x = self._run(x, context, slice(between.start))
+            x = middle.run(x, lambda x: self._run(x, context, between))
+            x = self._run(x, context, slice(between.stop, None))
+        return self.final(context.arrangement.remove_context(x), signal)
+
+    def _run(self, x: Float[Tensor, "b n d"], context: BlockContext, which: slice) -> Tensor:
+        """Some of the blocks, each with the positions that stand before it."""
+        for i in range(len(self.blocks))[which]:
             if i > 0:
                 x = self._add_positions(x, i, context.arrangement)
             if self.recompute_blocks and torch.is_grad_enabled():
-                x = checkpoint(block, x, context, use_reentrant=False)
+                x = checkpoint(self.blocks[i], x, context, use_reentrant=False)
             else:
-                x = block(x, context)
-        return self.final(context.arrangement.remove_context(x), signal)
+                x = self.blocks[i](x, context)
+        return x
 
     def _add_positions(self, x: Tensor, block: int, arrangement: Arrangement) -> Tensor:
         for position in self.positions:

@@ -1,5 +1,6 @@
 """Diffusion: paths, objectives, samplers and guidance, mathematics only."""
 
+from sora_lightning.diffusion.editing import flow_edit
 from sora_lightning.diffusion.guidance import (
     Autoguidance,
     ClassifierFreeGuidance,
@@ -8,7 +9,7 @@ from sora_lightning.diffusion.guidance import (
     rescaled,
     three_channel_guidance,
 )
-from sora_lightning.diffusion.known import KeepKnown, Known, SeeKnown
+from sora_lightning.diffusion.known import KeepKnown, Known, SeeKnown, TellKnown
 from sora_lightning.diffusion.objectives import (
     EDMWeighting,
     HybridObjective,
@@ -79,6 +80,7 @@ __all__ = [
     "ScaledLinearBetas",
     "SeeKnown",
     "SquaredError",
+    "TellKnown",
     "TrainingTimes",
     "Transition",
     "TwoConditionGuidance",
@@ -91,6 +93,7 @@ __all__ = [
     "Weighting",
     "dpm_solver",
     "euler",
+    "flow_edit",
     "heun",
     "karras_times",
     "offset",

@@ -4,7 +4,7 @@ are denoised around them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from einops import reduce
@@ -82,6 +82,22 @@ class SeeKnown:
         given = self.process.path.perturb(self.x_0, self.noise, self.known.t)
         inputs = self.known.place(x_t, self.process.inputs(given, self.known.t))
         return self.denoiser(inputs, self.known.times(t), condition)
+
+
+@dataclass(frozen=True)
+class TellKnown:
+    """A denoiser that is told what is known by channels beside its input. Guidance may go around
+    it, and double the batch.
+    """
+
+    denoiser: DenoiserFunction
+    given: Float[Tensor, "b e f h w"]
+
+    def __call__(
+        self, x_t: Float[Tensor, "m c f h w"], t: Float[Tensor, " m *n"], condition: Condition
+    ) -> Float[Tensor, "m out f h w"]:
+        given = self.given.repeat(len(x_t) // len(self.given), 1, 1, 1, 1)
+        return self.denoiser(x_t, t, replace(condition, given=given))
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sora_lightning.conditioning import Conditioner
-from sora_lightning.denoisers import Denoiser
+from sora_lightning.conditioning import Conditioner, GivenChannels
+from sora_lightning.denoisers import Denoiser, FeatureCaching
 from sora_lightning.diffusion import (
     ClassifierFreeGuidance,
     KeepKnown,
@@ -18,8 +18,10 @@ from sora_lightning.diffusion import (
     Process,
     Sampler,
     SeeKnown,
+    TellKnown,
     TwoConditionGuidance,
     euler,
+    flow_edit,
     uniform_times,
 )
 from sora_lightning.tokenizers import VideoTokenizer
@@ -79,7 +81,9 @@ class VideoGenerator:
 
     ``shift`` gives the shift of the sampler's times for a number of tokens. ``frame_guidance``, if
     set, is the weight of known frames beside that of the text, ``guidance_scale`` (InstructPix2Pix,
-    arXiv 2211.09800): it takes three calls a step instead of two.
+    arXiv 2211.09800): it takes three calls a step instead of two. ``channels`` tell of known frames
+    where the denoiser was trained with them, in place of time 0. ``caching`` leaves blocks out at
+    some of the steps.
     """
 
     tokenizer: VideoTokenizer
@@ -91,6 +95,8 @@ class VideoGenerator:
     num_steps: int = 50
     guidance_scale: float = 2.0
     frame_guidance: float | None = None
+    channels: GivenChannels | None = None
+    caching: FeatureCaching | None = None
 
     def videos(
         self, prompts: list[str], size: VideoSize, seeds: list[int]
@@ -125,37 +131,77 @@ class VideoGenerator:
         path = self.process.path
         x = torch.zeros_like(noise)
         if draft is not None:
-            first = self.num_steps - max(1, int(self.num_steps * draft.strength))
-            times, x = times[first:], draft.latents.to(noise)
+            times, x = self._times_of(draft, num_tokens), draft.latents.to(noise)
         x = path.perturb(x, noise, times[:1].expand(len(x)).to(x))
 
         def fresh(like: Tensor) -> Tensor:
             return _noise(generators, like.shape[1], grid).to(like)
 
-        guided = self._guided(len(prompts), known, noise)
+        guided = self._guided(len(prompts), known, noise, fresh)
         x = self.sampler(guided, x, times, condition, self.process, fresh)
         return x if known is None else self._known(known).place(x, known.latents.to(x))
 
+    def edited(
+        self,
+        prompts: list[str],
+        sources: list[str],
+        seeds: list[int],
+        draft: Draft,
+        source_guidance: float,
+    ) -> Float[Tensor, "b c f h w"]:
+        """Latents of the draft, which ``sources`` describe, as the prompts say (``flow_edit``)."""
+        x_0, generators = draft.latents, _generators(seeds)
+        grid = TokenGrid(*x_0.shape[2:])
+        num_tokens = self.denoiser.patch.grid(grid.f, grid.h, grid.w).num_tokens
+        times = self._times_of(draft, num_tokens)
+        null = self.conditioner.null(len(prompts))
+        denoisers = (
+            ClassifierFreeGuidance(self.denoiser, null, source_guidance),
+            ClassifierFreeGuidance(self.denoiser, null, self.guidance_scale),
+        )
+        conditions = self.conditioner(sources), self.conditioner(prompts)
+
+        def fresh(like: Tensor) -> Tensor:
+            return _noise(generators, like.shape[1], grid).to(like)
+
+        return flow_edit(denoisers, conditions, x_0, times, self.process, fresh)
+
+    def _times_of(self, draft: Draft, num_tokens: int) -> Float[Tensor, " s"]:
+        """The last of the sampler's times, as many as the draft's strength says."""
+        first = self.num_steps - max(1, int(self.num_steps * draft.strength))
+        return uniform_times(self.num_steps, self.shift(num_tokens))[first:]
+
     def _guided(
-        self, num_clips: int, frames: KnownFrames | None, noise: Float[Tensor, "b c f h w"]
+        self,
+        num_clips: int,
+        frames: KnownFrames | None,
+        noise: Float[Tensor, "b c f h w"],
+        draw: Callable[[Tensor], Tensor],
     ) -> DenoiserFunction:
         null = self.conditioner.null(num_clips)
-        guided: DenoiserFunction
-        guided = ClassifierFreeGuidance(self.denoiser, null, self.guidance_scale)
+        # Guidance sees the network as one sampling run has it.
+        network: DenoiserFunction
+        network = self.denoiser if self.caching is None else self.caching.around(self.denoiser)
         if frames is None:
-            return guided
-        place = self.process, self._known(frames), frames.latents.to(noise)
-        if self.frame_guidance is None:
-            guided = SeeKnown(guided, *place, noise)
+            return ClassifierFreeGuidance(network, null, self.guidance_scale)
+        known, latents = self._known(frames), frames.latents.to(noise)
+        told: DenoiserFunction
+        if self.channels is not None:
+            # With noise of its own: what is taken away from the sample stays in what it is told.
+            seen = self.process.path.perturb(latents, draw(noise), known.t)
+            told = TellKnown(network, self.channels(seen, known.mask))
         else:
-            guided = TwoConditionGuidance(
-                SeeKnown(self.denoiser, *place, noise),
-                self.denoiser,
-                null,
-                self.frame_guidance,
-                self.guidance_scale,
-            )
-        return KeepKnown(guided, *place)
+            told = SeeKnown(network, self.process, known, latents, noise)
+        guided: DenoiserFunction
+        if self.frame_guidance is not None:
+            scales = self.frame_guidance, self.guidance_scale
+            guided = TwoConditionGuidance(told, network, null, *scales)
+        elif isinstance(told, SeeKnown):
+            inner = ClassifierFreeGuidance(network, null, self.guidance_scale)
+            guided = replace(told, denoiser=inner)
+        else:
+            guided = ClassifierFreeGuidance(told, null, self.guidance_scale)
+        return KeepKnown(guided, self.process, known, latents)
 
     def _known(self, frames: KnownFrames) -> Known:
         device = self.tokenizer.latent_mean.device

@@ -95,16 +95,20 @@ def loop(
     context: int,
     noise: float = 0.0,
 ) -> Float[Tensor, "b 3 _G H W"]:
-    """A video whose last frame leads to its first: ``window - 2 context`` new frames follow it."""
-    if video.shape[2] < 2 * context:
-        raise ValueError(
-            f"a video of {video.shape[2]} frames: a loop with context = {context} needs "
-            f"{2 * context}, the first and the last of them"
-        )
+    """A video whose last frame leads to its first: ``window - 2 context`` new frames follow it.
+
+    The first and the last ``context`` frames come back as the tokenizer gives them; of frames that
+    are both, as the first.
+    """
     bridge = _bridge(generator, prompts, seeds, (video, video), window, context, noise)
-    start, rest = bridge[:, :, -context:], bridge[:, :, :-context]
-    middle = video[:, :, context : video.shape[2] - context]
-    return torch.cat([start, middle, rest], dim=2)
+    start, end, new = (
+        bridge[:, :, -context:],
+        bridge[:, :, :context],
+        bridge[:, :, context:-context],
+    )
+    num_middle = video.shape[2] - 2 * context
+    middle = video[:, :, context : context + max(num_middle, 0)]
+    return torch.cat([start, middle, end[:, :, max(-num_middle, 0) :], new], dim=2)
 
 
 def inpaint(
@@ -139,12 +143,20 @@ def edit(
     seeds: list[int],
     video: Float[Tensor, "b 3 F H W"],
     strength: float,
+    sources: list[str] | None = None,
+    source_guidance: float = 2.0,
 ) -> Float[Tensor, "b 3 F H W"]:
     """The video as the prompt says, from the video with noise on it (SDEdit, arXiv 2108.01073):
     the more ``strength``, the less of it is left.
+
+    With ``sources``, what the video shows now, only what the prompts differ in is to change
+    (FlowEdit, arXiv 2412.08629), and ``source_guidance`` is their weight.
     """
     grid = generator.tokenizer.compression.grid(_size(video))
     draft = Draft(generator.tokenizer.encode(video), strength)
+    if sources is not None:
+        edited = generator.edited(prompts, sources, seeds, draft, source_guidance)
+        return generator.tokenizer.decode(edited)
     return generator.tokenizer.decode(generator.latents(prompts, grid, seeds, draft=draft))
 
 

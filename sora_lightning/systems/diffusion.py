@@ -5,18 +5,20 @@ it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from einops import repeat
+from einops import rearrange, repeat
 from jaxtyping import Float
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from sora_lightning.conditioning import (
     NUM_DRAWS,
+    Concatenation,
     Conditioner,
     FrameTask,
     check_tasks,
@@ -57,7 +59,9 @@ class DiffusionSystem(L.LightningModule):
     weights and configuration travel in this system's checkpoint, which therefore needs no other
     file. ``drop_condition`` is the share of captions that classifier-free guidance trains without.
     ``fps`` is what the training clips were read at. ``tasks`` are the masks of known frames to
-    train on, one drawn for each clip by weight; without them nothing is ever known.
+    train on, one drawn for each clip by weight; without them nothing is ever known. The denoiser
+    sees what is known at time 0, or with ``concatenation`` beside its input; then all of a clip is
+    noisy and counts, and ``concatenation`` says what is dropped in place of ``drop_condition``.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class DiffusionSystem(L.LightningModule):
         time: TrainingTimes | None = None,
         objective: Objective | None = None,
         tasks: list[FrameTask] | None = None,
+        concatenation: Concatenation | None = None,
         drop_condition: float = 0.1,
         optimizer: OptimizerFactory = adamw,
         warmup_steps: int = 100,
@@ -78,6 +83,8 @@ class DiffusionSystem(L.LightningModule):
         if not 0 <= drop_condition < 1:
             raise ValueError(f"drop_condition = {drop_condition} must lie in [0, 1)")
         check_tasks(tasks or [])
+        if concatenation is not None and not tasks:
+            raise ValueError("concatenation is set and tasks are not: nothing would ever be known")
         self.save_hyperparameters()
         self.tokenizer = tokenizer.requires_grad_(False)
         self.conditioner = conditioner
@@ -85,6 +92,7 @@ class DiffusionSystem(L.LightningModule):
         self.time = time or LogitNormal()
         self.objective = objective or SquaredError()
         self.tasks = tasks or []
+        self.concatenation = concatenation
         self.drop_condition = drop_condition
         self.optimizer = optimizer
         self.warmup_steps = warmup_steps
@@ -107,6 +115,11 @@ class DiffusionSystem(L.LightningModule):
         if (packing := getattr(data, "packing", None)) is not None:
             compression, patch = self.tokenizer.compression, self.denoiser.patch
             check_geometry(packing.compression, packing.patch, compression, patch)
+            if self.concatenation is not None:
+                raise ValueError(
+                    "model.init_args.concatenation and data.packing are set: channels beside the "
+                    "latents are for batches of one size: leave one of them out"
+                )
             if packing.dropping is not None and not self.denoiser.drops_tokens:
                 raise ValueError(
                     f"data.packing.dropping is set: a {type(self.denoiser).__name__} cannot do "
@@ -124,9 +137,14 @@ class DiffusionSystem(L.LightningModule):
         if isinstance(batch, PackedBatch):
             return packed_step(self, batch, self.packed_losses)
         draw = step_generator(self, self.seed, batch_idx)
-        dropped = torch.rand(len(batch), generator=draw, device=self.device) < self.drop_condition
-        x_0, condition = self.latents(batch), self.conditioner(batch.captions, dropped)
-        loss = self.loss(x_0, condition, draw, self.drawn_known(x_0, draw))
+        numbers = torch.rand(len(batch), generator=draw, device=self.device)
+        x_0 = self.latents(batch)
+        if self.concatenation is None:
+            condition = self.conditioner(batch.captions, numbers < self.drop_condition)
+            loss = self.loss(x_0, condition, draw, self.drawn_known(x_0, draw))
+        else:
+            condition = self.told(self.concatenation, batch.captions, numbers, x_0, draw)
+            loss = self.loss(x_0, condition, draw)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         return loss
 
@@ -184,6 +202,26 @@ class DiffusionSystem(L.LightningModule):
         numbers = torch.rand(len(x_0), NUM_DRAWS, generator=draw, device=x_0.device)
         return self.known(x_0, numbers)
 
+    def told(
+        self,
+        concatenation: Concatenation,
+        captions: list[str],
+        numbers: Float[Tensor, " b"],
+        x_0: Float[Tensor, "b c f h w"],
+        draw: torch.Generator,
+    ) -> Condition:
+        """Captions, and known frames as channels; either is left out by a clip's number. Noise on
+        the frames is not that of the loss.
+        """
+        no_text, no_frames = concatenation.drops(numbers)
+        known = self.drawn_known(x_0, draw)
+        assert known is not None
+        noise = torch.randn(x_0.shape, generator=draw, device=x_0.device)
+        seen = self.objective.process.path.perturb(x_0, noise, known.t)
+        mask = known.mask & ~rearrange(no_frames, "b -> b 1 1 1 1")
+        given = concatenation.channels(seen, mask)
+        return replace(self.conditioner(captions, no_text), given=given)
+
     def known(self, x_0: Float[Tensor, "b c f h w"], numbers: Float[Tensor, "b n"]) -> Known:
         """The known tokens that a clip's uniform numbers decide."""
         patch = self.denoiser.patch
@@ -221,6 +259,7 @@ class DiffusionSystem(L.LightningModule):
             self.denoiser,
             process=self.objective.process,
             shift=self.time.sampling_shift,
+            channels=None if self.concatenation is None else self.concatenation.channels,
             **settings,
         )
 

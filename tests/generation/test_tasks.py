@@ -124,6 +124,19 @@ def test_a_loop_is_the_video_and_the_way_back_to_its_start(generator, video):
     assert_same(made[:, :, 6:9], given_back(generator, video[:, :, -3:]))
 
 
+@pytest.mark.parametrize("num_frames", [3, 4, 5, 6, 7])
+def test_a_loop_of_a_short_video_has_each_frame_once(generator, video, num_frames):
+    """Also where a frame is both among the first and among the last that are seen."""
+    short = video[:, :, :num_frames]
+    made = loop(generator, PROMPTS, SEEDS, short, window=9, context=3)
+    assert made.shape[2] == num_frames + 3
+    assert_same(made[:, :, :3], given_back(generator, short[:, :, :3]))
+    if num_frames > 3:
+        end = given_back(generator, short[:, :, -3:])
+        num_new = min(3, num_frames - 3)
+        assert_same(made[:, :, num_frames - num_new : num_frames], end[:, :, 3 - num_new :])
+
+
 def test_inpainting_leaves_what_the_mask_leaves(generator, video):
     repaint = torch.zeros(2, 1, 9, 16, 16, dtype=torch.bool)
     repaint[:, :, 4, 3, 12] = True  # one pixel: its whole token, frames 3 and 4
@@ -146,6 +159,16 @@ def test_an_edit_keeps_less_the_stronger_it_is(generator, video):
     # Nothing is left at full strength: it is the video of the prompt alone.
     alone = generator.videos(PROMPTS, VideoSize(9, 16, 16), SEEDS)
     assert_same(made, alone)
+
+
+def test_an_edit_by_two_prompts_changes_nothing_where_they_are_one(generator, video):
+    even = replace(generator, guidance_scale=2.0)
+    same = edit(even, PROMPTS, SEEDS, video, 0.8, PROMPTS, source_guidance=2.0)
+    assert_same(same, given_back(generator, video))
+    other = edit(even, PROMPTS[::-1], SEEDS, video, 0.8, PROMPTS, source_guidance=2.0)
+    assert (other - same).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="is for a RectifiedFlow"):
+        edit(replace(even, process=Process(VP, Epsilon())), PROMPTS, SEEDS, video, 0.8, PROMPTS)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +233,7 @@ def test_noise_on_known_frames_changes_what_is_made_and_not_what_is_known(genera
         (lambda g, v: extend_backward(g, PROMPTS, SEEDS, v, 13, 9, 1), "at least 3"),
         (lambda g, v: connect(g, PROMPTS, SEEDS, v, v, 9, 5), "at both ends leave nothing"),
         (lambda g, v: connect(g, PROMPTS, SEEDS, v, v[..., :8], 9, 3), "must be of one size"),
-        (lambda g, v: loop(g, PROMPTS, SEEDS, v[:, :, :5], 9, 3), "needs 6"),
+        (lambda g, v: loop(g, PROMPTS, SEEDS, v[:, :, :2], 9, 3), "shorter than the context"),
         (lambda g, v: edit(g, PROMPTS, SEEDS, v, 0.0), "strength = 0.0"),
         (lambda g, v: extend(g, PROMPTS, SEEDS, v, 13, 9, 5, noise=1.0), "noise = 1.0"),
         (lambda g, v: extend(g, PROMPTS, [1], v, 13, 9, 5), "1 seeds"),

@@ -14,8 +14,9 @@ from sora_lightning.cli.sampling import read_all, to_frames
 from sora_lightning.cli.tasks import TASKS, read_video
 from sora_lightning.data.encode import write_video
 from sora_lightning.diffusion import HybridObjective, MinSNR, VariancePreserving
+from sora_lightning.generation import KnownFrames
 from sora_lightning.systems import DiffusionSystem
-from sora_lightning.types import VideoSize
+from sora_lightning.types import TokenGrid, VideoSize
 
 _PARTS = "sora_lightning.conditioning"
 _DIFFUSION = "sora_lightning.diffusion"
@@ -71,6 +72,7 @@ def sample(checkpoint: Path, *arguments: str, output: str = "out.mp4") -> int:
         (("--task=loop", "--video=in.mp4"), 12),
         (("--task=inpaint", "--video=in.mp4", "--mask=mask.mp4"), 9),
         (("--task=edit", "--video=in.mp4", "--strength=0.5"), 9),
+        (("--task=edit", "--video=in.mp4", "--strength=1", "--source-prompt=a red square"), 9),
         (("--task=long", "--total-frames=22"), 22),
         (("--sampler=dpm-solver",), 9),
     ],
@@ -124,6 +126,106 @@ def test_every_task_is_named_in_the_help(capsys):
         main(["sample", "--help"])
     shown = capsys.readouterr().out
     assert all(name in shown for name in TASKS)
+
+
+def told_by_channels(diffusion_model, kind: str, tasks: list[dict[str, object]]):
+    """The model with known frames beside its input."""
+    arguments = diffusion_model["init_args"]
+    denoiser = arguments["denoiser"]
+    wider = {**denoiser, "init_args": {**denoiser["init_args"], "sees_given": True}}
+    channels = {"class_path": f"{_PARTS}.{kind}"}
+    more = {"denoiser": wider, "tasks": tasks, "concatenation": {"channels": channels}}
+    return {**diffusion_model, "init_args": {**arguments, **more}}
+
+
+def test_known_frames_as_channels_train_and_extend(fit, diffusion_model, clip, tmp_path):
+    model = told_by_channels(diffusion_model, "MaskedLatents", TASK_MIXTURE)
+    checkpoint = fit({"model": model}, tmp_path / "run", "--trainer.max_steps=2")
+    system = DiffusionSystem.from_checkpoint(checkpoint)
+    assert system.generator().channels == system.concatenation.channels
+    for arguments in (("--frames=3",), ("--frame-guidance=1.5", "--frame-noise=0.1")):
+        assert sample(checkpoint, "--task=extend", "--video=in.mp4", *arguments) == 0
+        assert read_all(Path("out.mp4")).shape[0] >= 13
+
+
+def test_a_picture_as_channels_trains_and_moves(fit, diffusion_model, clip, tmp_path):
+    tasks = [{"class_path": f"{_PARTS}.FirstFrames", "init_args": {"most": 1}}]
+    model = told_by_channels(diffusion_model, "PictureAndPlaces", tasks)
+    checkpoint = fit({"model": model}, tmp_path / "run", "--trainer.max_steps=2")
+    assert sample(checkpoint, "--task=animate", "--video=in.png") == 0
+    assert sample(checkpoint, "--task=extend", "--video=in.mp4") == 2
+
+
+def test_text_and_frames_are_dropped_by_one_number(fit, diffusion_model, tmp_path):
+    """The four kinds of clip: with both, and without one of them or either."""
+    model = told_by_channels(diffusion_model, "MaskedLatents", TASK_MIXTURE[1:])
+    checkpoint = fit({"model": model}, tmp_path / "run", "--trainer.max_steps=1")
+    system = DiffusionSystem.from_checkpoint(checkpoint)
+    numbers = torch.tensor([0.02, 0.07, 0.12, 0.5])  # no text, neither, no frames, both
+    draw = torch.Generator().manual_seed(0)
+    x_0 = torch.randn(4, 4, 3, 2, 2)
+    captions = ["a red circle moves left"] * 4
+    condition = system.told(system.concatenation, captions, numbers, x_0, draw)
+    known = condition.given.flatten(1).any(1)
+    assert known.tolist() == [True, False, False, True]
+    null, full = (system.conditioner([text]).pooled for text in ("", captions[0]))
+    for pooled, expected in zip(condition.pooled, (null, null, full, full), strict=True):
+        torch.testing.assert_close(pooled[None], expected)
+
+
+def test_two_scales_weigh_text_and_frames_apart(fit, diffusion_model, tmp_path):
+    """Frames at 0 and text at 0 is the network told nothing; at 1 and 1 it is told both."""
+    model = told_by_channels(diffusion_model, "MaskedLatents", TASK_MIXTURE)
+    checkpoint = fit({"model": model}, tmp_path / "run", "--trainer.max_steps=3")
+    system = DiffusionSystem.from_checkpoint(checkpoint)
+    with torch.no_grad():
+        for parameter in system.denoiser.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    latents = torch.randn(1, 4, 3, 2, 2)
+    mask = torch.zeros(1, 1, 3, 2, 2, dtype=torch.bool)
+    mask[:, :, 0] = True
+    known, grid, prompt = KnownFrames(latents, mask), TokenGrid(3, 2, 2), ["a red circle"]
+
+    def made(frames: float | None, text: float, prompts: list[str] = prompt) -> torch.Tensor:
+        generator = system.generator(num_steps=3, guidance_scale=text, frame_guidance=frames)
+        with torch.no_grad():
+            return generator.latents(prompts, grid, [0], known)
+
+    torch.testing.assert_close(made(1.0, 1.0), made(None, 1.0), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(made(1.5, 0.0), made(1.5, 3.0, [""]), atol=1e-3, rtol=1e-3)
+    assert (made(3.0, 1.0) - made(1.0, 1.0)).abs().max() > 1e-4
+    assert (made(1.0, 5.0) - made(1.0, 1.0)).abs().max() > 1e-4
+
+
+def test_a_training_starts_from_another_ones_weights(checkpoint, fit, diffusion_model, tmp_path):
+    """Also with more channels, which start at 0: before it learns it says the same."""
+    model = told_by_channels(diffusion_model, "MaskedLatents", TASK_MIXTURE)
+    slow = "--model.init_args.optimizer.init_args.lr=1e-12"
+    start = f"--checkpoint.start_from={checkpoint}"
+    wider = fit({"model": model}, tmp_path / "run", start, slow, "--trainer.max_steps=1")
+    old, new = (DiffusionSystem.from_checkpoint(one) for one in (checkpoint, wider))
+    weight = new.denoiser.x_in.weight
+    torch.testing.assert_close(weight[:, :4], old.denoiser.x_in.weight, atol=1e-5, rtol=0)
+    assert weight[:, 4:].abs().max() < 1e-5
+    prompts, size = ["a red square"], VideoSize(5, 16, 16)
+    videos = [one.generate(prompts, size, [0], num_steps=2) for one in (old, new)]
+    torch.testing.assert_close(*videos, atol=1e-3, rtol=1e-3)
+
+
+def test_weights_of_another_shape_are_no_start(checkpoint, fit, diffusion_model, tmp_path):
+    arguments = diffusion_model["init_args"]
+    wide = {**arguments["denoiser"]["init_args"], "width": 48}
+    other = {**arguments, "denoiser": {**arguments["denoiser"], "init_args": wide}}
+    model = {**diffusion_model, "init_args": other}
+    start = f"--checkpoint.start_from={checkpoint}"
+    with pytest.raises(ValueError, match=r"start_from = .*: denoiser\..* is \(24"):
+        fit({"model": model}, tmp_path / "run", start, "--trainer.max_steps=1")
+
+
+def test_channels_without_tasks_are_refused(diffusion_model, fit, tmp_path):
+    model = told_by_channels(diffusion_model, "MaskedLatents", [])
+    with pytest.raises(ValueError, match="nothing would ever be known"):
+        fit({"model": model}, tmp_path / "run", "--trainer.max_steps=1")
 
 
 def test_a_yaml_chooses_path_prediction_weighting_and_times(fit, diffusion_model, tmp_path):

@@ -1,0 +1,178 @@
+"""Makes the videos of every task with a model, cases of one size at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from evaluation.tasks.cases import Case, Video, turned_round
+from evaluation.videos import as_batch
+from sora_lightning import generation
+from sora_lightning.generation import VideoGenerator
+from sora_lightning.types import VideoSize, as_levels
+
+Pixels = Float[Tensor, "b 3 _F H W"]
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How many frames a model makes at a time, and how many of them it is given."""
+
+    short: int
+    long: int
+    context: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Cases of one size, ready for a task."""
+
+    generator: VideoGenerator
+    cases: list[Case]
+    seeds: list[int]
+
+    @property
+    def model(self) -> tuple[VideoGenerator, list[str], list[int]]:
+        return self.generator, [case.prompt for case in self.cases], self.seeds
+
+    def given(self, num_frames: int | None = None) -> Pixels:
+        return _pixels([case.video[:num_frames] for case in self.cases], self.device)
+
+    def then(self) -> Pixels:
+        return _pixels([case.then for case in self.cases if case.then is not None], self.device)
+
+    @property
+    def device(self) -> torch.device:
+        return self.generator.tokenizer.latent_mean.device
+
+    def size(self, num_frames: int) -> VideoSize:
+        return VideoSize(num_frames, *self.cases[0].size)
+
+
+Make = Callable[[Batch, Windows], Pixels]
+
+
+def text(batch: Batch, windows: Windows) -> Pixels:
+    return batch.generator.videos(batch.model[1], batch.size(windows.short), batch.seeds)
+
+
+def animate(batch: Batch, windows: Windows) -> Pixels:
+    size = windows.short
+    return generation.extend(*batch.model, batch.given(1), size, window=size, context=1)
+
+
+def extend(batch: Batch, windows: Windows) -> Pixels:
+    given = batch.given(windows.context)
+    return generation.extend(*batch.model, given, windows.short, windows.short, windows.context)
+
+
+def extend_backward(batch: Batch, windows: Windows) -> Pixels:
+    given = batch.given()[:, :, -windows.context :]
+    size = windows.short
+    return generation.extend_backward(*batch.model, given, size, size, windows.context)
+
+
+def connect(batch: Batch, windows: Windows) -> Pixels:
+    ends = batch.given(), batch.then()
+    return generation.connect(*batch.model, *ends, windows.long, windows.context)
+
+
+def loop(batch: Batch, windows: Windows) -> Pixels:
+    """The prompts are those of the way back."""
+    given = batch.given(windows.context)
+    return generation.loop(*batch.model, given, windows.long, windows.context)
+
+
+def inpaint(batch: Batch, windows: Windows) -> Pixels:
+    """The last of the frames, in the left half of the picture."""
+    given = batch.given(windows.short)
+    repaint = torch.zeros_like(given[:, :1], dtype=torch.bool)
+    repaint[:, :, windows.context :, :, : given.shape[-1] // 2] = True
+    return generation.inpaint(*batch.model, given, repaint)
+
+
+def edit(strength: float, source_guidance: float) -> Make:
+    """The prompts of the cases say what is to be, ``was`` what the video shows."""
+
+    def make(batch: Batch, windows: Windows) -> Pixels:
+        given, sources = batch.given(windows.short), [case.was for case in batch.cases]
+        return generation.edit(*batch.model, given, strength, sources, source_guidance)
+
+    return make
+
+
+def sdedit(strength: float) -> Make:
+    """The same by noise alone, without a word of what the video shows."""
+
+    def make(batch: Batch, windows: Windows) -> Pixels:
+        return generation.edit(*batch.model, batch.given(windows.short), strength)
+
+    return make
+
+
+def long(times: int, context_noise: float) -> Make:
+    """So many times as long as a window, each window but the first from the end of the last, seen
+    with a little noise. The prompts turn round before the shape would leave the picture.
+    """
+
+    def make(batch: Batch, windows: Windows) -> Pixels:
+        generator, prompts, seeds = batch.model
+        back = [turned_round(case).prompt for case in batch.cases]
+        video, step = text(batch, windows), windows.short - windows.context
+        # A shape of the data has room for two seconds, which are two windows' new frames.
+        for number in range(-(-(times - 1) * windows.short // step)):
+            video = generation.extend(
+                generator,
+                back if number % 4 < 2 else prompts,
+                [seed + (number + 1 << 40) for seed in seeds],
+                video,
+                video.shape[2] + step,
+                windows.short,
+                windows.context,
+                context_noise,
+            )
+        return video[:, :, : times * windows.short]
+
+    return make
+
+
+def given_back(frames: int | None) -> Make:
+    """The first so many frames as the tokenizer alone gives them back."""
+
+    def make(batch: Batch, windows: Windows) -> Pixels:
+        tokenizer = batch.generator.tokenizer
+        return tokenizer.decode(tokenizer.encode(batch.given(frames)))
+
+    return make
+
+
+@torch.no_grad()
+def make_videos(
+    task: str, make: Make, generator: VideoGenerator, cases: Sequence[Case], windows: Windows
+) -> list[Video]:
+    """A video for each case, in their order; case i has seed i."""
+    made: dict[int, Video] = {}
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for index, case in enumerate(cases):
+        by_size.setdefault(case.size, []).append(index)
+    with tqdm(total=len(cases), desc=task, unit="video") as bar:
+        for indices in by_size.values():
+            for start in range(0, len(indices), _BATCH):
+                chosen = indices[start : start + _BATCH]
+                batch = Batch(generator, [cases[i] for i in chosen], chosen)
+                videos = rearrange(as_levels(make(batch, windows).cpu()), "b c F H W -> b F H W c")
+                made |= zip(chosen, videos.numpy(), strict=True)
+                bar.update(len(chosen))
+    return [made[i] for i in range(len(cases))]
+
+
+def _pixels(videos: Sequence[Video], device: torch.device) -> Pixels:
+    return as_batch([np.ascontiguousarray(v) for v in videos]).to(device).float() / 127.5 - 1

@@ -1,0 +1,348 @@
+"""Every task's videos, and the rates that are read from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from evaluation.metrics.reconstruction import psnr_per_clip
+from evaluation.metrics.shapes import COLOURS
+from evaluation.metrics.tracks import seam_ratio
+from evaluation.tasks import making
+from evaluation.tasks.cases import Case, Video, in_colour, turned_round
+from evaluation.tasks.judging import (
+    Mean,
+    Rate,
+    follows,
+    frame_psnr,
+    keeps_colour,
+    moves,
+    moves_evenly,
+    shows,
+)
+from evaluation.tasks.making import Make, Windows, make_videos
+from evaluation.tasks.protocol import TaskProtocol
+from evaluation.videos import as_batch
+from sora_lightning.denoisers import FeatureCaching
+from sora_lightning.generation import VideoGenerator
+
+_LEAST_PSNR, _LARGEST_SEAM = 40.0, 1.5
+ATTRIBUTES = ("colour", "direction", "shape")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a task made of its cases, and how often it is right, by name."""
+
+    cases: Sequence[Case]
+    videos: Sequence[Video]
+    rates: dict[str, Rate | Mean]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A model, cases, and how tasks are done with them."""
+
+    generator: VideoGenerator
+    cases: list[Case]
+    pairs: list[Case]
+    protocol: TaskProtocol
+
+    @property
+    def windows(self) -> Windows:
+        protocol = self.protocol
+        return Windows(protocol.frames, protocol.long_frames, protocol.context)
+
+    def make(
+        self,
+        task: str,
+        make: Make,
+        cases: Sequence[Case] | None = None,
+        windows: Windows | None = None,
+        **settings: float,
+    ) -> list[Video]:
+        generator = replace(self.generator, **settings)  # type: ignore[arg-type]
+        return make_videos(task, make, generator, cases or self.cases, windows or self.windows)
+
+
+def extend(trial: Trial) -> Outcome:
+    """Of the real clips' first ``context`` frames."""
+    start, cases = trial.protocol.context, trial.cases
+    videos = trial.make("extend", making.extend)
+    back = trial.make("reconstruct", making.given_back(trial.protocol.frames))
+    given = trial.make("reconstruct the given frames", making.given_back(start))
+    # One given frame shows where the motion starts.
+    made = [video[start - 1 :] for video in videos]
+    whole = [video[start - 1 :] for video in back]
+    two, real = ("colour", "shape"), "the same of the real frames through the tokenizer."
+    rates: dict[str, Rate | Mean] = {
+        "extend/colour_and_shape": _share(
+            shows, made, cases, "New frames: both as given.", two, 0.9
+        ),
+        "extend/direction": _share(
+            shows, made, cases, "New frames: the motion goes on.", ("direction",), 0.8
+        ),
+        "extend/colour": _share(shows, made, cases, "New frames: colour as given.", ("colour",)),
+        "ceiling/extend/colour_and_shape": _share(shows, whole, cases, real, two),
+        "ceiling/extend/direction": _share(
+            shows,
+            whole,
+            cases,
+            real,
+            ("direction",),
+        ),
+    }
+    through = tuple(seam_ratio(video, [start]) <= _LARGEST_SEAM for video in back)
+    rates["ceiling/seam/extend/no_jump"] = Rate(through, f"Change across the seam: {real}")
+    return Outcome(cases, videos, rates | _seams("extend", videos, [start], given, start - 1))
+
+
+def extend_backward(trial: Trial) -> Outcome:
+    start, cases = trial.protocol.context, trial.cases
+    first_given = trial.protocol.frames - start
+    videos = trial.make("extend backward", making.extend_backward)
+    ends = [replace(case, video=case.video[-start:]) for case in cases]
+    given = trial.make("reconstruct the given frames", making.given_back(start), ends)
+    made = [video[: first_given + 1] for video in videos]
+    meaning = "New frames, before the given: colour and direction as given."
+    rates: dict[str, Rate | Mean] = {
+        "extend_backward/colour_and_direction": _share(
+            shows, made, cases, meaning, ("colour", "direction")
+        )
+    }
+    seams = _seams("extend_backward", videos, [first_given], given, first_given, 0)
+    return Outcome(cases, videos, rates | seams)
+
+
+def animate(trial: Trial) -> Outcome:
+    videos = trial.make("animate", making.animate)
+    given = trial.make("reconstruct the picture", making.given_back(1))
+    rates: dict[str, Rate | Mean] = {
+        "animate/colour_and_direction": _share(
+            shows,
+            videos,
+            trial.cases,
+            "A picture moves as the prompt says, in its colour.",
+            ("colour", "direction"),
+        )
+    }
+    return Outcome(trial.cases, videos, rates | _seams("animate", videos, [1], given, 0))
+
+
+def connect(trial: Trial) -> Outcome:
+    """Two rendered videos of one shape that leave a way of a second open."""
+    context = trial.protocol.context
+    gap = trial.protocol.long_frames - 2 * context
+    videos = trial.make("connect", making.connect, trial.pairs)
+    given = trial.make("reconstruct the given frames", making.given_back(context), trial.pairs)
+    cut = [np.concatenate([case.video, case.then]) for case in trial.pairs if case.then is not None]
+    rates: dict[str, Rate | Mean] = {
+        "connect/no_jump": Rate(
+            tuple(moves_evenly(video) for video in videos),
+            "The shape is in every frame, and no step is longer than 0.08 short sides.",
+            0.8,
+        ),
+        "connect/colour": Rate(
+            tuple(
+                shows(video[context - 1 : context + gap + 1], case.expected, ("colour",))
+                for video, case in zip(videos, trial.pairs, strict=True)
+            ),
+            "New frames: colour as given.",
+        ),
+        "floor/connect/no_jump": Rate(
+            tuple(moves_evenly(video) for video in cut),
+            "The same of the two videos one after the other, without a way between.",
+        ),
+    }
+    seams = _seams("connect", videos, [context, context + gap], given, context - 1)
+    return Outcome(trial.pairs, videos, rates | seams)
+
+
+def loop(trial: Trial) -> Outcome:
+    """Of the real clips' first ``context`` frames."""
+    context, cases = trial.protocol.context, trial.cases
+    back = [turned_round(case) for case in cases]
+    videos = trial.make("loop", making.loop, back)
+    given = trial.make("reconstruct the given frames", making.given_back(context))
+    rates: dict[str, Rate | Mean] = {
+        "loop/closes": Rate(
+            tuple(moves_evenly(video, closed=True) for video in videos),
+            "The shape is in every frame, and no step is longer than 0.08 short sides, nor that "
+            "from the last frame to the first.",
+            0.8,
+        ),
+        "floor/loop/closes": Rate(
+            tuple(moves_evenly(case.video[:context], closed=True) for case in cases),
+            "The same of the given frames alone, played in a circle.",
+        ),
+    }
+    seams = _seams("loop", videos, [context], given, context - 1, closed=True)
+    return Outcome(back, videos, rates | seams)
+
+
+def inpaint(trial: Trial) -> Outcome:
+    """The left half of the last frames anew."""
+    protocol, cases = trial.protocol, trial.cases
+    videos = trial.make("inpaint", making.inpaint)
+    back = trial.make("reconstruct", making.given_back(protocol.frames))
+    kept = tuple(
+        frame_psnr(video[-1][:, -width:], other[-1][:, -width:]) >= _LEAST_PSNR
+        for video, other in zip(videos, back, strict=True)
+        for width in [video.shape[2] // 4]
+    )
+    rates: dict[str, Rate | Mean] = {
+        "inpaint/kept": Rate(
+            kept, "The outer part that is left alone has 40 dB or more to the tokenizer's own."
+        ),
+        "inpaint/colour_and_direction": _share(
+            shows, videos, cases, "The video still shows its prompt.", ("colour", "direction")
+        ),
+    }
+    return Outcome(cases, videos, rates)
+
+
+def edit(trial: Trial) -> Outcome:
+    """The real clips with another colour in the prompt: by both prompts, and by the new one
+    alone.
+    """
+    protocol = trial.protocol
+    cases = [in_colour(case, other_colour(case, i)) for i, case in enumerate(trial.cases)]
+    weight = protocol.edit_guidance
+    by_both = making.edit(protocol.strength, protocol.source_guidance)
+    videos = trial.make("edit", by_both, cases, guidance_scale=weight)
+    by_noise = making.sdedit(protocol.strength)
+    others = trial.make("edit by noise alone", by_noise, cases, guidance_scale=weight)
+    rates = _edited("edit", videos, cases, 0.7) | _edited("edit_sdedit", others, cases, None)
+    return Outcome(cases, videos, rates)
+
+
+def _edited(
+    task: str, videos: Sequence[Video], cases: Sequence[Case], goal: float | None
+) -> dict[str, Rate | Mean]:
+    pairs = list(zip(videos, cases, strict=True))
+    new = [shows(video, case.expected, ("colour",)) for video, case in pairs]
+    motion = [moves(v, c.expected.direction) and follows(v, c.video) for v, c in pairs]
+    return {
+        f"{task}/colour_and_motion": Rate(
+            tuple(a and b for a, b in zip(new, motion, strict=True)),
+            "The colour is the one asked for, the direction is the video's, and the shape stays "
+            "within 0.1 short sides of its way.",
+            goal,
+        ),
+        f"{task}/colour": Rate(tuple(new), "The colour is the one asked for."),
+        f"{task}/motion": Rate(tuple(motion), "Direction and way are the video's."),
+    }
+
+
+def long(trial: Trial) -> Outcome:
+    protocol, cases = trial.protocol, trial.cases
+    videos = trial.make("long", making.long(protocol.times, protocol.context_noise))
+    kept = [
+        keeps_colour(video, case.expected, protocol.times)
+        for video, case in zip(videos, cases, strict=True)
+    ]
+    meaning = f"Each of {protocol.times} equal parts shows the prompt's colour and no other."
+    return Outcome(cases, videos, {"long/colour": Rate(tuple(kept), meaning, 0.8)})
+
+
+def sizes(trial: Trial) -> dict[str, Outcome]:
+    """Text to video at the sizes of the training, at another aspect ratio, and longer."""
+    protocol = trial.protocol
+    lengths = trial.windows
+    outcomes = {}
+    new = [_in_size(case, protocol.new_size) for case in trial.cases]
+    for name, cases, num_frames in (
+        ("trained", trial.cases, protocol.frames),
+        ("trained_longer", trial.cases, protocol.long_frames),
+        ("new_aspect", new, protocol.frames),
+        ("new_length", trial.cases, protocol.new_frames),
+    ):
+        windows = replace(lengths, short=num_frames)
+        videos = trial.make(f"text, {name}", making.text, cases, windows)
+        rates: dict[str, Rate | Mean] = {
+            f"size/{name}/{attribute}": _share(
+                shows, videos, cases, "Alignment with the prompt.", (attribute,)
+            )
+            for attribute in ATTRIBUTES
+        }
+        outcomes[f"size_{name}"] = Outcome(cases, videos, rates)
+    return outcomes
+
+
+def caching(trial: Trial) -> Outcome:
+    """Text to video with the middle blocks left out at some of the steps: the error against the
+    same videos made with all.
+    """
+    protocol, cases = trial.protocol, trial.cases
+    exact = trial.make("text, all blocks", making.text)
+    videos, rates = list(exact), dict[str, Rate | Mean]()
+    for interval in (1, *protocol.cache_intervals):
+        cached = replace(trial.generator, caching=FeatureCaching(interval))
+        one = replace(trial, generator=cached)
+        videos = one.make(f"text, blocks at every step of {interval}", making.text)
+        name = f"cache/{interval}"
+        psnr = [
+            float(psnr_per_clip(as_batch([a]), as_batch([b]))[0])
+            for a, b in zip(videos, exact, strict=True)
+        ]
+        meaning = "To the video of the same noise made with all blocks; 100 for the same."
+        rates[f"{name}/psnr"] = Mean(tuple(psnr), meaning, "dB")
+        for attribute in ATTRIBUTES:
+            meaning = "Alignment with the prompt."
+            rates[f"{name}/{attribute}"] = _share(shows, videos, cases, meaning, (attribute,))
+    return Outcome(cases, videos, rates)
+
+
+def other_colour(case: Case, index: int) -> str:
+    """Another colour than the video's, each as often."""
+    others = [colour for colour in COLOURS if colour != case.expected.colour]
+    return others[index % len(others)]
+
+
+def _in_size(case: Case, size: tuple[int, int]) -> Case:
+    """The prompt with a blank video: only its extent counts."""
+    return replace(case, video=np.zeros((1, *size, 3), np.uint8))
+
+
+def _share(
+    rule: Callable[..., bool],
+    videos: Sequence[Video],
+    cases: Sequence[Case],
+    meaning: str,
+    attributes: Sequence[str],
+    goal: float | None = None,
+) -> Rate:
+    right = (rule(v, c.expected, attributes) for v, c in zip(videos, cases, strict=True))
+    return Rate(tuple(right), meaning, goal)
+
+
+def _seams(
+    task: str,
+    videos: Sequence[Video],
+    seams: list[int],
+    given: Sequence[Video],
+    frame: int,
+    of_given: int | None = None,
+    closed: bool = False,
+) -> dict[str, Rate | Mean]:
+    """Whether the known frame at the seam came back, and whether the video jumps there."""
+    of_given = frame if of_given is None else of_given
+    same = tuple(
+        frame_psnr(video[frame], other[of_given]) >= _LEAST_PSNR
+        for video, other in zip(videos, given, strict=True)
+    )
+    ratios = tuple(seam_ratio(video, seams, closed) for video in videos)
+    even = tuple(ratio <= _LARGEST_SEAM for ratio in ratios)
+    return {
+        f"seam/{task}/known_frame": Rate(
+            same, "The known frame at the seam has 40 dB or more to the tokenizer's own.", 1.0
+        ),
+        f"seam/{task}/no_jump": Rate(
+            even,
+            "The change across the seam is at most 1.5 times the median change inside; half of "
+            "the videos is to say that the median one's is.",
+            0.5,
+        ),
+    }

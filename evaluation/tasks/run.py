@@ -1,0 +1,139 @@
+"""From a checkpoint to the rates of every task: a report, and a picture of each task's videos."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluation.protocol import file_sha256, fingerprint
+from evaluation.tasks import rates
+from evaluation.tasks.cases import pairs_to_connect, real_cases
+from evaluation.tasks.judging import gap_row
+from evaluation.tasks.protocol import TaskProtocol
+from evaluation.tasks.rates import Outcome, Trial
+from sora_lightning.cli.contact_sheet import contact_sheet
+from sora_lightning.denoisers import FeatureCaching
+from sora_lightning.systems import DiffusionSystem
+
+TASKS: dict[str, Callable[[Trial], Outcome]] = {
+    "animate": rates.animate,
+    "extend": rates.extend,
+    "extend_backward": rates.extend_backward,
+    "connect": rates.connect,
+    "loop": rates.loop,
+    "inpaint": rates.inpaint,
+    "edit": rates.edit,
+    "long": rates.long,
+    "caching": rates.caching,
+}
+_SIZES = "sizes"
+NAMES = (*TASKS, _SIZES)
+_ROWS = 12
+_WITHIN = 0.15
+
+
+@dataclass(frozen=True)
+class TaskRequest:
+    """A checkpoint trained with ``tasks``, held-out clips, and which of ``NAMES`` to do."""
+
+    checkpoint: Path
+    reference: Path
+    output: Path
+    protocol: TaskProtocol
+    tasks: tuple[str, ...] = NAMES
+    device: str = "cpu"
+
+
+def measure_tasks(request: TaskRequest) -> dict[str, Any]:
+    """Make and judge each task's videos; write ``report.json`` and a PNG for each, and give the
+    report.
+
+    Raises ``ValueError`` before anything is made for what does not fit together.
+    """
+    protocol = request.protocol
+    if unknown := sorted(set(request.tasks) - set(NAMES)):
+        raise ValueError(
+            f"--tasks {unknown[0]}: there is no such task; there are {', '.join(NAMES)}"
+        )
+    system = DiffusionSystem.from_checkpoint(request.checkpoint).to(request.device)
+    if "caching" in request.tasks:
+        FeatureCaching(2).around(system.denoiser)
+    trial = _trial(request, system)
+    started = time.monotonic()
+    outcomes = _outcomes(trial, request.tasks)
+    request.output.mkdir(parents=True, exist_ok=True)
+    for name, outcome in outcomes.items():
+        _draw(outcome, system.fps, request.output / f"{name}.png")
+    rows = {
+        name: rate.row() for outcome in outcomes.values() for name, rate in outcome.rates.items()
+    }
+    settings = {"protocol": asdict(protocol), "reference_sha256": file_sha256(request.reference)}
+    report = {
+        "rates": rows | _size_gaps(rows),
+        "settings": json.loads(json.dumps(settings)),
+        "fingerprint": fingerprint(json.loads(json.dumps(settings))),
+        "checkpoint": {
+            "path": str(request.checkpoint),
+            "sha256": file_sha256(request.checkpoint),
+            "trained_with_tasks": bool(system.tasks),
+        },
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    text = json.dumps(report, indent=2, allow_nan=False) + "\n"
+    (request.output / "report.json").write_text(text, encoding="utf-8")
+    return report
+
+
+def as_table(report: dict[str, Any]) -> str:
+    """A line for each rate: value, interval, number, goal."""
+    lines = []
+    for name, row in report["rates"].items():
+        number = ".1%" if row["unit"] == "share" else ".3g"
+        value = f"{row['value']:{number}}"
+        interval = "" if row["low"] is None else f"{row['low']:{number}} to {row['high']:{number}}"
+        goal = "" if row["goal"] is None else f"goal {row['goal']:.0%} "
+        met = {None: "", True: "met", False: "MISSED"}[row["met"]]
+        lines.append(f"{name:40} {value:>8}  {interval:18} n = {row['n']:3}  {goal}{met}")
+    return "\n".join(lines)
+
+
+def _trial(request: TaskRequest, system: DiffusionSystem) -> Trial:
+    """The model with the cases that it is tried on."""
+    protocol = request.protocol
+    generator = system.generator(
+        num_steps=protocol.num_steps, guidance_scale=protocol.guidance_scale
+    )
+    drawn = protocol.cases, protocol.frames, system.fps, protocol.sizes
+    cases = real_cases(request.reference, *drawn)
+    gap = protocol.long_frames - 2 * protocol.context
+    pairs = pairs_to_connect(
+        protocol.cases, protocol.context, gap, round(system.fps), protocol.sizes
+    )
+    return Trial(generator, cases, pairs, protocol)
+
+
+def _outcomes(trial: Trial, tasks: tuple[str, ...]) -> dict[str, Outcome]:
+    outcomes = {name: run(trial) for name, run in TASKS.items() if name in tasks}
+    return outcomes | (rates.sizes(trial) if _SIZES in tasks else {})
+
+
+def _size_gaps(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """How far a size that the training never saw falls behind one that it did, by attribute."""
+    meaning = "Alignment at the trained sizes less that at the new: at most 15 points."
+    gaps = {}
+    for new in ("new_aspect", "new_length"):
+        for attribute in rates.ATTRIBUTES:
+            seen, unseen = (rows.get(f"size/{one}/{attribute}") for one in ("trained", new))
+            if seen is not None and unseen is not None:
+                gaps[f"size/{new}/{attribute}/gap"] = gap_row(seen, unseen, _WITHIN, meaning)
+    return gaps
+
+
+def _draw(outcome: Outcome, fps: float, path: Path) -> None:
+    """The first videos, right or wrong."""
+    videos, cases = outcome.videos[:_ROWS], outcome.cases[:_ROWS]
+    contact_sheet(list(videos), [case.prompt for case in cases], fps).save(path)

@@ -1,0 +1,119 @@
+"""Frames as prompts on the demo's shapes, from the demo's checkpoint to measured rates: a list of
+commands, each printed before it runs.
+
+The demo's model is trained a little further with masks of known frames, at its own lengths and at
+one second more; then every task is made and read from pixels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sora_lightning.stages import Stage, run_stages
+from sora_lightning.types import VideoSize
+
+_TASKS = Path("experiments/ablations/frame_tasks.yaml")
+_LIBRARY, _JUDGE = Path("sora_lightning"), Path("evaluation")
+
+
+def frame_tasks(
+    demo: Path = Path("runs/demo"),
+    output: Path = Path("runs/frame_tasks"),
+    steps: int = 800,
+    cases: int = 64,
+    quick: bool = False,
+) -> None:
+    """Train the demo's model on known frames, make each task's videos, and measure them.
+
+    Started again, it goes on from the last stage whose result still stands.
+
+    Args:
+        demo: What `sora-lightning demo` left: clips, tokenizer, text-to-video model.
+        output: The folder of everything that is written.
+        steps: Steps of training from the demo's weights.
+        cases: Videos of each task that are made and judged.
+        quick: A few steps and cases: shows that every part works, and measures nothing.
+    """
+    config = demo / "text_to_video" / "config.yaml"
+    for needed in (config, demo / "text_to_video/checkpoints/last.ckpt"):
+        if not needed.is_file():
+            raise ValueError(f"--demo {demo}: lacks {needed}: run `sora-lightning demo` first")
+    steps, cases = (4, 4) if quick else (steps, cases)
+    run_stages(frame_task_stages(demo, output, steps, cases, quick), output)
+    print(f"\nThe rates   {output}/report/report.json\nThe videos  {output}/report/*.png")
+
+
+def frame_task_stages(
+    demo: Path, output: Path, steps: int, cases: int, quick: bool = False
+) -> list[Stage]:
+    """The stages in order: latents of both lengths, training, videos and rates."""
+    data = yaml.safe_load((demo / "text_to_video" / "config.yaml").read_text())["data"]
+    short = [VideoSize.parse(size) for size in data["sizes"]]
+    long = [_longer(size, data) for size in short]
+    run = output / "model"
+    return [
+        _encode(demo, output, [*short, *long]),
+        _train(demo, output, [*short, *long], run, steps),
+        _measure(demo, output, (short, long), run, cases, quick),
+    ]
+
+
+def _longer(size: VideoSize, data: dict[str, Any]) -> VideoSize:
+    """A second more."""
+    return VideoSize(size.num_frames + round(data["fps"]), size.height, size.width)
+
+
+def _encode(demo: Path, output: Path, sizes: list[VideoSize]) -> Stage:
+    config, latents = demo / "tokenizer" / "config.yaml", output / "latents"
+    command = (
+        *("sora-lightning", "predict", "--config", f"{config}", "--ckpt_path", "last"),
+        *("--data.sizes", _listed(sizes), "--latents.root", f"{latents}"),
+    )
+    return Stage("latents", command, (latents,), (latents,), reads=(config, _LIBRARY))
+
+
+def _train(demo: Path, output: Path, sizes: list[VideoSize], run: Path, steps: int) -> Stage:
+    base = demo / "text_to_video"
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    command = (
+        *("sora-lightning", "fit", "--config", f"{base}/config.yaml", "--config", f"{_TASKS}"),
+        *("--checkpoint.start_from", f"{base}/checkpoints/last.ckpt"),
+        *("--data.sizes", _listed(sizes), "--data.latents", f"{output}/latents"),
+        *("--trainer.max_steps", f"{steps}", "--trainer.val_check_interval", f"{steps}"),
+        *("--run_dir", f"{run}", "--ckpt_path", "null"),
+    )
+    return Stage(
+        "model",
+        command,
+        makes=(run,),
+        records=(checkpoint,),
+        reads=(base / "config.yaml", _TASKS, _LIBRARY),
+        checkpoint=checkpoint,
+    )
+
+
+def _measure(
+    demo: Path,
+    output: Path,
+    lengths: tuple[list[VideoSize], list[VideoSize]],
+    run: Path,
+    cases: int,
+    quick: bool,
+) -> Stage:
+    report, (short, long) = output / "report", lengths
+    command = (
+        *("python", "-m", "evaluation", "tasks", "--output", f"{report}"),
+        *("--checkpoint", f"{run}/checkpoints/last.ckpt"),
+        *("--reference", f"{demo}/data/test.jsonl", "--cases", f"{cases}"),
+        *("--sizes", ",".join(f"{size.height}x{size.width}" for size in short)),
+        *("--frames", f"{short[0].num_frames},{long[0].num_frames}"),
+        *(("--steps", "2") if quick else ()),
+    )
+    return Stage("report", command, (report,), (report,), reads=(_JUDGE, _LIBRARY))
+
+
+def _listed(sizes: list[VideoSize]) -> str:
+    return f"[{','.join(map(str, sizes))}]"
