@@ -63,8 +63,8 @@ def real_cases(
         )
     cases = []
     for entry in entries[:number]:
-        video = read_video(entry.path, num_frames, fps)
-        fitted = cover(video, *nearest_size(video, sizes))
+        video = read_video(entry.file, num_frames, fps)
+        fitted = cover(video, *nearest_size(video.shape[1:3], sizes))
         cases.append(Case(fitted, entry.prompt, parse_prompt(entry.prompt)[0]))
     return cases
 
@@ -93,7 +93,7 @@ def pairs_to_connect(
             render(replace(scene, shapes=(shape,), fps=fps, num_frames=given))
             for shape in (first, second)
         ]
-        size = nearest_size(videos[0], sizes)
+        size = nearest_size(videos[0].shape[1:3], sizes)
         fitted = [cover(video, *size) for video in videos]
         cases.append(Case(fitted[0], wordings[0], parse_prompt(wordings[0])[0], fitted[1]))
     return cases

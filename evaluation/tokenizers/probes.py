@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
+from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from sora_lightning.tokenizers import VideoTokenizer
+from sora_lightning.tokenizers import CausalTokenizer, Tiling, VideoTokenizer
 
 # A channel that says less than this about a clip is dead.
 DEAD_BITS = 0.1
@@ -55,7 +55,7 @@ def causality(tokenizer: VideoTokenizer, video: Float[Tensor, "b 3 F H W"]) -> C
     return changes
 
 
-def seams(tokenizer: VideoTokenizer, video: Float[Tensor, "b 3 F H W"]) -> tuple[float, float]:
+def seams(tokenizer: CausalTokenizer, video: Float[Tensor, "b 3 F H W"]) -> tuple[float, float]:
     """How far the latents (in deviations) and the pixels (of 0..255) of a video that passes through
     in pieces of one latent frame are from those of the whole, at most.
     """
@@ -66,6 +66,24 @@ def seams(tokenizer: VideoTokenizer, video: Float[Tensor, "b 3 F H W"]) -> tuple
     pixels = torch.cat(list(tokenizer.decode_pieces(latents.split(1, dim=2))), dim=2)
     apart = (tokenizer.decode(latents) - pixels).abs().max()
     return float((joined - latents).abs().max()), float(apart) * 127.5
+
+
+def smallest_tiling(tokenizer: VideoTokenizer) -> Tiling:
+    """Tiles of 6 latent positions a side that share 2: a harder case than any that serves a use."""
+    side = max(tokenizer.compression.height, tokenizer.compression.width)
+    return Tiling(tile=6 * side, overlap=2 * side)
+
+
+def tile_seams(tokenizer: VideoTokenizer, video: Float[Tensor, "b 3 F H W"]) -> tuple[float, float]:
+    """How far a video that is encoded and decoded by the smallest tiles is from the untiled one, of
+    0..255: the worst pixel, and the worst mean of a colour over a latent position's pixels and all
+    frames, where a shift of colour between tiles would show.
+    """
+    tiled = smallest_tiling(tokenizer)(tokenizer)
+    apart = tiled.decode(tiled.encode(video)) - tokenizer.decode(tokenizer.encode(video))
+    c = tokenizer.compression
+    means = reduce(apart, "b c f (h p) (w q) -> b c h w", "mean", p=c.height, q=c.width)
+    return float(apart.abs().max()) * 127.5, float(means.abs().max()) * 127.5
 
 
 def bits_per_channel(

@@ -35,16 +35,31 @@ from evaluation.tokenizers.probes import (
     causality,
     quantised,
     seams,
+    smallest_tiling,
+    tile_seams,
 )
 from evaluation.tokenizers.strip import write_strip
 from sora_lightning.data import VideoDataModule
-from sora_lightning.tokenizers import PerceptualDistance, VideoTokenizer, load_tokenizer
+from sora_lightning.tokenizers import (
+    CausalTokenizer,
+    PerceptualDistance,
+    VideoTokenizer,
+    load_tokenizer,
+)
 from sora_lightning.tokenizers.load import read_checkpoint
 from sora_lightning.types import VideoSize, as_levels
 
 _SEED = 0
 _STRIP_CLIPS, _STRIP_FRAMES = 3, 3
 _PROBED_CLIPS = 2
+_SEAMS = {
+    "latents": "Difference between a clip in pieces and whole (deviations), at most.",
+    "pixels": "Difference between a clip in pieces and whole (of 255), at most.",
+}
+_TILE_SEAMS = {
+    "pixels": "Difference between frames by the smallest tiles and whole (of 255), at most.",
+    "colour": "The same of a colour's mean over a latent position's pixels and all frames.",
+}
 
 
 @dataclass(frozen=True)
@@ -238,11 +253,13 @@ def _probes(
         control = min(one.control for one in found)
         text = "Greatest change of the later latents in the same test: shows that it measures."
         scores[f"{OURS}/causality/control"] = Score(control, n, text, "")
-        apart = [seams(tokenizer, video) for video in longest]
-        for place, (name, unit) in enumerate((("latents", "deviations"), ("pixels", "of 255"))):
-            text = f"Difference between a clip in pieces and whole ({unit}), at most."
-            worst = max(pair[place] for pair in apart)
-            scores[f"{OURS}/seams/{name}"] = Score(worst, n, text, "lower")
+        if isinstance(tokenizer, CausalTokenizer):
+            pairs = [seams(tokenizer, video) for video in longest]
+            scores |= _worst_of_pairs("seams", pairs, _SEAMS)
+    tile = smallest_tiling(tokenizer).tile
+    if large := [video for video in videos if max(video.shape[3:]) > tile][:_PROBED_CLIPS]:
+        pairs = [tile_seams(tokenizer, video) for video in large]
+        scores |= _worst_of_pairs("tiles", pairs, _TILE_SEAMS)
     bits = bits_per_channel(tokenizer, videos)
     dead = float((bits < DEAD_BITS).double().mean())
     text = f"Share of latent channels whose values say less than {DEAD_BITS} bit of the clips."
@@ -250,6 +267,16 @@ def _probes(
     text = "Bits that a latent value says of the clips, mean over channels."
     scores[f"{OURS}/bits_per_value"] = Score(float(bits.mean()), len(bits), text, "")
     return scores
+
+
+def _worst_of_pairs(
+    group: str, pairs: Sequence[tuple[float, float]], meanings: dict[str, str]
+) -> dict[str, Score]:
+    worst = [max(values) for values in zip(*pairs, strict=True)]
+    return {
+        f"{OURS}/{group}/{name}": Score(value, len(pairs), meaning, "lower")
+        for (name, meaning), value in zip(meanings.items(), worst, strict=True)
+    }
 
 
 def _report(

@@ -18,7 +18,7 @@ from evaluation.tokenizers.baselines import (
     h264,
 )
 from evaluation.tokenizers.distances import distances, flicker_error, summary
-from evaluation.tokenizers.probes import bits_per_channel, causality, quantised, seams
+from evaluation.tokenizers.probes import bits_per_channel, causality, quantised, seams, tile_seams
 from sora_lightning.cli.training import run_training
 from sora_lightning.data.synthetic import write_dataset
 from sora_lightning.tokenizers import ConvTokenizer
@@ -117,6 +117,28 @@ def test_causality_and_pieces_of_the_causal_tokenizer(tokenizer):
     latents, pixels = seams(tokenizer, video)
     assert latents < 1e-5
     assert pixels < 1e-2
+
+
+class Brighter(ConvTokenizer):
+    """Adds a brightness that depends on how much of the frame it sees."""
+
+    def decode_step(self, latents, past):
+        pixels, past = super().decode_step(latents, past)
+        return pixels + 2 / latents.shape[-1], past
+
+
+def test_a_shift_of_colour_between_tiles_is_found(tokenizer):
+    brighter = Brighter(
+        latent_channels=4, widths=(8, 16), down_time=(True,), down_space=(True,), blocks_per_level=1
+    )
+    brighter.load_state_dict(tokenizer.state_dict())
+    video = torch.rand(1, 3, 3, 24, 24) * 2 - 1
+    with torch.no_grad():
+        assert max(tile_seams(brighter, video[..., :12, :12])) == 0  # a single tile
+        pixels, colour = tile_seams(tokenizer, video)
+        worse, shifted = tile_seams(brighter, video)
+    assert worse > pixels
+    assert shifted > colour + 2
 
 
 class Seer(ConvTokenizer):
