@@ -133,13 +133,15 @@ def evaluate_tokenizer(request: TokenizerRequest) -> dict[str, Any]:
     }
     sizes = [clip.size for clip in clips]
     scores = summary(values, sizes, _SEED)
-    rfvd, missing = _rfvd(request, clips)
+    rfvd, networks, missing = _rfvd(request, clips)
+    if request.lpips is not None:
+        networks["lpips"] = f"VGG-16, sha256 {file_sha256(request.lpips)}"
     scores |= rfvd | _probes(tokenizer, [clip.pixels.to(request.device) for clip in clips])
     for index, clip in enumerate(clips):
         clip.record.update(
             {f"{way}/psnr": round(float(v["psnr"][index]), 3) for way, v in values.items()}
         )
-    report = _report(request, clips, scores, [*left_out, *missing])
+    report = _report(request, clips, scores, networks, [*left_out, *missing])
     report["seconds"] = round(time.monotonic() - started, 1)
     ours = [clip.ways[OURS] for clip in clips]
     write_report(report, ours, real, request.fps, request.output)
@@ -206,19 +208,21 @@ def _video(pixels: Float[Tensor, "1 3 F H W"]) -> Video:
 
 def _rfvd(
     request: TokenizerRequest, clips: Sequence[RebuiltClip]
-) -> tuple[dict[str, Score], list[str]]:
-    """Of the size that most clips have, by the protocol's network, under its name; or why not."""
+) -> tuple[dict[str, Score], dict[str, Any], list[str]]:
+    """Of the size that most clips have, by the protocol's network, under its name, and what that
+    network is; or why not.
+    """
     if request.protocol is None:
-        return {}, ["rfvd: no protocol was given"]
+        return {}, {}, ["rfvd: no protocol was given"]
     spec = request.protocol.scores
     sizes = [clip.size for clip in clips]
     size = max(set(sizes), key=sizes.count)
     chosen = [clip for clip in clips if clip.size == size]
     if len(chosen) < spec.least_videos:
         few = f"rfvd: needs {spec.least_videos} clips of one size, and {size} has {len(chosen)}"
-        return {}, [few]
+        return {}, {}, [few]
     if request.judge is not None and not request.judge.exists():
-        return {}, [f"rfvd: {request.judge} does not exist; `make demo` trains it"]
+        return {}, {}, [f"rfvd: {request.judge} does not exist; `make demo` trains it"]
     judges = build_judges(request.protocol, request.judge, request.device)
     frames, height, width = chosen[0].real.shape[:3]
     judges.videos.check_size(frames, height, width)
@@ -231,7 +235,8 @@ def _rfvd(
     # Of reconstructions: the r says so, the rest which network it is by.
     names = f"r{score_name('fvd', judges.videos)}", f"r{score_name('kvd', judges.videos)}"
     found = frechet_scores(ours, real, spec, names)
-    return {f"{OURS}/{name}": score for name, score in found.items()}, []
+    scores = {f"{OURS}/{name}": score for name, score in found.items()}
+    return scores, judges.record(), []
 
 
 def _probes(
@@ -283,13 +288,16 @@ def _report(
     request: TokenizerRequest,
     clips: Sequence[RebuiltClip],
     scores: dict[str, Score],
+    networks: dict[str, Any],
     left_out: Sequence[str],
 ) -> dict[str, Any]:
     content = read_checkpoint(request.checkpoint)
     captions = texts_sha256([clip.caption for clip in clips])
     settings = {
         "clips": {"sizes": list(request.sizes), "fps": request.fps, "window": "middle"},
+        "scores": {},
         "sampling": {},
+        "networks": networks,
         "baselines": "bicubic at as many values, H.264 in as many bytes, 8 bits a latent value",
         "prompts_sha256": captions,
         "reference_sha256": texts_sha256([clip.name for clip in clips]),
