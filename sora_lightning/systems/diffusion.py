@@ -13,6 +13,7 @@ import lightning as L
 import torch
 from einops import rearrange, repeat
 from jaxtyping import Float
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
@@ -46,7 +47,7 @@ from sora_lightning.systems.optimization import (
 from sora_lightning.systems.packed import ClipDraws, packed_latents, packed_step, with_kept
 from sora_lightning.systems.seeding import generator, step_generator
 from sora_lightning.systems.time_bins import LossPerTime, fixed_draws
-from sora_lightning.tokenizers import VideoTokenizer
+from sora_lightning.tokenizers import CausalTokenizer, VideoTokenizer
 from sora_lightning.types import Condition, PackedBatch, VideoBatch, VideoSize
 
 
@@ -109,8 +110,14 @@ class DiffusionSystem(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse cached latents of another tokenizer than this system decodes with, and packs
-        counted in other tokens than the denoiser's.
+        counted in other tokens than the denoiser's. Warn where known frames would know later ones.
         """
+        if stage == "fit" and self.tasks and not isinstance(self.tokenizer, CausalTokenizer):
+            rank_zero_warn(
+                f"tasks are set, and a {type(self.tokenizer).__name__} lets a latent frame see "
+                "later ones: in training, known frames tell of unknown ones, and in sampling, "
+                "where they are encoded by themselves, they do not"
+            )
         data = getattr(self.trainer, "datamodule", None)
         if (packing := getattr(data, "packing", None)) is not None:
             compression, patch = self.tokenizer.compression, self.denoiser.patch

@@ -14,12 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WITHOUT_TORCHVISION = """
 import socket, sys
 
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "torchvision":
-            raise ModuleNotFoundError(name=name)
-
-sys.meta_path.insert(0, Absent())
+sys.modules["torchvision"] = None  # as where it is not installed
 try:
     socket.create_connection(("192.0.2.1", 80), timeout=2)
 except OSError as error:

@@ -39,6 +39,23 @@ def checkpoint(fit, diffusion_model, tmp_path_factory) -> Path:
     return fit({"model": model}, tmp_path_factory.mktemp("masks") / "run", "--trainer.max_steps=4")
 
 
+def test_known_frames_that_would_know_later_ones_are_warned_of(
+    fit, diffusion_model, tmp_path: Path
+) -> None:
+    vivit = {
+        "class_path": "sora_lightning.tokenizers.ViViTTokenizer",
+        "init_args": {
+            "latent_channels": 4,
+            "tubelet": [2, 8, 8],
+            "encoder": {"depth": 1, "width": 24, "num_heads": 2},
+        },
+    }
+    arguments = {**diffusion_model["init_args"], "tokenizer": vivit, "tasks": TASK_MIXTURE}
+    model = {**diffusion_model, "init_args": arguments}
+    with pytest.warns(UserWarning, match="ViViTTokenizer lets a latent frame see later ones"):
+        fit({"model": model}, tmp_path / "run", "--trainer.max_steps=1")
+
+
 @pytest.fixture
 def clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
