@@ -58,6 +58,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         counts = ("--num_train", "6", "--num_val", "2", "--num_test", "3")
         _run("synthesize", "--root", "runs/demo/data", *counts)
         (folder / "clips").symlink_to("runs/demo/data")
+        (folder / "runs/clips").symlink_to("demo/data")
         for config, narrow in _NARROW.items():
             _run("fit", "--config", config, *_SMALL, *_FEW, narrow)
             _run("predict", "--config", config, *_SMALL, narrow, "--ckpt_path", "last")
