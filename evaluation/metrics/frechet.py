@@ -264,6 +264,39 @@ def distance_between_halves(
     return float(torch.stack(distances).mean())
 
 
+def distance_beside_others(
+    first: Float[Tensor, "n d"] | None,
+    pool: Float[Tensor, "m d"],
+    sizes: tuple[int, int],
+    repeats: int = 10,
+    seed: int = 0,
+    rows_per_video: int = 1,
+    distance: Distance | None = None,
+) -> float:
+    """Mean distance between one set and videos of the ``pool`` that have nothing to do with it.
+
+    ``sizes`` are the numbers of videos on the two sides, together at most the pool's. Each repeat
+    draws them apart from the pool: without ``first`` their distance is the floor at these numbers,
+    and ``first``, of as many videos as ``sizes[0]``, takes the place of the one side. Where it has
+    the prompts of the pool's first videos, in their order, ask for no ``repeats``: 0 leaves the
+    pool as it is, so that no prompt is on both sides. Raises ``ValueError`` for too small a pool.
+    """
+    x, _ = checked_pair(pool, pool if first is None else first, least=4)
+    n, m = sizes
+    if n + m > len(x) // rows_per_video:
+        raise ValueError(
+            f"{len(x) // rows_per_video} videos: two sets apart of {n} and {m} need {n + m}"
+        )
+    generator, of = torch.Generator().manual_seed(seed), _quick(distance)
+    whole = len(x) // rows_per_video
+    orders = [torch.randperm(whole, generator=generator) for _ in range(repeats)]
+    distances = []
+    for order in orders or [torch.arange(whole)]:
+        one, other = (_rows(part, rows_per_video) for part in order[: n + m].split([n, m]))
+        distances.append(of(x[one] if first is None else first.double(), x[other]))
+    return float(torch.stack(distances).mean())
+
+
 def checked_pair(
     first: Float[Tensor, "n d"], second: Float[Tensor, "m d"], least: int
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
