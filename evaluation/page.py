@@ -120,10 +120,15 @@ def _part_tile(name: str, details: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _distance_tile(name: str, details: Mapping[str, Mapping[str, Any]]) -> str:
-    score, half, floor = (details[f"{name}{part}"]["value"] for part in ("", "/half", "/floor"))
+    beside = "half" if f"{name}/half" in details else "apart"
+    score, half, floor = (
+        details[f"{name}{part}"]["value"] for part in ("", f"/{beside}", "/floor")
+    )
     low, high = details[name]["low"], details[name]["high"]
     top = 1.15 * max(high, half, floor)
     note = f"bar: {number(half)} with half the videos; tick: {number(floor)} between real halves"
+    if beside == "apart":
+        note = f"bar: {number(half)} beside the tick: {number(floor)} between real videos"
     return _tile(
         f"{name}, lower is better",
         number(score),

@@ -11,7 +11,7 @@ from evaluation.networks import Judges
 from evaluation.protocol import fingerprint, texts_sha256
 from evaluation.request import Request
 from evaluation.vbench import vbench_version
-from evaluation.videos import VideoEntry
+from evaluation.videos import SELDOM_SET, VideoEntry
 
 _PACKAGES = ("torch", "torchmetrics", "numpy", "scipy", "av")
 
@@ -33,8 +33,8 @@ def record(
     settings = request.protocol.settings()
     # What the videos' own rows say of their sampling counts, not what the protocol would have done.
     settings["sampling"] = {
-        key: sorted({e.sampling.get(key, "unknown") for e in entries}, key=_numbers_first)
-        for key in ("seed", "num_steps", "guidance_scale")
+        key: sorted({_said(e, key) for e in entries}, key=_numbers_first)
+        for key in ("seed", "num_steps", "guidance_scale", *_seldom_set(entries))
     }
     settings["networks"] = judges.record()
     if request.protocol.scores.vbench:
@@ -58,6 +58,15 @@ def record(
         "versions": {"python": platform.python_version()} | {p: version(p) for p in _PACKAGES},
         "device": request.device,
     }
+
+
+def _said(entry: VideoEntry, key: str) -> float | str:
+    return entry.sampling.get(key, "unset" if key in SELDOM_SET else "unknown")
+
+
+def _seldom_set(entries: Sequence[VideoEntry]) -> list[str]:
+    """Those settings that one of the videos has."""
+    return [key for key in SELDOM_SET if any(key in e.sampling for e in entries)]
 
 
 def _numbers_first(value: float | str) -> tuple[bool, float | str]:

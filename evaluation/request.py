@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from evaluation.metrics.alignment import parse_prompt
@@ -52,6 +53,19 @@ def read_reference(request: Request) -> tuple[list[VideoEntry], int]:
         entries = [e for e in entries if _long_enough(e, protocol.clips)]
     num_short = whole - len(entries)
     return entries[: protocol.scores.num_reference], num_short
+
+
+def read_spare(request: Request, num_generated: int, num_reference: int) -> list[VideoEntry]:
+    """Real videos after those that are judged by, as many as were generated, for floors at the
+    scores' own numbers; none where there are not so many that are long enough.
+    """
+    protocol = request.protocol
+    entries = read_listing(request.reference, protocol.reads_prompts)
+    if protocol.clips.drop_short_reference:
+        entries = [e for e in entries if _long_enough(e, protocol.clips)]
+    rest = (e for e in entries[num_reference:] if _long_enough(e, protocol.clips))
+    spare = list(islice(rest, num_generated))
+    return spare if len(spare) == num_generated else []
 
 
 def read_generated(request: Request) -> list[VideoEntry]:

@@ -22,7 +22,7 @@ from evaluation.protocol import file_sha256
 from evaluation.record import dataset_sha256, record
 from evaluation.reference import FeatureCache
 from evaluation.report import write_report
-from evaluation.request import Request, check, read_generated, read_reference
+from evaluation.request import Request, check, read_generated, read_reference, read_spare
 from evaluation.scores import Score
 from evaluation.scoring import make_scores
 from evaluation.videos import VideoEntry
@@ -52,7 +52,9 @@ def evaluate(request: Request) -> dict[str, Any]:
     generated = find(videos, prompts, judges, protocol.scores.alignment, "generated videos")
     reference_sha256 = dataset_sha256(reference)
     real = _real(request, reference, real_videos, judges, reference_sha256)
-    scores, rows = make_scores(judges, generated, real, protocol.scores)
+    spare = read_spare(request, len(entries), len(reference))
+    others = _spare(request, spare, judges) if spare else None
+    scores, rows = make_scores(judges, generated, real, protocol.scores, others)
     if protocol.scores.vbench:
         scores |= _by_vbench(request, entries, rows)
     report = {
@@ -60,6 +62,7 @@ def evaluate(request: Request) -> dict[str, Any]:
         "details": {name: asdict(score) for name, score in scores.items()},
         **record(request, judges, checkpoint, entries, reference, reference_sha256),
         "num_short_reference": num_short,
+        "num_spare_reference": len(spare),
         "videos": [
             {"path": str(e.path), "prompt": e.prompt, **e.sampling, **row}
             for e, row in zip(entries, rows, strict=True)
@@ -142,23 +145,39 @@ def _real(
     reference_sha256: str,
 ) -> Findings:
     """The features are kept between runs, beside the report's folder."""
-    protocol = request.protocol
-    settings = {
-        "clips": protocol.settings()["clips"],
-        "seed": protocol.scores.seed,
-        "network": judges.videos.record(),
-    }
-    folder = request.output.parent / "reference_features"
-    cache = FeatureCache(folder, judges.videos.label, reference_sha256, settings)
+    cache = _cache(request, judges, reference_sha256)
     known, reconstruct = cache.read(), None
     if request.checkpoint is not None:
         reconstruct = _through_tokenizer(request.checkpoint, request.device)
     prompts = [entry.prompt for entry in entries]
-    alignment = protocol.scores.alignment
+    alignment = request.protocol.scores.alignment
     real = find(videos, prompts, judges, alignment, "real videos", known, reconstruct)
     if known is None:
         cache.write(real.features)
     return real
+
+
+def _spare(request: Request, entries: Sequence[VideoEntry], judges: Judges) -> Findings:
+    """Of further real videos, which floors alone are made of."""
+    clips, seed = request.protocol.clips, request.protocol.scores.seed
+    videos = CutClips(entries, clips, clips.reference_window, seed)
+    cache = _cache(request, judges, dataset_sha256(entries))
+    known = cache.read()
+    prompts = [entry.prompt for entry in entries]
+    found = find(videos, prompts, judges, False, "further real videos", known)
+    if known is None:
+        cache.write(found.features)
+    return found
+
+
+def _cache(request: Request, judges: Judges, reference_sha256: str) -> FeatureCache:
+    settings = {
+        "clips": request.protocol.settings()["clips"],
+        "seed": request.protocol.scores.seed,
+        "network": judges.videos.record(),
+    }
+    folder = request.output.parent / "reference_features"
+    return FeatureCache(folder, judges.videos.label, reference_sha256, settings)
 
 
 def _through_tokenizer(checkpoint: Path, device: str) -> Reconstruct:

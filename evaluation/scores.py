@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -13,15 +11,7 @@ from torch import Tensor
 
 from evaluation.findings import Findings, Seen
 from evaluation.metrics.alignment import ATTRIBUTES
-from evaluation.metrics.frechet import (
-    distance_between_halves,
-    frechet_distance,
-    frechet_distance_at_infinity,
-    frechet_distance_of_population,
-    jackknife_interval,
-)
 from evaluation.metrics.intervals import bootstrap_interval, wilson_interval
-from evaluation.metrics.kernel import kernel_distance
 from evaluation.metrics.motion import MOTION
 from evaluation.metrics.neighbours import diversity, nearest, nearest_of_others
 from evaluation.protocol import ScoreSpec
@@ -47,88 +37,6 @@ def mean_score(values: Values, meaning: str, better: str, spec: ScoreSpec) -> Sc
     """The mean over videos, with the interval of drawing other videos."""
     interval = bootstrap_interval(values, seed=spec.seed)
     return Score(float(values.mean()), len(values), meaning, better, *interval)
-
-
-def frechet_scores(
-    generated: Float[Tensor, "n d"],
-    reference: Float[Tensor, "m d"],
-    spec: ScoreSpec,
-    names: tuple[str, str],
-    rows_per_video: int = 1,
-) -> dict[str, Score]:
-    """The distance with its interval; what endlessly many videos would give; distance and floor
-    that compare, at half the videos; and the kernel distance with its interval. ``names`` are those
-    of the two distances.
-    """
-    fvd, kvd = names
-    n = min(len(generated), len(reference))
-    num_videos, half = n // rows_per_video, n // rows_per_video // 2
-    kind, few = ("frames of " if rows_per_video > 1 else ""), ""
-    if half * rows_per_video <= generated.shape[1]:
-        few = " Fewer videos than features: mostly bias."
-    of = frechet_distance if spec.covariance_ddof else frechet_distance_of_population
-    settings: dict[str, Any] = {"seed": spec.seed, "rows_per_video": rows_per_video}
-    with warnings.catch_warnings():
-        # The report says it beside the score.
-        warnings.simplefilter("ignore", UserWarning)
-        value = float(of(generated, reference))
-        groups = spec.jackknife_groups
-        low, high = jackknife_interval(generated, reference, groups, distance=of, **settings)
-        infinity = frechet_distance_at_infinity(generated, reference, distance=of, **settings)
-        # Both sides are cut at the same places, so the two must be of one length.
-        first, second = reference[:n], generated[:n]
-        at_half = distance_between_halves(first, second, distance=of, **settings)
-        floor = distance_between_halves(first, first, distance=of, **settings)
-    by_kernel = {"distance": kernel_distance, **settings}
-    kernel_low, kernel_high = jackknife_interval(generated, reference, groups, **by_kernel)
-    kernel_floor = distance_between_halves(first, first, **by_kernel)
-    return {
-        fvd: Score(
-            value,
-            num_videos,
-            f"Fréchet distance between {kind}generated and real videos by the features of the "
-            f"network in its name, under this protocol alone.{few}",
-            "lower",
-            max(0.0, low),
-            high,
-        ),
-        f"{fvd}/infinity": Score(
-            infinity,
-            num_videos,
-            "What endlessly many videos would give, by a line through the distances of subsets of "
-            "both sides.",
-            "lower",
-        ),
-        f"{fvd}/half": Score(
-            at_half,
-            half,
-            "The same with half the videos on each side and no prompt on both: to read beside "
-            "the floor.",
-            "lower",
-        ),
-        f"{fvd}/floor": Score(
-            floor,
-            half,
-            "The same between two halves of the real videos: what remains when nothing differs. "
-            "No model should be expected below it.",
-            "",
-        ),
-        kvd: Score(
-            float(kernel_distance(generated, reference)),
-            num_videos,
-            "Unbiased kernel distance by the same features: about 0 where nothing differs, at any "
-            "number of videos, and then as often below as above.",
-            "lower",
-            kernel_low,
-            kernel_high,
-        ),
-        f"{kvd}/floor": Score(
-            kernel_floor,
-            half,
-            "The same between two halves of the real videos, mean over ways to halve them.",
-            "",
-        ),
-    }
 
 
 def clip_scores(

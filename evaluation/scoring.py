@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
 
+from evaluation.distances import FeatureSets, frechet_scores
 from evaluation.features import Clip
 from evaluation.findings import Findings
 from evaluation.networks import Judges, score_name
@@ -16,7 +20,6 @@ from evaluation.scores import (
     alignment_scores,
     clip_scores,
     consistency_scores,
-    frechet_scores,
     motion_and_variety,
     tokenizer_scores,
 )
@@ -25,9 +28,15 @@ Row = dict[str, Any]
 
 
 def make_scores(
-    judges: Judges, generated: Findings, real: Findings, spec: ScoreSpec
+    judges: Judges,
+    generated: Findings,
+    real: Findings,
+    spec: ScoreSpec,
+    spare: Findings | None = None,
 ) -> tuple[dict[str, Score], list[Row]]:
-    """Scores by name; and a row of findings for each generated video."""
+    """Scores by name; and a row of findings for each generated video. ``spare`` are further real
+    videos, for the floors of distances.
+    """
     scores: dict[str, Score] = {}
     rows: list[Row] = [{} for _ in generated.prompts]
     if generated.seen is not None:
@@ -35,15 +44,16 @@ def make_scores(
         for row, one in zip(rows, generated.seen, strict=True):
             row |= {"found": [str(shape) for shape in one.found], **asdict(one.alignment)}
     names = score_name("fvd", judges.videos), score_name("kvd", judges.videos)
-    scores |= frechet_scores(generated.features, real.features, spec, names)
+    paired = _paired(generated.prompts, real.prompts)
+    features = (generated.features, real.features, None if spare is None else spare.features)
+    scores |= frechet_scores(FeatureSets(*features, paired=paired), spec, names)
     if judges.texts is not None:
         scores |= _text_scores(judges, generated, real, spec, rows)
     if judges.frames is not None:
-        assert generated.frames is not None
-        assert real.frames is not None
         names = score_name("fid", judges.frames), score_name("kid", judges.frames)
-        fakes, reals = (rearrange(f, "n k d -> (n k) d") for f in (generated.frames, real.frames))
-        scores |= frechet_scores(fakes, reals, spec, names, judges.frames_per_video)
+        frames = (_frames(generated), _frames(real), None if spare is None else _frames(spare))
+        sets = FeatureSets(*frames, judges.frames_per_video, paired)
+        scores |= frechet_scores(sets, spec, names)
     motion, values = motion_and_variety(generated, real, spec)
     for index, row in enumerate(rows):
         row |= {name: round(float(column[index]), 6) for name, column in values.items()}
@@ -55,6 +65,17 @@ def make_scores(
     if real.seen_again is not None:
         scores |= alignment_scores(real.seen_again, "reconstruction/")
     return scores | motion, rows
+
+
+def _frames(findings: Findings) -> Float[Tensor, "m d"]:
+    assert findings.frames is not None
+    return rearrange(findings.frames, "n k d -> (n k) d")
+
+
+def _paired(generated: Sequence[str], real: Sequence[str]) -> bool:
+    """Whether both have the same prompts, as far as both go, and not none."""
+    n = min(len(generated), len(real))
+    return any(generated) and list(generated[:n]) == list(real[:n])
 
 
 def _text_scores(

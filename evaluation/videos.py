@@ -23,6 +23,14 @@ from evaluation.decoding import CONTAINERS, TENSORS, VideoFile, is_video
 
 PROMPTS_FILE = "prompts.jsonl"
 SAMPLING_KEYS = ("seed", "num_steps", "guidance_scale", "checkpoint_sha256")
+# Settings that are seldom set, and what a row has where they are not.
+SELDOM_SET = {
+    "guidance_interval": None,
+    "guidance_rescale": None,
+    "guidance_channels": None,
+    "guide_sha256": None,
+    "cache_interval": 1,
+}
 
 Video = UInt8[np.ndarray, "F H W 3"]
 
@@ -32,7 +40,8 @@ class VideoEntry:
     """One video to judge: its file, what it should show in one or more wordings, and how it was
     sampled.
 
-    ``sampling`` holds those of ``SAMPLING_KEYS`` that its row has.
+    ``sampling`` holds those of ``SAMPLING_KEYS`` that its row has, and what is set of
+    ``SELDOM_SET``.
     """
 
     file: VideoFile
@@ -94,6 +103,7 @@ def _entry(line: str, folder: Path, where: str, prompts: bool) -> VideoEntry:
         )
     file = _file(row, folder, where)
     sampling = {key: row[key] for key in SAMPLING_KEYS if key in row}
+    sampling |= {key: row[key] for key, unset in SELDOM_SET.items() if row.get(key, unset) != unset}
     return VideoEntry(file, tuple(map(str.strip, wordings)), sampling)
 
 

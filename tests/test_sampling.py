@@ -13,10 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from evaluation.videos import read_entries
 from sora_lightning.cli import sampling
 from sora_lightning.cli.contact_sheet import contact_sheet
 from sora_lightning.cli.prompts import read_prompts
 from sora_lightning.cli.sampling import read_all, sample, to_frames
+from sora_lightning.denoisers import FeatureCaching
+from sora_lightning.diffusion import GuidanceRecipe
 from sora_lightning.layers.patch import Patch
 from sora_lightning.tokenizers import ConvTokenizer, Tiling
 from sora_lightning.tokenizers.tiling import TiledTokenizer
@@ -30,10 +33,11 @@ class Painter(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tokenizer = SimpleNamespace(compression=Compression(4, 8, 8))
+        self.tokenizer = SimpleNamespace(compression=Compression(4, 8, 8), latent_channels=4)
         self.denoiser = SimpleNamespace(patch=Patch(1, 1, 1))
         self.fps = 8.0
         self.asked: list[str] = []
+        self.settings: dict[str, object] = {}
 
     def generate(
         self,
@@ -43,8 +47,10 @@ class Painter(nn.Module):
         num_steps: int,
         guidance_scale: float,
         sampler: object,
+        **settings: object,
     ) -> Tensor:
         self.asked += prompts
+        self.settings = settings
         shades = torch.tensor(seeds).view(-1, 1, 1, 1, 1) / 10 - 0.5
         return shades.expand(-1, 3, size.num_frames, size.height, size.width).float()
 
@@ -116,6 +122,10 @@ def test_an_interrupted_call_makes_only_what_is_missing(painter: Painter) -> Non
         {"guidance_scale": 1.0},
         {"num_frames": 9},
         {"sampler": "heun"},
+        {"guidance_interval": "0.1,0.8"},
+        {"guidance_rescale": 0.5},
+        {"guidance_channels": 3},
+        {"cache_interval": 2},
     ],
 )
 def test_a_folder_of_other_settings_is_refused_and_kept(
@@ -126,6 +136,39 @@ def test_a_folder_of_other_settings_is_refused_and_kept(
     with pytest.raises(ValueError, match="other settings"):
         _sample(**change)
     assert Path("out/prompts.jsonl").read_text() == before
+
+
+def test_guidance_and_caching_reach_the_sampler_and_the_rows(painter: Painter) -> None:
+    given = {"guidance_interval": "0.1,0.8", "guidance_rescale": 0.5, "guidance_channels": 3}
+    _sample(**given, cache_interval=2)
+    assert painter.settings == {
+        "guidance": GuidanceRecipe((0.1, 0.8), 0.5, 3),
+        "guide": None,
+        "caching": FeatureCaching(2),
+    }
+    row = json.loads(Path("out/prompts.jsonl").read_text().splitlines()[0])
+    assert {key: row[key] for key in given} == given
+    assert row["cache_interval"] == 2
+    (entry, *_) = read_entries(Path("out/prompts.jsonl"))
+    assert given.items() <= entry.sampling.items()
+    _sample(output=Path("plain"))
+    assert painter.settings["guidance"] == GuidanceRecipe()
+    assert painter.settings["caching"] is None
+
+
+def test_a_folder_from_before_a_setting_existed_goes_on(painter: Painter) -> None:
+    _sample()
+    record = Path("out/prompts.jsonl")
+    rows = [json.loads(line) for line in record.read_text().splitlines()]
+    for row in rows:
+        for key in ("guidance_interval", "guide_sha256", "cache_interval"):
+            del row[key]
+    record.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    painter.asked.clear()
+    _sample()
+    assert not painter.asked
+    with pytest.raises(ValueError, match="other settings"):
+        _sample(cache_interval=2)
 
 
 def test_a_tile_makes_the_tokenizer_decode_by_tiles(painter: Painter) -> None:
@@ -162,6 +205,31 @@ def test_another_checkpoint_counts_as_other_settings(painter: Painter) -> None:
         ({"size": "30x32"}, "--size = '5x30x32': height 30 does not divide"),
         ({"size": "32"}, "'5x32' is not a video size"),
         ({"output": Path("prompts.txt")}, "must be a folder"),
+        ({"guidance_interval": "0.8"}, "--guidance-interval 0.8: must be two times"),
+        ({"guidance_interval": "0.8,0.1"}, "0 <= LOW <= HIGH <= 1"),
+        ({"guidance_interval": "low,1"}, "--guidance-interval low,1: must be two times"),
+        ({"guidance_rescale": 1.5}, "--guidance-rescale 1.5: must lie in"),
+        ({"guidance_channels": 0}, "--guidance-channels 0: must be at least 1"),
+        ({"guidance_channels": 5}, "--guidance-channels 5: the latents have 4"),
+        (
+            {"guidance_scale": 1.0, "guidance_rescale": 0.5},
+            "rescale has no meaning with .*scale 1",
+        ),
+        ({"guide": Path("none.ckpt")}, "--guide none.ckpt: no such file"),
+        (
+            {"guide": Path("model.ckpt"), "guidance_channels": 3},
+            "--guidance-channels has no meaning beside --guide",
+        ),
+        (
+            {
+                "task": "loop",
+                "frame_guidance": 2.0,
+                "guidance_interval": "0,1",
+                "video": Path("model.ckpt"),
+            },
+            "--guidance-interval has no meaning beside --frame-guidance",
+        ),
+        ({"cache_interval": 0}, "interval = 0 of the cache"),
     ],
 )
 def test_what_cannot_be_sampled_is_refused_before_anything_is_made(

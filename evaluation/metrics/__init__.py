@@ -2,7 +2,7 @@
 
 from evaluation.metrics.alignment import Alignment, ShapeAlignment, align, parse_prompt
 from evaluation.metrics.clip_score import ClipScore
-from evaluation.metrics.frechet import Moments, frechet_distance, frechet_distance_of_moments
+from evaluation.metrics.frechet import frechet_distance, frechet_distance_of_moments
 from evaluation.metrics.fvd import (
     FrechetDistanceOfMoments,
     FrechetFrameDistance,
@@ -12,6 +12,7 @@ from evaluation.metrics.fvd import (
     KernelVideoDistance,
 )
 from evaluation.metrics.kernel import kernel_distance, kernel_distance_of_subsets
+from evaluation.metrics.moments import Moments
 from evaluation.metrics.motion import Motion, TemporalConsistency
 from evaluation.metrics.neighbours import Diversity, Nearest, NearestNeighbour, diversity, nearest
 from evaluation.metrics.reconstruction import Reconstruction

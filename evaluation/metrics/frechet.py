@@ -13,53 +13,19 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from evaluation.metrics.leave_out import distance_by_eigenvalues, distances_without_each_group
+from evaluation.metrics.moments import Moments, checked
+
 Distance = Callable[[Float[Tensor, "n d"], Float[Tensor, "m d"]], Float[Tensor, ""]]
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Number, mean and scatter (sum of outer products of deviations) of a set of features, in
-    float64.
-    """
-
-    n: int
-    mean: Float[Tensor, " d"]
-    scatter: Float[Tensor, "d d"]
-
-    @classmethod
-    def of(cls, features: Float[Tensor, "n d"]) -> Moments:
-        """Of at least one row; features are brought to float64 first."""
-        x = _checked(features, least=1)
-        mean = x.mean(dim=0)
-        deviations = x - mean
-        return cls(len(x), mean, deviations.T @ deviations)
-
-    def merge(self, other: Moments) -> Moments:
-        """Of both sets together, exact to rounding (Chan, Golub and LeVeque, 1979)."""
-        n = self.n + other.n
-        delta = other.mean - self.mean
-        scatter = self.scatter + other.scatter
-        return Moments(
-            n,
-            self.mean + delta * (other.n / n),
-            scatter + torch.outer(delta, delta) * (self.n * other.n / n),
-        )
-
-    def factor(self) -> Float[Tensor, "d d"]:
-        """A with A Aᵀ the unbiased covariance. Eigenvalues below rounding of the largest are noise:
-        zero.
-        """
-        if self.n < 2:
-            raise ValueError(f"moments of {self.n} video: a covariance needs at least 2")
-        values, vectors = torch.linalg.eigh(self.scatter / (self.n - 1))
-        noise = len(values) * torch.finfo(torch.float64).eps * values[-1].clamp(min=0)
-        return vectors * torch.where(values > noise, values, 0).sqrt()
+Groups = tuple[Int[Tensor, " n"], Int[Tensor, " m"]]
+Parts = Callable[
+    [Float[Tensor, "n d"], Float[Tensor, "m d"], Groups, int], Float[Tensor, " num_groups"]
+]
 
 
 def frechet_distance(
@@ -91,6 +57,14 @@ def frechet_distance_of_population(
         z.mean(dim=0) + (z - z.mean(dim=0)) * math.sqrt((len(z) - 1) / len(z)) for z in (x, y)
     )
     return _distance(*shrunk)
+
+
+# Distances that moments decide, and what their covariances take off the number of videos.
+_DDOF: dict[Distance | None, int] = {
+    None: 1,
+    frechet_distance: 1,
+    frechet_distance_of_population: 0,
+}
 
 
 def frechet_distance_of_moments(first: Moments, second: Moments) -> Float[Tensor, ""]:
@@ -128,6 +102,7 @@ def jackknife_interval(
     seed: int = 0,
     rows_per_video: int = 1,
     distance: Distance | None = None,
+    parts: Parts | None = None,
 ) -> tuple[float, float]:
     """A 95 % interval of ``frechet_distance`` by leaving out one of ``num_groups`` groups at a
     time.
@@ -136,20 +111,24 @@ def jackknife_interval(
     its interval excludes the estimate. Both sets are shuffled by ``seed`` and cut into groups; when
     both have one length, group g holds the same places of both, so that pairs (a prompt's real and
     generated video) leave together. With ``rows_per_video``, as many rows in succession are the
-    frames of one video and leave together. Another ``distance`` than Fréchet's may be given.
+    frames of one video and leave together. Another ``distance`` than Fréchet's may be given, and
+    ``parts``, a quicker way to have it without each group in turn.
     """
     x, y = checked_pair(first, second, least=2)
     n, m = len(x) // rows_per_video, len(y) // rows_per_video
     num_groups = min(num_groups, n // 2, m // 2)
     if num_groups < 2:
         raise ValueError(f"{n} and {m} videos: a jackknife needs at least 4 of each")
-    of = distance or _distance
     groups_x, groups_y = (
         _groups(number, num_groups, seed).repeat_interleave(rows_per_video) for number in (n, m)
     )
-    parts = torch.stack([of(x[groups_x != g], y[groups_y != g]) for g in range(num_groups)])
-    spread = (num_groups - 1) / num_groups * (parts - parts.mean()).square().sum()
-    value, half = float(of(x, y)), 1.96 * float(spread.sqrt())
+    groups = groups_x, groups_y
+    if parts is None:
+        found = _without_each(x, y, groups, num_groups, distance)
+    else:
+        found = parts(x, y, groups, num_groups)
+    spread = (num_groups - 1) / num_groups * (found - found.mean()).square().sum()
+    value, half = float((distance or _distance)(x, y)), 1.96 * float(spread.sqrt())
     # Fréchet's is never negative; an unbiased one is, as often as not, where nothing differs.
     low = value - half
     return (max(0.0, low) if distance is None else low), value + half
@@ -174,16 +153,42 @@ def jackknife_difference(
         raise ValueError(f"{len(x)} and {len(y)} videos: pairs need sets of one length")
     num_groups = min(num_groups, len(x) // 2, len(z) // 2)
     of = distance or _distance
-    groups, groups_z = (_groups(len(part), num_groups, seed) for part in (x, z))
-    parts = torch.stack(
-        [
-            of(y[groups != g], z[groups_z != g]) - of(x[groups != g], z[groups_z != g])
-            for g in range(num_groups)
-        ]
-    )
+    groups = _groups(len(x), num_groups, seed), _groups(len(z), num_groups, seed)
+    of_second, of_first = (_without_each(w, z, groups, num_groups, distance) for w in (y, x))
+    parts = of_second - of_first
     spread = (num_groups - 1) / num_groups * (parts - parts.mean()).square().sum()
     one, two, half = float(of(x, z)), float(of(y, z)), 1.96 * float(spread.sqrt())
     return one, two, two - one, two - one - half, two - one + half
+
+
+def _without_each(
+    x: Float[Tensor, "n d"],
+    y: Float[Tensor, "m d"],
+    groups: Groups,
+    num_groups: int,
+    distance: Distance | None,
+) -> Float[Tensor, " g"]:
+    """The distance without each group in turn."""
+    rows = min(len(of) - int(of.bincount().max()) for of in groups)
+    if distance in _DDOF and rows > x.shape[1]:
+        return distances_without_each_group(x, y, groups, num_groups, _DDOF[distance])
+    of, (in_x, in_y) = distance or _distance, groups
+    return torch.stack([of(x[in_x != g], y[in_y != g]) for g in range(num_groups)])
+
+
+def _quick(distance: Distance | None) -> Distance:
+    """The same for the mean over many subsets: by eigenvalues where there are rows enough."""
+    if distance not in _DDOF:
+        assert distance is not None
+        return distance
+    exact, ddof = distance or _distance, _DDOF[distance]
+
+    def of(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, ""]:
+        if min(len(x), len(y)) <= x.shape[1]:
+            return exact(x, y)
+        return distance_by_eigenvalues(Moments.of(x), Moments.of(y), ddof)
+
+    return of
 
 
 def _groups(n: int, num_groups: int, seed: int) -> Int[Tensor, " n"]:
@@ -213,7 +218,7 @@ def frechet_distance_at_infinity(
     leaves the other's bias in.
     """
     x, y = checked_pair(first, second, least=8)
-    of = distance or _distance
+    of = _quick(distance)
     generator = torch.Generator().manual_seed(seed)
     sizes = [len(z) // rows_per_video for z in (x, y)]
     whole = min(sizes)
@@ -248,7 +253,7 @@ def distance_between_halves(
     x, y = checked_pair(first, second, least=4)
     if len(x) != len(y):
         raise ValueError(f"{len(x)} and {len(y)} videos: halves are cut from sets of one length")
-    of = distance or _distance
+    of = _quick(distance)
     generator = torch.Generator().manual_seed(seed)
     distances = []
     for _ in range(repeats):
@@ -259,29 +264,48 @@ def distance_between_halves(
     return float(torch.stack(distances).mean())
 
 
+def distance_beside_others(
+    first: Float[Tensor, "n d"] | None,
+    pool: Float[Tensor, "m d"],
+    sizes: tuple[int, int],
+    repeats: int = 10,
+    seed: int = 0,
+    rows_per_video: int = 1,
+    distance: Distance | None = None,
+) -> float:
+    """Mean distance between one set and videos of the ``pool`` that have nothing to do with it.
+
+    ``sizes`` are the numbers of videos on the two sides, together at most the pool's. Each repeat
+    draws them apart from the pool: without ``first`` their distance is the floor at these numbers,
+    and ``first``, of as many videos as ``sizes[0]``, takes the place of the one side. Where it has
+    the prompts of the pool's first videos, in their order, ask for no ``repeats``: 0 leaves the
+    pool as it is, so that no prompt is on both sides. Raises ``ValueError`` for too small a pool.
+    """
+    x, _ = checked_pair(pool, pool if first is None else first, least=4)
+    n, m = sizes
+    if n + m > len(x) // rows_per_video:
+        raise ValueError(
+            f"{len(x) // rows_per_video} videos: two sets apart of {n} and {m} need {n + m}"
+        )
+    generator, of = torch.Generator().manual_seed(seed), _quick(distance)
+    whole = len(x) // rows_per_video
+    orders = [torch.randperm(whole, generator=generator) for _ in range(repeats)]
+    distances = []
+    for order in orders or [torch.arange(whole)]:
+        one, other = (_rows(part, rows_per_video) for part in order[: n + m].split([n, m]))
+        distances.append(of(x[one] if first is None else first.double(), x[other]))
+    return float(torch.stack(distances).mean())
+
+
 def checked_pair(
     first: Float[Tensor, "n d"], second: Float[Tensor, "m d"], least: int
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
     """Both in float64. Raises ``ValueError`` for sets of other widths, of fewer than ``least``
     videos, or not finite.
     """
-    x, y = _checked(first, least), _checked(second, least)
+    x, y = checked(first, least), checked(second, least)
     if x.shape[1] != y.shape[1]:
         raise ValueError(
             f"features of {x.shape[1]} and of {y.shape[1]} values: widths must be equal"
         )
     return x, y
-
-
-def _checked(features: Float[Tensor, "n d"], least: int) -> Float[Tensor, "n d"]:
-    if features.ndim != 2 or len(features) < least:
-        raise ValueError(
-            f"features of shape {tuple(features.shape)}: must be (videos >= {least}, features)"
-        )
-    x = features.detach().double()
-    if not x.isfinite().all():
-        bad = (~x.isfinite()).any(dim=1).nonzero().flatten().tolist()
-        raise ValueError(
-            f"features of video {bad[0]} are not finite ({len(bad)} of {len(x)} videos)"
-        )
-    return x

@@ -12,12 +12,12 @@ from torchmetrics import Metric
 
 from evaluation.metrics.bank import RowBank
 from evaluation.metrics.frechet import (
-    Moments,
     frechet_distance,
     frechet_distance_at_infinity,
     frechet_distance_of_moments,
 )
 from evaluation.metrics.kernel import kernel_distance
+from evaluation.metrics.moments import Moments
 
 
 class FeatureBank(RowBank):

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from evaluation.metrics.frechet import checked_pair
@@ -30,6 +30,44 @@ def kernel_distance(
     """
     x, y = checked_pair(first, second, least=2)
     return _within(kernel(x, x)) + _within(kernel(y, y)) - 2 * kernel(x, y).mean()
+
+
+def kernel_distances_without_each_group(
+    first: Float[Tensor, "n d"],
+    second: Float[Tensor, "m d"],
+    groups: tuple[Int[Tensor, " n"], Int[Tensor, " m"]],
+    num_groups: int,
+    kernel: Kernel = cubic,
+) -> Float[Tensor, " num_groups"]:
+    """``kernel_distance`` each time without one group of both sets, for the work of one: sums over
+    pairs of groups are made once, and each part adds those that it keeps.
+    """
+    x, y = checked_pair(first, second, least=2)
+    of_x, of_y = (
+        [z[of == g] for g in range(num_groups)] for z, of in zip((x, y), groups, strict=True)
+    )
+    within_x, within_y = (
+        torch.stack([torch.stack([kernel(a, b).sum() for b in of]) for a in of])
+        for of in (of_x, of_y)
+    )
+    between = torch.stack([torch.stack([kernel(a, b).sum() for b in of_y]) for a in of_x])
+    selves = [torch.stack([kernel(a, a).diagonal().sum() for a in of]) for of in (of_x, of_y)]
+    distances = []
+    for g in range(num_groups):
+        n, m = len(x) - len(of_x[g]), len(y) - len(of_y[g])
+        left = [_sum_without(sums, g) for sums in (within_x, within_y, between)]
+        same = [sums.sum() - sums[g] for sums in selves]
+        distances.append(
+            (left[0] - same[0]) / (n * (n - 1))
+            + (left[1] - same[1]) / (m * (m - 1))
+            - 2 * left[2] / (n * m)
+        )
+    return torch.stack(distances)
+
+
+def _sum_without(sums: Float[Tensor, "g g"], group: int) -> Float[Tensor, ""]:
+    kept = torch.arange(len(sums)) != group
+    return sums[kept][:, kept].sum()
 
 
 def kernel_distance_of_subsets(

@@ -18,10 +18,11 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from evaluation.distances import FeatureSets, frechet_scores
 from evaluation.networks import build_judges, score_name
 from evaluation.protocol import Protocol, file_sha256, fingerprint, texts_sha256
 from evaluation.report import write_report
-from evaluation.scores import Score, frechet_scores
+from evaluation.scores import Score
 from evaluation.tokenizers.baselines import (
     Video,
     bicubic_in_space,
@@ -234,7 +235,7 @@ def _rfvd(
     )
     # Of reconstructions: the r says so, the rest which network it is by.
     names = f"r{score_name('fvd', judges.videos)}", f"r{score_name('kvd', judges.videos)}"
-    found = frechet_scores(ours, real, spec, names)
+    found = frechet_scores(FeatureSets(ours, real), spec, names)
     scores = {f"{OURS}/{name}": score for name, score in found.items()}
     return scores, judges.record(), []
 

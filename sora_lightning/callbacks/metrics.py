@@ -32,7 +32,9 @@ class ScoreVideos(Callback):
         prompts: One video each.
         size: Frames x height x width, say 17x32x32.
         against: What the metric is given beside videos and ids. ``prompts``: their texts; ``real``:
-            clips of the validation, as many as there are prompts; ``nothing``.
+            clips of the validation, as many as there are prompts, an equal share from each rank's
+            first batches (the same clips on any number of ranks only where a batch is one clip);
+            ``nothing``.
         every_n_validations: Validations from one score to the next.
         batch_size: Videos made at a time.
         num_shown: Videos that TensorBoard shows.
@@ -97,7 +99,8 @@ class ScoreVideos(Callback):
         if self.against != "real" or dataloader_idx or not self._due(trainer):
             return
         # Each rank contributes its share; ids are apart, whatever the shares.
-        left = -(-len(self.prompts) // trainer.world_size) - self.num_real
+        share = range(trainer.global_rank, len(self.prompts), trainer.world_size)
+        left = len(share) - self.num_real
         if left <= 0:
             return
         if batch.video is None:

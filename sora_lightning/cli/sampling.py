@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from itertools import groupby, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from sora_lightning.cli.contact_sheet import contact_sheet
 from sora_lightning.cli.geometry import check_size
+from sora_lightning.cli.guidance import GuidanceArguments
 from sora_lightning.cli.prompts import Prompt, read_prompts
 from sora_lightning.cli.quiet import quieten
 from sora_lightning.cli.tasks import (
@@ -55,6 +57,11 @@ class Sample:
     checkpoint_sha256: str
     tile: int | None = None
     tile_overlap: int | None = None
+    guidance_interval: str | None = None
+    guidance_rescale: float | None = None
+    guidance_channels: int | None = None
+    guide_sha256: str | None = None
+    cache_interval: int = 1
 
 
 def sample(
@@ -84,6 +91,10 @@ def sample(
     tile_overlap: int | None = None,
     source_prompt: str | None = None,
     cache_interval: int = 1,
+    guidance_interval: str | None = None,
+    guidance_rescale: float | None = None,
+    guidance_channels: int | None = None,
+    guide: Path | None = None,
 ) -> None:
     """Make videos from sentences, or from sentences and videos, with a trained checkpoint; neither
     the YAML nor the data is needed.
@@ -125,8 +136,16 @@ def sample(
             quarter of the tile.
         source_prompt: What --video shows before the edit: then only what --prompt differs in
             changes.
-        cache_interval: A task's sampler computes the middle blocks at every so many steps only; 1
+        cache_interval: The sampler computes the middle blocks at every so many steps only; 1
             computes all.
+        guidance_interval: Two times with a comma between, 0.1,0.8 say (0 is data, 1 is noise):
+            guidance acts between them only, outside of them the prompt alone.
+        guidance_rescale: Share, from 0 to 1, in which guidance keeps the deviation of the
+            prediction that it starts from; a large scale overexposes otherwise.
+        guidance_channels: How many of the latents' channels are guided, the first ones; DiT guides
+            3 of 4.
+        guide: A checkpoint of a weaker model on the same latents, smaller or trained for less
+            time: guidance then leads away from it, in place of no caption.
     """
     quieten()
     given = FrameArguments(
@@ -134,9 +153,11 @@ def sample(
         *(strength, frame_noise, frame_guidance, source_prompt),
     )
     caching = None if cache_interval == 1 else FeatureCaching(cache_interval)
-    if caching is not None and prompts is not None:
-        raise ValueError("--cache-interval is for one --prompt; --prompts makes every block")
     check_arguments(task, given)
+    guiding = GuidanceArguments(
+        *(guidance_scale, guidance_interval, guidance_rescale, guidance_channels),
+        *(guide, frame_guidance),
+    )
     num_frames = 1 if task == "image" else num_frames
     sizes = [VideoSize.parse(f"{num_frames}x{one}") for one in size.split(",")]
     asked = _asked(prompt, prompts, sizes)
@@ -149,32 +170,42 @@ def sample(
     if not checkpoint.is_file():
         raise ValueError(f"--checkpoint {checkpoint}: no such file")
     system = DiffusionSystem.from_checkpoint(checkpoint).to(device).eval()
+    guiding.check_against(system)
+    more: dict[str, Any] = {
+        "guidance": guiding.recipe(),
+        "guide": guiding.loaded_guide(system, device),
+        "caching": caching,
+    }
     if tiling is not None:
         system.tokenizer = tiling(system.tokenizer)
     for one in sizes:
         check_size("--size", one, system.tokenizer.compression, system.denoiser.patch)
     tiles = (None, None) if tiling is None else (tiling.tile, tiling.overlap)
-    settings = (system.fps, num_steps, guidance_scale, sampler, file_sha256(checkpoint), *tiles)
+    settings = (
+        *(system.fps, num_steps, guidance_scale, sampler, file_sha256(checkpoint), *tiles),
+        *(guidance_interval, guidance_rescale, guidance_channels),
+        *(None if guide is None else file_sha256(guide), cache_interval),
+    )
     plan = [
         Sample(_file_name(i, one.text), one.text, seed + i, str(one.size), *settings)
         for i, one in enumerate(asked)
     ]
-    if task != "text" or caching is not None:
+    if task != "text":
         generator = system.generator(
             num_steps=num_steps,
             guidance_scale=guidance_scale,
             sampler=SAMPLERS[sampler],
             frame_guidance=frame_guidance,
-            caching=caching,
+            **more,
         )
         request = Request(generator, plan[0].prompt, seed, sizes[0], system.fps, given)
         _write(output, to_frames(run_task(task, request)[None])[0], system.fps)
         print(output)
     elif prompts is None:
-        _sample_file(system, plan[0], output)
+        _sample_file(system, plan[0], output, more)
         print(output)
     else:
-        _sample_folder(system, plan, output, batch_size)
+        _sample_folder(system, plan, output, batch_size, more)
         _write_sheet(plan, output, sheet_rows)
         print(f"{len(plan)} videos, prompts.jsonl and contact_sheet.png in {output}")
 
@@ -199,8 +230,8 @@ def _check_output(output: Path, single: bool, suffixes: tuple[str, ...]) -> None
         raise ValueError(f"--output {output}: is a file; with --prompts it must be a folder")
 
 
-def _sample_file(system: DiffusionSystem, one: Sample, output: Path) -> None:
-    for _, video in _generate(system, [one], batch_size=1):
+def _sample_file(system: DiffusionSystem, one: Sample, output: Path, more: dict[str, Any]) -> None:
+    for _, video in _generate(system, [one], 1, more):
         _write(output, video, one.fps)
 
 
@@ -213,7 +244,11 @@ def _write(output: Path, frames: UInt8[np.ndarray, "F H W 3"], fps: float) -> No
 
 
 def _sample_folder(
-    system: DiffusionSystem, plan: list[Sample], folder: Path, batch_size: int
+    system: DiffusionSystem,
+    plan: list[Sample],
+    folder: Path,
+    batch_size: int,
+    more: dict[str, Any],
 ) -> None:
     """Write what is not there yet. Each video is in ``prompts.jsonl`` as soon as its file is
     complete."""
@@ -226,12 +261,16 @@ def _sample_folder(
         tqdm(total=len(plan), initial=len(done), desc="videos", unit="video") as bar,
         record.open("a") as rows,
     ):
-        for one, video in _generate(system, left, batch_size):
+        for one, video in _generate(system, left, batch_size, more):
             write_video(folder / one.path, video, one.fps)
             rows.write(_row(one))
             rows.flush()
             bar.update()
     record.write_text("".join(_row(one) for one in plan))
+
+
+# What a row of before a setting existed was made with.
+_UNSAID = {one.name: one.default for one in fields(Sample) if one.default is not MISSING}
 
 
 def _finished(record: Path, plan: list[Sample]) -> set[Sample]:
@@ -248,7 +287,7 @@ def _finished(record: Path, plan: list[Sample]) -> set[Sample]:
                 raise ValueError(f"{record}, line {number}: not JSON") from None
             continue  # the last line of a call that was killed while it wrote
         match = planned.get(row.get("path"))
-        if match is None or asdict(match) != row:
+        if match is None or asdict(match) != _UNSAID | row:
             raise ValueError(
                 f"{record}, line {number}: a video of other settings ({row.get('path')}). "
                 "Give another --output, or remove that folder"
@@ -259,7 +298,7 @@ def _finished(record: Path, plan: list[Sample]) -> set[Sample]:
 
 
 def _generate(
-    system: DiffusionSystem, plan: list[Sample], batch_size: int
+    system: DiffusionSystem, plan: list[Sample], batch_size: int, more: dict[str, Any]
 ) -> Iterator[tuple[Sample, UInt8[np.ndarray, "F H W 3"]]]:
     for size, group in groupby(sorted(plan, key=lambda one: one.size), key=lambda one: one.size):
         while batch := list(islice(group, batch_size)):
@@ -270,6 +309,7 @@ def _generate(
                 num_steps=batch[0].num_steps,
                 guidance_scale=batch[0].guidance_scale,
                 sampler=SAMPLERS[batch[0].sampler],
+                **more,
             )
             yield from zip(batch, to_frames(videos), strict=True)
 

@@ -86,6 +86,9 @@ class CachedDenoiser:
     def run(self, x: Tokens, compute: Callable[[Tokens], Tokens]) -> Tokens:
         """The tokens after the middle blocks, which ``compute`` runs."""
         added = self._added.get(self._call)
+        # Guidance that begins or ends between two steps changes the number of clips in a call.
+        if added is not None and added.shape != x.shape:
+            added = None
         if self._step % self.caching.interval and added is not None:
             self.num_reused += 1
             return x + added

@@ -108,6 +108,51 @@ class Autoguidance:
 
 
 @dataclass(frozen=True)
+class GuidanceRecipe:
+    """How a sampling run is guided by text, of the parts above; without arguments it is
+    ``ClassifierFreeGuidance``. ``interval`` holds the times between which guidance acts.
+    """
+
+    interval: tuple[float, float] = (0.0, 1.0)
+    rescale: float = 0.0
+    guided_channels: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rescale <= 1:
+            raise ValueError(f"rescale = {self.rescale}: must lie in [0, 1]")
+        if self.guided_channels is not None and self.guided_channels < 1:
+            raise ValueError(f"guided_channels = {self.guided_channels}: must be at least 1")
+        start, end = self.interval
+        if not 0 <= start <= end <= 1:
+            raise ValueError(
+                f"interval = {start:g}, {end:g}: must be two times, 0 <= start <= end <= 1"
+            )
+
+    def __call__(
+        self,
+        denoiser: DenoiserFunction,
+        null: Condition,
+        scale: float,
+        weaker: DenoiserFunction | None = None,
+    ) -> DenoiserFunction:
+        """The guided denoiser. A ``weaker`` network, autoguidance's, takes the place of ``null``;
+        ``ValueError`` for ``rescale`` or ``guided_channels`` beside one.
+        """
+        guided: DenoiserFunction
+        if weaker is not None:
+            if self.rescale or self.guided_channels is not None:
+                raise ValueError("rescale and guided_channels are not for a weaker network's guide")
+            guided = Autoguidance(denoiser, weaker, scale)
+        else:
+            guided = ClassifierFreeGuidance(
+                denoiser, null, scale, self.rescale, self.guided_channels
+            )
+        if self.interval == (0, 1):
+            return guided
+        return GuidanceInterval(guided, denoiser, *self.interval)
+
+
+@dataclass(frozen=True)
 class TwoConditionGuidance:
     """``u + s_I (i - u) + s_T (c - i)`` (InstructPix2Pix, arXiv 2211.09800, equation 3): ``i`` is
     told the image but not the text, ``u`` neither.

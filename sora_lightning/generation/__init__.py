@@ -2,6 +2,7 @@
 
 from sora_lightning.generation.generator import (
     Draft,
+    Guide,
     KnownFrames,
     VideoGenerator,
     generate,
@@ -11,6 +12,7 @@ from sora_lightning.generation.tasks import connect, edit, extend, extend_backwa
 
 __all__ = [
     "Draft",
+    "Guide",
     "KnownFrames",
     "VideoGenerator",
     "connect",

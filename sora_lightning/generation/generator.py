@@ -12,7 +12,7 @@ from torch import Tensor
 from sora_lightning.conditioning import Conditioner, GivenChannels
 from sora_lightning.denoisers import Denoiser, FeatureCaching
 from sora_lightning.diffusion import (
-    ClassifierFreeGuidance,
+    GuidanceRecipe,
     KeepKnown,
     Known,
     Process,
@@ -76,6 +76,21 @@ class Draft:
 
 
 @dataclass(frozen=True)
+class Guide:
+    """A weaker model on the same latents, to be better than (autoguidance): it reads prompts by its
+    own conditioner.
+    """
+
+    conditioner: Conditioner
+    denoiser: Denoiser
+
+    def told(self, prompts: list[str]) -> DenoiserFunction:
+        """Its denoiser under these prompts, whatever condition it is given."""
+        condition = self.conditioner(prompts)
+        return lambda x_t, t, _: self.denoiser(x_t, t, condition)
+
+
+@dataclass(frozen=True)
 class VideoGenerator:
     """A trained model and how to sample from it.
 
@@ -83,7 +98,9 @@ class VideoGenerator:
     set, is the weight of known frames beside that of the text, ``guidance_scale`` (InstructPix2Pix,
     arXiv 2211.09800): it takes three calls a step instead of two. ``channels`` tell of known frames
     where the denoiser was trained with them, in place of time 0. ``caching`` leaves blocks out at
-    some of the steps.
+    some of the steps. ``guidance`` is how the text guides; ``guidance_scale`` is its weight, or
+    with a ``guide`` the weight of being better than it. Neither has a part with
+    ``frame_guidance``.
     """
 
     tokenizer: VideoTokenizer
@@ -97,6 +114,8 @@ class VideoGenerator:
     frame_guidance: float | None = None
     channels: GivenChannels | None = None
     caching: FeatureCaching | None = None
+    guidance: GuidanceRecipe = field(default_factory=GuidanceRecipe)
+    guide: Guide | None = None
 
     def videos(
         self, prompts: list[str], size: VideoSize, seeds: list[int]
@@ -137,7 +156,7 @@ class VideoGenerator:
         def fresh(like: Tensor) -> Tensor:
             return _noise(generators, like.shape[1], grid).to(like)
 
-        guided = self._guided(len(prompts), known, noise, fresh)
+        guided = self._guided(prompts, known, noise, fresh)
         x = self.sampler(guided, x, times, condition, self.process, fresh)
         return x if known is None else self._known(known).place(x, known.latents.to(x))
 
@@ -154,10 +173,9 @@ class VideoGenerator:
         grid = TokenGrid(*x_0.shape[2:])
         num_tokens = self.denoiser.patch.grid(grid.f, grid.h, grid.w).num_tokens
         times = self._times_of(draft, num_tokens)
-        null = self.conditioner.null(len(prompts))
         denoisers = (
-            ClassifierFreeGuidance(self.denoiser, null, source_guidance),
-            ClassifierFreeGuidance(self.denoiser, null, self.guidance_scale),
+            self._by_text(self.denoiser, sources, source_guidance),
+            self._by_text(self.denoiser, prompts, self.guidance_scale),
         )
         conditions = self.conditioner(sources), self.conditioner(prompts)
 
@@ -173,17 +191,16 @@ class VideoGenerator:
 
     def _guided(
         self,
-        num_clips: int,
+        prompts: list[str],
         frames: KnownFrames | None,
         noise: Float[Tensor, "b c f h w"],
         draw: Callable[[Tensor], Tensor],
     ) -> DenoiserFunction:
-        null = self.conditioner.null(num_clips)
         # Guidance sees the network as one sampling run has it.
         network: DenoiserFunction
         network = self.denoiser if self.caching is None else self.caching.around(self.denoiser)
         if frames is None:
-            return ClassifierFreeGuidance(network, null, self.guidance_scale)
+            return self._by_text(network, prompts, self.guidance_scale)
         known, latents = self._known(frames), frames.latents.to(noise)
         told: DenoiserFunction
         if self.channels is not None:
@@ -194,14 +211,22 @@ class VideoGenerator:
             told = SeeKnown(network, self.process, known, latents, noise)
         guided: DenoiserFunction
         if self.frame_guidance is not None:
+            null = self.conditioner.null(len(prompts))
             scales = self.frame_guidance, self.guidance_scale
             guided = TwoConditionGuidance(told, network, null, *scales)
         elif isinstance(told, SeeKnown):
-            inner = ClassifierFreeGuidance(network, null, self.guidance_scale)
+            inner = self._by_text(network, prompts, self.guidance_scale)
             guided = replace(told, denoiser=inner)
         else:
-            guided = ClassifierFreeGuidance(told, null, self.guidance_scale)
+            guided = self._by_text(told, prompts, self.guidance_scale)
         return KeepKnown(guided, self.process, known, latents)
+
+    def _by_text(
+        self, denoiser: DenoiserFunction, prompts: list[str], scale: float
+    ) -> DenoiserFunction:
+        null = self.conditioner.null(len(prompts))
+        weaker = None if self.guide is None else self.guide.told(prompts)
+        return self.guidance(denoiser, null, scale, weaker)
 
     def _known(self, frames: KnownFrames) -> Known:
         device = self.tokenizer.latent_mean.device

@@ -252,11 +252,13 @@ class DiffusionSystem(L.LightningModule):
         num_steps: int = 50,
         guidance_scale: float = 2.0,
         sampler: Sampler = euler,
+        **settings: Any,
     ) -> Float[Tensor, "b 3 F H W"]:
-        """One video in [-1, 1] for each prompt: see ``VideoGenerator``."""
-        return self.generator(
-            num_steps=num_steps, guidance_scale=guidance_scale, sampler=sampler
-        ).videos(prompts, size, seeds)
+        """One video in [-1, 1] for each prompt; ``settings`` are more of a ``VideoGenerator``'s."""
+        generator = self.generator(
+            num_steps=num_steps, guidance_scale=guidance_scale, sampler=sampler, **settings
+        )
+        return generator.videos(prompts, size, seeds)
 
     def generator(self, **settings: Any) -> VideoGenerator:
         """This model, ready to sample with the settings of a ``VideoGenerator``."""

@@ -95,6 +95,15 @@ def test_clip_fid_and_lpips(
     expected = float(frechet_distance(*rows))
     assert scores["fid-inception-random"] == pytest.approx(expected, rel=1e-4)
     assert 0 < scores["tokenizer/lpips-alex-random"] < 10
+    # The listing holds 20 real videos and 8 are judged by: 8 others make the floor.
+    assert (
+        report["num_spare_reference"] == report["details"]["fid-inception-random/floor"]["n"] == 8
+    )
+    assert "fvd-tiny-random/apart" in scores
+    others = as_batch([cut(entry.file) for entry in read_entries(dataset["test"])[NUM : 2 * NUM]])
+    further = frame_features(inception, others, 2).flatten(0, 1)
+    expected = float(frechet_distance(rows[1], further))
+    assert scores["fid-inception-random/floor"] == pytest.approx(expected, rel=1e-4)
     page = (tmp_path / "report" / "report.html").read_text()
     assert all(name in page for name in names)
     assert clip_names <= report["videos"][0].keys()
@@ -111,10 +120,11 @@ def test_fvd_by_i3d(generated: Path, dataset: dict[str, Path], tmp_path: Path) -
             i3d(as_batch([cut(entry.file) for entry in read_entries(side)[:NUM]])) for side in sides
         ]
     expected = float(frechet_distance(*features))
-    assert report["scores"]["fvd-i3d-random"] == pytest.approx(expected, rel=1e-4)
+    # Drawn weights tell videos apart by 1e-6 of their features: a distance far below 1e-12.
+    assert report["scores"]["fvd-i3d-random"] == pytest.approx(expected, rel=1e-4, abs=0)
     assert "fvd" not in report["scores"]
     assert report["settings"]["networks"]["videos"]["batch_norm_eps"] == 1e-3
     # No score reads prompts: none of its own for each video, and no real one beside it.
     assert not any(name.startswith("clip_score") for name in report["scores"])
     kept = list((tmp_path / "reference_features").glob("i3d-random-*.pt"))
-    assert len(kept) == 1
+    assert len(kept) == 2  # of the real videos to judge by, and of further ones for the floor

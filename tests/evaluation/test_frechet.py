@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from evaluation.metrics.frechet import (
-    Moments,
     distance_between_halves,
     frechet_distance,
     frechet_distance_at_infinity,
     frechet_distance_of_moments,
     jackknife_interval,
 )
+from evaluation.metrics.moments import Moments
 
 
 @pytest.fixture

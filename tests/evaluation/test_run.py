@@ -41,6 +41,9 @@ def test_scores_are_those_of_the_videos(judged: tuple[Path, dict[str, Any]]) -> 
     real, shuffled = (scores[f"clip_score-tiny/{part}"] for part in ("reference", "shuffled"))
     assert real != pytest.approx(shuffled, abs=1e-3)
     assert not any(name.startswith("tokenizer/") for name in scores)
+    # All real videos are judged by, and none is left for a floor at the same number.
+    assert judged[1]["num_spare_reference"] == 0
+    assert details["fvd-tiny/floor"]["n"] == details["fvd-tiny/half"]["n"] == 10
 
 
 def test_each_video_is_accounted_for(

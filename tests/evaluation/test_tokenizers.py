@@ -19,6 +19,7 @@ from evaluation.tokenizers.baselines import (
 )
 from evaluation.tokenizers.distances import distances, flicker_error, summary
 from evaluation.tokenizers.probes import bits_per_channel, causality, quantised, seams, tile_seams
+from evaluation.tokenizers.run import RebuiltClip, TokenizerRequest, _rfvd
 from sora_lightning.cli.training import run_training
 from sora_lightning.data.synthetic import write_dataset
 from sora_lightning.tokenizers import ConvTokenizer
@@ -250,6 +251,55 @@ def test_a_checkpoint_of_a_tokenizer_is_judged_by_the_plain_command(run, capsys)
     assert "H.264 in as many bytes" in page
     strip = Image.open(run / "report/strip.png")
     assert strip.height > 5 * 128
+
+
+def test_rfvd_of_enough_clips_by_the_judge_in_its_name(run, dataset, judge, tmp_path, capsys):
+    """As many clips of one size as the protocol asks for; others are left out of it and not of the
+    rest.
+    """
+    arguments = ["--checkpoint", run / "checkpoints/last.ckpt", "--reference", dataset["val"]]
+    arguments += ["--sizes", "5x32x32", "--judge", judge, "--output", tmp_path]
+    assert main([str(part) for part in arguments]) == 0
+    assert "rfvd: needs" not in capsys.readouterr().out
+    report = json.loads((tmp_path / "report.json").read_text())
+    scores, details = report["scores"], report["details"]
+    assert {f"tokenizer/rfvd-tiny{part}" for part in ("", "/half", "/floor", "/infinity")} <= (
+        scores.keys()
+    )
+    assert not {"rfvd", "tokenizer/rfvd", "tokenizer/rfvd-i3d"} & scores.keys()
+    assert scores["tokenizer/rfvd-tiny"] > 0
+    assert details["tokenizer/rfvd-tiny"]["n"] == 8
+    assert details["tokenizer/rfvd-tiny"]["low"] <= scores["tokenizer/rfvd-tiny"]
+    assert report["settings"]["networks"]["videos"]["sha256"]
+
+
+def clips_of(videos, rebuilt):
+    return [
+        RebuiltClip(str(i), "", torch.zeros(1), real, {"tokenizer": other}, {})
+        for i, (real, other) in enumerate(zip(videos, rebuilt, strict=True))
+    ]
+
+
+def test_rfvd_is_0_for_what_is_not_changed_and_grows_with_what_is(judge, protocol, tmp_path):
+    draw = np.random.default_rng(0)
+    videos = [draw.integers(0, 256, (5, 32, 32, 3), dtype=np.uint8) // 2 for _ in range(9)]
+    videos[8] = videos[8][:, :24]  # of another size: left out
+    request = TokenizerRequest(
+        tmp_path, tmp_path, ("5x32x32",), 8.0, tmp_path, tmp_path, protocol, judge
+    )
+
+    def rfvd(rebuilt):
+        scores, networks, left_out = _rfvd(request, clips_of(videos, rebuilt))
+        assert not left_out
+        assert networks["videos"]["sha256"]
+        assert scores["tokenizer/rfvd-tiny"].n == 8
+        return scores["tokenizer/rfvd-tiny"].value
+
+    assert rfvd(videos) == pytest.approx(0, abs=1e-9)
+    slightly, greatly = ([video + shift for video in videos] for shift in (10, 100))
+    assert 0 < rfvd(slightly) < rfvd(greatly)
+    _, _, left_out = _rfvd(request, clips_of(videos[1:], videos[1:]))
+    assert left_out == ["rfvd: needs 8 clips of one size, and 5x32x32 has 7"]
 
 
 def test_what_is_missing_or_wrong_is_said(run, tmp_path, capsys):

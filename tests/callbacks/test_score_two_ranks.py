@@ -1,0 +1,144 @@
+"""Scores of a real training on two ranks (gloo), started by the command line as a user starts it:
+they are those of one rank, and so is every video that they are made of.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from evaluation.features import TinyFile
+from evaluation.metrics import FrechetVideoDistance
+from sora_lightning.data.synthetic import write_dataset
+
+pytestmark = pytest.mark.slow
+PROMPTS = [f"a red circle moves left {word}" for word in ("now", "soon", "later", "once", "twice")]
+
+
+class Kept(FrechetVideoDistance):
+    """Writes every video that it is given, by its id and the rank that made it."""
+
+    def __init__(self, folder: str) -> None:
+        tiny = TinyFile("random")
+        super().__init__(tiny, tiny.feature_dim)
+        self.folder = Path(folder)
+
+    def update(self, videos: Tensor, ids: Sequence[int], *, real: bool) -> None:
+        super().update(videos, ids, real=real)
+        kind, rank = "real" if real else "generated", os.environ.get("LOCAL_RANK", "0")
+        for index, video in zip(ids, videos, strict=True):
+            torch.save(video, self.folder / f"{kind}-{index}-{rank}.pt")
+
+
+def part(class_path: str, **init_args: Any) -> dict[str, Any]:
+    return {"class_path": class_path, "init_args": init_args}
+
+
+def config(folder: Path, clips: Path, devices: int) -> dict[str, Any]:
+    """One step at rate 0: the weights that are scored are those that the seed drew."""
+    lightning = "sora_lightning"
+    scored = part(
+        f"{lightning}.callbacks.metrics.ScoreVideos",
+        name="fvd-kept",
+        metric=part("tests.callbacks.test_score_two_ranks.Kept", folder=str(folder / "videos")),
+        prompts=PROMPTS,
+        size="5x16x16",
+        against="real",
+        num_steps=2,
+        batch_size=2,
+    )
+    tokenizer = part(
+        f"{lightning}.tokenizers.ConvTokenizer",
+        latent_channels=4,
+        widths=[8, 16],
+        down_time=[True],
+        down_space=[True],
+        patch=4,
+        blocks_per_level=1,
+    )
+    small: dict[str, Any] = {"width": 16, "depth": 1, "num_heads": 2}
+    model = part(
+        f"{lightning}.systems.DiffusionSystem",
+        tokenizer=tokenizer,
+        conditioner=part(f"{lightning}.conditioning.TextConditioner", **small),
+        denoiser=part(f"{lightning}.denoisers.DiT", patch=[1, 1, 1], **small),
+        optimizer=part("torch.optim.SGD", lr=0.0),
+    )
+    trainer = {
+        "max_steps": 1,
+        "val_check_interval": 1,
+        "num_sanity_val_steps": 0,
+        "accelerator": "cpu",
+        "devices": devices,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "callbacks": [scored],
+    }
+    data = {
+        "manifest": str(clips),
+        "val_manifest": str(clips),
+        "sizes": ["5x16x16"],
+        "fps": 8,
+        "pixels_per_batch": 5 * 16 * 16,
+    }
+    return {
+        "seed_everything": 3,
+        "run_dir": str(folder / "run"),
+        "data": data,
+        "trainer": trainer,
+        "model": model,
+    }
+
+
+def trained(folder: Path, clips: Path, devices: int) -> tuple[float, dict[str, Tensor]]:
+    """The score in the log, and the videos by kind and id (and rank)."""
+    (folder / "videos").mkdir(parents=True)
+    (folder / "experiment.yaml").write_text(yaml.safe_dump(config(folder, clips, devices)))
+    command = [sys.executable, "-m", "sora_lightning", "fit", "--config"]
+    environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "WORLD_SIZE")}
+    root = str(Path.cwd())
+    environment["PYTHONPATH"] = os.pathsep.join([root, environment.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [*command, str(folder / "experiment.yaml")],
+        env=environment, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    events = EventAccumulator(str(folder / "run"), size_guidance={"scalars": 0})
+    events.Reload()
+    (score,) = [event.value for event in events.Scalars("scores/fvd-kept")]
+    videos = {path.stem: torch.load(path) for path in (folder / "videos").glob("*.pt")}
+    return score, videos
+
+
+def by_id(videos: dict[str, Tensor], kind: str) -> dict[int, Tensor]:
+    named = (name.split("-") for name in videos)
+    return {int(i): videos[f"{k}-{i}-{rank}"] for k, i, rank in named if k == kind}
+
+
+@pytest.mark.filterwarnings("ignore:Fréchet distance of")
+def test_two_ranks_of_lightning_score_as_one(tmp_path: Path) -> None:
+    clips = write_dataset(tmp_path / "clips", 6, 0, 0, num_workers=1)["train"]
+    alone, of_one = trained(tmp_path / "one", clips, devices=1)
+    score, of_two = trained(tmp_path / "two", clips, devices=2)
+    assert {name[-1] for name in of_two} == {"0", "1"}  # both ranks made some of them
+    assert {name[-1] for name in of_one} == {"0"}
+    made, shared = by_id(of_one, "generated"), by_id(of_two, "generated")
+    assert made.keys() == shared.keys() == set(range(len(PROMPTS)))
+    for index, video in made.items():
+        # Other batches, other rounding: a level of 255 at most.
+        assert int((video.int() - shared[index].int()).abs().max()) <= 1, index
+    assert not torch.equal(made[0], made[1])
+    real, also_real = (by_id(videos, "real") for videos in (of_one, of_two))
+    assert real.keys() == also_real.keys() == made.keys()
+    assert all(torch.equal(real[index], also_real[index]) for index in real)
+    assert score == pytest.approx(alone, rel=1e-3)
