@@ -13,6 +13,7 @@ pixels.
 | ``content``, ``num_bytes``, ``modified_ns`` | sha256, size and time of the file | yes |
 | ``motion``, ``black``, ``static``, ``look``, ``duplicate_of`` | see ``curation`` | ``--scores`` |
 | ``shard``, ``offset``, ``size`` | tar file (or address) that holds the file, and where | |
+| ``litdata``, ``item`` | litdata dataset (or address) that holds the file, and its number | |
 | any other | for ``filters``: a number or text | |
 """
 
@@ -26,7 +27,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sora_lightning.data.litdata_items import require_litdata
 from sora_lightning.data.tables import Row, read_rows
+
+# Columns that say in what a clip lies that is no file by itself: the kind of thing, and the file in
+# it that must be there.
+_HOLDERS = {"shard": ("tar file", ""), "litdata": ("folder of litdata", "index.json")}
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,8 @@ class _Row:
         if not isinstance(path, str) or not path:
             raise self.error("path", "must name a video file")
         columns = self._columns(folder)
-        if "shard" not in columns and not (folder / path).is_file():
+        in_file = "shard" not in columns and "litdata" not in columns
+        if in_file and not (folder / path).is_file():
             raise self.error("path", f"no such file: {folder / path}")
         start_s = self._number("start_s", absent=0.0, at_least=0.0) or 0.0
         end_s = self._number("end_s", absent=None, at_least=0.0)
@@ -127,20 +134,38 @@ class _Row:
         )  # fmt: skip
 
     def _columns(self, folder: Path) -> Row:
-        """The row; of a clip in a shard, with the shard's whole path or address."""
-        shard = self.columns.get("shard")
-        if shard is None:
-            return {key: value for key, value in self.columns.items() if key != "shard"}
-        if not isinstance(shard, str) or not shard:
-            raise self.error("shard", "must name a tar file")
+        """The row; of a clip in a shard or a dataset of litdata, with the whole path or address."""
+        columns = {k: v for k, v in self.columns.items() if k not in _HOLDERS or v is not None}
+        holders = [key for key in _HOLDERS if key in columns]
+        if len(holders) > 1:
+            raise self.error("litdata", "shard is given as well: a clip lies in one of them")
+        for key in holders:
+            columns[key] = self._holder(key, folder)
+        return columns
+
+    def _holder(self, key: str, folder: Path) -> str:
+        """The whole path or address of the shard or dataset that holds the clip."""
+        kind, file = _HOLDERS[key]
+        holder = self.columns[key]
+        if not isinstance(holder, str) or not holder:
+            raise self.error(key, f"must name a {kind}")
         if self._footage() is None:
-            raise self.error("shard", "the row needs num_frames, fps, height and width as well")
-        if self._number("offset", None, 0) is None or self._count("size") is None:
-            raise self.error("shard", "the row needs offset and size, in bytes")
-        whole = shard if "://" in shard else str(folder / shard)
-        if "://" not in shard and not Path(whole).is_file():
-            raise self.error("shard", f"no such file: {whole}")
-        return {**self.columns, "shard": whole}
+            raise self.error(key, "the row needs num_frames, fps, height and width as well")
+        if key == "litdata":
+            item = self._number("item", None, 0)
+            if item is None or item != int(item):
+                raise self.error("item", "must be the number of the clip in the dataset, from 0")
+        elif self._number("offset", None, 0) is None or self._count("size") is None:
+            raise self.error(key, "the row needs offset and size, in bytes")
+        whole = holder if "://" in holder else str(folder / holder)
+        if "://" not in holder and not Path(whole, file).is_file():
+            raise self.error(key, f"no such file: {Path(whole, file)}")
+        if key == "litdata":
+            try:
+                require_litdata()
+            except ValueError as error:
+                raise self.error(key, str(error)) from error
+        return whole
 
     def _captions(self) -> tuple[tuple[str, ...], tuple[float, ...]]:
         key = "text" if "caption" not in self.columns and "text" in self.columns else "caption"

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import shutil
 import tarfile
 import tempfile
-import weakref
 from collections import OrderedDict
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
 from sora_lightning.data.decode import DecodeError, probe
+from sora_lightning.data.litdata_items import LitDataItems
 from sora_lightning.data.manifest import ClipRecord, read_manifest
 from sora_lightning.data.tables import Row, write_lines
 from sora_lightning.files import file_sha256
@@ -28,8 +30,8 @@ FILES_KEPT = 64
 
 
 class ShardFiles:
-    """Brings clips out of their shards into files of a temporary folder, the last 64 of them; a
-    clip that is a file by itself stays where it is.
+    """Brings clips out of their shards, or out of litdata's, into files of a temporary folder, the
+    last 64 of them; a clip that is a file by itself stays where it is.
 
     Every process has a folder of its own, which goes when the process ends.
     """
@@ -37,6 +39,8 @@ class ShardFiles:
     def __init__(self) -> None:
         self._folder: Path | None = None
         self._kept: OrderedDict[Path, int] = OrderedDict()
+        self._items = LitDataItems()
+        self._owner = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -46,18 +50,23 @@ class ShardFiles:
 
     def local(self, record: ClipRecord) -> Path:
         """A file with the clip's bytes. Raises ``DecodeError`` where the shard has none there."""
-        shard = record.columns.get("shard")
-        if shard is None:
+        columns = record.columns
+        holder = columns.get("shard", columns.get("litdata"))
+        if holder is None:
             return record.path
+        if self._owner != os.getpid():  # a fork: what the parent has open is not its own
+            self.__init__()  # type: ignore[misc]
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="clips-"))
-            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        name = hashlib.sha256(str(shard).encode()).hexdigest()[:8]
-        path = self._folder / f"{name}-{record.columns['offset']}-{record.path.name}"
+            # In place of weakref.finalize, which does not run when a worker of a loader ends.
+            Finalize(self, shutil.rmtree, (self._folder, True), exitpriority=0)
+        name = hashlib.sha256(str(holder).encode()).hexdigest()[:8]
+        place = columns["offset" if "shard" in columns else "item"]
+        path = self._folder / f"{name}-{place}-{record.path.name}"
         if path in self._kept:
             self._kept.move_to_end(path)
             return path
-        content = read_range(record, 0, int(record.columns["size"]))
+        content = _content(record, self._items)
         while len(self._kept) >= FILES_KEPT:
             self._kept.popitem(last=False)[0].unlink()
         path.write_bytes(content)
@@ -81,23 +90,33 @@ def read_range(record: ClipRecord, start: int, length: int) -> bytes:
     return content
 
 
+def _content(record: ClipRecord, items: LitDataItems) -> bytes:
+    columns = record.columns
+    if "litdata" not in columns:
+        return read_range(record, 0, int(columns["size"]))
+    try:
+        return items.content(columns["litdata"], int(columns["item"]))
+    except ValueError as error:
+        raise DecodeError(str(error)) from error
+
+
 def clip_content(record: ClipRecord) -> str:
     """The SHA-256 of a clip's bytes, be they a file or a part of a shard.
 
-    It is the manifest's ``content`` where size and time of the file are still those that the
-    manifest says, or the shard is remote; else all bytes are read. Raises ``DecodeError`` where
-    they cannot be.
+    It is the manifest's ``content`` where size and time of the file (of a litdata dataset, its
+    ``index.json``) are still those that the manifest says, or the shard is remote; else all bytes
+    are read. Raises ``DecodeError`` where they cannot be.
     """
     columns = record.columns
     content = columns.get("content")
-    shard = columns.get("shard")
+    holder = columns.get("shard", columns.get("litdata"))
     if isinstance(content, str) and content:
-        if shard is not None and "://" in str(shard):
+        if holder is not None and "://" in str(holder):
             return content
         if (columns.get("num_bytes"), columns.get("modified_ns")) == _stamp(record):
             return content
-    if shard is not None:
-        return hashlib.sha256(read_range(record, 0, int(columns["size"]))).hexdigest()
+    if holder is not None:
+        return hashlib.sha256(_content(record, LitDataItems())).hexdigest()
     try:
         return file_sha256(record.path)
     except OSError as error:
@@ -105,14 +124,20 @@ def clip_content(record: ClipRecord) -> str:
 
 
 def _stamp(record: ClipRecord) -> tuple[int, int] | None:
-    """How many bytes a clip has, and when its file or shard was last written; None without one."""
-    shard = record.columns.get("shard")
-    path = record.path if shard is None else Path(shard)
+    """How many bytes a clip has, and when its file or what holds it was last written; None without
+    one. How many bytes an item of litdata has is what the manifest says.
+    """
+    columns = record.columns
+    if "litdata" in columns:
+        path, size = Path(columns["litdata"], "index.json"), columns.get("num_bytes")
+    elif "shard" in columns:
+        path, size = Path(columns["shard"]), columns["size"]
+    else:
+        path, size = record.path, None
     if not path.is_file():
         return None
     state = path.stat()
-    size = state.st_size if shard is None else int(record.columns["size"])
-    return size, state.st_mtime_ns
+    return int(state.st_size if size is None else size), state.st_mtime_ns
 
 
 def write_shards(manifest: Path, folder: Path, shard_bytes: int = 2**28) -> Path:

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import tarfile
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,20 @@ def test_a_process_keeps_few_files_and_shares_none(sharded: Path) -> None:
     folder = first.parent
     del files
     assert not folder.exists()
+
+
+def test_the_folders_of_workers_go_with_them(
+    sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    one = loader(sharded, False, (0, 1), num_workers=2, steps_per_epoch=2)
+    one.dataset.reader.files.local(read_manifest(sharded)[0])  # type: ignore[attr-defined]
+    (own,) = tmp_path.glob("clips-*")
+    assert len(list(one)) == 2
+    assert len(list(tmp_path.glob("clips-*"))) == 3
+    assert len(list(own.iterdir())) == 1
+    one._iterator._shutdown_workers()  # type: ignore[union-attr]
+    assert list(tmp_path.glob("clips-*")) == [own]
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,22 @@ shards; stopped anywhere, they go on, as many or fewer; their gradient is that o
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import json
+import multiprocessing
 import os
 import socket
+import traceback
 from collections import Counter
+from collections.abc import Iterator
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from sora_lightning.data import Packing, VideoDataModule, read_manifest, write_shards
@@ -25,7 +31,7 @@ pytestmark = pytest.mark.slow
 
 DENSE = {"sizes": ["9x16x16", "9x12x20"], "pixels_per_batch": 4 * 9 * 16 * 16}
 PACKED = {"packing": Packing(30, "4x4x4", 17, 32 * 40, (1, 4, 4))}
-STEPS = 6
+PATIENCE_S = 900.0
 
 
 class Seen(L.LightningModule):
@@ -74,29 +80,86 @@ def train(
     one.fit(Seen(folder), data, ckpt_path=resume)
 
 
-def _rank(rank: int, port: int, *arguments: object) -> None:
-    places = {"RANK": rank, "NODE_RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": 2}
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in (places | address).items()}
-    torch.set_num_threads(1)
-    train(*arguments)  # type: ignore[arg-type]
+class Pair:
+    """Two ranks that live from run to run, since they take longer to import torch than to train."""
 
+    def __init__(self) -> None:
+        self.pipes: list[Connection] = []
+        self.processes: list[Any] = []
 
-def run(
-    num_ranks: int, manifest: Path, settings: dict, folder: Path, steps: int,
-    workers: int = 0, resume: Path | None = None,
-) -> tuple[list, list]:  # fmt: skip
-    """What all ranks together saw, in the order of one, and rank 0's gradients."""
-    folder.mkdir(exist_ok=True)
-    arguments = (manifest, settings, folder, steps, workers, resume)
-    if num_ranks == 1:
-        train(*arguments)
-    else:
+    def start(self) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        mp.spawn(_rank, (port, *arguments), nprocs=2)
-    said = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(num_ranks)]
+        context = multiprocessing.get_context("spawn")
+        for rank in range(2):
+            ours, theirs = context.Pipe()
+            self.pipes.append(ours)
+            self.processes.append(context.Process(target=_rank, args=(rank, port, theirs)))
+            self.processes[-1].start()
+            theirs.close()
+
+    def train(self, *arguments: object) -> None:
+        """``train`` on both. Fails with the first error of a rank, or where one takes too long."""
+        if not self.processes:
+            self.start()
+        for pipe in self.pipes:
+            pipe.send(arguments)
+        training = list(self.pipes)
+        while training:
+            ended = wait(training, PATIENCE_S)
+            problem = "" if ended else f"a rank has trained for {PATIENCE_S} s"
+            for pipe in ended:
+                problem = problem or pipe.recv()  # type: ignore[attr-defined]
+                training.remove(pipe)  # type: ignore[arg-type]
+            if problem:
+                self.stop(patience_s=0)
+                pytest.fail(problem)
+
+    def stop(self, patience_s: float) -> None:
+        for pipe, process in zip(self.pipes, self.processes, strict=True):
+            pipe.close()
+            process.join(patience_s)
+            process.kill()
+            process.join()
+        self.pipes, self.processes = [], []
+
+
+def _rank(rank: int, port: int, pipe: Connection) -> None:
+    places = {"RANK": rank, "NODE_RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": 2}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    torch.set_num_threads(1)
+    with contextlib.suppress(EOFError):  # the tests have ended
+        while True:
+            arguments = pipe.recv()
+            # Again for each run: Lightning takes some of it out of the environment at the end.
+            os.environ |= {name: str(value) for name, value in (places | address).items()}
+            faulthandler.dump_traceback_later(PATIENCE_S / 2)
+            try:
+                train(*arguments)
+                pipe.send("")
+            except Exception:
+                pipe.send(f"rank {rank}: {traceback.format_exc()}")
+            faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Pair]:
+    ranks = Pair()
+    yield ranks
+    ranks.stop(patience_s=10)
+
+
+def run(
+    ranks: Pair | None, manifest: Path, settings: dict, folder: Path, steps: int,
+    workers: int = 0, resume: Path | None = None,
+) -> tuple[list, list]:  # fmt: skip
+    """What two ranks, or one in this process, saw together, in the order of one; and rank 0's
+    gradients."""
+    folder.mkdir(exist_ok=True)
+    (train if ranks is None else ranks.train)(manifest, settings, folder, steps, workers, resume)
+    names = [f"rank{rank}.json" for rank in range(1 if ranks is None else 2)]
+    said = [json.loads((folder / name).read_text()) for name in names]
     steps_of = zip(*(one["fed"] for one in said), strict=True)
     return [batch for step in steps_of for batch in step], said[0]["gradients"]
 
@@ -109,37 +172,42 @@ def sharded(shapes: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
 @pytest.mark.parametrize("settings", [DENSE, PACKED], ids=["dense", "packed"])
 @pytest.mark.parametrize("streamed", [False, True], ids=["folder", "shards"])
 def test_two_processes_are_one_and_go_on_as_one_or_two(
-    settings: dict, streamed: bool, sharded: Path, shapes: dict[str, Path], tmp_path: Path
+    settings: dict,
+    streamed: bool,
+    pair: Pair,
+    sharded: Path,
+    shapes: dict[str, Path],
+    tmp_path: Path,
 ) -> None:
     """(ranks, workers): (2, 2) goes on as (2, 0) in the middle and (1, 2) at an epoch's end, and
     (1, 0) as (2, 2)."""
     manifest = sharded if streamed else shapes["train"]
-    alone, gradients = run(1, manifest, settings, tmp_path / "alone", 2 * STEPS)
+    alone, gradients = run(None, manifest, settings, tmp_path / "alone", 9)
     two = tmp_path / "two"
-    together, shared = run(2, manifest, settings, two, 2, workers=2)
+    together, shared = run(pair, manifest, settings, two, 2, workers=2)
     assert together == alone[:4]
     if settings is PACKED:  # two packs of clips as one: each clip of both weighs alike
         counts = torch.tensor([float(len(batch[0])) for batch in alone[:4]]).view(2, 2)
         single = torch.tensor(gradients[:4]).view(2, 2, 3)
         mean = (single * counts[..., None]).sum(1) / counts.sum(1, keepdim=True)
         torch.testing.assert_close(torch.tensor(shared), mean, atol=1e-5, rtol=1e-5)
-    middle, _ = run(2, manifest, settings, two, 3, workers=0, resume=two / "last.ckpt")
+    middle, _ = run(pair, manifest, settings, two, 3, workers=0, resume=two / "last.ckpt")
     assert middle == alone[4:6]
-    rest, _ = run(1, manifest, settings, two, 6, workers=2, resume=two / "last.ckpt")
+    rest, _ = run(None, manifest, settings, two, 6, workers=2, resume=two / "last.ckpt")
     assert rest == alone[6:9]
     first = tmp_path / "first"
-    begun, _ = run(1, manifest, settings, first, 4)
+    begun, _ = run(None, manifest, settings, first, 4)
     assert begun == alone[:4]
-    grown, _ = run(2, manifest, settings, first, 6, workers=2, resume=first / "last.ckpt")
+    grown, _ = run(pair, manifest, settings, first, 6, workers=2, resume=first / "last.ckpt")
     assert grown == alone[4:8]
 
 
 def test_two_processes_leave_no_clip_out_of_a_pass_of_packs(
-    shapes: dict[str, Path], tmp_path: Path
+    pair: Pair, shapes: dict[str, Path], tmp_path: Path
 ) -> None:
     data = VideoDataModule(shapes["train"], **PACKED, run_length=2)
     data.setup("fit")
     steps = len(data.train_dataloader()) // 2
-    together, _ = run(2, shapes["train"], PACKED, tmp_path / "pass", steps)
+    together, _ = run(pair, shapes["train"], PACKED, tmp_path / "pass", steps)
     seen = Counter(name for batch in together for name in batch[0])
     assert seen == Counter(record.clip_id for record in read_manifest(shapes["train"]))

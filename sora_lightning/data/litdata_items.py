@@ -1,0 +1,50 @@
+"""Clips out of litdata datasets: a row's ``litdata`` names the folder or address of one, ``item``
+the number in it. litdata fetches the bytes of that one item; which clip comes when is not its
+affair, so that order and resuming are those of any other manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# Under this key an item that is a mapping holds its video file.
+VIDEO = "video"
+
+
+class LitDataItems:
+    """Brings items out of datasets, each of which is opened once."""
+
+    def __init__(self) -> None:
+        self._datasets: dict[str, Any] = {}
+
+    def content(self, dataset: str, number: int) -> bytes:
+        """The video file that an item is, or holds under ``video``. Raises ``ValueError`` where it
+        cannot be had, or is none.
+        """
+        if dataset not in self._datasets:
+            self._datasets[dataset] = require_litdata().StreamingDataset(dataset)
+        try:
+            item = self._datasets[dataset][number]
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{dataset}: item {number} cannot be read: {error}") from error
+        content = item.get(VIDEO) if isinstance(item, Mapping) else item
+        if not isinstance(content, bytes):
+            raise ValueError(
+                f"{dataset}: item {number}: must be the bytes of a video file, or a dict that has "
+                f"them under {VIDEO!r}"
+            )
+        return content
+
+
+def require_litdata() -> Any:
+    """The module litdata. Raises ``ValueError`` where it is not installed, or does not load."""
+    try:
+        import litdata
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"litdata is not installed ({error}): pip install 'sora-lightning[litdata]'"
+        ) from error
+    except RuntimeError as error:  # torchvision's, where it was built for another torch
+        raise ValueError(f"litdata is installed and does not load: {error}") from error
+    return litdata
