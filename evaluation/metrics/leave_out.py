@@ -29,10 +29,10 @@ def distances_without_each_group(
     wholes = [Moments.of(x) for x, _ in sides]
     parts = []
     for g in range(num_groups):
-        left = [
+        one, two = (
             whole.less(Moments.of(x[of == g])) for whole, (x, of) in zip(wholes, sides, strict=True)
-        ]
-        parts.append(distance_by_eigenvalues(*left, ddof))
+        )
+        parts.append(distance_by_eigenvalues(one, two, ddof))
     return torch.stack(parts)
 
 
