@@ -129,6 +129,9 @@ def _rank(rank: int, port: int, pipe: Connection) -> None:
     places = {"RANK": rank, "NODE_RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": 2}
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     torch.set_num_threads(1)
+    # A spawned process spawns its loaders' workers too, and each would import torch anew; the ranks
+    # that torchrun starts fork them.
+    multiprocessing.set_start_method("fork", force=True)
     with contextlib.suppress(EOFError):  # the tests have ended
         while True:
             arguments = pipe.recv()
