@@ -5,6 +5,7 @@ into memory, so that a million rows cost a process little, and processes share w
 from __future__ import annotations
 
 import itertools
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -22,8 +23,8 @@ ROWS_AT_ONCE = 1024
 class _Lazy(Sequence[ClipRecord]):
     """A sequence of records that are made by their number."""
 
-    def _record(self, number: int) -> ClipRecord:
-        raise NotImplementedError
+    @abstractmethod
+    def _record(self, number: int) -> ClipRecord: ...
 
     @overload
     def __getitem__(self, index: int) -> ClipRecord: ...
