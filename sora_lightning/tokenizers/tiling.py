@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,8 @@ from torch import Tensor
 
 from sora_lightning.tokenizers.base import CausalTokenizer, VideoTokenizer
 from sora_lightning.tokenizers.posterior import DiagonalGaussian
+
+_Result = TypeVar("_Result")
 
 _MARGIN = 4  # a quarter of the overlap counts for nothing: values beside a cut are the worst
 
@@ -174,13 +176,7 @@ class TiledCausalTokenizer(TiledTokenizer, CausalTokenizer):
     ) -> tuple[DiagonalGaussian, list[Any]]:
         """See ``CausalTokenizer``."""
         following: list[Any] = []
-
-        def encode(number: int, tile: Tensor) -> DiagonalGaussian:
-            own = None if past is None else past[number]
-            posterior, left = self.tokenizer.posterior_step(tile, own)
-            following.append(left)
-            return posterior
-
+        encode = _with_pasts(self.tokenizer.posterior_step, past, following)
         return self._encode(video, encode), following
 
     def decode_step(
@@ -188,14 +184,21 @@ class TiledCausalTokenizer(TiledTokenizer, CausalTokenizer):
     ) -> tuple[Float[Tensor, "b 3 F H W"], list[Any]]:
         """See ``CausalTokenizer``."""
         following: list[Any] = []
-
-        def decode(number: int, tile: Tensor) -> Tensor:
-            own = None if past is None else past[number]
-            video, left = self.tokenizer.decode_step(tile, own)
-            following.append(left)
-            return video
-
+        decode = _with_pasts(self.tokenizer.decode_step, past, following)
         return self._decode(latents, decode), following
+
+
+def _with_pasts(
+    step: Callable[[Tensor, Any], tuple[_Result, Any]], past: list[Any] | None, following: list[Any]
+) -> Callable[[int, Tensor], _Result]:
+    """One tile's step from its own past; what its next piece needs goes to ``following``."""
+
+    def run(number: int, tile: Tensor) -> _Result:
+        result, left = step(tile, None if past is None else past[number])
+        following.append(left)
+        return result
+
+    return run
 
 
 class _Blend:
