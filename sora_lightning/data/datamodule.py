@@ -104,8 +104,8 @@ class VideoDataModule(L.LightningDataModule):
 
     Training batches follow ``BatchPlan`` or ``PackPlan``; a run that resumes goes on with the next
     batch. Clips that cannot be read, or have changed since they were indexed, are left out, and
-    named in ``bad_clips.jsonl`` in the folder that the trainer logs to. Raises ``ValueError`` at construction for settings that cannot work,
-    in ``setup`` for manifests that cannot.
+    named in ``bad_clips.jsonl`` in the folder that the trainer logs to. Raises ``ValueError``
+    at construction for settings that cannot work, in ``setup`` for manifests that cannot.
     """
 
     def __init__(
