@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from numpy import ndarray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -19,7 +20,7 @@ from sora_lightning.data.decode import DecodeError, Reader, Timeline
 from sora_lightning.data.latents import LatentCache
 from sora_lightning.data.manifest import ClipRecord
 from sora_lightning.data.sampler import BatchRequest
-from sora_lightning.data.shards import ShardFiles
+from sora_lightning.data.shards import ShardFiles, require_unchanged, stamp
 from sora_lightning.types import VideoBatch, VideoSize
 
 TIMELINES_KEPT = 16384
@@ -82,21 +83,21 @@ Namer = Callable[[ClipRecord, VideoSize, int], str]
 
 class ClipReader:
     """Reads windows of clips at a frame rate and a size; remembers when each file's frames are
-    shown.
+    shown. A file that is not the one that was indexed is refused.
     """
 
     def __init__(self, reader: Reader, fps: float) -> None:
         self.reader = reader
         self.fps = fps
         self.files = ShardFiles()
-        self._timelines: dict[Path, Timeline] = {}
+        self._timelines: dict[tuple[Path, tuple[int, int] | None], Timeline] = {}
 
     def read(self, record: ClipRecord, size: VideoSize, window: float) -> Float[Tensor, "3 F H W"]:
         """Frames spaced by ``1 / fps`` seconds, in [-1, 1]. Raises ``DecodeError`` or another
         ``ValueError``.
         """
         path = self.files.local(record)
-        timeline = self._timeline(path)
+        timeline = self._timeline(record, path)
         if record.decord_objection is not None:
             timeline = replace(timeline, decord_objection=record.decord_objection)
         span_s = (size.num_frames - 1) / self.fps
@@ -111,12 +112,14 @@ class ClipReader:
         frames = self.reader.read(path, timeline, indices.tolist())
         return fit_frames(torch.from_numpy(frames), size.height, size.width)
 
-    def _timeline(self, path: Path) -> Timeline:
-        if path not in self._timelines:
+    def _timeline(self, record: ClipRecord, path: Path) -> Timeline:
+        as_seen = path, stamp(record)
+        if as_seen not in self._timelines:
+            require_unchanged(record)
             if len(self._timelines) >= TIMELINES_KEPT:
                 self._timelines.pop(next(iter(self._timelines)))
-            self._timelines[path] = self.reader.timeline(path)
-        return self._timelines[path]
+            self._timelines[as_seen] = self.reader.timeline(path)
+        return self._timelines[as_seen]
 
 
 class PixelClips(Dataset[VideoBatch]):
@@ -172,18 +175,20 @@ class PixelClips(Dataset[VideoBatch]):
 
 
 class LatentClips(Dataset[VideoBatch]):
-    """Batches from the latent cache. ``keys`` holds each clip's keys, one for each window."""
+    """Batches from the latent cache. ``numbers`` are those of each clip's windows in it, -1 for
+    one that it lacks.
+    """
 
     def __init__(
         self,
         clips: ClipsBySize,
-        keys: Mapping[str, Sequence[str]],
+        numbers: Mapping[VideoSize, Int[ndarray, "_n w"]],
         cache: LatentCache,
         choose: Chooser,
         fps: float,
     ) -> None:
         self.clips = clips
-        self.keys = keys
+        self.numbers = numbers
         self.cache = cache
         self.choose = choose
         self.fps = fps
@@ -194,12 +199,10 @@ class LatentClips(Dataset[VideoBatch]):
     def __getitem__(self, request: BatchRequest) -> VideoBatch:
         records = [self.clips[request.size][number] for number in request.clips]
         captions, latents = [], []
-        for record, turn in zip(records, request.turns, strict=True):
+        windows = self.numbers[request.size][list(request.clips)]
+        for record, turn, of_clip in zip(records, request.turns, windows, strict=True):
             choice = self.choose(record, turn)
-            keys = self.keys[record.clip_id]
             captions.append(choice.caption)
-            latents.append(
-                self.cache.read(keys[min(int(choice.window * len(keys)), len(keys) - 1)])
-            )
+            latents.append(self.cache.window(of_clip, choice.window))
         fps = torch.full((len(records),), self.fps)
         return VideoBatch(captions, fps, [r.clip_id for r in records], latents=torch.stack(latents))
