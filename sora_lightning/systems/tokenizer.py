@@ -7,6 +7,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -28,6 +29,7 @@ from sora_lightning.systems.packed import (
 from sora_lightning.systems.seeding import step_generator
 from sora_lightning.tokenizers import Adversarial, ReconstructionLoss, Tiling, VideoTokenizer
 from sora_lightning.tokenizers.adversarial import clip_apart
+from sora_lightning.tokenizers.posterior import DiagonalGaussian
 from sora_lightning.types import PackedBatch, VideoBatch
 
 
@@ -135,7 +137,7 @@ class TokenizerSystem(L.LightningModule):
         loss, _ = self.loss(reconstruction, video, posterior)
         scores = {"val/loss": loss, "val/psnr": psnr(reconstruction, video).mean()}
         self.log_dict(scores, prog_bar=True, batch_size=len(batch), sync_dist=True)
-        self._moments.append(latent_moments(posterior.mean))
+        self._moments.append(latent_moments(posterior))
 
     def on_validation_epoch_end(self) -> None:
         size = self.tokenizer.latent_channels + 1
@@ -181,10 +183,16 @@ def psnr(
     return 10 * torch.log10(4 / error.clamp(min=1e-12))
 
 
-def latent_moments(latents: Float[Tensor, "b c f h w"]) -> Float[Tensor, "c+1 c+1"]:
-    """Sums of the products of (1, channels) over all positions, in float64: count, sums and second
-    moments in one matrix, which adds up over batches and ranks.
+def latent_moments(posterior: DiagonalGaussian) -> Float[Tensor, "c+1 c+1"]:
+    """Sums of the expected products of (1, channels) over all positions, in float64: count, sums
+    and second moments in one matrix, which adds up over batches and ranks.
+
+    The posterior's own variance counts: by its mean alone, a channel that says almost nothing
+    would be blown up to the size of the others.
     """
-    x = rearrange(latents.double(), "b c f h w -> (b f h w) c")
+    x, variance = (
+        rearrange(part.double(), "b c f h w -> (b f h w) c")
+        for part in (posterior.mean, posterior.log_variance.exp())
+    )
     x = torch.cat([torch.ones_like(x[:, :1]), x], dim=1)
-    return x.mT @ x
+    return x.mT @ x + torch.diag(F.pad(variance.sum(0), (1, 0)))

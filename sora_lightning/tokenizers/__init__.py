@@ -13,6 +13,7 @@ from sora_lightning.tokenizers.losses import (
     Perceptual,
     PixelError,
     ReconstructionLoss,
+    WithEdges,
 )
 from sora_lightning.tokenizers.perceptual import PerceptualDistance
 from sora_lightning.tokenizers.pretrained import pretrained_tokenizer
@@ -35,6 +36,7 @@ __all__ = [
     "Tiling",
     "ViViTTokenizer",
     "VideoTokenizer",
+    "WithEdges",
     "load_tokenizer",
     "pretrained_tokenizer",
 ]

@@ -70,6 +70,25 @@ class L1AndL2(PixelError):
         return self.l1 * error.abs().mean() + self.l2 * error.square().mean()
 
 
+@dataclass(frozen=True)
+class WithEdges(PixelError):
+    """Another error, and at a weight the squared error of the differences between a pixel and its
+    right and lower neighbours (a Sobolev norm): sharp corners weigh little in an error of pixels
+    alone.
+    """
+
+    pixel: PixelError = field(default_factory=L1AndL2)
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ValueError(f"weight = {self.weight} of edges must not be negative")
+
+    def __call__(self, error: Float[Tensor, "b 3 F H W"]) -> Float[Tensor, ""]:
+        edges = error.diff(dim=-1).square().mean() + error.diff(dim=-2).square().mean()
+        return self.pixel(error) + self.weight * edges
+
+
 class Perceptual:
     """LPIPS at a weight. Without a file of VGG-16's weights, or where it is not there, the weight
     is 0 and the log says so, so that a training need not have the file.

@@ -7,7 +7,9 @@ import torch
 
 from sora_lightning.callbacks import EMA
 from sora_lightning.systems import DiffusionSystem, TokenizerSystem
+from sora_lightning.systems.tokenizer import latent_moments
 from sora_lightning.tokenizers import load_tokenizer
+from sora_lightning.tokenizers.posterior import DiagonalGaussian
 from sora_lightning.types import VideoSize
 
 
@@ -94,6 +96,19 @@ def test_the_tokenizer_keeps_the_latent_statistics_of_its_validation(
     tokenizer = TokenizerSystem.from_checkpoint(path).tokenizer
     assert (tokenizer.latent_std != 1).all()
     assert (tokenizer.latent_mean != 0).all()
+
+
+def test_latent_statistics_are_those_of_what_the_posterior_draws():
+    torch.manual_seed(0)
+    mean = torch.randn(2, 3, 2, 4, 4)
+    posterior = DiagonalGaussian(
+        mean, torch.tensor([-4.0, 0.0, 1.0]).view(3, 1, 1, 1).expand_as(mean)
+    )
+    draws = [posterior.sample(torch.randn_like(mean)) for _ in range(2000)]
+    x = torch.stack(draws).movedim(2, 0).flatten(1)
+    moments = latent_moments(posterior) / 64
+    torch.testing.assert_close(moments[0, 1:].float(), x.mean(1), rtol=0, atol=0.02)
+    torch.testing.assert_close(moments[1:, 1:].float(), x @ x.mT / x.shape[1], rtol=0, atol=0.05)
 
 
 def test_a_tokenizer_without_validation_clips_is_refused(fit, tokenizer_model, tmp_path):

@@ -16,6 +16,7 @@ from sora_lightning.tokenizers import (
     Perceptual,
     PerceptualDistance,
     ReconstructionLoss,
+    WithEdges,
 )
 from sora_lightning.tokenizers.posterior import DiagonalGaussian
 
@@ -27,12 +28,22 @@ from sora_lightning.tokenizers.posterior import DiagonalGaussian
         (L2(), 0.625),
         (L1AndL2(l1=2.0, l2=3.0), 2 * 0.75 + 3 * 0.625),
         (Charbonnier(0.5), (0.5**0.5 + 1.25**0.5) / 2 - 0.5),
+        (WithEdges(L1(), weight=2.0), 0.75 + 2 * 1.5**2),
     ],
 )
 def test_an_error_costs_its_closed_form(pixel, cost):
     error = torch.tensor([0.5, -1.0]).expand(2, 3, 1, 4, 2)
     torch.testing.assert_close(pixel(error), torch.tensor(cost))
     assert pixel(torch.zeros(1, 3, 1, 2, 2)) == 0
+
+
+def test_edges_count_alike_along_rows_and_columns_and_not_in_time():
+    step = torch.zeros(1, 3, 2, 4, 4)
+    step[..., 2:] = 1.0
+    cost = WithEdges(L1AndL2(0.0, 1.0), weight=3.0)
+    torch.testing.assert_close(cost(step), torch.tensor(0.5 + 3 * 1 / 3))
+    torch.testing.assert_close(cost(step.mT), cost(step))
+    assert cost(torch.stack([torch.ones(1, 3, 4, 4), torch.zeros(1, 3, 4, 4)], 2)) == 0.5
 
 
 def test_charbonnier_is_squared_below_epsilon_and_absolute_above():
@@ -55,6 +66,7 @@ def test_loss_is_the_weighted_sum_of_its_terms():
     [
         (lambda: L1AndL2(0.0, 0.0), "nothing asks for a reconstruction"),
         (lambda: L1AndL2(l1=-1.0), r"weight l1 = -1\.0"),
+        (lambda: WithEdges(weight=-1.0), r"weight = -1\.0 of edges"),
         (lambda: Charbonnier(0.0), r"epsilon = 0\.0"),
         (lambda: ReconstructionLoss(kl=-1.0), r"weight kl = -1\.0"),
         (lambda: Perceptual(weight=-1.0), r"weight = -1\.0"),
