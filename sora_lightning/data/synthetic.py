@@ -76,7 +76,7 @@ _OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
 
 def write_dataset(
     root: Path,
-    num_train: int = 720,
+    num_train: int = 1440,
     num_val: int = 48,
     num_test: int = 120,
     seed: int = 0,
