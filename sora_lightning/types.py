@@ -106,7 +106,7 @@ def as_levels(pixels: Float[Tensor, "*size"]) -> UInt8[Tensor, "*size"]:
 @dataclass
 class VideoBatch:
     """Clips of one size. Exactly one of ``video`` and ``latents`` may be absent: a latent cache
-    serves no pixels.
+    serves no pixels. ``source`` holds the clips that these are edits of, frame by frame.
     """
 
     captions: list[str]
@@ -114,6 +114,7 @@ class VideoBatch:
     clip_ids: list[str]
     video: Float[Tensor, "b 3 F H W"] | None = None
     latents: Float[Tensor, "b c f h w"] | None = None
+    source: VideoBatch | None = None
 
     def __post_init__(self) -> None:
         if self.video is None and self.latents is None:
@@ -142,6 +143,7 @@ class VideoBatch:
             fps=self.fps.to(*args, **kwargs),
             video=move(self.video),
             latents=move(self.latents),
+            source=None if self.source is None else self.source.to(*args, **kwargs),
         )
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -80,6 +80,16 @@ Chooser = Callable[[ClipRecord, int], Choice]
 Namer = Callable[[ClipRecord, VideoSize, int], str]
 
 
+class WindowReader(Protocol):
+    """Gives the pixels of a clip's window."""
+
+    fps: float
+
+    def read(
+        self, record: ClipRecord, size: VideoSize, window: float
+    ) -> Float[Tensor, "3 F H W"]: ...
+
+
 class ClipReader:
     """Reads windows of clips at a frame rate and a size; remembers when each file's frames are
     shown.
@@ -95,8 +105,16 @@ class ClipReader:
         """Frames spaced by ``1 / fps`` seconds, in [-1, 1]. Raises ``DecodeError`` or another
         ``ValueError``.
         """
+        path, timeline, times_s = self.locate(record, size, window)
+        frames = self.reader.read(path, timeline, timeline.shown_at(times_s).tolist())
+        return fit_frames(torch.from_numpy(frames), size.height, size.width)
+
+    def locate(
+        self, record: ClipRecord, size: VideoSize, window: float
+    ) -> tuple[Path, Timeline, Float64[np.ndarray, " F"]]:
+        """The clip's file, and the times of a window's frames in it. Raises as ``read``."""
         path = self.files.local(record)
-        timeline = self._timeline(path)
+        timeline = self.timeline(path)
         if record.decord_objection is not None:
             timeline = replace(timeline, decord_objection=record.decord_objection)
         span_s = (size.num_frames - 1) / self.fps
@@ -107,11 +125,10 @@ class ClipReader:
             )
         latest_s = min(timeline.times_s[-1], end_s) - span_s
         start_s = record.start_s + window * max(0.0, latest_s - record.start_s)
-        indices = timeline.shown_at(start_s + np.arange(size.num_frames) / self.fps)
-        frames = self.reader.read(path, timeline, indices.tolist())
-        return fit_frames(torch.from_numpy(frames), size.height, size.width)
+        return path, timeline, start_s + np.arange(size.num_frames) / self.fps
 
-    def _timeline(self, path: Path) -> Timeline:
+    def timeline(self, path: Path) -> Timeline:
+        """When a file's frames are shown. Raises ``DecodeError``."""
         if path not in self._timelines:
             if len(self._timelines) >= TIMELINES_KEPT:
                 self._timelines.pop(next(iter(self._timelines)))
@@ -125,19 +142,21 @@ class PixelClips(Dataset[VideoBatch]):
     In the place of a clip that cannot be read stands the next of its size that can, so that batches
     stay full and the order stays what it is; ``BadClips`` names it. Raises ``TooManyBadClips``
     where no clip of a size can be read, or ``bad_clips`` bears with no more. ``name`` gives what
-    the batch calls a clip at its turn.
+    the batch calls a clip at its turn. ``source_reader`` reads the batch's ``source``; a clip whose
+    source it cannot read is bad.
     """
 
     def __init__(
         self,
         clips: ClipsBySize,
-        reader: ClipReader,
+        reader: WindowReader,
         choose: Chooser,
         name: Namer,
         bad_clips: BadClips,
+        source_reader: WindowReader | None = None,
     ) -> None:
         self.clips = clips
-        self.reader = reader
+        self.readers = [reader, *([] if source_reader is None else [source_reader])]
         self.choose = choose
         self.name = name
         self.bad_clips = bad_clips
@@ -148,16 +167,18 @@ class PixelClips(Dataset[VideoBatch]):
     def __getitem__(self, request: BatchRequest) -> VideoBatch:
         names, captions, videos = [], [], []
         for number, turn in zip(request.clips, request.turns, strict=True):
-            record, choice, video = self._readable(request.size, number, turn)
+            record, choice, read = self._readable(request.size, number, turn)
             names.append(self.name(record, request.size, turn))
             captions.append(choice.caption)
-            videos.append(video)
-        fps = torch.full((len(videos),), self.reader.fps)
-        return VideoBatch(captions, fps, names, video=torch.stack(videos))
+            videos.append(read)
+        fps = torch.full((len(videos),), self.readers[0].fps)
+        video, *source = (torch.stack(part) for part in zip(*videos, strict=True))
+        batch = VideoBatch(captions, fps, names, video=video)
+        return replace(batch, source=replace(batch, video=source[0])) if source else batch
 
     def _readable(
         self, size: VideoSize, number: int, turn: int
-    ) -> tuple[ClipRecord, Choice, Float[Tensor, "3 F H W"]]:
+    ) -> tuple[ClipRecord, Choice, list[Float[Tensor, "3 F H W"]]]:
         clips = self.clips[size]
         for step in range(len(clips)):
             record = clips[(number + step) % len(clips)]
@@ -165,14 +186,17 @@ class PixelClips(Dataset[VideoBatch]):
                 continue
             choice = self.choose(record, turn)
             try:
-                return record, choice, self.reader.read(record, size, choice.window)
+                read = [one.read(record, size, choice.window) for one in self.readers]
+                return record, choice, read
             except ValueError as error:
                 self.bad_clips.add(record, error)
         raise TooManyBadClips(f"none of the {len(clips)} clips of size {size} can be read")
 
 
 class LatentClips(Dataset[VideoBatch]):
-    """Batches from the latent cache. ``keys`` holds each clip's keys, one for each window."""
+    """Batches from the latent cache. ``keys`` holds each clip's keys, one for each window, and
+    ``source_keys``, where the batch is to have a ``source``, that of each key's.
+    """
 
     def __init__(
         self,
@@ -181,9 +205,11 @@ class LatentClips(Dataset[VideoBatch]):
         cache: LatentCache,
         choose: Chooser,
         fps: float,
+        source_keys: Mapping[str, str] | None = None,
     ) -> None:
         self.clips = clips
         self.keys = keys
+        self.source_keys = source_keys
         self.cache = cache
         self.choose = choose
         self.fps = fps
@@ -193,13 +219,19 @@ class LatentClips(Dataset[VideoBatch]):
 
     def __getitem__(self, request: BatchRequest) -> VideoBatch:
         records = [self.clips[request.size][number] for number in request.clips]
-        captions, latents = [], []
+        captions, shown = [], []
         for record, turn in zip(records, request.turns, strict=True):
             choice = self.choose(record, turn)
             keys = self.keys[record.clip_id]
             captions.append(choice.caption)
-            latents.append(
-                self.cache.read(keys[min(int(choice.window * len(keys)), len(keys) - 1)])
-            )
+            shown.append(keys[min(int(choice.window * len(keys)), len(keys) - 1)])
         fps = torch.full((len(records),), self.fps)
-        return VideoBatch(captions, fps, [r.clip_id for r in records], latents=torch.stack(latents))
+        names = [record.clip_id for record in records]
+        batch = VideoBatch(captions, fps, names, latents=self._read(shown))
+        if self.source_keys is None:
+            return batch
+        sources = self._read([self.source_keys[key] for key in shown])
+        return replace(batch, source=replace(batch, latents=sources))
+
+    def _read(self, keys: Sequence[str]) -> Float[Tensor, "b c f h w"]:
+        return torch.stack([self.cache.read(key) for key in keys])

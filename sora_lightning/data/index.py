@@ -26,7 +26,15 @@ from sora_lightning.data.curation import (
 from sora_lightning.data.decode import DecodeError, PyAVReader, read_timeline
 from sora_lightning.data.encode import reencode
 from sora_lightning.data.guard import guarded_map
-from sora_lightning.data.tables import Row, check_target, read_rows, write_lines, write_rows
+from sora_lightning.data.tables import (
+    Row,
+    check_target,
+    has_source,
+    read_rows,
+    with_moved_source,
+    write_lines,
+    write_rows,
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,14 @@ def index(
     copies = None if reencode_to is None else reencode_to.absolute()
     work = Work(detector if scenes else None, min_scene_s, scores, copies)
     folder = source if source.is_dir() else source.parent
-    jobs = [_Job.of(row, place, folder, work) for place, row in read_rows(source)]
+    jobs = []
+    for place, row in read_rows(source):
+        if copies is not None and has_source(row, folder):
+            raise ValueError(
+                f"{place}: source = {row['source']!r}: the copies of reencode_to begin at another "
+                "time than their sources: leave one of them out"
+            )
+        jobs.append(_Job.of(with_moved_source(row, folder, output.parent), place, folder, work))
     output.parent.mkdir(parents=True, exist_ok=True)
     journal = output.with_name(f".{output.name}.journal")
     results = _recalled(journal)

@@ -49,12 +49,14 @@ def _noise(generators: list[torch.Generator], channels: int, grid: TokenGrid) ->
 @dataclass(frozen=True)
 class KnownFrames:
     """Latents of a whole clip of which those in ``mask`` are to be kept. ``noise`` is the time that
-    the network sees them at: a little noise hides the faults of frames that it made itself.
+    the network sees them at: a little noise hides the faults of frames that it made itself. Without
+    ``keep`` they are told of and made anew: the source of an edit, for a network with channels.
     """
 
     latents: Float[Tensor, "b c f h w"]
     mask: Bool[Tensor, "b 1 f h w"]
     noise: float = 0.0
+    keep: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.noise < 1:
@@ -158,7 +160,9 @@ class VideoGenerator:
 
         guided = self._guided(prompts, known, noise, fresh)
         x = self.sampler(guided, x, times, condition, self.process, fresh)
-        return x if known is None else self._known(known).place(x, known.latents.to(x))
+        if known is None or not known.keep:
+            return x
+        return self._known(known).place(x, known.latents.to(x))
 
     def edited(
         self,
@@ -207,6 +211,8 @@ class VideoGenerator:
             # With noise of its own: what is taken away from the sample stays in what it is told.
             seen = self.process.path.perturb(latents, draw(noise), known.t)
             told = TellKnown(network, self.channels(seen, known.mask))
+        elif not frames.keep:
+            raise ValueError("a source is told by channels beside the latents: this network has none")
         else:
             told = SeeKnown(network, self.process, known, latents, noise)
         guided: DenoiserFunction
@@ -219,7 +225,7 @@ class VideoGenerator:
             guided = replace(told, denoiser=inner)
         else:
             guided = self._by_text(told, prompts, self.guidance_scale)
-        return KeepKnown(guided, self.process, known, latents)
+        return KeepKnown(guided, self.process, known, latents) if frames.keep else guided
 
     def _by_text(
         self, denoiser: DenoiserFunction, prompts: list[str], scale: float

@@ -22,6 +22,7 @@ from sora_lightning.conditioning import (
     Concatenation,
     Conditioner,
     FrameTask,
+    Source,
     check_tasks,
     draw_known,
 )
@@ -63,6 +64,7 @@ class DiffusionSystem(L.LightningModule):
     train on, one drawn for each clip by weight; without them nothing is ever known. The denoiser
     sees what is known at time 0, or with ``concatenation`` beside its input; then all of a clip is
     noisy and counts, and ``concatenation`` says what is dropped in place of ``drop_condition``.
+    The task ``Source`` learns edits by instruction: its clips are told of their batch's ``source``.
     """
 
     def __init__(
@@ -86,6 +88,10 @@ class DiffusionSystem(L.LightningModule):
         check_tasks(tasks or [])
         if concatenation is not None and not tasks:
             raise ValueError("concatenation is set and tasks are not: nothing would ever be known")
+        if concatenation is None and any(isinstance(task, Source) for task in tasks or []):
+            raise ValueError(
+                "tasks has Source and concatenation is not set: a source is told by channels"
+            )
         self.save_hyperparameters()
         self.tokenizer = tokenizer.requires_grad_(False)
         self.conditioner = conditioner
@@ -119,6 +125,11 @@ class DiffusionSystem(L.LightningModule):
                 "where they are encoded by themselves, they do not"
             )
         data = getattr(self.trainer, "datamodule", None)
+        if data is not None and self.has_sources and not getattr(data, "sources", False):
+            raise ValueError(
+                "model.init_args.tasks has Source and data.sources is not set: give data.sources = "
+                "true, and manifests whose column source names what each clip is an edit of"
+            )
         if (packing := getattr(data, "packing", None)) is not None:
             compression, patch = self.tokenizer.compression, self.denoiser.patch
             check_geometry(packing.compression, packing.patch, compression, patch)
@@ -150,7 +161,8 @@ class DiffusionSystem(L.LightningModule):
             condition = self.conditioner(batch.captions, numbers < self.drop_condition)
             loss = self.loss(x_0, condition, draw, self.drawn_known(x_0, draw))
         else:
-            condition = self.told(self.concatenation, batch.captions, numbers, x_0, draw)
+            source = self.source(batch)
+            condition = self.told(self.concatenation, batch.captions, numbers, x_0, draw, source)
             loss = self.loss(x_0, condition, draw)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         return loss
@@ -175,6 +187,10 @@ class DiffusionSystem(L.LightningModule):
     def validation_step(self, batch: VideoBatch, batch_idx: int) -> None:
         draw = generator(self.device, self.seed, batch_idx, self.global_rank)
         x_0, condition = self.latents(batch), self.conditioner(batch.captions)
+        if (source := self.source(batch)) is not None:
+            assert self.concatenation is not None
+            given = self.concatenation.channels(source, torch.ones_like(source[:, :1]).bool())
+            condition = replace(condition, given=given)
         loss = self.loss(x_0, condition, draw)
         self.log("val/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
         t, noise = fixed_draws(batch.clip_ids, x_0, self.seed)
@@ -216,13 +232,17 @@ class DiffusionSystem(L.LightningModule):
         numbers: Float[Tensor, " b"],
         x_0: Float[Tensor, "b c f h w"],
         draw: torch.Generator,
+        source: Float[Tensor, "b c f h w"] | None = None,
     ) -> Condition:
         """Captions, and known frames as channels; either is left out by a clip's number. Noise on
-        the frames is not that of the loss.
+        the frames is not that of the loss. A clip of which all is known is told of its ``source``.
         """
         no_text, no_frames = concatenation.drops(numbers)
         known = self.drawn_known(x_0, draw)
         assert known is not None
+        if source is not None:
+            of_source = rearrange(known.mask.flatten(1).all(1), "b -> b 1 1 1 1")
+            x_0 = torch.where(of_source, source, x_0)
         noise = torch.randn(x_0.shape, generator=draw, device=x_0.device)
         seen = self.objective.process.path.perturb(x_0, noise, known.t)
         mask = known.mask & ~rearrange(no_frames, "b -> b 1 1 1 1")
@@ -235,6 +255,19 @@ class DiffusionSystem(L.LightningModule):
         tokens, t = draw_known(self.tasks, patch.grid(*x_0.shape[2:]), numbers)
         mask = repeat(tokens, "b 1 f h w -> b 1 (f p) (h q) (w r)", p=patch.f, q=patch.h, r=patch.w)
         return Known.of(mask, patch, t)
+
+    @property
+    def has_sources(self) -> bool:
+        """Whether it learns from clips beside what they are edits of."""
+        return any(isinstance(task, Source) for task in self.tasks)
+
+    def source(self, batch: VideoBatch) -> Float[Tensor, "b c f h w"] | None:
+        """The latents of a batch's sources; ``None`` where no task asks for them."""
+        if not self.has_sources:
+            return None
+        if batch.source is None:
+            raise ValueError("tasks has Source, and the batch holds no sources: set data.sources")
+        return self.latents(batch.source)
 
     def latents(self, batch: VideoBatch) -> Float[Tensor, "b c f h w"]:
         """The cached latents of a batch, or its pixels encoded now."""
