@@ -1,6 +1,6 @@
-"""Clips beside what they are edits of (InstructPix2Pix, arXiv 2211.09800, for video): the manifest's
-column ``source`` names the file before the edit, ``path`` the one after it, and the caption is the
-instruction.
+"""Clips beside what they are edits of (InstructPix2Pix, arXiv 2211.09800, for video): the column
+``source`` of a manifest names the file before the edit, ``path`` the one after it, and the caption
+is the instruction.
 """
 
 from __future__ import annotations

@@ -212,7 +212,9 @@ class VideoGenerator:
             seen = self.process.path.perturb(latents, draw(noise), known.t)
             told = TellKnown(network, self.channels(seen, known.mask))
         elif not frames.keep:
-            raise ValueError("a source is told by channels beside the latents: this network has none")
+            raise ValueError(
+                "a source is told by channels beside the latents: this network has none"
+            )
         else:
             told = SeeKnown(network, self.process, known, latents, noise)
         guided: DenoiserFunction
