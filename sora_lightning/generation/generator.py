@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sora_lightning.conditioning import Conditioner, GivenChannels
+from sora_lightning.conditioning import Conditioner, GivenChannels, PictureEncoder
 from sora_lightning.denoisers import Denoiser, FeatureCaching
 from sora_lightning.diffusion import (
     GuidanceRecipe,
@@ -99,7 +99,8 @@ class VideoGenerator:
     ``shift`` gives the shift of the sampler's times for a number of tokens. ``frame_guidance``, if
     set, is the weight of known frames beside that of the text, ``guidance_scale`` (InstructPix2Pix,
     arXiv 2211.09800): it takes three calls a step instead of two. ``channels`` tell of known frames
-    where the denoiser was trained with them, in place of time 0. ``caching`` leaves blocks out at
+    where the denoiser was trained with them, in place of time 0, and ``picture`` tells of a first
+    frame by tokens beside the text. ``caching`` leaves blocks out at
     some of the steps. ``guidance`` is how the text guides; ``guidance_scale`` is its weight, or
     with a ``guide`` the weight of being better than it. Neither has a part with
     ``frame_guidance``.
@@ -118,6 +119,7 @@ class VideoGenerator:
     caching: FeatureCaching | None = None
     guidance: GuidanceRecipe = field(default_factory=GuidanceRecipe)
     guide: Guide | None = None
+    picture: PictureEncoder | None = None
 
     def videos(
         self, prompts: list[str], size: VideoSize, seeds: list[int]
@@ -210,7 +212,10 @@ class VideoGenerator:
         if self.channels is not None:
             # With noise of its own: what is taken away from the sample stays in what it is told.
             seen = self.process.path.perturb(latents, draw(noise), known.t)
-            told = TellKnown(network, self.channels(seen, known.mask))
+            tokens = None
+            if self.picture is not None:
+                tokens = self.picture.known(seen, known.mask, self.tokenizer.decode)
+            told = TellKnown(network, self.channels(seen, known.mask), tokens)
         elif not frames.keep:
             raise ValueError(
                 "a source is told by channels beside the latents: this network has none"

@@ -12,7 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -22,12 +22,14 @@ from sora_lightning.conditioning import (
     Concatenation,
     Conditioner,
     FrameTask,
+    PictureEncoder,
     Source,
     check_tasks,
     draw_known,
 )
 from sora_lightning.data.native import check_geometry
 from sora_lightning.denoisers import Denoiser
+from sora_lightning.denoisers.conditions import ConditionInput
 from sora_lightning.diffusion import (
     Known,
     LogitNormal,
@@ -65,6 +67,8 @@ class DiffusionSystem(L.LightningModule):
     sees what is known at time 0, or with ``concatenation`` beside its input; then all of a clip is
     noisy and counts, and ``concatenation`` says what is dropped in place of ``drop_condition``.
     The task ``Source`` learns edits by instruction: its clips are told of their batch's ``source``.
+    ``picture``, a factory as ``denoiser`` is, tells of a known first frame by tokens beside the
+    text too; they are dropped with the channels.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class DiffusionSystem(L.LightningModule):
         warmup_steps: int = 100,
         fps: float = 8.0,
         seed: int = 0,
+        picture: Callable[[int, int], PictureEncoder] | None = None,
     ):
         super().__init__()
         if not 0 <= drop_condition < 1:
@@ -92,10 +97,18 @@ class DiffusionSystem(L.LightningModule):
             raise ValueError(
                 "tasks has Source and concatenation is not set: a source is told by channels"
             )
+        if picture is not None and concatenation is None:
+            raise ValueError(
+                "picture is set and concatenation is not: it says when a picture is dropped"
+            )
         self.save_hyperparameters()
         self.tokenizer = tokenizer.requires_grad_(False)
         self.conditioner = conditioner
         self.denoiser = denoiser(tokenizer.latent_channels, conditioner.width)
+        self.picture: PictureEncoder | None = None
+        if picture is not None:
+            _check_reads_tokens(self.denoiser)
+            self.picture = picture(tokenizer.latent_channels, conditioner.width)
         self.time = time or LogitNormal()
         self.objective = objective or SquaredError()
         self.tasks = tasks or []
@@ -189,8 +202,8 @@ class DiffusionSystem(L.LightningModule):
         x_0, condition = self.latents(batch), self.conditioner(batch.captions)
         if (source := self.source(batch)) is not None:
             assert self.concatenation is not None
-            given = self.concatenation.channels(source, torch.ones_like(source[:, :1]).bool())
-            condition = replace(condition, given=given)
+            whole = torch.ones_like(source[:, :1], dtype=torch.bool)
+            condition = self.with_known(condition, source, whole, self.concatenation)
         loss = self.loss(x_0, condition, draw)
         self.log("val/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
         t, noise = fixed_draws(batch.clip_ids, x_0, self.seed)
@@ -246,8 +259,20 @@ class DiffusionSystem(L.LightningModule):
         noise = torch.randn(x_0.shape, generator=draw, device=x_0.device)
         seen = self.objective.process.path.perturb(x_0, noise, known.t)
         mask = known.mask & ~rearrange(no_frames, "b -> b 1 1 1 1")
-        given = concatenation.channels(seen, mask)
-        return replace(self.conditioner(captions, no_text), given=given)
+        return self.with_known(self.conditioner(captions, no_text), seen, mask, concatenation)
+
+    def with_known(
+        self,
+        condition: Condition,
+        latents: Float[Tensor, "b c f h w"],
+        mask: Bool[Tensor, "b 1 f h w"],
+        concatenation: Concatenation,
+    ) -> Condition:
+        """The condition, and what is known of each clip as channels and tokens."""
+        condition = replace(condition, given=concatenation.channels(latents, mask))
+        if self.picture is None:
+            return condition
+        return condition.joined(self.picture.known(latents, mask, self.tokenizer.decode))
 
     def known(self, x_0: Float[Tensor, "b c f h w"], numbers: Float[Tensor, "b n"]) -> Known:
         """The known tokens that a clip's uniform numbers decide."""
@@ -302,6 +327,7 @@ class DiffusionSystem(L.LightningModule):
             process=self.objective.process,
             shift=self.time.sampling_shift,
             channels=None if self.concatenation is None else self.concatenation.channels,
+            picture=self.picture,
             **settings,
         )
 
@@ -309,8 +335,18 @@ class DiffusionSystem(L.LightningModule):
         return configure(self, self.optimizer, self.warmup_steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the tokenizer's configuration where the path of its own checkpoint stood."""
-        if self.tokenizer.specification is not None:
-            hyperparameters = checkpoint["hyper_parameters"]
-            arguments = hyperparameters.get("init_args", hyperparameters)
-            arguments["tokenizer"] = self.tokenizer.specification
+        """Put the configurations of tokenizer and picture encoder where paths of files stood."""
+        hyperparameters = checkpoint["hyper_parameters"]
+        arguments = hyperparameters.get("init_args", hyperparameters)
+        for name in ("tokenizer", "picture"):
+            if (specification := getattr(getattr(self, name), "specification", None)) is not None:
+                arguments[name] = specification
+
+
+def _check_reads_tokens(denoiser: Denoiser) -> None:
+    condition = getattr(denoiser, "condition", None)
+    if isinstance(condition, ConditionInput) and not condition.text_every:
+        raise ValueError(
+            f"picture is set, and the denoiser's {type(condition).__name__} has no block attend to "
+            "tokens: nothing would be seen of the picture's"
+        )
