@@ -255,8 +255,8 @@ class VideoDataModule(L.LightningDataModule):
         choose = EvenChoice(self.windows_per_clip)
         dataset = self._pixels(clips, reader, choose, key, self._manifests())
         batches = self._batches(clips, self.windows_per_clip, key, self._encoded_before())
-        first = self._batches(clips, self.windows_per_clip, key)[: self._ranks()[1]]
-        return self._once(dataset, batches or first)
+        batches = batches or self._batches(clips, self.windows_per_clip, key)[: self._ranks()[1]]
+        return self._once(dataset, batches)
 
     def _encoded_before(self) -> LatentCache | None:
         """The cache that ``predict`` goes on with, if there is one."""

@@ -100,10 +100,9 @@ class VideoGenerator:
     set, is the weight of known frames beside that of the text, ``guidance_scale`` (InstructPix2Pix,
     arXiv 2211.09800): it takes three calls a step instead of two. ``channels`` tell of known frames
     where the denoiser was trained with them, in place of time 0, and ``picture`` tells of a first
-    frame by tokens beside the text. ``caching`` leaves blocks out at
-    some of the steps. ``guidance`` is how the text guides; ``guidance_scale`` is its weight, or
-    with a ``guide`` the weight of being better than it. Neither has a part with
-    ``frame_guidance``.
+    frame by tokens beside the text. ``caching`` leaves blocks out at some of the steps.
+    ``guidance`` is how the text guides; ``guidance_scale`` is its weight, or with a ``guide`` the
+    weight of being better than it. Neither has a part with ``frame_guidance``.
     """
 
     tokenizer: VideoTokenizer
