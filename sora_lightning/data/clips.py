@@ -156,7 +156,8 @@ class PixelClips(Dataset[VideoBatch]):
         source_reader: WindowReader | None = None,
     ) -> None:
         self.clips = clips
-        self.readers = [reader, *([] if source_reader is None else [source_reader])]
+        self.reader = reader
+        self.source_reader = source_reader
         self.choose = choose
         self.name = name
         self.bad_clips = bad_clips
@@ -171,7 +172,7 @@ class PixelClips(Dataset[VideoBatch]):
             names.append(self.name(record, request.size, turn))
             captions.append(choice.caption)
             videos.append(read)
-        fps = torch.full((len(videos),), self.readers[0].fps)
+        fps = torch.full((len(videos),), self.reader.fps)
         video, *source = (torch.stack(part) for part in zip(*videos, strict=True))
         batch = VideoBatch(captions, fps, names, video=video)
         return replace(batch, source=replace(batch, video=source[0])) if source else batch
@@ -180,13 +181,14 @@ class PixelClips(Dataset[VideoBatch]):
         self, size: VideoSize, number: int, turn: int
     ) -> tuple[ClipRecord, Choice, list[Float[Tensor, "3 F H W"]]]:
         clips = self.clips[size]
+        readers = [one for one in (self.reader, self.source_reader) if one is not None]
         for step in range(len(clips)):
             record = clips[(number + step) % len(clips)]
             if record in self.bad_clips:
                 continue
             choice = self.choose(record, turn)
             try:
-                read = [one.read(record, size, choice.window) for one in self.readers]
+                read = [one.read(record, size, choice.window) for one in readers]
                 return record, choice, read
             except ValueError as error:
                 self.bad_clips.add(record, error)
