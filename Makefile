@@ -3,6 +3,7 @@ VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed.stamp
+ALL_STAMP := $(VENV)/optional.stamp
 OUTPUT ?= runs/sample.mp4
 
 # $(call needs,NAME,example) ends with a sentence where the variable was not given.
@@ -29,8 +30,14 @@ demo: $(STAMP)  ## render clips, train tokenizer and DiT, sample, score: 10 minu
 test: $(STAMP)  ## the tests that CI runs
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-test-all: $(STAMP)  ## all tests, the slow ones too
+test-all: $(ALL_STAMP)  ## all tests, the slow ones and those of optional packages too
 	$(BIN)/python -m pytest
+
+# litdata names torchvision, whose wheels do not load beside a CPU-only torch, and runs without it.
+$(ALL_STAMP): $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[scenes]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps litdata boto3 botocore s3transfer jmespath obstore tifffile
+	@touch $@
 
 lint: $(STAMP)  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

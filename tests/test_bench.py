@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import denoisers, layouts, packing
+from tests.bench import data, denoisers, layouts, packing
 from tests.bench.__main__ import main, sections
 from tests.bench.report import Report
 
@@ -44,6 +44,21 @@ def test_candidates_take_turns_and_ratios_follow_their_times(tmp_path: Path) -> 
     *_, last = (tmp_path / "bench.md").read_text().splitlines()
     assert last.startswith("| sleep | by turns | fast | ")
     assert f"| {fast.ratio:.2f}x | {fast.share:.1%} |" in last
+
+
+def test_the_share_of_waiting_is_that_of_the_steps_after_the_first(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    first, steps = [9.0] * data.WARM_UP_STEPS, 10
+    seconds = {
+        "[_TrainingEpochLoop].train_dataloader_next": [*first, *[0.02] * steps, 5.0],
+        "run_training_batch": [*first, *[0.18] * steps],
+    }
+    report = Report()
+    rows = report.parts("a step", data.waits_of(seconds))
+    assert rows["whole step"].rounds == steps
+    assert rows["whole step"].median_s == pytest.approx(0.2)
+    assert "waiting for data: 10.0% of the whole step" in capsys.readouterr().out
 
 
 def test_a_wrong_section_is_answered_with_those_there_are(

@@ -26,9 +26,11 @@ class TextConditioner(Conditioner):
 
     There is no vocabulary to keep: a word's vector is the sum of two rows of one table, chosen by
     two hashes of its letters (arXiv 1709.03933), so that words which share one row still differ.
-    Row 0, twice, is the summary token that stands before the words and becomes the pooled vector.
-    An empty caption, or a dropped one, is the summary token alone, so the condition of no caption
-    is learned in training. Captions longer than ``max_words`` are cut.
+    Row 0, twice, is the token that stands before the words. An empty caption, or a dropped one, is
+    this token alone, so the condition of no caption is learned in training. The pooled vector is
+    the tokens' sum over the root of their number: a word means there what it means in any caption,
+    and of ``depth`` 0 the whole condition is a bag of words with their places, which learns fastest
+    what combinations of words never seen together mean. Captions longer than ``max_words`` are cut.
     """
 
     def __init__(
@@ -78,7 +80,9 @@ class TextConditioner(Conditioner):
         for block in self.blocks:
             x = block(x, mask)
         x = self.norm(x)
-        return Condition(tokens=x, mask=mask, pooled=x[:, 0])
+        real = mask[..., None].to(x)
+        pooled = (x * real).sum(1) / real.sum(1).sqrt()
+        return Condition(tokens=x, mask=mask, pooled=pooled)
 
     def _positions(self, ids: Int[Tensor, "b l 2"]) -> Float[Tensor, "1 l d"]:
         positions = torch.arange(ids.shape[1], device=ids.device, dtype=torch.float32)

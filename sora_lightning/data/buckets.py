@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float, UInt8
@@ -184,11 +185,13 @@ class Assignment:
         sizes: Sequence[VideoSize] = (),
     ) -> Assignment:
         """From what becomes of each record, in order; ``sizes`` come first, with clips or none."""
-        numbers: dict[VideoSize | Removal | Filter, array[int]] = {s: array("q") for s in sizes}
-        for number, place in enumerate(places):
-            numbers.setdefault(place, array("q")).append(number)
+        codes: dict[VideoSize | Removal | Filter, int] = {s: i for i, s in enumerate(sizes)}
+        of_records = array("i", (codes.setdefault(place, len(codes)) for place in places))
+        found = np.array(of_records, dtype=np.int32)
+        numbers = np.argsort(found, kind="stable").astype(np.int32)
+        ends = np.cumsum(np.bincount(found, minlength=len(codes)))[:-1]
         assignment = cls({})
-        for place, of_place in numbers.items():
+        for place, of_place in zip(codes, np.split(numbers, ends), strict=True):
             part = chosen(records, of_place)
             if isinstance(place, VideoSize):
                 assignment.clips[place] = part

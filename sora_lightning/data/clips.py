@@ -9,7 +9,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int
+from numpy import ndarray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -19,7 +20,7 @@ from sora_lightning.data.decode import DecodeError, Reader, Timeline
 from sora_lightning.data.latents import LatentCache
 from sora_lightning.data.manifest import ClipRecord
 from sora_lightning.data.sampler import BatchRequest
-from sora_lightning.data.shards import ShardFiles
+from sora_lightning.data.shards import ShardFiles, require_unchanged, stamp
 from sora_lightning.types import VideoBatch, VideoSize
 
 TIMELINES_KEPT = 16384
@@ -92,14 +93,14 @@ class WindowReader(Protocol):
 
 class ClipReader:
     """Reads windows of clips at a frame rate and a size; remembers when each file's frames are
-    shown.
+    shown. A file that is not the one that was indexed is refused.
     """
 
     def __init__(self, reader: Reader, fps: float) -> None:
         self.reader = reader
         self.fps = fps
         self.files = ShardFiles()
-        self._timelines: dict[Path, Timeline] = {}
+        self._timelines: dict[tuple[Path, tuple[int, int] | None], Timeline] = {}
 
     def read(self, record: ClipRecord, size: VideoSize, window: float) -> Float[Tensor, "3 F H W"]:
         """Frames spaced by ``1 / fps`` seconds, in [-1, 1]. Raises ``DecodeError`` or another
@@ -111,10 +112,10 @@ class ClipReader:
 
     def locate(
         self, record: ClipRecord, size: VideoSize, window: float
-    ) -> tuple[Path, Timeline, Float64[np.ndarray, " F"]]:
+    ) -> tuple[Path, Timeline, Float64[ndarray, " F"]]:
         """The clip's file, and the times of a window's frames in it. Raises as ``read``."""
         path = self.files.local(record)
-        timeline = self.timeline(path)
+        timeline = self.timeline(record, path)
         if record.decord_objection is not None:
             timeline = replace(timeline, decord_objection=record.decord_objection)
         span_s = (size.num_frames - 1) / self.fps
@@ -127,13 +128,17 @@ class ClipReader:
         start_s = record.start_s + window * max(0.0, latest_s - record.start_s)
         return path, timeline, start_s + np.arange(size.num_frames) / self.fps
 
-    def timeline(self, path: Path) -> Timeline:
-        """When a file's frames are shown. Raises ``DecodeError``."""
-        if path not in self._timelines:
+    def timeline(self, record: ClipRecord, path: Path) -> Timeline:
+        """When the frames of a clip's file, which lies at ``path``, are shown. Raises
+        ``DecodeError``, also where the file is not the one that was indexed.
+        """
+        as_seen = path, stamp(record)
+        if as_seen not in self._timelines:
+            require_unchanged(record)
             if len(self._timelines) >= TIMELINES_KEPT:
                 self._timelines.pop(next(iter(self._timelines)))
-            self._timelines[path] = self.reader.timeline(path)
-        return self._timelines[path]
+            self._timelines[as_seen] = self.reader.timeline(path)
+        return self._timelines[as_seen]
 
 
 class PixelClips(Dataset[VideoBatch]):
@@ -196,22 +201,23 @@ class PixelClips(Dataset[VideoBatch]):
 
 
 class LatentClips(Dataset[VideoBatch]):
-    """Batches from the latent cache. ``keys`` holds each clip's keys, one for each window, and
-    ``source_keys``, where the batch is to have a ``source``, that of each key's.
+    """Batches from the latent cache. ``numbers`` are those of each clip's windows in it, -1 for
+    one that it lacks. ``source_numbers``, where the batch is to have a ``source``, has the number
+    of the source's window for each clip's.
     """
 
     def __init__(
         self,
         clips: ClipsBySize,
-        keys: Mapping[str, Sequence[str]],
+        numbers: Mapping[VideoSize, Int[ndarray, "_n w"]],
         cache: LatentCache,
         choose: Chooser,
         fps: float,
-        source_keys: Mapping[str, str] | None = None,
+        source_numbers: Mapping[int, int] | None = None,
     ) -> None:
         self.clips = clips
-        self.keys = keys
-        self.source_keys = source_keys
+        self.numbers = numbers
+        self.source_numbers = source_numbers
         self.cache = cache
         self.choose = choose
         self.fps = fps
@@ -221,19 +227,18 @@ class LatentClips(Dataset[VideoBatch]):
 
     def __getitem__(self, request: BatchRequest) -> VideoBatch:
         records = [self.clips[request.size][number] for number in request.clips]
-        captions, shown = [], []
-        for record, turn in zip(records, request.turns, strict=True):
+        captions, latents, sources = [], [], []
+        windows = self.numbers[request.size][list(request.clips)]
+        for record, turn, of_clip in zip(records, request.turns, windows, strict=True):
             choice = self.choose(record, turn)
-            keys = self.keys[record.clip_id]
             captions.append(choice.caption)
-            shown.append(keys[min(int(choice.window * len(keys)), len(keys) - 1)])
+            latents.append(self.cache.window(of_clip, choice.window))
+            if self.source_numbers is not None:
+                of_source = [self.source_numbers.get(n, -1) for n in of_clip.tolist()]
+                sources.append(self.cache.window(np.array(of_source), choice.window))
         fps = torch.full((len(records),), self.fps)
         names = [record.clip_id for record in records]
-        batch = VideoBatch(captions, fps, names, latents=self._read(shown))
-        if self.source_keys is None:
+        batch = VideoBatch(captions, fps, names, latents=torch.stack(latents))
+        if self.source_numbers is None:
             return batch
-        sources = self._read([self.source_keys[key] for key in shown])
-        return replace(batch, source=replace(batch, latents=sources))
-
-    def _read(self, keys: Sequence[str]) -> Float[Tensor, "b c f h w"]:
-        return torch.stack([self.cache.read(key) for key in keys])
+        return replace(batch, source=replace(batch, latents=torch.stack(sources)))

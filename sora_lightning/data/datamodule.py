@@ -41,7 +41,7 @@ from sora_lightning.data.filters import Filter
 from sora_lightning.data.guard import CAN_FORK, GuardedReader
 from sora_lightning.data.latents import INDEX, LatentCache
 from sora_lightning.data.manifest import ClipRecord
-from sora_lightning.data.mapped import joined, open_manifest
+from sora_lightning.data.mapped import cells, clip_ids, joined, open_manifest
 from sora_lightning.data.native import NativeSizes, Packing
 from sora_lightning.data.packed import KeptTokens, PackedCache, PackedPixels
 from sora_lightning.data.packing import PackPlan
@@ -107,9 +107,9 @@ class VideoDataModule(L.LightningDataModule):
             learn instructions; ``predict`` then encodes those too.
 
     Training batches follow ``BatchPlan`` or ``PackPlan``; a run that resumes goes on with the next
-    batch. Clips that cannot be read are left out, and named in ``bad_clips.jsonl`` in the folder
-    that the trainer logs to. Raises ``ValueError`` at construction for settings that cannot work,
-    in ``setup`` for manifests that cannot.
+    batch. Clips that cannot be read, or have changed since they were indexed, are left out, and
+    named in ``bad_clips.jsonl`` in the folder that the trainer logs to. Raises ``ValueError``
+    at construction for settings that cannot work, in ``setup`` for manifests that cannot.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class VideoDataModule(L.LightningDataModule):
         self._clips: dict[Path, Assignment] = {}
         self._encoded: dict[Path, Assignment] = {}
         self._cache: LatentCache | None = None
-        self._latent_keys: dict[Path, dict[str, list[str]]] = {}
+        self._numbers: dict[Path, dict[VideoSize, np.ndarray]] = {}
 
     def setup(self, stage: str) -> None:
         """Read the manifests, give every clip its size, and open the latent cache where one is
@@ -274,9 +274,9 @@ class VideoDataModule(L.LightningDataModule):
             reader = ClipReader(self.reader, self.fps)
             sources = SourceReader(reader) if self.sources else None
             return self._pixels(clips, reader, choose, _clip_id, [manifest], sources)
-        keys = self._latent_keys[manifest]
-        source_keys = self._key.source_keys if isinstance(self._key, PairKeys) else None
-        return LatentClips(clips, keys, self._cache, choose, self.fps, source_keys)
+        numbers = self._numbers[manifest]
+        of_sources = self._key.source_numbers if isinstance(self._key, PairKeys) else None
+        return LatentClips(clips, numbers, self._cache, choose, self.fps, of_sources)
 
     def _batch_plan(self, clips: ClipsBySize, run_length: int) -> BatchPlan:
         num_clips = {size: len(of_size) for size, of_size in clips.items()}
@@ -289,7 +289,7 @@ class VideoDataModule(L.LightningDataModule):
     def _pack_plan(self, packing: Packing, clips: ClipsBySize, run_length: int) -> PackPlan:
         sizes = [(size, len(of_size)) for size, of_size in clips.items()]
         grids = [packing.grid(s.num_frames, s.height, s.width) for s, _ in sizes]
-        repeated = np.repeat(np.array(grids), [count for _, count in sizes], axis=0)
+        repeated = np.repeat(np.array(grids, dtype=np.int32), [count for _, count in sizes], axis=0)
         places = _shards(joined(clips.values()))
         return PackPlan(repeated, packing, self.seed, run_length, _identity(clips), places)
 
@@ -302,8 +302,8 @@ class VideoDataModule(L.LightningDataModule):
             reader = ClipReader(self.reader, self.fps)
             limit = self._bearable(self._clips[self.manifest])
             return PackedPixels(records, reader, choose, kept, self._bad_clips(limit))
-        keys = self._latent_keys[self.manifest]
-        return PackedCache(records, keys, self._cache, choose, kept, self.fps)
+        numbers = np.concatenate(list(self._numbers[self.manifest].values()))
+        return PackedCache(records, numbers, self._cache, choose, kept, self.fps)
 
     def _pixels(
         self,
@@ -369,7 +369,7 @@ class VideoDataModule(L.LightningDataModule):
     def _open_cache(self, root: Path) -> None:
         self._cache = LatentCache.open(root)
         for manifest, assignment in self._clips.items():
-            kept, self._latent_keys[manifest] = encoded(assignment, self._key, self._cache)
+            kept, self._numbers[manifest] = encoded(assignment, self._key, self._cache)
             missing = assignment.num_clips - kept.num_clips
             if missing > MAX_MISSING * assignment.num_clips:
                 raise ValueError(
@@ -395,19 +395,19 @@ def _clip_id(record: ClipRecord, size: VideoSize, turn: int) -> str:
 def _shards(records: Sequence[ClipRecord]) -> np.ndarray | None:
     """In which shard each clip lies; None where some lie in none."""
     numbers: dict[str, int] = {}
-    places = array("q")
-    for record in records:
-        if (shard := record.columns.get("shard")) is None:
+    places = array("i")
+    for shard in cells(records, "shard"):
+        if shard is None:
             return None
         places.append(numbers.setdefault(shard, len(numbers)))
-    return np.array(places, dtype=np.int64)
+    return np.array(places, dtype=np.int32)
 
 
 def _identity(clips: ClipsBySize) -> str:
     identity = hashlib.sha256()
     separator = ""
-    for record in itertools.chain.from_iterable(clips.values()):
-        identity.update(f"{separator}{record.clip_id}".encode())
+    for clip_id in itertools.chain.from_iterable(map(clip_ids, clips.values())):
+        identity.update(f"{separator}{clip_id}".encode())
         separator = "\n"
     return identity.hexdigest()
 

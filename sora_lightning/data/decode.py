@@ -30,6 +30,10 @@ from jaxtyping import Float, Int, UInt8
 from sora_lightning.data.manifest import Footage
 
 DECORD_CODECS = ("h264", "hevc", "vp8", "vp9", "mpeg4", "mjpeg")
+# Damage ends the decoding in place of being painted over: a frame that is predicted from a damaged
+# one is wrong too, and nothing marks it. FFmpeg's other checks (crccheck, careful, aggressive) were
+# seen to catch no wrong frame that this lets pass.
+STRICT = {"err_detect": "explode"}
 # MAX_NVOP_SIZE of FFmpeg: so small a packet of mpeg4 may only say that nothing changed.
 LARGEST_NOT_CODED = 19
 
@@ -184,7 +188,7 @@ def decoded_frames(path: Path) -> Iterator[tuple[float, VideoFrame]]:
     with _opened(path) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
-        stream.codec_context.options = {"err_detect": "explode"}
+        stream.codec_context.options = STRICT
         for number, frame in enumerate(_frames(path, container, stream, headless=False)):
             if number < len(timeline):
                 yield float(timeline.times_s[number]), frame
@@ -259,9 +263,7 @@ class PyAVReader(Reader):
         with _opened(path) as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
-            # Damage ends the decoding in place of being painted over: a frame that is predicted
-            # from a damaged one is wrong too, and nothing marks it.
-            stream.codec_context.options = {"err_detect": "explode"}
+            stream.codec_context.options = STRICT
             if entry is not None:
                 container.seek(entry, stream=stream)
             shown = -math.inf

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import mmap
 import os
 import signal
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
@@ -69,8 +70,9 @@ class Guard:
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> tuple[Any, str]:
         """What the function returns, and what was written to stderr meanwhile.
 
-        Raises what the function raises, and ``ChildDied`` where it takes too long or takes the
-        process down.
+        An array is not copied out of the memory shared with the child, unless one returned before
+        still lies there. Raises what the function raises, and ``ChildDied`` where it takes too long
+        or takes the process down.
         """
         if self._child is None or self._child.owner != os.getpid():
             self._child = _Child(self._num_bytes, self.timeout_s)
@@ -97,12 +99,17 @@ class Guard:
 
 
 class _Child:
-    """The parent's side of one process, its pipe and its shared memory."""
+    """The parent's side of one process, its pipe and its shared memory.
+
+    Arrays lie in one of two buffers: in the first, and are lent to the caller as they are; or,
+    while what was lent last is still in use, in the second, and are copied.
+    """
 
     def __init__(self, num_bytes: int, timeout_s: float) -> None:
         self.owner = os.getpid()
         self.timeout_s = timeout_s
-        self.shared = mmap.mmap(-1, num_bytes)
+        self.shared = mmap.mmap(-1, num_bytes), mmap.mmap(-1, num_bytes)
+        self.lent: weakref.ref[np.ndarray] | None = None
         self.pipe, theirs = Pipe()
         with tempfile.TemporaryFile() as written:
             self.pid = os.fork()
@@ -115,8 +122,9 @@ class _Child:
         self.stop = weakref.finalize(self, _stop, self.owner, self.pid, self.pipe)
 
     def answer(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> _Answer:
+        buffer = 0 if self.lent is None or self.lent() is None else 1
         try:
-            self.pipe.send((function, arguments))
+            self.pipe.send((buffer, function, arguments))
             if not self.pipe.poll(self.timeout_s):
                 raise ChildDied(f"took longer than {self.timeout_s:g} s and was stopped")
             answer: _Answer = self.pipe.recv()
@@ -127,8 +135,12 @@ class _Child:
             raise ChildDied(f"crashed the decoder ({_ending(status)})") from error
         if isinstance(answer.value, _Array):
             dtype, shape = answer.value
-            flat = np.frombuffer(self.shared, dtype, int(np.prod(shape)))
-            return answer._replace(value=flat.reshape(shape).copy())
+            flat = np.frombuffer(self.shared[buffer], dtype, int(np.prod(shape)))
+            if buffer == 0:
+                self.lent = weakref.ref(flat)  # every view of it, and every tensor, keeps it alive
+            else:
+                flat = flat.copy()
+            return answer._replace(value=flat.reshape(shape))
         return answer
 
 
@@ -146,7 +158,7 @@ def _stop(owner: int, pid: int, pipe: Connection) -> None:
             os.waitpid(pid, 0)
 
 
-def _serve(pipe: Connection, shared: mmap.mmap, written: int, timeout_s: float) -> None:
+def _serve(pipe: Connection, shared: Sequence[mmap.mmap], written: int, timeout_s: float) -> None:
     """The child's life: answer calls until the parent closes its end of the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's affair
     for number in (signal.SIGTERM, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGALRM):
@@ -158,16 +170,16 @@ def _serve(pipe: Connection, shared: mmap.mmap, written: int, timeout_s: float) 
     os.closerange(pipe.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
     while True:
         try:
-            function, arguments = pipe.recv()
+            buffer, function, arguments = pipe.recv()
         except (EOFError, ConnectionError):
             return
         # Ends an endless call even where the parent that would stop it has died.
         signal.setitimer(signal.ITIMER_REAL, 2 * timeout_s + 1)
         answer = _answer(function, arguments)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        if isinstance(answer.value, np.ndarray) and answer.value.nbytes <= len(shared):
+        if isinstance(answer.value, np.ndarray) and answer.value.nbytes <= len(shared[buffer]):
             array = answer.value
-            place = np.frombuffer(shared, array.dtype, array.size).reshape(array.shape)
+            place = np.frombuffer(shared[buffer], array.dtype, array.size).reshape(array.shape)
             place[...] = array
             answer = answer._replace(value=_Array(array.dtype, array.shape))
         pipe.send(answer)
@@ -188,9 +200,10 @@ def _answer(function: Callable[..., Any], arguments: tuple[Any, ...]) -> _Answer
 
 
 def guarded_map(
-    function: Callable[[Any], Any], items: Sequence[Any], num_workers: int, timeout_s: float
+    function: Callable[[Any], Any], items: Iterable[Any], num_workers: int, timeout_s: float
 ) -> Iterator[Any]:
-    """``function(item)`` of each item, in order, or the ``DecodeError`` in its place.
+    """``function(item)`` of each item, in order, or the ``DecodeError`` in its place; a few
+    thousand items are asked for ahead.
 
     Each of the workers has a guard, where processes can be forked.
     """
@@ -208,8 +221,9 @@ def guarded_map(
             idle.put(guard)
 
     with ThreadPoolExecutor(num_workers) as pool:
-        for start in range(0, len(items), ITEMS_AHEAD):
-            yield from pool.map(run, items[start : start + ITEMS_AHEAD])
+        coming = iter(items)
+        while ahead := list(itertools.islice(coming, ITEMS_AHEAD)):
+            yield from pool.map(run, ahead)
 
 
 def _unguarded(function: Callable[..., Any], *arguments: Any) -> tuple[Any, str]:

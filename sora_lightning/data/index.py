@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,6 +26,7 @@ from sora_lightning.data.curation import (
 from sora_lightning.data.decode import DecodeError, PyAVReader, read_timeline
 from sora_lightning.data.encode import reencode
 from sora_lightning.data.guard import guarded_map
+from sora_lightning.data.journal import Journal
 from sora_lightning.data.tables import (
     Row,
     check_target,
@@ -88,36 +89,30 @@ def index(
     copies = None if reencode_to is None else reencode_to.absolute()
     work = Work(detector if scenes else None, min_scene_s, scores, copies)
     folder = source if source.is_dir() else source.parent
-    jobs = []
-    for place, row in read_rows(source):
-        if copies is not None and has_source(row, folder):
-            raise ValueError(
-                f"{place}: source = {row['source']!r}: the copies of reencode_to begin at another "
-                "time than their sources: leave one of them out"
-            )
-        jobs.append(_Job.of(with_moved_source(row, folder, output.parent), place, folder, work))
+    num_jobs = sum(_usable(row, place, folder, work) for place, row in read_rows(source))
+    jobs = (
+        _Job.of(with_moved_source(row, folder, output.parent), place, folder, work)
+        for place, row in read_rows(source)
+    )
     output.parent.mkdir(parents=True, exist_ok=True)
-    journal = output.with_name(f".{output.name}.journal")
-    results = _recalled(journal)
-    missing = [job for job in jobs if job.key not in results]
-    if len(missing) < len(jobs):
-        print(f"{len(jobs) - len(missing)} of {len(jobs)} rows stand in {journal} from before")
-    found = guarded_map(_rows_of, missing, num_workers, timeout_s)
-    bar = tqdm(found, "indexing", len(missing), unit="file", disable=None)
-    with journal.open("a", encoding="utf-8") as file:
-        for job, result in zip(missing, bar, strict=True):
-            results[job.key] = result if isinstance(result, list) else _reason(job, result)
-            file.write(json.dumps([job.key, results[job.key]], ensure_ascii=False) + "\n")
-            file.flush()
-    rows, rejects = _gathered(jobs, results, output.parent)
-    write_lines(output.with_name(f"{output.name}.rejects.jsonl"), rejects)
-    if not rows:
-        why = f": {rejects[0]['reason']}" if rejects else ""
-        raise ValueError(f"{source}: not one of its {len(jobs)} files can be read{why}")
+    journal = Journal(output.with_name(f".{output.name}.journal"))
+    missing, asked = itertools.tee(job for job in jobs if not journal.recall(job.key))
+    found = guarded_map(_rows_of, asked, num_workers, timeout_s)
+    with tqdm(total=num_jobs, desc="indexing", unit="file", disable=None) as bar:
+        for result, job in zip(found, missing, strict=True):
+            outcome = result if isinstance(result, list) else _reason(job, result)
+            bar.update(journal.add(job.key, job.row["path"], outcome) - bar.n)
+    if journal.num_recalled:
+        print(f"{journal.num_recalled} of {num_jobs} rows stood in {journal.path} from before")
+    results = _Results(journal, output.parent)
+    write_lines(output.with_name(f"{output.name}.rejects.jsonl"), results.rejects())
+    if not any(results):
+        why = next((f": {reject['reason']}" for reject in results.rejects()), "")
+        raise ValueError(f"{source}: not one of its {num_jobs} files can be read{why}")
     if scores:
-        _mark_duplicates(rows)
-    write_rows(output, rows)
-    print(_summary(output, rows, rejects))
+        results.mark_duplicates()
+    write_rows(output, results)
+    print(_summary(output, results))
 
 
 @dataclass(frozen=True)
@@ -134,24 +129,28 @@ class _Job:
 
     @classmethod
     def of(cls, row: Row, place: str, folder: Path, work: Work) -> _Job:
-        if not isinstance(row.get("path"), str) or not row["path"]:
-            raise ValueError(f"{place}: path: must name a video file")
-        path = (folder / row["path"]).absolute()
+        path = (folder / _path_of(row, place)).absolute()
         state = path.stat() if path.is_file() else None
         stamp = [state.st_size, state.st_mtime_ns] if state else []
         identity = json.dumps([row, str(path), stamp, asdict(work)], sort_keys=True, default=str)
         return cls(row, path, work, hashlib.sha256(identity.encode()).hexdigest()[:32])
 
 
-def _recalled(journal: Path) -> dict[str, list[Row] | str]:
-    """What earlier calls found, by key; a line that an interruption cut is passed over."""
-    results: dict[str, list[Row] | str] = {}
-    if journal.is_file():
-        for line in journal.read_text(encoding="utf-8").splitlines():
-            with suppress(json.JSONDecodeError):
-                key, result = json.loads(line)
-                results[key] = result
-    return results
+def _usable(row: Row, place: str, folder: Path, work: Work) -> bool:
+    """True. Raises ``ValueError`` for a row that there cannot be a job for."""
+    if work.copies is not None and has_source(row, folder):
+        raise ValueError(
+            f"{place}: source = {row['source']!r}: the copies of reencode_to begin at another "
+            "time than their sources: leave one of them out"
+        )
+    return _path_of(row, place) != ""
+
+
+def _path_of(row: Row, place: str) -> str:
+    path = row.get("path")
+    if not isinstance(path, str) or not path:
+        raise ValueError(f"{place}: path: must name a video file")
+    return path
 
 
 def _reason(job: _Job, error: DecodeError) -> str:
@@ -214,35 +213,50 @@ def _facts(path: Path) -> Row:
     }
 
 
-def _gathered(
-    jobs: Sequence[_Job], results: Mapping[str, list[Row] | str], folder: Path
-) -> tuple[list[Row], list[Row]]:
-    """The rows of all files, with paths as the source gave them, and those of the rejects."""
-    rows, rejects = [], []
-    for job in jobs:
-        result = results[job.key]
-        if isinstance(result, str):
-            rejects.append({"path": job.row["path"], "reason": result})
-            continue
-        for row in result:
-            given_relative = not Path(job.row["path"]).is_absolute()
-            path = (
-                os.path.relpath(row["path"], folder.absolute()) if given_relative else row["path"]
-            )
-            rows.append({**row, "path": path})
-    return rows, rejects
+class _Results:
+    """The rows of all files in order, with paths as the source gave them, and those of the rejects;
+    read from the journal whenever they are asked for.
+    """
+
+    def __init__(self, journal: Journal, folder: Path) -> None:
+        self.journal = journal
+        self.folder = folder.absolute()
+        self._duplicate_of: list[str] | None = None
+
+    def __iter__(self) -> Iterator[Row]:
+        if self._duplicate_of is None:
+            yield from self._rows()
+            return
+        for row, first in zip(self._rows(), self._duplicate_of, strict=True):
+            yield {**row, "duplicate_of": first}
+
+    def _rows(self) -> Iterator[Row]:
+        for given, result in self.journal:
+            absolute = Path(given).is_absolute()
+            for row in result if isinstance(result, list) else ():
+                path = row["path"] if absolute else os.path.relpath(row["path"], self.folder)
+                yield {**row, "path": path}
+
+    def rejects(self) -> Iterator[Row]:
+        for given, result in self.journal:
+            if isinstance(result, str):
+                yield {"path": given, "reason": result}
+
+    def mark_duplicates(self) -> None:
+        windows, looks, paths = [], [], []
+        for row in self._rows():
+            windows.append(f"{row['content']} {row.get('start_s')} {row.get('end_s')}")
+            looks.append(row["look"])
+            paths.append(row["path"])
+        firsts = duplicates(windows, looks)
+        self._duplicate_of = ["" if first is None else paths[first] for first in firsts]
 
 
-def _mark_duplicates(rows: Sequence[Row]) -> None:
-    windows = [f"{row['content']} {row.get('start_s')} {row.get('end_s')}" for row in rows]
-    for row, first in zip(rows, duplicates(windows, [row["look"] for row in rows]), strict=True):
-        row["duplicate_of"] = "" if first is None else rows[first]["path"]
-
-
-def _summary(output: Path, rows: Sequence[Row], rejects: Sequence[Row]) -> str:
-    lines = [f"{output}: {len(rows)} clips"]
-    for reason, count in Counter(row["decoder_reason"] for row in rows).most_common():
+def _summary(output: Path, results: _Results) -> str:
+    reasons = Counter(row["decoder_reason"] for row in results)
+    lines = [f"{output}: {reasons.total()} clips"]
+    for reason, count in reasons.most_common():
         lines.append(f"{count:6d} by {'pyav: ' + reason if reason else 'decord'}")
-    for reason, count in Counter(row["reason"] for row in rejects).most_common():
+    for reason, count in Counter(row["reason"] for row in results.rejects()).most_common():
         lines.append(f"{count:6d} rejected: {reason}")
     return "\n".join(lines)

@@ -11,13 +11,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from numpy import ndarray
 from torch import Tensor
 
 from sora_lightning.data.manifest import ClipRecord
@@ -25,6 +28,8 @@ from sora_lightning.types import VideoSize
 
 INDEX = "index.json"
 SHARD_BYTES = 64 * 2**20
+KEY_DIGITS = 32
+_KEY = re.compile(f"[0-9a-f]{{{KEY_DIGITS}}}")
 # Part of every key: a change of what a window or a resize means must not serve old latents.
 POLICY = "window midpoints; antialiased bilinear; centre crop; 1"
 
@@ -37,7 +42,7 @@ def latent_key(
 ) -> str:
     """Names the latents of one of a clip's evenly placed windows, at one size and frame rate."""
     parts = [content, record.start_s, record.end_s, str(size), fps, window, num_windows, POLICY]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:KEY_DIGITS]
 
 
 class _Place(NamedTuple):
@@ -47,8 +52,75 @@ class _Place(NamedTuple):
     shape: tuple[int, ...]
 
 
+class _Entries:
+    """Where each of the latents lies, in columns: 34 bytes for each, and no objects. They are
+    numbered in the order in which their shards were met.
+    """
+
+    def __init__(self) -> None:
+        self.shards: list[str] = []
+        self.formats: list[tuple[np.dtype, tuple[int, ...]]] = []
+        self._keys = np.zeros(0, "S16")
+        self._shard, self._format = np.zeros(0, np.int32), np.zeros(0, np.int32)
+        self._offset = np.zeros(0, np.int64)
+        self._order = np.zeros(0, np.int32)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def add(self, shard: Path) -> None:
+        """Take in the header of a shard."""
+        with shard.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header: dict[str, Any] = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        formats = {one: number for number, one in enumerate(self.formats)}
+        of_entries = [
+            formats.setdefault((_NAMES[e["dtype"]], tuple(e["shape"])), len(formats))
+            for e in header.values()
+        ]
+        begin = len(self)
+        for column in (self._keys, self._shard, self._format, self._offset):
+            column.resize(begin + len(header), refcheck=False)
+        self._keys[begin:] = _digests(header)
+        self._shard[begin:] = len(self.shards)
+        self._format[begin:] = of_entries
+        self._offset[begin:] = [8 + length + e["data_offsets"][0] for e in header.values()]
+        self.formats = list(formats)
+        self.shards.append(shard.name)
+
+    def find(self, keys: Iterable[str]) -> Int[ndarray, " n"]:
+        """The number of each key, -1 for one that is not there."""
+        asked = _digests(keys)
+        if not len(self):
+            return np.full(len(asked), -1, np.int32)
+        if len(self._order) < len(self):
+            self._order = np.argsort(self._keys, kind="stable").astype(np.int32)
+        places = np.searchsorted(self._keys, asked, sorter=self._order)
+        numbers = self._order[np.minimum(places, len(self) - 1)]
+        return np.where(self._keys[numbers] == asked, numbers, np.int32(-1))
+
+    def place(self, number: int) -> _Place:
+        shard = self.shards[self._shard[number]]
+        return _Place(shard, int(self._offset[number]), *self.formats[self._format[number]])
+
+    def keys(self) -> set[str]:
+        digits = self._keys.tobytes().hex()
+        return {digits[start : start + KEY_DIGITS] for start in range(0, len(digits), KEY_DIGITS)}
+
+
+def _digests(keys: Iterable[str]) -> ndarray:
+    """16 bytes for each key. Raises ``ValueError`` for a name that is none."""
+    raw = bytearray()
+    for key in keys:
+        if not _KEY.fullmatch(key):
+            raise ValueError(f"latents of {key!r}: a key is {KEY_DIGITS} hexadecimal digits")
+        raw += bytes.fromhex(key)
+    return np.frombuffer(bytes(raw), "S16")
+
+
 class LatentCache:
-    """Latents by key. ``create`` to write, ``open`` to read.
+    """Latents by key, 32 hexadecimal digits. ``create`` to write, ``open`` to read.
 
     Use it as a context manager, or call ``close``: what was written stands in memory until a shard
     is full. A shard is moved into place when it is complete, so that a run that is cut short leaves
@@ -61,9 +133,9 @@ class LatentCache:
         self.dtype = dtype
         self._pending: dict[str, np.ndarray] = {}
         self._maps: dict[str, np.memmap] = {}
-        self._places: dict[str, _Place] = {}
+        self._entries = _Entries()
         for shard in sorted(root.glob("*.safetensors")):
-            self._register(shard)
+            self._entries.add(shard)
 
     @classmethod
     def create(
@@ -109,14 +181,18 @@ class LatentCache:
             )
 
     def __len__(self) -> int:
-        return len(self._places) + len(self._pending)
+        return len(self._entries) + len(self._pending)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._places or key in self._pending
+        return key in self._pending or bool(self._entries.find([key])[0] >= 0)
 
     def keys(self) -> set[str]:
         """The names of all latents."""
-        return self._places.keys() | self._pending.keys()
+        return self._entries.keys() | self._pending.keys()
+
+    def find(self, keys: Iterable[str]) -> Int[ndarray, " n"]:
+        """The numbers of latents that stand in shards, by their keys; -1 for others."""
+        return self._entries.find(keys)
 
     def write(self, key: str, latents: Float[Tensor, "c f h w"]) -> None:
         """Add one clip's latents; a key already there is kept. Raises ``ValueError`` for NaN or
@@ -136,7 +212,21 @@ class LatentCache:
         """The latents in float32. Raises ``KeyError`` for a key that was never written."""
         if key in self._pending:
             return torch.from_numpy(self._pending[key].astype(np.float32))
-        place = self._places[key]
+        (number,) = self._entries.find([key]).tolist()
+        if number < 0:
+            raise KeyError(key)
+        return self._at(number)
+
+    def window(self, numbers: Int[ndarray, " w"], window: float) -> Float[Tensor, "c f h w"]:
+        """Of a clip's windows those latents in whose share of the clip ``window`` in [0, 1] falls.
+
+        ``numbers`` are their numbers in order; a -1 is passed over.
+        """
+        there = numbers[numbers >= 0]
+        return self._at(int(there[min(int(window * len(there)), len(there) - 1)]))
+
+    def _at(self, number: int) -> Float[Tensor, "c f h w"]:
+        place = self._entries.place(number)
         if place.shard not in self._maps:
             self._maps[place.shard] = np.memmap(self.root / place.shard, mode="r")
         count = int(np.prod(place.shape))
@@ -164,7 +254,7 @@ class LatentCache:
         body = b"".join(array.tobytes() for array in self._pending.values())
         _write_whole(shard, len(text).to_bytes(8, "little") + text + body)
         self._pending.clear()
-        self._register(shard)
+        self._entries.add(shard)
 
     def __enter__(self) -> LatentCache:
         return self
@@ -182,17 +272,6 @@ class LatentCache:
             **self.__dict__,
             "_maps": {},
         }  # a mapped file would travel to workers as a copy of its bytes
-
-    def _register(self, shard: Path) -> None:
-        with shard.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-        for key, entry in header.items():
-            if key != "__metadata__":
-                offset = 8 + length + entry["data_offsets"][0]
-                self._places[key] = _Place(
-                    shard.name, offset, _NAMES[entry["dtype"]], tuple(entry["shape"])
-                )
 
 
 def _write_whole(path: Path, content: bytes) -> None:

@@ -104,6 +104,13 @@ def record_of(place: str, columns: Row, folder: Path) -> ClipRecord:
     return _Row(place, columns).record(folder)
 
 
+def clip_id(columns: Row) -> str:
+    """Names the clip of a row that ``record_of`` finds right."""
+    end_s = columns.get("end_s")
+    window = [columns.get("start_s") or 0.0, math.inf if end_s is None else end_s]
+    return hashlib.sha256(json.dumps([columns["path"], *window]).encode()).hexdigest()[:16]
+
+
 class _Row:
     """One row of a manifest, with its place in the file for messages."""
 
@@ -128,12 +135,10 @@ class _Row:
         end_s = math.inf if end_s is None else end_s
         if end_s <= start_s:
             raise self.error("end_s", f"must be greater than start_s = {start_s}")
-        identity = json.dumps([path, start_s, end_s])
-        clip_id = hashlib.sha256(identity.encode()).hexdigest()[:16]
         captions, weights = self._captions()
         return ClipRecord(
-            folder / path, captions, clip_id, start_s, end_s, self._footage(), weights,
-            self._label(), self._objection(), columns, self._source(folder),
+            folder / path, captions, clip_id(self.columns), start_s, end_s, self._footage(),
+            weights, self._label(), self._objection(), columns, self._source(folder),
         )  # fmt: skip
 
     def _columns(self, folder: Path) -> Row:

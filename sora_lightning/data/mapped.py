@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
-from sora_lightning.data.manifest import ClipRecord, read_manifest, record_of
-from sora_lightning.data.tables import arrow_batches, arrow_table
+from sora_lightning.data.manifest import ClipRecord, clip_id, read_manifest, record_of
+from sora_lightning.data.tables import Row, arrow_batches, arrow_table
 
 ROWS_AT_ONCE = 1024
 
@@ -56,25 +56,27 @@ class MappedRecords(_Lazy):
 
     def _record(self, number: int) -> ClipRecord:
         (row,) = self._mapped().slice(number, 1).to_pylist()
-        return self._made(number, row)
+        return self.made(number, row)
 
     def __iter__(self) -> Iterator[ClipRecord]:
         # Through a mapping of its own: what a pass over the whole file touches is let go after it.
         rows = itertools.chain.from_iterable(arrow_batches(self.path, ROWS_AT_ONCE))
         for number, row in enumerate(rows):
-            yield self._made(number, row)
+            yield self.made(number, row)
 
-    def some(self, numbers: Int[ndarray, " n"]) -> Iterator[ClipRecord]:
-        """The rows of rising numbers, many at a time."""
+    def rows(self, numbers: Int[ndarray, " n"], names: Sequence[str]) -> Iterator[Row]:
+        """These columns, as far as there are any, of the rows of rising numbers, many at a time."""
         table = arrow_table(self.path)
+        table = table.select([name for name in table.column_names if not names or name in names])
+        if not table.num_columns:
+            yield from ({} for _ in numbers)
+            return
         for start in range(0, len(numbers), ROWS_AT_ONCE):
             part = numbers[start : start + ROWS_AT_ONCE]
             near = table.slice(int(part[0]), int(part[-1] - part[0]) + 1)
-            rows = near.take(part - part[0]).to_pylist()
-            for number, row in zip(part.tolist(), rows, strict=True):
-                yield self._made(number, row)
+            yield from near.take(part - part[0]).to_pylist()
 
-    def _made(self, number: int, row: dict[str, Any]) -> ClipRecord:
+    def made(self, number: int, row: dict[str, Any]) -> ClipRecord:
         columns = {name: value for name, value in row.items() if value is not None}
         return record_of(f"{self.path}:{number + 1}", columns, self.path.parent)
 
@@ -96,19 +98,40 @@ class ChosenRecords(_Lazy):
         return self.records[int(self.numbers[number])]
 
     def __iter__(self) -> Iterator[ClipRecord]:
-        rising = np.flatnonzero(np.diff(self.numbers) < 0) + 1
-        for part in np.split(self.numbers, rising):
+        for number, row in zip(self.numbers, self.rows(), strict=True):
+            yield self.records.made(int(number), row)
+
+    def rows(self, *names: str) -> Iterator[Row]:
+        """These columns of the rows, or all of them; absent cells are None."""
+        falls = np.flatnonzero(self.numbers[1:] < self.numbers[:-1]) + 1
+        for part in np.split(self.numbers, falls):
             if len(part):
-                yield from self.records.some(part)
+                yield from self.records.rows(part, names)
 
 
-def chosen(records: Sequence[ClipRecord], numbers: Sequence[int]) -> Sequence[ClipRecord]:
+def chosen(
+    records: Sequence[ClipRecord], numbers: Sequence[int] | Int[ndarray, " n"]
+) -> Sequence[ClipRecord]:
     """Those of some numbers: of a mapped file by reference, else as a list."""
     if isinstance(records, MappedRecords):
-        return ChosenRecords(records, np.array(numbers, dtype=np.int64))
+        return ChosenRecords(records, np.asarray(numbers, dtype=np.int32))
     if isinstance(records, ChosenRecords):
-        return ChosenRecords(records.records, records.numbers[np.array(numbers, dtype=np.int64)])
+        return ChosenRecords(records.records, records.numbers[np.asarray(numbers, dtype=np.int32)])
     return [records[number] for number in numbers]
+
+
+def cells(records: Sequence[ClipRecord], name: str) -> Iterator[Any]:
+    """What each row has in a column, or None; of a mapped file no records are made."""
+    if isinstance(records, ChosenRecords):
+        return (row.get(name) for row in records.rows(name))
+    return (record.columns.get(name) for record in records)
+
+
+def clip_ids(records: Sequence[ClipRecord]) -> Iterator[str]:
+    """The ``clip_id`` of each; of a mapped file no records are made."""
+    if isinstance(records, ChosenRecords):
+        return map(clip_id, records.rows("path", "start_s", "end_s"))
+    return (record.clip_id for record in records)
 
 
 def joined(parts: Iterable[Sequence[ClipRecord]]) -> Sequence[ClipRecord]:
@@ -133,9 +156,10 @@ def open_manifest(manifest: Path) -> Sequence[ClipRecord]:
     if not len(records):
         raise ValueError(f"{manifest}: the manifest has no rows")
     ids = np.fromiter((int(r.clip_id, 16) for r in records), np.uint64, len(records))
-    order = np.argsort(ids, kind="stable")
-    again = np.flatnonzero(np.diff(ids[order]) == 0)
-    if len(again):
+    in_order = np.sort(ids)
+    if (in_order[1:] == in_order[:-1]).any():
+        order = np.argsort(ids, kind="stable")
+        again = np.flatnonzero(np.diff(ids[order]) == 0)
         first, second = (order[again[0] : again[0] + 2] + 1).tolist()
         path = records[second - 1].columns["path"]
         raise ValueError(

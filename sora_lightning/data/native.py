@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64, Int
 from numpy import ndarray
 
 from sora_lightning.data.buckets import RATE_TOLERANCE, Removal, SizeRule
@@ -73,7 +73,7 @@ class Dropping(ABC):
 
     @abstractmethod
     def rates(
-        self, rng: np.random.Generator, tokens: Int64[ndarray, " n"], first: int
+        self, rng: np.random.Generator, tokens: Int[ndarray, " n"], first: int
     ) -> Float64[ndarray, " n"]:
         """A share in [0, 1) for clips of this many tokens, shown as number ``first`` and on."""
 
@@ -94,7 +94,7 @@ class BetaDropping(Dropping):
             )
 
     def rates(
-        self, rng: np.random.Generator, tokens: Int64[ndarray, " n"], first: int
+        self, rng: np.random.Generator, tokens: Int[ndarray, " n"], first: int
     ) -> Float64[ndarray, " n"]:
         # The variance of Beta(a, b) is mean (1 - mean) / (a + b + 1).
         total = 1 / 0.3 - 1
@@ -117,7 +117,7 @@ class LengthDropping(Dropping):
             raise ValueError(f"longest = {self.longest}: must be at least 1 token")
 
     def rates(
-        self, rng: np.random.Generator, tokens: Int64[ndarray, " n"], first: int
+        self, rng: np.random.Generator, tokens: Int[ndarray, " n"], first: int
     ) -> Float64[ndarray, " n"]:
         share = np.minimum(tokens / self.longest, 1)
         mean = self.lowest + (self.highest - self.lowest) * share
@@ -141,7 +141,7 @@ class ScheduledDropping(Dropping):
             raise ValueError(f"width = {self.width}: must be a positive number of clips")
 
     def rates(
-        self, rng: np.random.Generator, tokens: Int64[ndarray, " n"], first: int
+        self, rng: np.random.Generator, tokens: Int[ndarray, " n"], first: int
     ) -> Float64[ndarray, " n"]:
         place = (first + np.arange(len(tokens)) - self.midpoint) / self.width
         return self.before + (self.after - self.before) * (1 + np.tanh(place / 2)) / 2
@@ -296,11 +296,11 @@ def check_geometry(
 
 
 def shown(
-    grids: Int64[ndarray, "n 3"],
+    grids: Int[ndarray, "n 3"],
     packing: Packing,
     rng: np.random.Generator,
     first: int,
-) -> tuple[Int64[ndarray, "n 3"], Int64[ndarray, " n"]]:
+) -> tuple[Int[ndarray, "n 3"], Int[ndarray, " n"]]:
     """The token grid that each clip is shown at in one pass, and how many of its tokens are kept.
 
     ``grids`` are the largest; ``first`` counts the clips shown in the passes before.
@@ -309,13 +309,13 @@ def shown(
         step = packing.pixels_per_token
         side = np.sqrt(grids[:, 1] * grids[:, 2] * float(step.height * step.width))
         scale = np.minimum(1, packing.resolution.sides(rng, len(grids)) / side)
-        rows = np.maximum(1, np.floor(grids[:, 1:] * scale[:, None] + 1e-9)).astype(np.int64)
+        rows = np.maximum(1, np.floor(grids[:, 1:] * scale[:, None] + 1e-9)).astype(np.int32)
         grids = np.concatenate([grids[:, :1], rows], axis=1)
-    tokens = grids.prod(axis=1)
+    tokens = grids.prod(axis=1, dtype=np.int32)
     if packing.dropping is None:
         return grids, tokens
     rates = packing.dropping.rates(rng, tokens, first)
-    return grids, np.maximum(1, np.rint(tokens * (1 - rates))).astype(np.int64)
+    return grids, np.maximum(1, np.rint(tokens * (1 - rates))).astype(np.int32)
 
 
 def _require_range(smallest: float, largest: float) -> None:

@@ -4,13 +4,14 @@ latent cache.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy import ndarray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -80,19 +81,21 @@ class PackedPixels(Dataset[PackedBatch]):
 
 
 class PackedCache(Dataset[PackedBatch]):
-    """Packs from the latent cache. ``keys`` holds each clip's keys, one for each window."""
+    """Packs from the latent cache. ``numbers`` are those of each clip's windows in it, -1 for one
+    that it lacks.
+    """
 
     def __init__(
         self,
         records: Sequence[ClipRecord],
-        keys: Mapping[str, Sequence[str]],
+        numbers: Int[ndarray, "n w"],
         cache: LatentCache,
         choose: Chooser,
         kept: KeptTokens,
         fps: float,
     ) -> None:
         self.records = records
-        self.keys = keys
+        self.numbers = numbers
         self.cache = cache
         self.choose = choose
         self.kept = kept
@@ -108,9 +111,7 @@ class PackedCache(Dataset[PackedBatch]):
         for number, size, turn, count in clips:
             record = self.records[number]
             choice = self.choose(record, turn)
-            keys = self.keys[record.clip_id]
-            key = keys[min(int(choice.window * len(keys)), len(keys) - 1)]
-            latents.append(self.cache.read(key))
+            latents.append(self.cache.window(self.numbers[number], choice.window))
             packed.add(record, choice.caption, size, turn, count)
         return packed.batch(latents=latents)
 

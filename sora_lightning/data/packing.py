@@ -12,13 +12,15 @@ import hashlib
 import itertools
 import json
 import logging
+from array import array
 from bisect import bisect_right, insort
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64, Int
 from lightning.pytorch.utilities import rank_zero_info
 from numpy import ndarray
 
@@ -28,6 +30,8 @@ from sora_lightning.types import VideoSize
 
 # Among how many clips the next of a pack is chosen, and among how many packs those of a step.
 LOOKAHEAD = 256
+# So many clips at a time are turned from arrays into integers of Python.
+KEYS_AT_ONCE = 2**14
 WINDOW = 256
 WASTE_WARNED_OF = 0.02
 # Fewer clips are planned between two steps, which takes less than 0.1 s.
@@ -53,25 +57,28 @@ class PackRequest:
 class Packs(NamedTuple):
     """Clips in the order of their packs: pack ``i`` is ``clips[starts[i]:starts[i + 1]]``."""
 
-    clips: Int64[ndarray, " n"]
-    starts: Int64[ndarray, " m"]
+    clips: Int[ndarray, " n"]
+    starts: Int[ndarray, " m"]
 
     def __len__(self) -> int:
         return len(self.starts) - 1
 
     def sums(self, values: ndarray) -> ndarray:
         """The sum over each pack of a value of each clip; 0 for a pack without clips."""
-        return np.diff(np.concatenate([[0], np.cumsum(values[self.clips])])[self.starts])
+        below = np.zeros(len(self.clips) + 1, dtype=np.result_type(values, np.int64))
+        np.cumsum(values[self.clips], out=below[1:])
+        return np.diff(below[self.starts])
 
-    def reordered(self, order: Int64[ndarray, " m"]) -> Packs:
+    def reordered(self, order: Int[ndarray, " m"]) -> Packs:
         """The same packs in another order."""
         lengths = np.diff(self.starts)[order]
-        starts = np.concatenate([[0], np.cumsum(lengths)])
-        within = np.arange(len(self.clips)) - np.repeat(starts[:-1], lengths)
-        return Packs(self.clips[np.repeat(self.starts[:-1][order], lengths) + within], starts)
+        starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        places = np.arange(len(self.clips), dtype=np.int32)
+        places += np.repeat(self.starts[:-1][order] - starts[:-1], lengths)
+        return Packs(self.clips[places], starts)
 
 
-def best_fit(tokens: Int64[ndarray, " n"], order: Int64[ndarray, " n"], budget: int) -> Packs:
+def best_fit(tokens: Int[ndarray, " n"], order: Int[ndarray, " n"], budget: int) -> Packs:
     """Pack clips that come in an order: oldest first, then the largest that fits of the next
     ``LOOKAHEAD``.
 
@@ -81,14 +88,13 @@ def best_fit(tokens: Int64[ndarray, " n"], order: Int64[ndarray, " n"], budget: 
         raise ValueError(f"a clip of {tokens.max()} tokens does not fit a pack of {budget}")
     # Length and place in one integer, so that a sorted list of them answers "the largest within".
     low = (1 << 32) - 1
-    keys = ((tokens[order] << 32) | np.arange(len(order))).tolist()
-    coming = iter(keys)
+    coming = _keys(tokens, order)
     waiting = sorted(itertools.islice(coming, LOOKAHEAD))
-    taken = bytearray(len(keys))
-    oldest, places, starts = 0, [], [0]
+    taken = bytearray(len(order))
+    oldest, places, starts = 0, array("i"), array("i", [0])
     while waiting:
         oldest = taken.index(0, oldest)
-        key = waiting.pop(bisect_right(waiting, keys[oldest]) - 1)
+        key = waiting.pop(bisect_right(waiting, int(tokens[order[oldest]]) << 32 | oldest) - 1)
         room = (budget << 32) | low
         while True:
             place = key & low
@@ -102,10 +108,17 @@ def best_fit(tokens: Int64[ndarray, " n"], order: Int64[ndarray, " n"], budget: 
         for key in itertools.islice(coming, len(places) - starts[-1]):
             insort(waiting, key)
         starts.append(len(places))
-    return Packs(order[np.array(places, dtype=np.int64)], np.array(starts))
+    return Packs(order[np.frombuffer(places, np.int32)], np.array(starts))
 
 
-def split_to_multiple(packs: Packs, tokens: Int64[ndarray, " n"], multiple: int) -> Packs:
+def _keys(tokens: Int[ndarray, " n"], order: Int[ndarray, " n"]) -> Iterator[int]:
+    """Tokens and place of each clip in turn, made a few thousand at a time."""
+    for start in range(0, len(order), KEYS_AT_ONCE):
+        lengths = tokens[order[start : start + KEYS_AT_ONCE]].astype(np.int64)
+        yield from ((lengths << 32) | np.arange(start, start + len(lengths))).tolist()
+
+
+def split_to_multiple(packs: Packs, tokens: Int[ndarray, " n"], multiple: int) -> Packs:
     """Divide the fullest of the last packs until their number is a multiple: every rank then has
     equally many.
 
@@ -123,8 +136,8 @@ def split_to_multiple(packs: Packs, tokens: Int64[ndarray, " n"], multiple: int)
             tail[i] = clips[::2]
             tail.append(clips[1::2])
     lengths = np.concatenate([np.diff(packs.starts[: begin + 1]), [len(pack) for pack in tail]])
-    last = np.array([clip for pack in tail for clip in pack], dtype=np.int64)
-    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    last = np.array([clip for pack in tail for clip in pack], dtype=np.int32)
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     return Packs(np.concatenate([packs.clips[: packs.starts[begin]], last]), starts)
 
 
@@ -148,13 +161,17 @@ def balanced(
     return packs.reordered(np.concatenate(order))
 
 
-def clip_costs(tokens: Int64[ndarray, " n"], attention_tokens: int) -> Float64[ndarray, " n"]:
+def clip_costs(tokens: Int[ndarray, " n"], attention_tokens: int) -> Float64[ndarray, " n"]:
     """Modelled cost of each clip in a transformer: linear layers and attention, ``n + n^2 / a``."""
-    return tokens + tokens.astype(np.float64) ** 2 / attention_tokens
+    cost = tokens.astype(np.float64)
+    np.square(cost, out=cost)
+    cost /= attention_tokens
+    cost += tokens
+    return cost
 
 
 def efficiency(
-    packs: Packs, tokens: Int64[ndarray, " n"], num_ranks: int, attention_tokens: int
+    packs: Packs, tokens: Int[ndarray, " n"], num_ranks: int, attention_tokens: int
 ) -> float:
     """The share of the ranks' time that is spent working, when each step waits for its slowest
     pack.
@@ -179,18 +196,18 @@ class PackPlan:
 
     def __init__(
         self,
-        grids: Int64[ndarray, "n 3"],
+        grids: Int[ndarray, "n 3"],
         packing: Packing,
         seed: int,
         run_length: int = 8,
         identity: str = "",
-        places: Int64[ndarray, " n"] | None = None,
+        places: Int[ndarray, " n"] | None = None,
     ) -> None:
         if not len(grids):
             raise ValueError("there are no clips to make packs of")
         if run_length < 1:
             raise ValueError(f"run_length = {run_length}: must be at least 1")
-        self.grids = np.asarray(grids, dtype=np.int64)
+        self.grids = np.asarray(grids, dtype=np.int32)
         self.packing = packing
         self.seed = seed
         self.run_length = run_length
@@ -215,8 +232,10 @@ class PackPlan:
     def fingerprint(self) -> str:
         """Changes with anything that changes what packs show, but for the length of runs."""
         settings = repr(replace(self.packing, patch=tuple(self.packing.patch)))
-        content = hashlib.sha256(self.grids.tobytes()).hexdigest()
-        parts = [content, settings, self.seed, self.identity]
+        content = hashlib.sha256()
+        for start in range(0, len(self.grids), KEYS_AT_ONCE):
+            content.update(self.grids[start : start + KEYS_AT_ONCE].astype(np.int64).tobytes())
+        parts = [content.hexdigest(), settings, self.seed, self.identity]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def with_run_length(self, run_length: int) -> PackPlan:
@@ -276,8 +295,8 @@ class Pass(NamedTuple):
     their packs.
     """
 
-    grids: Int64[ndarray, "n 3"]
-    tokens: Int64[ndarray, " n"]
+    grids: Int[ndarray, "n 3"]
+    tokens: Int[ndarray, " n"]
     packs: Packs
     budget: int
 
@@ -300,16 +319,19 @@ def plan_pass(plan: PackPlan, number: int) -> Pass:
     rng = np.random.default_rng([plan.seed, 3, number])
     turns, num_clips = plan.turns_per_pass, len(plan.grids)
     first = number * turns * num_clips
-    grids, tokens = shown(np.tile(plan.grids, (turns, 1)), plan.packing, rng, first)
-    rounds = [t * num_clips + shuffled(rng, num_clips, plan.places) for t in range(turns)]
-    packs = best_fit(tokens, np.concatenate(rounds), plan.packing.tokens)
+    largest = plan.grids if turns == 1 else np.tile(plan.grids, (turns, 1))
+    grids, tokens = shown(largest, plan.packing, rng, first)
+    order = np.empty((turns, num_clips), dtype=np.int32)
+    for turn in range(turns):
+        order[turn] = turn * num_clips + shuffled(rng, num_clips, plan.places)
+    packs = best_fit(tokens, order.ravel(), plan.packing.tokens)
     packs = split_to_multiple(packs, tokens, plan.run_length)
     costs = clip_costs(tokens, plan.packing.attention_tokens)
     ordered = balanced(packs, costs, plan.run_length, rng)
     return Pass(grids, tokens, ordered, plan.packing.tokens)
 
 
-def padding_waste(grids: Int64[ndarray, "n 3"], num_clips: int = 8) -> float:
+def padding_waste(grids: Int[ndarray, "n 3"], num_clips: int = 8) -> float:
     """The share of padding where batches of clips, as they come, are padded to their largest
     frames, rows and columns.
     """
@@ -319,7 +341,7 @@ def padding_waste(grids: Int64[ndarray, "n 3"], num_clips: int = 8) -> float:
     return 1 - int(grids.prod(axis=1).sum()) / int((lengths * boxes.prod(axis=1)).sum())
 
 
-def bucket_waste(grids: Int64[ndarray, "n 3"], num_clips: int = 4096) -> float:
+def bucket_waste(grids: Int[ndarray, "n 3"], num_clips: int = 4096) -> float:
     """The share of the clips' tokens that is cut away where each goes to the fullest of 240 sizes
     that it covers: 8 lengths, 6 aspect ratios, 5 areas. Looks at ``num_clips`` of them.
     """

@@ -19,7 +19,7 @@ from fractions import Fraction
 from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int
 from numpy import ndarray
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -63,16 +63,17 @@ class Plan(Protocol):
 
 
 def shuffled(
-    rng: np.random.Generator, num_clips: int, places: Int64[ndarray, " n"] | None = None
-) -> Int64[ndarray, " n"]:
-    """The numbers from 0 in random order. Where ``places`` says in which shard each lies, the
-    shards are shuffled, and clips within a few shards: a reader then has few of them open.
+    rng: np.random.Generator, num_clips: int, places: Int[ndarray, " n"] | None = None
+) -> Int[ndarray, " n"]:
+    """The numbers from 0 in random order. Where ``places`` says in which shard each lies, counted
+    from 0, the shards are shuffled, and clips within a few shards: a reader then has few of them
+    open.
     """
     if places is None:
-        return rng.permutation(num_clips)
-    shards, of_clip = np.unique(places, return_inverse=True)
-    turn = rng.permutation(len(shards))[of_clip] // SHARDS_AT_ONCE
-    order = rng.permutation(num_clips)
+        return rng.permutation(num_clips).astype(np.int32)
+    turns = rng.permutation(int(places.max()) + 1) // SHARDS_AT_ONCE
+    turn = turns.astype(np.int32)[places]
+    order = rng.permutation(num_clips).astype(np.int32)
     return order[np.argsort(turn[order], kind="stable")]
 
 
@@ -107,7 +108,7 @@ class BatchPlan:
         seed: int,
         run_length: int = 1,
         identity: str = "",
-        places: Mapping[VideoSize, Int64[ndarray, " n"] | None] | None = None,
+        places: Mapping[VideoSize, Int[ndarray, " n"] | None] | None = None,
     ) -> None:
         self.sizes = tuple(size for size, count in num_clips.items() if count)
         if not self.sizes:

@@ -113,7 +113,7 @@ def clip_content(record: ClipRecord) -> str:
     if isinstance(content, str) and content:
         if holder is not None and "://" in str(holder):
             return content
-        if (columns.get("num_bytes"), columns.get("modified_ns")) == _stamp(record):
+        if (columns.get("num_bytes"), columns.get("modified_ns")) == stamp(record):
             return content
     if holder is not None:
         return hashlib.sha256(_content(record, LitDataItems())).hexdigest()
@@ -123,7 +123,16 @@ def clip_content(record: ClipRecord) -> str:
         raise DecodeError(f"{record.path}: {error.strerror or error}") from error
 
 
-def _stamp(record: ClipRecord) -> tuple[int, int] | None:
+def require_unchanged(record: ClipRecord) -> None:
+    """Raise ``DecodeError`` where a clip's bytes are not those that the manifest's ``content``
+    names. As with ``clip_content``, size and time alone are looked at where they are as recorded.
+    """
+    content = record.columns.get("content")
+    if isinstance(content, str) and content and clip_content(record) != content:
+        raise DecodeError(f"{record.path}: has changed since it was indexed: index it again")
+
+
+def stamp(record: ClipRecord) -> tuple[int, int] | None:
     """How many bytes a clip has, and when its file or what holds it was last written; None without
     one. How many bytes an item of litdata has is what the manifest says.
     """

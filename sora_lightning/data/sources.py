@@ -10,8 +10,10 @@ import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from numpy import ndarray
 from torch import Tensor
 
 from sora_lightning.data.buckets import Assignment, fit_frames
@@ -40,7 +42,7 @@ class SourceReader:
         path, edited, times_s = self.clips.locate(record, size, window)
         source = record.source
         assert source is not None
-        timeline = self.clips.timeline(source)
+        timeline = self.clips.timeline(_source_of(record), source)
         if times_s[-1] >= timeline.end_s:
             raise DecodeError(
                 f"{source}: ends after {timeline.end_s:.3f} s, and the window of {path.name} goes "
@@ -63,11 +65,11 @@ class SourceReader:
 
 @dataclass(frozen=True)
 class PairKeys(LatentKeys):
-    """Names clips' windows in the latent cache, and those of their sources. ``source_keys`` has the
-    source's key for each of the clips' that were found.
+    """Names clips' windows in the latent cache, and those of their sources. ``source_numbers`` has
+    the number in it of the source's window for each of the clips' that were found.
     """
 
-    source_keys: dict[str, str] = field(default_factory=dict)
+    source_numbers: dict[int, int] = field(default_factory=dict)
 
     def of_source(self, record: ClipRecord, size: VideoSize, window: int) -> str:
         """The key of one window of the source, which stands for the clip's content too: the clip's
@@ -75,13 +77,16 @@ class PairKeys(LatentKeys):
         """
         return _source_key(self(record, size, window), _content(record))
 
-    def present(self, record: ClipRecord, size: VideoSize, cache: LatentCache) -> list[str]:
-        """The keys of a clip's windows that a cache holds together with their sources."""
-        content = _content(record)
-        pairs = {key: _source_key(key, content) for key in super().present(record, size, cache)}
-        pairs = {key: source for key, source in pairs.items() if source in cache}
-        self.source_keys.update(pairs)
-        return list(pairs)
+    def find(self, record: ClipRecord, size: VideoSize, cache: LatentCache) -> Int[ndarray, " w"]:
+        """The numbers of a clip's windows that a cache holds together with their sources, -1 for
+        others.
+        """
+        content, keys = _content(record), self.of_windows(record, size)
+        theirs = cache.find(_source_key(key, content) for key in keys)
+        own = np.where(theirs < 0, np.int32(-1), cache.find(keys))
+        pairs = zip(own.tolist(), theirs.tolist(), strict=True)
+        self.source_numbers.update({ours: source for ours, source in pairs if ours >= 0})
+        return own
 
 
 def require_sources(manifest: Path, assignment: Assignment) -> None:
@@ -101,8 +106,13 @@ def require_sources(manifest: Path, assignment: Assignment) -> None:
 
 
 def _content(record: ClipRecord) -> str:
+    return clip_content(_source_of(record))
+
+
+def _source_of(record: ClipRecord) -> ClipRecord:
+    """The source as a clip of which the row says nothing."""
     assert record.source is not None
-    return clip_content(replace(record, path=record.source, columns={}))
+    return replace(record, path=record.source, columns={})
 
 
 def _source_key(key: str, content: str) -> str:

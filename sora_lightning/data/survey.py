@@ -4,9 +4,13 @@ found in the cache.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from jaxtyping import Int
+from numpy import ndarray
 from tqdm import tqdm
 
 from sora_lightning.data.bad_clips import BadClips
@@ -16,7 +20,7 @@ from sora_lightning.data.filters import Filter, first_against, require_columns
 from sora_lightning.data.guard import ChildDied, guarded_map
 from sora_lightning.data.latents import LatentCache, latent_key
 from sora_lightning.data.manifest import ClipRecord, Footage
-from sora_lightning.data.mapped import chosen
+from sora_lightning.data.mapped import chosen, joined
 from sora_lightning.data.shards import clip_content
 from sora_lightning.types import VideoSize
 
@@ -40,7 +44,7 @@ def survey(
     def place(record: ClipRecord) -> VideoSize | Removal | Filter:
         if (against := first_against(record, filters)) is not None:
             return against
-        footage = record.footage or found[record.clip_id]
+        footage = record.footage or next(found)
         if isinstance(footage, Footage):
             return sizes.place(record, footage)
         bad_clips.add(record, footage)
@@ -51,19 +55,17 @@ def survey(
 
 def _probed(
     records: Sequence[ClipRecord], filters: Sequence[Filter]
-) -> dict[str, Footage | DecodeError]:
-    """What the files hold of which the manifest does not say it, by ``clip_id``."""
-    unknown = [r for r in records if r.footage is None and first_against(r, filters) is None]
-    found: dict[str, Footage | DecodeError] = {}
-    num_workers = max(1, min(PROBES_AT_ONCE, len(unknown) // 8))
-    paths = [record.path for record in unknown]
-    probed = guarded_map(probe, paths, num_workers, PROBE_TIMEOUT_S)
-    bar = tqdm(probed, "probing", len(unknown), unit="clip", disable=len(unknown) < 100)
-    for record, result in zip(unknown, bar, strict=True):
-        if isinstance(result, ChildDied):
-            result = DecodeError(f"{record.path}: {result}")
-        found[record.clip_id] = result
-    return found
+) -> Iterator[Footage | DecodeError]:
+    """What the files hold of which the manifest does not say it, in order. Nothing is probed
+    before the first is asked for, and then a few thousand ahead.
+    """
+    unknown = (r for r in records if r.footage is None and first_against(r, filters) is None)
+    paths, asked = itertools.tee(record.path for record in unknown)
+    num_workers = max(1, min(PROBES_AT_ONCE, len(records) // 8))
+    probed = guarded_map(probe, asked, num_workers, PROBE_TIMEOUT_S)
+    bar = tqdm(probed, "probing", len(records), unit="clip", disable=len(records) < 100)
+    for result, path in zip(bar, paths, strict=True):
+        yield DecodeError(f"{path}: {result}") if isinstance(result, ChildDied) else result
 
 
 @dataclass(frozen=True)
@@ -80,30 +82,32 @@ class LatentKeys:
         content = clip_content(record)
         return latent_key(content, record, size, self.fps, window, self.num_windows)
 
-    def present(self, record: ClipRecord, size: VideoSize, cache: LatentCache) -> list[str]:
-        """The keys of a clip's windows that a cache holds."""
+    def of_windows(self, record: ClipRecord, size: VideoSize) -> list[str]:
+        """The keys of all windows; a file is read once for them."""
         content = clip_content(record)
         windows = range(self.num_windows)
-        keys = [latent_key(content, record, size, self.fps, w, self.num_windows) for w in windows]
-        return [key for key in keys if key in cache]
+        return [latent_key(content, record, size, self.fps, w, self.num_windows) for w in windows]
+
+    def find(self, record: ClipRecord, size: VideoSize, cache: LatentCache) -> Int[ndarray, " w"]:
+        """The numbers of a clip's windows in a cache, -1 for those that it lacks."""
+        return cache.find(self.of_windows(record, size))
 
 
 def encoded(
     assignment: Assignment, keys: LatentKeys, cache: LatentCache
-) -> tuple[Assignment, dict[str, list[str]]]:
-    """The clips of which a cache holds a window or more, and those windows' keys by ``clip_id``."""
+) -> tuple[Assignment, dict[VideoSize, Int[ndarray, "_n w"]]]:
+    """The clips of which a cache holds a window or more, and their windows' numbers in it."""
     kept = Assignment({}, dict(assignment.removed))
-    present: dict[str, list[str]] = {}
-    lacking: list[ClipRecord] = []
+    numbers: dict[VideoSize, Int[ndarray, "_n w"]] = {}
+    lacking: list[Sequence[ClipRecord]] = []
     for size, clips in assignment.clips.items():
-        numbers = []
-        for number, record in enumerate(clips):
-            present[record.clip_id] = keys.present(record, size, cache)
-            if present[record.clip_id]:
-                numbers.append(number)
-            else:
-                lacking.append(record)
-        kept.clips[size] = chosen(clips, numbers)
-    if lacking:
-        kept.removed[Removal.NOT_ENCODED] = lacking
-    return kept, present
+        found = np.full((len(clips), keys.num_windows), -1, dtype=np.int32)
+        for row, record in zip(found, clips, strict=True):
+            row[:] = keys.find(record, size, cache)
+        there = (found >= 0).any(axis=1)
+        kept.clips[size] = chosen(clips, np.flatnonzero(there))
+        numbers[size] = found[there]
+        lacking.append(chosen(clips, np.flatnonzero(~there)))
+    if len(without := joined(lacking)):
+        kept.removed[Removal.NOT_ENCODED] = without
+    return kept, numbers

@@ -8,7 +8,7 @@ import csv
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -162,15 +162,20 @@ def check_target(target: Path) -> None:
         _pyarrow(target)
 
 
-def write_rows(target: Path, rows: Sequence[Row]) -> None:
-    """Write rows in the format that the suffix names, beside the name first and then into place."""
+def write_rows(target: Path, rows: Iterable[Row]) -> None:
+    """Write rows in the format that the suffix names, beside the name first and then into place.
+
+    Formats of fixed columns go through the rows twice, and hold few of them at a time.
+    """
     check_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+    if isinstance(rows, Iterator):
+        rows = list(rows)
     if target.suffix in (".parquet", ".arrow"):
-        _write_arrow(target, partial, columns, rows)
+        _write_arrow(target, partial, rows)
     elif target.suffix == ".csv":
+        columns = list(dict.fromkeys(key for row in rows for key in row))
         with partial.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
@@ -180,16 +185,42 @@ def write_rows(target: Path, rows: Sequence[Row]) -> None:
     partial.replace(target)
 
 
-def _write_arrow(target: Path, partial: Path, columns: list[str], rows: Sequence[Row]) -> None:
+def _write_arrow(target: Path, partial: Path, rows: Iterable[Row]) -> None:
     pyarrow = _pyarrow(target)
-    if any(isinstance(row.get("caption"), list) for row in rows):
-        rows = [_listed(row) for row in rows]
-    table = pyarrow.Table.from_pylist([{name: row.get(name) for name in columns} for row in rows])
+    schema = _schema(pyarrow, rows)
+    listed = "caption" in schema.names and pyarrow.types.is_list(schema.field("caption").type)
     if target.suffix == ".parquet":
-        pyarrow.parquet.write_table(table, partial)
-        return
-    with pyarrow.ipc.new_file(str(partial), table.schema) as file:
-        file.write_table(table, max_chunksize=ARROW_ROWS)
+        file = pyarrow.parquet.ParquetWriter(partial, schema)
+    else:
+        file = pyarrow.ipc.new_file(str(partial), schema)
+    with file:
+        for part in _parts(rows):
+            part = [_listed(row) for row in part] if listed else part
+            file.write_batch(pyarrow.RecordBatch.from_pylist(part, schema=schema))
+
+
+def _schema(pyarrow: Any, rows: Iterable[Row]) -> Any:
+    """The columns of all rows, each of the type that holds what every row has there."""
+    schema, listed = pyarrow.schema([]), False
+    for part in _parts(rows):
+        names = dict.fromkeys(key for row in part for key in row)
+        part = [{name: row.get(name) for name in names} for row in part]
+        for row in part:
+            if isinstance(row.get("caption"), list):
+                row["caption"], listed = None, True
+        of_part = pyarrow.RecordBatch.from_pylist(part).schema
+        schema = pyarrow.unify_schemas([schema, of_part], promote_options="permissive")
+    if listed:
+        wording = [("text", pyarrow.string()), ("weight", pyarrow.float64())]
+        caption = pyarrow.field("caption", pyarrow.list_(pyarrow.struct(wording)))
+        schema = schema.set(schema.names.index("caption"), caption)
+    return schema
+
+
+def _parts(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    coming = iter(rows)
+    while part := list(itertools.islice(coming, ARROW_ROWS)):
+        yield part
 
 
 def write_lines(target: Path, rows: Iterable[Row]) -> None:

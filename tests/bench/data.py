@@ -6,14 +6,15 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import json
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
+from lightning.pytorch.profilers import SimpleProfiler
 
+from sora_lightning.__main__ import main
 from sora_lightning.data import (
     BatchPlan,
     GuardedReader,
@@ -28,14 +29,16 @@ from sora_lightning.data import (
 )
 from sora_lightning.data.decode import default_reader, read_timeline
 from sora_lightning.data.packing import plan_pass
-from sora_lightning.denoisers import DiT
-from sora_lightning.types import Condition, VideoSize
+from sora_lightning.demo import demo_stages
+from sora_lightning.types import VideoSize
 from tests.bench.report import Report
 from tests.data.mixture import LARGEST_AREA, TOKENS, mixture
 
 NUM_CLIPS = 1_000_000
 SIZES = ["17x32x32", "17x24x40", "17x40x24"]
 BATCH_PIXELS = 32 * 17 * 32 * 32
+# Of the demo's training: steps before the measured ones, and measured ones for a round.
+WARM_UP_STEPS, STEPS_PER_ROUND = 5, 10
 
 
 def run(report: Report) -> None:
@@ -43,7 +46,7 @@ def run(report: Report) -> None:
         manifest = write_dataset(Path(folder), num_train=128, num_val=0, num_test=0)["train"]
         _decode(report, manifest)
         _guard(report, Path(folder) / "guard.mp4")
-        _wait(report, manifest)
+        _wait(report, Path(folder) / "demo")
     _plan(report)
 
 
@@ -85,8 +88,9 @@ def _guard(report: Report, path: Path) -> None:
 
         candidates = {"bare": partial(read, reader), "guarded": partial(read, guarded)}
         rows = report.compare(f"a clip of 16 frames by {name}", candidates, items=1, unit="clips")
-        cost = rows["guarded"].median_s / rows["bare"].median_s
-        print(f"  the guard costs {cost:.2f} times the time")
+        median = rows["guarded"].median_s / rows["bare"].median_s
+        fastest = rows["guarded"].fastest_s / rows["bare"].fastest_s
+        print(f"  the guard costs {median:.2f} times the time, {fastest:.2f} of the fastest calls")
         guarded.guard.close()
 
 
@@ -104,32 +108,34 @@ def _plan(report: Report) -> None:
     report.compare("a pass over a million clips", candidates, items=NUM_CLIPS, unit="clips")
 
 
-def _wait(report: Report, manifest: Path) -> None:
-    """A step of a small denoiser on a batch, with the batch from the loader and with one that is
-    there already: what lies between the two is waiting. Two workers decode.
+def _wait(report: Report, folder: Path) -> None:
+    """The demo's own commands with fewer steps, and how long each step of the tokenizer and of the
+    text-to-video model waits for its batch, by Lightning's profiler.
     """
-    data = VideoDataModule(
-        manifest, SIZES[:1], 8.0, BATCH_PIXELS, num_workers=2, steps_per_epoch=10**9
-    )
-    data.setup("fit")
-    batches = iter(data.train_dataloader())
-    model = DiT(8, 32, width=256, depth=8, num_heads=4, patch=(1, 1, 1))
-    x, t = torch.randn(32, 8, 5, 4, 4), torch.rand(32)
-    condition = Condition(
-        torch.randn(32, 8, 32), torch.ones(32, 8, dtype=torch.bool), torch.randn(32, 32)
-    )
+    for stage in demo_stages(folder, quick=True)[:4]:
+        verb, *arguments = stage.command[1:]
+        if verb == "fit":
+            profiler = {"class_path": "tests.bench.data.Durations",
+                        "init_args": {"dirpath": str(folder), "filename": stage.name}}  # fmt: skip
+            steps = str(WARM_UP_STEPS + report.min_rounds * STEPS_PER_ROUND)
+            arguments += ["--trainer.profiler", json.dumps(profiler), "--trainer.max_steps", steps]
+        if main([verb, *arguments]):
+            raise RuntimeError(f"the demo's stage {stage.name} failed")
+        if verb == "fit":
+            seconds = json.loads((folder / f"fit-{stage.name}.txt").read_text())
+            report.parts(f"a training step of the demo's {stage.name}", waits_of(seconds))
 
-    def step() -> None:
-        model(x, t, condition).square().mean().backward()
 
-    waited: list[float] = []
+def waits_of(seconds: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Seconds of each step spent waiting for the batch, and in all, without the first few."""
+    waited = seconds["[_TrainingEpochLoop].train_dataloader_next"]
+    worked = seconds["run_training_batch"]
+    steps = list(zip(waited, worked, strict=False))[WARM_UP_STEPS:]
+    return {"whole step": [a + b for a, b in steps], "waiting for data": [a for a, _ in steps]}
 
-    def fed() -> None:
-        begun = time.perf_counter()
-        next(batches)
-        waited.append(time.perf_counter() - begun)
-        step()
 
-    rows = report.compare("a training step of 32 clips", {"with loader": fed, "alone": step})
-    share = sorted(waited)[len(waited) // 2] / rows["with loader"].median_s
-    print(f"  {share:.1%} of the step with loader waits for data")
+class Durations(SimpleProfiler):
+    """Writes how long each action took, each time, as JSON."""
+
+    def summary(self) -> str:
+        return json.dumps(self.recorded_durations)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -79,12 +79,33 @@ class Report:
             functions[_PRODUCT] = self._product
             gmac = {**gmac, _PRODUCT: _PRODUCT_SIDE**3 / 1e9}
         times = self._rounds(functions)
+        return self._rows(case, times, gmac or {}, items, unit)
+
+    def parts(self, case: str, times: Mapping[str, Sequence[float]]) -> dict[str, Row]:
+        """Rows of seconds measured elsewhere: of a whole, which comes first, and of parts of it,
+        whose share of all the whole's time is printed.
+        """
+        rows = self._rows(case, times, {}, None, "")
+        whole, *parts = times
+        for name in parts:
+            print(f"  {name}: {sum(times[name]) / sum(times[whole]):.1%} of the {whole}")
+        return rows
+
+    def _rows(
+        self,
+        case: str,
+        times: Mapping[str, Sequence[float]],
+        gmac: Mapping[str, float],
+        items: float | None,
+        unit: str,
+    ) -> dict[str, Row]:
         medians = {name: statistics.median(values) for name, values in times.items()}
-        rates = {name: work / medians[name] for name, work in (gmac or {}).items()}
-        first = medians[next(iter(candidates))]
+        rates = {name: work / medians[name] for name, work in gmac.items()}
+        names = [name for name in times if name != _PRODUCT]
+        first = medians[names[0]]
         print(f"\n{self.section}: {case}")
         rows = {}
-        for name in candidates:
+        for name in names:
             rate = rates.get(name)
             rows[name] = Row(
                 section=self.section,

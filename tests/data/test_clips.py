@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from einops import rearrange
 
-from sora_lightning.data import ClipRecord, DecodeError, PyAVReader
+from sora_lightning.data import ClipRecord, DecodeError, PyAVReader, read_manifest
 from sora_lightning.data.clips import ClipReader, EvenChoice, RandomChoice
+from sora_lightning.data.index import index
 from sora_lightning.types import VideoSize
 from tests.data.barcodes import BITS, ROWS, STRIPE, numbers_in
 
@@ -66,3 +70,29 @@ def test_random_windows_and_wordings_are_spread_and_depend_on_seed_clip_and_turn
     assert counts.min() > 60
     for wording in one.captions:
         assert sum(choice.caption == wording for choice in drawn) > 130
+
+
+def test_a_file_that_changed_after_it_was_indexed_is_refused(
+    barcodes: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Whatever changed: a bit at the same length, or the length alone. A new time does not matter,
+    nor that the reader has read the file before."""
+    path = barcodes("a.mp4", list(range(0, 60 * 40, 40)))
+    (tmp_path / "raw.jsonl").write_text(json.dumps({"path": "a.mp4", "caption": "x"}))
+    index(tmp_path / "raw.jsonl", tmp_path / "clips.jsonl")
+    (indexed,) = read_manifest(tmp_path / "clips.jsonl")
+    reader, size = ClipReader(PyAVReader(), 8.0), VideoSize(9, 64, 128)
+    shown = reader.read(indexed, size, 0.5)
+    content, state = path.read_bytes(), path.stat()
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 1
+    for changed in (bytes(flipped), content + b"x"):
+        path.write_bytes(changed)
+        if len(changed) > len(content):
+            os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+        for one in (reader, ClipReader(PyAVReader(), 8.0)):
+            with pytest.raises(DecodeError, match=r"a\.mp4: has changed since it was indexed"):
+                one.read(indexed, size, 0.5)
+    path.write_bytes(content)
+    os.utime(path, ns=(1, 1))
+    assert torch.equal(reader.read(indexed, size, 0.5), shown)

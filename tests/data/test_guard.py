@@ -78,6 +78,29 @@ def test_a_guard_gives_what_the_function_gives() -> None:
         Guard(0.0)
 
 
+def test_arrays_are_lent_without_a_copy_and_not_written_over_while_in_use() -> None:
+    guard = Guard(5.0)
+
+    def filled(value: int) -> np.ndarray:
+        return guard(np.full, (1000, 8), value, np.uint8)[0]
+
+    first = filled(1)
+    assert guard._child is not None
+    shared = np.frombuffer(guard._child.shared[0], np.uint8)
+    assert np.shares_memory(first, shared)
+    part = torch.from_numpy(first)[10:]
+    del first
+    others = [filled(value) for value in (2, 3, 4)]
+    assert [int(other.min()) for other in others] == [2, 3, 4]
+    assert part.unique().tolist() == [1]
+    assert not any(np.shares_memory(other, shared) for other in others)
+    del part
+    last = filled(5)
+    assert np.shares_memory(last, shared)
+    guard.close()
+    assert last.min() == 5
+
+
 def test_a_guarded_map_keeps_the_order_and_the_errors(tmp_path: Path) -> None:
     paths = [tmp_path / f"{number}.mp4" for number in range(30)]
     results = list(guarded_map(read_timeline, paths, 3, 5.0))
@@ -171,11 +194,13 @@ def codec_of(path: Path) -> str:
 def fixtures(barcodes: Callable[..., Path]) -> list[Path]:
     hevc = {"codec": "libx265", "options": {"x265-params": "keyint=12:log-level=0"}}
     mpeg4 = {"codec": "mpeg4", "options": {"g": "12", "qscale": "2"}}
+    vp9 = {"codec": "libvpx-vp9", "options": {"g": "12", "deadline": "realtime", "cpu-used": "8"}}
     return [
         barcodes("closed.mp4", STEADY, options=CLOSED),
         barcodes("hevc.mp4", STEADY, **hevc),
         barcodes("stream.ts", STEADY, options=CLOSED),
         barcodes("mpeg4.avi", STEADY, **mpeg4),
+        barcodes("vp9.webm", STEADY, **vp9),
     ]
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import av
@@ -81,7 +82,8 @@ def test_index_goes_on_where_it_stopped_and_sees_what_changed(
     probed: list[str] = []
     through = indexing.guarded_map
 
-    def counted(function: Callable, jobs: list, *settings: object) -> object:
+    def counted(function: Callable, jobs: Iterable, *settings: object) -> object:
+        jobs = list(jobs)
         probed.extend(job.path.name for job in jobs)
         return through(function, jobs, *settings)  # type: ignore[arg-type]
 
@@ -93,6 +95,27 @@ def test_index_goes_on_where_it_stopped_and_sees_what_changed(
     os.utime(footage / "open.mp4", ns=(1, 1))
     indexing.index(footage, output)
     assert probed == ["open.mp4"]
+
+
+def test_a_row_costs_few_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(function: Callable, jobs: Iterable, *settings: object) -> Iterator:
+        technical = {"fps": 8, "num_frames": 9, "height": 8, "width": 8, "content": "0" * 64}
+        return ([{**j.row, **technical, "path": str(j.path), "decoder_reason": ""}] for j in jobs)
+
+    monkeypatch.setattr(indexing, "guarded_map", found)
+    peaks = []
+    for num_rows in (500, 4500):
+        folder = tmp_path / str(num_rows)
+        folder.mkdir()
+        rows = [{"path": "a.mp4", "caption": "x" * 50, "start_s": n} for n in range(num_rows)]
+        (folder / "raw.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        tracemalloc.start()
+        indexing.index(folder / "raw.jsonl", folder / "clips.jsonl")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert [row["start_s"] for row in rows_of(folder / "clips.jsonl")] == list(range(num_rows))
+    print(f"{(peaks[1] - peaks[0]) / 4000:.0f} bytes a row")
+    assert peaks[1] - peaks[0] < 4000 * 200
 
 
 def test_every_kind_of_bad_file_is_rejected_with_a_reason_of_its_own(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import pickle
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +17,15 @@ from sora_lightning.data.latents import latent_key
 from sora_lightning.types import VideoSize
 
 
+def key(number: int) -> str:
+    return f"{number:032x}"
+
+
 def filled(root: Path, dtype: str, count: int = 5) -> dict[str, torch.Tensor]:
-    latents = {f"key{i}": torch.randn(4, 1 + i, 3, 2) for i in range(count)}
+    latents = {key(i): torch.randn(4, 1 + i, 3, 2) for i in range(count)}
     with LatentCache.create(root, "tokenizer-a", dtype) as cache:  # type: ignore[arg-type]
-        for key, value in latents.items():
-            cache.write(key, value)
+        for name, value in latents.items():
+            cache.write(name, value)
     return latents
 
 
@@ -29,24 +35,24 @@ def test_what_is_read_is_what_was_written(dtype: str, error: float, tmp_path: Pa
     cache = LatentCache.open(tmp_path)
     assert len(cache) == len(latents)
     for copy in (cache, pickle.loads(pickle.dumps(cache))):
-        for key, value in latents.items():
-            read = copy.read(key)
+        for name, value in latents.items():
+            read = copy.read(name)
             assert read.dtype is torch.float32
             torch.testing.assert_close(read, value, atol=error, rtol=error)
     with pytest.raises(KeyError):
-        cache.read("never written")
+        cache.read(key(99))
 
 
 def test_a_second_run_adds_and_keeps_what_is_there(tmp_path: Path) -> None:
     latents = filled(tmp_path, "float32")
     with LatentCache.create(tmp_path, "tokenizer-a", "float32") as cache:
-        assert "key0" in cache
-        cache.write("key0", torch.zeros(4, 1, 3, 2))
-        cache.write("new", torch.ones(2, 1, 1, 1))
-        torch.testing.assert_close(cache.read("new"), torch.ones(2, 1, 1, 1))
+        assert key(0) in cache
+        cache.write(key(0), torch.zeros(4, 1, 3, 2))
+        cache.write(key(16**31), torch.ones(2, 1, 1, 1))
+        torch.testing.assert_close(cache.read(key(16**31)), torch.ones(2, 1, 1, 1))
     cache = LatentCache.open(tmp_path)
     assert len(cache) == len(latents) + 1
-    torch.testing.assert_close(cache.read("key0"), latents["key0"])
+    torch.testing.assert_close(cache.read(key(0)), latents[key(0)])
 
 
 def test_the_shards_are_safetensors(tmp_path: Path) -> None:
@@ -56,10 +62,10 @@ def test_the_shards_are_safetensors(tmp_path: Path) -> None:
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     assert length % 8 == 0
-    assert header["key1"]["dtype"] == "F32"
-    begin, end = header["key1"]["data_offsets"]
+    assert header[key(1)]["dtype"] == "F32"
+    begin, end = header[key(1)]["data_offsets"]
     values = np.frombuffer(content[8 + length :][begin:end], "<f4")
-    np.testing.assert_array_equal(values.reshape(header["key1"]["shape"]), latents["key1"].numpy())
+    np.testing.assert_array_equal(values.reshape(header[key(1)]["shape"]), latents[key(1)].numpy())
 
 
 def test_another_tokenizer_or_number_format_is_refused(tmp_path: Path) -> None:
@@ -80,9 +86,9 @@ def test_another_tokenizer_or_number_format_is_refused(tmp_path: Path) -> None:
 def test_values_that_half_precision_cannot_hold_are_refused(tmp_path: Path) -> None:
     with (
         LatentCache.create(tmp_path, "a", "float16") as cache,
-        pytest.raises(ValueError, match="large: not finite in float16"),
+        pytest.raises(ValueError, match="3e8: not finite in float16"),
     ):
-        cache.write("large", torch.full((1, 1, 1, 1), 1e6))
+        cache.write(key(1000), torch.full((1, 1, 1, 1), 1e6))
 
 
 def test_a_key_stands_for_content_window_size_and_rate(tmp_path: Path) -> None:
@@ -100,3 +106,28 @@ def test_a_key_stands_for_content_window_size_and_rate(tmp_path: Path) -> None:
     ]
     assert len(set(keys)) == len(keys)
     assert latent_key("content", record, size, 8.0, 0, 4) == keys[0]
+
+
+def test_a_latent_costs_few_bytes_and_is_found_by_its_number(tmp_path: Path) -> None:
+    filled(tmp_path, "float16", count=3)
+    names = [key(16**30 * (number % 256) + 1000 + number) for number in range(20_000)]
+    size = {"dtype": "F16", "shape": [1, 1, 1, 1]}
+    header = {name: {**size, "data_offsets": [2 * i, 2 * i + 2]} for i, name in enumerate(names)}
+    text = json.dumps(header).encode()
+    values = np.arange(20_000).astype("<f2").tobytes()
+    (tmp_path / "more.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + values)
+    tracemalloc.start()
+    cache = LatentCache.open(tmp_path)
+    assert names[-1] in cache
+    gc.collect()
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    print(f"{held / len(cache):.0f} bytes a latent")
+    assert held < 50 * len(cache)
+    assert len(cache) == 20_003
+    numbers = cache.find([names[7], key(9), names[100]])
+    assert numbers[1] == -1
+    assert cache.window(numbers, 0.2).item() == 7
+    assert cache.window(numbers, 1.0).item() == 100
+    with pytest.raises(ValueError, match="latents of 'a b': a key is 32 hexadecimal digits"):
+        cache.find(["a b"])

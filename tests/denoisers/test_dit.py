@@ -133,6 +133,16 @@ def test_words_order_and_dropping_matter_case_and_points_do_not(conditioner):
     )
 
 
+def test_a_bag_of_words_composes():
+    """Without blocks, a word changes the pooled vector alike whatever words stand beside it."""
+    conditioner = TextConditioner(width=16, depth=0, num_heads=2)
+    torch.nn.init.normal_(conditioner.embedding.weight)
+    captions = ["a red circle", "a blue circle", "a red square", "a blue square"]
+    pooled = conditioner(captions).pooled
+    torch.testing.assert_close(pooled[0] - pooled[1], pooled[2] - pooled[3])
+    assert not torch.allclose(pooled[0], pooled[1])
+
+
 def test_words_that_share_a_row_of_a_small_table_still_differ():
     conditioner = TextConditioner(width=16, depth=1, num_heads=2, num_rows=64)
     words = [f"word{i}" for i in range(40)]
