@@ -202,8 +202,8 @@ class PixelClips(Dataset[VideoBatch]):
 
 class LatentClips(Dataset[VideoBatch]):
     """Batches from the latent cache. ``numbers`` are those of each clip's windows in it, -1 for
-    one that it lacks. ``source_numbers``, where the batch is to have a ``source``, has the number
-    of the source's window for each clip's.
+    one that it lacks. ``source_numbers``, where the batch is to have a ``source``, are those of its
+    windows, and -1 where ``numbers`` are.
     """
 
     def __init__(
@@ -213,7 +213,7 @@ class LatentClips(Dataset[VideoBatch]):
         cache: LatentCache,
         choose: Chooser,
         fps: float,
-        source_numbers: Mapping[int, int] | None = None,
+        source_numbers: Mapping[VideoSize, Int[ndarray, "_n w"]] | None = None,
     ) -> None:
         self.clips = clips
         self.numbers = numbers
@@ -227,18 +227,24 @@ class LatentClips(Dataset[VideoBatch]):
 
     def __getitem__(self, request: BatchRequest) -> VideoBatch:
         records = [self.clips[request.size][number] for number in request.clips]
-        captions, latents, sources = [], [], []
-        windows = self.numbers[request.size][list(request.clips)]
-        for record, turn, of_clip in zip(records, request.turns, windows, strict=True):
-            choice = self.choose(record, turn)
-            captions.append(choice.caption)
-            latents.append(self.cache.window(of_clip, choice.window))
-            if self.source_numbers is not None:
-                of_source = [self.source_numbers.get(n, -1) for n in of_clip.tolist()]
-                sources.append(self.cache.window(np.array(of_source), choice.window))
+        turns = zip(records, request.turns, strict=True)
+        choices = [self.choose(record, turn) for record, turn in turns]
+        captions = [choice.caption for choice in choices]
         fps = torch.full((len(records),), self.fps)
         names = [record.clip_id for record in records]
-        batch = VideoBatch(captions, fps, names, latents=torch.stack(latents))
+        latents = self._latents(self.numbers, request, choices)
+        batch = VideoBatch(captions, fps, names, latents=latents)
         if self.source_numbers is None:
             return batch
-        return replace(batch, source=replace(batch, latents=torch.stack(sources)))
+        sources = self._latents(self.source_numbers, request, choices)
+        return replace(batch, source=replace(batch, latents=sources))
+
+    def _latents(
+        self,
+        numbers: Mapping[VideoSize, Int[ndarray, "_n w"]],
+        request: BatchRequest,
+        choices: Sequence[Choice],
+    ) -> Float[Tensor, "b c f h w"]:
+        windows = numbers[request.size][list(request.clips)]
+        pairs = zip(windows, choices, strict=True)
+        return torch.stack([self.cache.window(row, choice.window) for row, choice in pairs])

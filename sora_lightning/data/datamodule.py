@@ -54,7 +54,7 @@ from sora_lightning.data.sampler import (
     StreamLoader,
 )
 from sora_lightning.data.sources import PairKeys, SourceReader, require_sources
-from sora_lightning.data.survey import LatentKeys, encoded, survey
+from sora_lightning.data.survey import Encoded, LatentKeys, encoded, survey
 from sora_lightning.types import PackedBatch, VideoBatch, VideoSize
 
 # The share of clips that a latent cache may lack, since some cannot be read.
@@ -172,9 +172,8 @@ class VideoDataModule(L.LightningDataModule):
         self.sources = sources
         self._key = (PairKeys if sources else LatentKeys)(fps, windows_per_clip)
         self._clips: dict[Path, Assignment] = {}
-        self._encoded: dict[Path, Assignment] = {}
+        self._encoded: dict[Path, Encoded] = {}
         self._cache: LatentCache | None = None
-        self._numbers: dict[Path, dict[VideoSize, np.ndarray]] = {}
 
     def setup(self, stage: str) -> None:
         """Read the manifests, give every clip its size, and open the latent cache where one is
@@ -266,7 +265,7 @@ class VideoDataModule(L.LightningDataModule):
         return LatentCache.open(begun[0]) if begun else None
 
     def _served(self, manifest: Path) -> Assignment:
-        return (self._clips if self._cache is None else self._encoded)[manifest]
+        return self._clips[manifest] if self._cache is None else self._encoded[manifest].clips
 
     def _dataset(self, manifest: Path, choose: Chooser) -> Dataset[VideoBatch]:
         clips = self._served(manifest).clips
@@ -274,8 +273,7 @@ class VideoDataModule(L.LightningDataModule):
             reader = ClipReader(self.reader, self.fps)
             sources = SourceReader(reader) if self.sources else None
             return self._pixels(clips, reader, choose, _clip_id, [manifest], sources)
-        numbers = self._numbers[manifest]
-        of_sources = self._key.source_numbers if isinstance(self._key, PairKeys) else None
+        _, numbers, of_sources = self._encoded[manifest]
         return LatentClips(clips, numbers, self._cache, choose, self.fps, of_sources)
 
     def _batch_plan(self, clips: ClipsBySize, run_length: int) -> BatchPlan:
@@ -302,7 +300,7 @@ class VideoDataModule(L.LightningDataModule):
             reader = ClipReader(self.reader, self.fps)
             limit = self._bearable(self._clips[self.manifest])
             return PackedPixels(records, reader, choose, kept, self._bad_clips(limit))
-        numbers = np.concatenate(list(self._numbers[self.manifest].values()))
+        numbers = np.concatenate(list(self._encoded[self.manifest].numbers.values()))
         return PackedCache(records, numbers, self._cache, choose, kept, self.fps)
 
     def _pixels(
@@ -369,7 +367,8 @@ class VideoDataModule(L.LightningDataModule):
     def _open_cache(self, root: Path) -> None:
         self._cache = LatentCache.open(root)
         for manifest, assignment in self._clips.items():
-            kept, self._numbers[manifest] = encoded(assignment, self._key, self._cache)
+            found = encoded(assignment, self._key, self._cache)
+            kept = found.clips
             missing = assignment.num_clips - kept.num_clips
             if missing > MAX_MISSING * assignment.num_clips:
                 raise ValueError(
@@ -378,7 +377,7 @@ class VideoDataModule(L.LightningDataModule):
                     f"{self.windows_per_clip}: encode them, by predict with the same settings"
                 )
             _refuse_empty(kept, f"{root}: holds no latents of {manifest}")
-            self._encoded[manifest] = kept
+            self._encoded[manifest] = found
 
 
 def _refuse_empty(assignment: Assignment, problem: str) -> None:

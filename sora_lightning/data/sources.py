@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -29,6 +30,9 @@ from sora_lightning.types import VideoSize
 class SourceReader:
     """Reads in a clip's place its source: at the times that ``clips`` reads the clip at, and cut
     alike.
+
+    A clip that changed since it was indexed is refused, and its source is not: a row records the
+    content of the clip alone.
     """
 
     def __init__(self, clips: ClipReader) -> None:
@@ -65,11 +69,9 @@ class SourceReader:
 
 @dataclass(frozen=True)
 class PairKeys(LatentKeys):
-    """Names clips' windows in the latent cache, and those of their sources. ``source_numbers`` has
-    the number in it of the source's window for each of the clips' that were found.
-    """
+    """Names clips' windows in the latent cache, and those of their sources."""
 
-    source_numbers: dict[int, int] = field(default_factory=dict)
+    num_parts: ClassVar[int] = 2
 
     def of_source(self, record: ClipRecord, size: VideoSize, window: int) -> str:
         """The key of one window of the source, which stands for the clip's content too: the clip's
@@ -77,16 +79,14 @@ class PairKeys(LatentKeys):
         """
         return _source_key(self(record, size, window), _content(record))
 
-    def find(self, record: ClipRecord, size: VideoSize, cache: LatentCache) -> Int[ndarray, " w"]:
-        """The numbers of a clip's windows that a cache holds together with their sources, -1 for
-        others.
+    def find(self, record: ClipRecord, size: VideoSize, cache: LatentCache) -> Int[ndarray, "2 w"]:
+        """The numbers of a clip's windows, and of its source's, in a cache; -1 for both where it
+        lacks either.
         """
         content, keys = _content(record), self.of_windows(record, size)
-        theirs = cache.find(_source_key(key, content) for key in keys)
-        own = np.where(theirs < 0, np.int32(-1), cache.find(keys))
-        pairs = zip(own.tolist(), theirs.tolist(), strict=True)
-        self.source_numbers.update({ours: source for ours, source in pairs if ours >= 0})
-        return own
+        of_sources = cache.find(_source_key(key, content) for key in keys)
+        found = np.stack([cache.find(keys), of_sources])
+        return np.where((found < 0).any(axis=0), np.int32(-1), found)
 
 
 def require_sources(manifest: Path, assignment: Assignment) -> None:

@@ -4,6 +4,7 @@ together.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,7 @@ from sora_lightning.data import (
 from sora_lightning.data.clips import ClipReader
 from sora_lightning.data.index import index
 from sora_lightning.data.native import Packing
-from sora_lightning.data.sources import SourceReader
+from sora_lightning.data.sources import PairKeys, SourceReader
 from sora_lightning.data.split import split
 from sora_lightning.types import VideoBatch, VideoSize
 from tests.data.barcodes import BITS, ROWS, STRIPE, numbers_in
@@ -156,6 +157,53 @@ def copied(pairs: dict[str, Path], folder: Path) -> list[dict]:
 def written(rows: list[dict], folder: Path) -> dict[str, Path]:
     (folder / "clips.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return {"train": folder / "clips.jsonl"}
+
+
+def test_like_clips_of_other_sources_keep_each_its_own(
+    pairs: dict[str, Path], tmp_path: Path
+) -> None:
+    """Two edits with one outcome have one window of the clip in the cache, and two of sources."""
+    row = copied(pairs, tmp_path)[0]
+    (tmp_path / "twin.mp4").write_bytes((tmp_path / row["path"]).read_bytes())
+    manifests = written([row, {**row, "path": "twin.mp4", "source": row["path"]}], tmp_path)
+    write_cache(module(manifests), tmp_path / "latents")
+    assert len(LatentCache.open(tmp_path / "latents")) == 3
+    pixels = module(manifests, fixed_windows=True)
+    cached = module(manifests, latents=tmp_path / "latents")
+    for data in (pixels, cached):
+        data.setup("fit")
+    loaders = (pixels.train_dataloader(), cached.train_dataloader())
+    for by_pixels, by_cache in zip(*loaders, strict=True):
+        assert by_cache.clip_ids == by_pixels.clip_ids
+        torch.testing.assert_close(by_cache.source.latents, encode(by_pixels.source.pixels))
+
+
+def test_a_window_is_served_where_both_clip_and_source_are_cached(
+    pairs: dict[str, Path], tmp_path: Path
+) -> None:
+    """Of three windows one of the clip lacks, or one of the source, and the two are from one."""
+    data = module(pairs, windows_per_clip=3)
+    loaders = trainer(tmp_path).predict(Encoder(), data) or []
+    both = [{k: v for b in batches for k, v in zip(*b, strict=True)} for batches in loaders]
+    gone = {key for part, first in zip(both, (0, 1), strict=True) for key in list(part)[first::4]}
+    with LatentCache.create(tmp_path / "latents", "tokenizer-a", "float32") as cache:
+        for key, value in [pair for part in both for pair in part.items() if pair[0] not in gone]:
+            cache.write(key, value)
+    cached = module(pairs, windows_per_clip=3, latents=tmp_path / "latents")
+    cached.setup("fit")
+    there: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    keys = PairKeys(8.0, 3)
+    for size, records in cached.check()[pairs["train"]].clips.items():
+        for record in records:
+            named = [(keys(record, size, w), keys.of_source(record, size, w)) for w in range(3)]
+            there[record.clip_id] = [
+                (both[0][key], both[1][of_source])
+                for key, of_source in named
+                if not {key, of_source} & gone
+            ]
+    for batch in itertools.chain(cached.train_dataloader(), cached.train_dataloader()):
+        for name, *served in zip(batch.clip_ids, batch.latents, batch.source.latents, strict=True):
+            assert any(all(map(torch.equal, served, pair)) for pair in there[name])
 
 
 def test_a_source_that_changed_since_it_was_encoded_is_left_out(
