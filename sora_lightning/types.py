@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -106,7 +106,7 @@ def as_levels(pixels: Float[Tensor, "*size"]) -> UInt8[Tensor, "*size"]:
 @dataclass
 class VideoBatch:
     """Clips of one size. Exactly one of ``video`` and ``latents`` may be absent: a latent cache
-    serves no pixels.
+    serves no pixels. ``source`` holds the clips that these are edits of, frame by frame.
     """
 
     captions: list[str]
@@ -114,6 +114,7 @@ class VideoBatch:
     clip_ids: list[str]
     video: Float[Tensor, "b 3 F H W"] | None = None
     latents: Float[Tensor, "b c f h w"] | None = None
+    source: VideoBatch | None = None
 
     def __post_init__(self) -> None:
         if self.video is None and self.latents is None:
@@ -142,6 +143,7 @@ class VideoBatch:
             fps=self.fps.to(*args, **kwargs),
             video=move(self.video),
             latents=move(self.latents),
+            source=None if self.source is None else self.source.to(*args, **kwargs),
         )
 
 
@@ -234,6 +236,13 @@ class PackedBatch:
         )
 
 
+class MoreTokens(NamedTuple):
+    """Tokens to attend to beside those of the text, and which of them there are."""
+
+    tokens: Float[Tensor, "b m d"]
+    mask: Bool[Tensor, "b m"]
+
+
 @dataclass
 class Condition:
     """What the denoiser is told: text tokens to attend to, and one pooled vector that joins the
@@ -263,6 +272,15 @@ class Condition:
             mask=torch.cat([a.mask, b.mask]),
             pooled=torch.cat([a.pooled, b.pooled]),
             given=_cat_given(first, second),
+        )
+
+    def joined(self, more: MoreTokens) -> Condition:
+        """The same condition with more tokens to attend to."""
+        tokens, mask = more.tokens.to(self.tokens), more.mask
+        return replace(
+            self,
+            tokens=torch.cat([self.tokens, tokens], dim=1),
+            mask=torch.cat([self.mask, mask], dim=1),
         )
 
     def pad(self, length: int) -> Condition:

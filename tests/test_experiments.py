@@ -39,6 +39,7 @@ _NARROW = {
     "experiments/demo/tokenizer.yaml": f"{_TOKENIZER}.widths=[8,16,16,16]",
     "experiments/tokenizer/clips.yaml": f"{_TOKENIZER}.widths=[8,16,32]",
 }
+_PAIRS = {"manifest": "train", "val_manifest": "val"}
 _CHECKPOINT = "runs/demo/text_to_video/checkpoints/last.ckpt"
 
 
@@ -62,6 +63,12 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for config, narrow in _NARROW.items():
             _run("fit", "--config", config, *_SMALL, *_FEW, narrow)
             _run("predict", "--config", config, *_SMALL, narrow, "--ckpt_path", "last")
+        _run("synthesize", "--root", "runs/instruct/data", "--edits", *counts)
+        config = "experiments/demo/tokenizer.yaml"
+        pairs = [f"--data.{k}=runs/instruct/data/{v}.jsonl" for k, v in _PAIRS.items()]
+        sources = ("--data.sources=true", "--latents.root=runs/instruct/latents")
+        encode = ("predict", "--config", config, *_SMALL, _NARROW[config], "--ckpt_path", "last")
+        _run(*encode, *pairs, *sources)
         small = ("--model.init_args.denoiser.init_args.depth=2", *_SMALL, *_FEW)
         _run("fit", "--config", "experiments/demo/text_to_video.yaml", *small)
         yield folder

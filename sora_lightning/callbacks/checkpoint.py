@@ -57,7 +57,7 @@ class RunCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self.keep_every_n_steps = keep_every_n_steps
         self.start_from = start_from
-        self._saved_step = -1
+        self._saved_step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Before Lightning restores a run that goes on, which then has the last word.

@@ -119,8 +119,8 @@ def sample(
         task: What to make of --prompt: a video (text), a still image, a picture that moves
             (animate), what follows or precedes --video (extend, extend-backward), a way from
             --video to another one (connect) or back to its own start (loop), a part of it anew
-            (inpaint), it as the prompt says (edit), or a video in windows longer than the training
-            (long).
+            (inpaint), it as the prompt says (edit), it changed as the prompt asks (instruct, for a
+            training with sources), or a video in windows longer than the training (long).
         video: The video, or for animate the picture, that the task starts from.
         to: The video that connect ends with.
         mask: A video or picture that is white where inpaint is to paint.
@@ -129,7 +129,8 @@ def sample(
         total_frames: Frames of the result. By default one window adds what it has room for.
         strength: How much of the video edit may change, from 0 (nothing) to 1 (everything).
         frame_noise: Diffusion time at which the context is seen; 0 is clean.
-        frame_guidance: Weight of the context beside that of the prompt, in a third call a step.
+        frame_guidance: Weight of the context, or of the video that instruct changes, beside that of
+            the prompt, in a third call a step.
         tile: Side in pixels of the tiles by which the tokenizer decodes frames that are too large
             for the memory. By default each frame is decoded whole.
         tile_overlap: Pixels that neighbouring tiles share and are blended over; by default a
@@ -171,6 +172,10 @@ def sample(
         raise ValueError(f"--checkpoint {checkpoint}: no such file")
     system = DiffusionSystem.from_checkpoint(checkpoint).to(device).eval()
     guiding.check_against(system)
+    if task == "instruct" and not system.has_sources:
+        raise ValueError(
+            f"--task instruct: {checkpoint} was not trained on edits (its tasks have no Source)"
+        )
     more: dict[str, Any] = {
         "guidance": guiding.recipe(),
         "guide": guiding.loaded_guide(system, device),

@@ -30,6 +30,7 @@ TaskName = Literal[
     "loop",
     "inpaint",
     "edit",
+    "instruct",
     "long",
 ]
 SamplerName = Literal["euler", "heun", "ddim", "ddpm", "dpm-solver", "unipc"]
@@ -192,6 +193,10 @@ def _edit(request: Request) -> Tensor:
     return generation.edit(*request.model, video, arguments.strength, sources)
 
 
+def _instruct(request: Request) -> Tensor:
+    return generation.instruct(*request.model, _first(request, "video"), request.noise)
+
+
 def _long(request: Request) -> Tensor:
     generator, prompts, seeds = request.model
     start = generator.videos(prompts, request.size, seeds)
@@ -215,6 +220,7 @@ TASKS = {
     "loop": Task(_loop, needs=("video",), takes=("frames", *_HELD)),
     "inpaint": Task(_inpaint, needs=("video", "mask"), takes=_HELD),
     "edit": Task(_edit, needs=("video", "strength"), takes=("source_prompt",)),
+    "instruct": Task(_instruct, needs=("video",), takes=_HELD),
     "long": Task(_long, needs=("total_frames",), takes=("frames", *_HELD)),
 }
 

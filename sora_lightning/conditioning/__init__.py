@@ -14,26 +14,32 @@ from sora_lightning.conditioning.frames import (
     FrameTask,
     LastFrames,
     OutsideBox,
+    Source,
     TextToVideo,
     check_tasks,
     draw_known,
 )
 from sora_lightning.conditioning.labels import LabelConditioner
+from sora_lightning.conditioning.pictures import ClipEncoder, GlobalEncoder, PictureEncoder
 from sora_lightning.conditioning.text import TextConditioner, Unconditional
 
 __all__ = [
     "NUM_DRAWS",
     "BothEnds",
+    "ClipEncoder",
     "Concatenation",
     "Conditioner",
     "FirstFrames",
     "FrameTask",
     "GivenChannels",
+    "GlobalEncoder",
     "LabelConditioner",
     "LastFrames",
     "MaskedLatents",
     "OutsideBox",
     "PictureAndPlaces",
+    "PictureEncoder",
+    "Source",
     "TextConditioner",
     "TextToVideo",
     "Unconditional",

@@ -39,7 +39,9 @@ class FrameTask(ABC):
 
     @abstractmethod
     def known(self, grid: TokenGrid, numbers: Sequence[float]) -> Bool[Tensor, "f h w"]:
-        """Which tokens of a clip are known, decided by six numbers in [0, 1). Never all of them."""
+        """Which tokens of a clip are known, decided by six numbers in [0, 1). Never all of them,
+        except by ``Source``.
+        """
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,16 @@ class OutsideBox(FrameTask):
         known = ~_nothing(grid)
         known[tuple(box)] = False
         return known
+
+
+@dataclass(frozen=True)
+class Source(FrameTask):
+    """All is known, not of the clip itself but of the one that it is an edit of (InstructPix2Pix,
+    arXiv 2211.09800): for channels beside the latents alone.
+    """
+
+    def known(self, grid: TokenGrid, numbers: Sequence[float]) -> Bool[Tensor, "f h w"]:
+        return ~_nothing(grid)
 
 
 def draw_known(

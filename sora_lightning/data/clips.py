@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from numpy import ndarray
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -81,6 +81,16 @@ Chooser = Callable[[ClipRecord, int], Choice]
 Namer = Callable[[ClipRecord, VideoSize, int], str]
 
 
+class WindowReader(Protocol):
+    """Gives the pixels of a clip's window."""
+
+    fps: float
+
+    def read(
+        self, record: ClipRecord, size: VideoSize, window: float
+    ) -> Float[Tensor, "3 F H W"]: ...
+
+
 class ClipReader:
     """Reads windows of clips at a frame rate and a size; remembers when each file's frames are
     shown. A file that is not the one that was indexed is refused.
@@ -96,8 +106,16 @@ class ClipReader:
         """Frames spaced by ``1 / fps`` seconds, in [-1, 1]. Raises ``DecodeError`` or another
         ``ValueError``.
         """
+        path, timeline, times_s = self.locate(record, size, window)
+        frames = self.reader.read(path, timeline, timeline.shown_at(times_s).tolist())
+        return fit_frames(torch.from_numpy(frames), size.height, size.width)
+
+    def locate(
+        self, record: ClipRecord, size: VideoSize, window: float
+    ) -> tuple[Path, Timeline, Float64[ndarray, " F"]]:
+        """The clip's file, and the times of a window's frames in it. Raises as ``read``."""
         path = self.files.local(record)
-        timeline = self._timeline(record, path)
+        timeline = self.timeline(record, path)
         if record.decord_objection is not None:
             timeline = replace(timeline, decord_objection=record.decord_objection)
         span_s = (size.num_frames - 1) / self.fps
@@ -108,11 +126,12 @@ class ClipReader:
             )
         latest_s = min(timeline.times_s[-1], end_s) - span_s
         start_s = record.start_s + window * max(0.0, latest_s - record.start_s)
-        indices = timeline.shown_at(start_s + np.arange(size.num_frames) / self.fps)
-        frames = self.reader.read(path, timeline, indices.tolist())
-        return fit_frames(torch.from_numpy(frames), size.height, size.width)
+        return path, timeline, start_s + np.arange(size.num_frames) / self.fps
 
-    def _timeline(self, record: ClipRecord, path: Path) -> Timeline:
+    def timeline(self, record: ClipRecord, path: Path) -> Timeline:
+        """When the frames of a clip's file, which lies at ``path``, are shown. Raises
+        ``DecodeError``, also where the file is not the one that was indexed.
+        """
         as_seen = path, stamp(record)
         if as_seen not in self._timelines:
             require_unchanged(record)
@@ -128,19 +147,22 @@ class PixelClips(Dataset[VideoBatch]):
     In the place of a clip that cannot be read stands the next of its size that can, so that batches
     stay full and the order stays what it is; ``BadClips`` names it. Raises ``TooManyBadClips``
     where no clip of a size can be read, or ``bad_clips`` bears with no more. ``name`` gives what
-    the batch calls a clip at its turn.
+    the batch calls a clip at its turn. ``source_reader`` reads the batch's ``source``; a clip whose
+    source it cannot read is bad.
     """
 
     def __init__(
         self,
         clips: ClipsBySize,
-        reader: ClipReader,
+        reader: WindowReader,
         choose: Chooser,
         name: Namer,
         bad_clips: BadClips,
+        source_reader: WindowReader | None = None,
     ) -> None:
         self.clips = clips
         self.reader = reader
+        self.source_reader = source_reader
         self.choose = choose
         self.name = name
         self.bad_clips = bad_clips
@@ -151,24 +173,28 @@ class PixelClips(Dataset[VideoBatch]):
     def __getitem__(self, request: BatchRequest) -> VideoBatch:
         names, captions, videos = [], [], []
         for number, turn in zip(request.clips, request.turns, strict=True):
-            record, choice, video = self._readable(request.size, number, turn)
+            record, choice, read = self._readable(request.size, number, turn)
             names.append(self.name(record, request.size, turn))
             captions.append(choice.caption)
-            videos.append(video)
+            videos.append(read)
         fps = torch.full((len(videos),), self.reader.fps)
-        return VideoBatch(captions, fps, names, video=torch.stack(videos))
+        video, *source = (torch.stack(part) for part in zip(*videos, strict=True))
+        batch = VideoBatch(captions, fps, names, video=video)
+        return replace(batch, source=replace(batch, video=source[0])) if source else batch
 
     def _readable(
         self, size: VideoSize, number: int, turn: int
-    ) -> tuple[ClipRecord, Choice, Float[Tensor, "3 F H W"]]:
+    ) -> tuple[ClipRecord, Choice, list[Float[Tensor, "3 F H W"]]]:
         clips = self.clips[size]
+        readers = [one for one in (self.reader, self.source_reader) if one is not None]
         for step in range(len(clips)):
             record = clips[(number + step) % len(clips)]
             if record in self.bad_clips:
                 continue
             choice = self.choose(record, turn)
             try:
-                return record, choice, self.reader.read(record, size, choice.window)
+                read = [one.read(record, size, choice.window) for one in readers]
+                return record, choice, read
             except ValueError as error:
                 self.bad_clips.add(record, error)
         raise TooManyBadClips(f"none of the {len(clips)} clips of size {size} can be read")
@@ -176,7 +202,8 @@ class PixelClips(Dataset[VideoBatch]):
 
 class LatentClips(Dataset[VideoBatch]):
     """Batches from the latent cache. ``numbers`` are those of each clip's windows in it, -1 for
-    one that it lacks.
+    one that it lacks. ``source_numbers``, where the batch is to have a ``source``, are those of its
+    windows, and -1 where ``numbers`` are.
     """
 
     def __init__(
@@ -186,9 +213,11 @@ class LatentClips(Dataset[VideoBatch]):
         cache: LatentCache,
         choose: Chooser,
         fps: float,
+        source_numbers: Mapping[VideoSize, Int[ndarray, "_n w"]] | None = None,
     ) -> None:
         self.clips = clips
         self.numbers = numbers
+        self.source_numbers = source_numbers
         self.cache = cache
         self.choose = choose
         self.fps = fps
@@ -198,11 +227,24 @@ class LatentClips(Dataset[VideoBatch]):
 
     def __getitem__(self, request: BatchRequest) -> VideoBatch:
         records = [self.clips[request.size][number] for number in request.clips]
-        captions, latents = [], []
-        windows = self.numbers[request.size][list(request.clips)]
-        for record, turn, of_clip in zip(records, request.turns, windows, strict=True):
-            choice = self.choose(record, turn)
-            captions.append(choice.caption)
-            latents.append(self.cache.window(of_clip, choice.window))
+        turns = zip(records, request.turns, strict=True)
+        choices = [self.choose(record, turn) for record, turn in turns]
+        captions = [choice.caption for choice in choices]
         fps = torch.full((len(records),), self.fps)
-        return VideoBatch(captions, fps, [r.clip_id for r in records], latents=torch.stack(latents))
+        names = [record.clip_id for record in records]
+        latents = self._latents(self.numbers, request, choices)
+        batch = VideoBatch(captions, fps, names, latents=latents)
+        if self.source_numbers is None:
+            return batch
+        sources = self._latents(self.source_numbers, request, choices)
+        return replace(batch, source=replace(batch, latents=sources))
+
+    def _latents(
+        self,
+        numbers: Mapping[VideoSize, Int[ndarray, "_n w"]],
+        request: BatchRequest,
+        choices: Sequence[Choice],
+    ) -> Float[Tensor, "b c f h w"]:
+        windows = numbers[request.size][list(request.clips)]
+        pairs = zip(windows, choices, strict=True)
+        return torch.stack([self.cache.window(row, choice.window) for row, choice in pairs])

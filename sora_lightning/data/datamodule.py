@@ -34,6 +34,7 @@ from sora_lightning.data.clips import (
     Namer,
     PixelClips,
     RandomChoice,
+    WindowReader,
 )
 from sora_lightning.data.decode import Reader, default_reader
 from sora_lightning.data.filters import Filter
@@ -52,7 +53,8 @@ from sora_lightning.data.sampler import (
     Plan,
     StreamLoader,
 )
-from sora_lightning.data.survey import LatentKeys, encoded, survey
+from sora_lightning.data.sources import PairKeys, SourceReader, require_sources
+from sora_lightning.data.survey import Encoded, LatentKeys, encoded, survey
 from sora_lightning.types import PackedBatch, VideoBatch, VideoSize
 
 # The share of clips that a latent cache may lack, since some cannot be read.
@@ -101,6 +103,8 @@ class VideoDataModule(L.LightningDataModule):
         run_length: How many batches of one size, or packs of like cost, come in a row. Numbers of
             ranks that divide it see the same order; by default it is 8, and for a number of ranks
             that does not divide 8 their least common multiple.
+        sources: Serve with each clip the one that the manifest's ``source`` names, for systems that
+            learn instructions; ``predict`` then encodes those too.
 
     Training batches follow ``BatchPlan`` or ``PackPlan``; a run that resumes goes on with the next
     batch. Clips that cannot be read, or have changed since they were indexed, are left out, and
@@ -127,6 +131,7 @@ class VideoDataModule(L.LightningDataModule):
         seed: int = 0,
         steps_per_epoch: int | None = None,
         run_length: int | None = None,
+        sources: bool = False,
     ) -> None:
         super().__init__()
         if windows_per_clip < 1:
@@ -139,6 +144,11 @@ class VideoDataModule(L.LightningDataModule):
             raise ValueError(
                 "packing.resolution draws another size for each pass, and data.latents holds one: "
                 "leave one of them out"
+            )
+        if packing is not None and sources:
+            raise ValueError(
+                "packing and sources are both given: clips with their sources are served in "
+                "batches of one size"
             )
         self.sizes = _size_rule(sizes, fps, pixels_per_batch, packing)
         self.packing = packing
@@ -159,11 +169,11 @@ class VideoDataModule(L.LightningDataModule):
         self.seed = seed
         self.steps_per_epoch = steps_per_epoch
         self.run_length = run_length
-        self._key = LatentKeys(fps, windows_per_clip)
+        self.sources = sources
+        self._key = (PairKeys if sources else LatentKeys)(fps, windows_per_clip)
         self._clips: dict[Path, Assignment] = {}
-        self._encoded: dict[Path, Assignment] = {}
+        self._encoded: dict[Path, Encoded] = {}
         self._cache: LatentCache | None = None
-        self._numbers: dict[Path, dict[VideoSize, np.ndarray]] = {}
 
     def setup(self, stage: str) -> None:
         """Read the manifests, give every clip its size, and open the latent cache where one is
@@ -188,6 +198,8 @@ class VideoDataModule(L.LightningDataModule):
                 records = open_manifest(manifest)
                 assignment = survey(records, self.sizes, self._bad_clips(), self.filters)
                 _refuse_empty(assignment, f"{manifest}: no clip is left for {self._settings()}")
+                if self.sources:
+                    require_sources(manifest, assignment)
                 self._clips[manifest] = assignment
         return dict(self._clips)
 
@@ -221,20 +233,29 @@ class VideoDataModule(L.LightningDataModule):
             return []
         dataset = self._dataset(self.val_manifest, EvenChoice(1))
         clips = self._served(self.val_manifest).clips
-        return self._once(dataset, self._batches(clips, num_windows=1))
+        return self._once(dataset, self._batches(clips, 1, _clip_id))
 
-    def predict_dataloader(self) -> DataLoader:
+    def predict_dataloader(self) -> DataLoader | list[DataLoader]:
         """Every window of every clip once, training manifest first; ``clip_ids`` are keys of the
         latent cache. What the cache of a callback with a ``root`` holds already is left out; the
-        first batch of a whole one is made again, to see that the tokenizer is still the same.
+        first batch of a whole one is made again, to see that the tokenizer is still the same. With
+        ``sources`` a second loader gives theirs.
         """
         of_manifests = [self._clips[manifest].clips for manifest in self._manifests()]
         sizes = dict.fromkeys(itertools.chain(self.sizes.sizes, *of_manifests))
         clips = {size: joined(one.get(size, ()) for one in of_manifests) for size in sizes}
-        windows = EvenChoice(self.windows_per_clip)
-        batches = self._batches(clips, self.windows_per_clip, self._encoded_before())
-        batches = batches or self._batches(clips, self.windows_per_clip)[: self._ranks()[1]]
-        return self._once(self._pixels(clips, windows, self._key, self._manifests()), batches)
+        reader = ClipReader(self.reader, self.fps)
+        loader = self._encoding(clips, reader, self._key)
+        if not isinstance(self._key, PairKeys):
+            return loader
+        return [loader, self._encoding(clips, SourceReader(reader), self._key.of_source)]
+
+    def _encoding(self, clips: ClipsBySize, reader: WindowReader, key: Namer) -> DataLoader:
+        choose = EvenChoice(self.windows_per_clip)
+        dataset = self._pixels(clips, reader, choose, key, self._manifests())
+        batches = self._batches(clips, self.windows_per_clip, key, self._encoded_before())
+        batches = batches or self._batches(clips, self.windows_per_clip, key)[: self._ranks()[1]]
+        return self._once(dataset, batches)
 
     def _encoded_before(self) -> LatentCache | None:
         """The cache that ``predict`` goes on with, if there is one."""
@@ -244,13 +265,16 @@ class VideoDataModule(L.LightningDataModule):
         return LatentCache.open(begun[0]) if begun else None
 
     def _served(self, manifest: Path) -> Assignment:
-        return (self._clips if self._cache is None else self._encoded)[manifest]
+        return self._clips[manifest] if self._cache is None else self._encoded[manifest].clips
 
     def _dataset(self, manifest: Path, choose: Chooser) -> Dataset[VideoBatch]:
         clips = self._served(manifest).clips
         if self._cache is None:
-            return self._pixels(clips, choose, _clip_id, [manifest])
-        return LatentClips(clips, self._numbers[manifest], self._cache, choose, self.fps)
+            reader = ClipReader(self.reader, self.fps)
+            sources = SourceReader(reader) if self.sources else None
+            return self._pixels(clips, reader, choose, _clip_id, [manifest], sources)
+        _, numbers, of_sources = self._encoded[manifest]
+        return LatentClips(clips, numbers, self._cache, choose, self.fps, of_sources)
 
     def _batch_plan(self, clips: ClipsBySize, run_length: int) -> BatchPlan:
         num_clips = {size: len(of_size) for size, of_size in clips.items()}
@@ -276,15 +300,20 @@ class VideoDataModule(L.LightningDataModule):
             reader = ClipReader(self.reader, self.fps)
             limit = self._bearable(self._clips[self.manifest])
             return PackedPixels(records, reader, choose, kept, self._bad_clips(limit))
-        numbers = np.concatenate(list(self._numbers[self.manifest].values()))
+        numbers = np.concatenate(list(self._encoded[self.manifest].numbers.values()))
         return PackedCache(records, numbers, self._cache, choose, kept, self.fps)
 
     def _pixels(
-        self, clips: ClipsBySize, choose: Chooser, name: Namer, manifests: Sequence[Path]
+        self,
+        clips: ClipsBySize,
+        reader: WindowReader,
+        choose: Chooser,
+        name: Namer,
+        manifests: Sequence[Path],
+        source_reader: WindowReader | None = None,
     ) -> PixelClips:
-        reader = ClipReader(self.reader, self.fps)
         limit = sum(self._bearable(self._clips[manifest]) for manifest in manifests)
-        return PixelClips(clips, reader, choose, name, self._bad_clips(limit))
+        return PixelClips(clips, reader, choose, name, self._bad_clips(limit), source_reader)
 
     def _bearable(self, assignment: Assignment) -> float:
         """How many more clips of a manifest may turn out to be bad."""
@@ -303,14 +332,14 @@ class VideoDataModule(L.LightningDataModule):
         return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers)
 
     def _batches(
-        self, clips: ClipsBySize, num_windows: int, done: LatentCache | None = None
+        self, clips: ClipsBySize, num_windows: int, key: Namer, done: LatentCache | None = None
     ) -> list[BatchRequest]:
         batches = []
         for size, of_size in clips.items():
             length = self.sizes.batch_size(size)
             turns = list(itertools.product(range(len(of_size)), range(num_windows)))
             if done is not None:
-                turns = [(n, w) for n, w in turns if self._key(of_size[n], size, w) not in done]
+                turns = [(n, w) for n, w in turns if key(of_size[n], size, w) not in done]
             for start in range(0, len(turns), length):
                 numbers, windows = zip(*turns[start : start + length], strict=True)
                 batches.append(BatchRequest(size, numbers, windows))
@@ -338,7 +367,8 @@ class VideoDataModule(L.LightningDataModule):
     def _open_cache(self, root: Path) -> None:
         self._cache = LatentCache.open(root)
         for manifest, assignment in self._clips.items():
-            kept, self._numbers[manifest] = encoded(assignment, self._key, self._cache)
+            found = encoded(assignment, self._key, self._cache)
+            kept = found.clips
             missing = assignment.num_clips - kept.num_clips
             if missing > MAX_MISSING * assignment.num_clips:
                 raise ValueError(
@@ -347,7 +377,7 @@ class VideoDataModule(L.LightningDataModule):
                     f"{self.windows_per_clip}: encode them, by predict with the same settings"
                 )
             _refuse_empty(kept, f"{root}: holds no latents of {manifest}")
-            self._encoded[manifest] = kept
+            self._encoded[manifest] = found
 
 
 def _refuse_empty(assignment: Assignment, problem: str) -> None:

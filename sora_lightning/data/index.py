@@ -27,7 +27,15 @@ from sora_lightning.data.decode import DecodeError, PyAVReader, read_timeline
 from sora_lightning.data.encode import reencode
 from sora_lightning.data.guard import guarded_map
 from sora_lightning.data.journal import Journal
-from sora_lightning.data.tables import Row, check_target, read_rows, write_lines, write_rows
+from sora_lightning.data.tables import (
+    Row,
+    check_target,
+    has_source,
+    read_rows,
+    with_moved_source,
+    write_lines,
+    write_rows,
+)
 
 
 @dataclass(frozen=True)
@@ -81,8 +89,11 @@ def index(
     copies = None if reencode_to is None else reencode_to.absolute()
     work = Work(detector if scenes else None, min_scene_s, scores, copies)
     folder = source if source.is_dir() else source.parent
-    num_jobs = sum(_path_of(row, place) != "" for place, row in read_rows(source))
-    jobs = (_Job.of(row, place, folder, work) for place, row in read_rows(source))
+    num_jobs = sum(_usable(row, place, folder, work) for place, row in read_rows(source))
+    jobs = (
+        _Job.of(with_moved_source(row, folder, output.parent), place, folder, work)
+        for place, row in read_rows(source)
+    )
     output.parent.mkdir(parents=True, exist_ok=True)
     journal = Journal(output.with_name(f".{output.name}.journal"))
     missing, asked = itertools.tee(job for job in jobs if not journal.recall(job.key))
@@ -123,6 +134,16 @@ class _Job:
         stamp = [state.st_size, state.st_mtime_ns] if state else []
         identity = json.dumps([row, str(path), stamp, asdict(work)], sort_keys=True, default=str)
         return cls(row, path, work, hashlib.sha256(identity.encode()).hexdigest()[:32])
+
+
+def _usable(row: Row, place: str, folder: Path, work: Work) -> bool:
+    """True. Raises ``ValueError`` for a row that there cannot be a job for."""
+    if work.copies is not None and has_source(row, folder):
+        raise ValueError(
+            f"{place}: source = {row['source']!r}: the copies of reencode_to begin at another "
+            "time than their sources: leave one of them out"
+        )
+    return _path_of(row, place) != ""
 
 
 def _path_of(row: Row, place: str) -> str:

@@ -7,6 +7,7 @@ pixels.
 | ``caption`` | a sentence, or a list of sentences or ``{text, weight}``; needed | |
 | ``text`` | the same as ``caption``, which goes before it | |
 | ``label`` | class of the clip: a whole number or a name | |
+| ``source`` | file that this one is an edit of, named as ``path`` is; see ``sources`` | |
 | ``start_s``, ``end_s`` | window in the file, in seconds from its first frame | with ``--scenes`` |
 | ``fps``, ``num_frames``, ``height``, ``width`` | of the file, upright; save probing it | yes |
 | ``decoder``, ``decoder_reason`` | ``pyav`` where decord must not read the file, and why | yes |
@@ -59,6 +60,7 @@ class ClipRecord:
     ``clip_id`` names path and window; it stays the same when rows are added, moved or recaptioned.
     ``weights`` are the shares of the captions, summing to one. ``decord_objection`` says why decord
     must not read the file, None that the file itself has to be asked. ``columns`` holds the row.
+    Whether there is a file of the name in ``source`` is looked at where pairs are asked for.
     """
 
     path: Path
@@ -71,6 +73,7 @@ class ClipRecord:
     label: int | str | None = None
     decord_objection: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    source: Path | None = None
 
 
 def read_manifest(manifest: Path) -> list[ClipRecord]:
@@ -135,7 +138,7 @@ class _Row:
         captions, weights = self._captions()
         return ClipRecord(
             folder / path, captions, clip_id(self.columns), start_s, end_s, self._footage(),
-            weights, self._label(), self._objection(), columns,
+            weights, self._label(), self._objection(), columns, self._source(folder),
         )  # fmt: skip
 
     def _columns(self, folder: Path) -> Row:
@@ -195,6 +198,10 @@ class _Row:
         if not sum(weights):
             raise self.error(key, "the weights are all 0")
         return tuple(texts), tuple(weight / sum(weights) for weight in weights)
+
+    def _source(self, folder: Path) -> Path | None:
+        source = self.columns.get("source")
+        return folder / source if isinstance(source, str) and source else None
 
     def _label(self) -> int | str | None:
         label = self.columns.get("label")

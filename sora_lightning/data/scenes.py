@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -208,3 +208,51 @@ def _clause(shape: MovingShape, verb: str, towards: str, with_size: bool) -> str
 
 def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
+
+
+def edits_of(target: Triple) -> list[Triple]:
+    """The combinations of the training that one word tells from a combination."""
+    seen = triples(held_out=False)
+    return [one for one in seen if sum(a != b for a, b in zip(one, target, strict=True)) == 1]
+
+
+def edited(scene: Scene, target: Triple) -> Scene:
+    """The scene of one shape, which now shows another combination. Where it moves to another side,
+    its path is turned about the picture's centre or mirrored, and so stays inside.
+    """
+    (shape,) = scene.shapes
+    (dx, dy), (new_dx, new_dy) = DIRECTIONS[shape.direction], DIRECTIONS[target.direction]
+    along, across = (shape.x, shape.y) if dx else (shape.y, shape.x)
+    if dx + dy != new_dx + new_dy:
+        along = 1 - along
+    x, y = (along, across) if new_dx else (across, along)
+    return replace(scene, shapes=(replace(shape, **target._asdict(), x=x, y=y),))
+
+
+def instructions(source: Triple, target: Triple, rng: np.random.Generator) -> list[str]:
+    """Four wordings that ask for what changes from one combination to the other, by whichever of
+    shape, colour and direction differs; ``rng`` chooses among synonyms.
+    """
+    shape, colour, thing = target.shape, target.colour, f"the {source.colour} {source.shape}"
+    if source.shape != shape:
+        return [
+            f"turn the {source.shape} into a {shape}",
+            f"make it a {shape}",
+            f"Replace {thing} with a {shape}.",
+            f"It should be a {shape}.",
+        ]
+    if source.colour != colour:
+        return [
+            f"make it {colour}",
+            f"make the {source.shape} {colour}",
+            f"Turn {thing} {colour}.",
+            f"Change its colour to {colour}.",
+        ]
+    ways = TOWARDS[target.direction]
+    towards = [ways[i] for i in rng.integers(len(ways), size=3)]
+    return [
+        f"make it move {ways[0]}",
+        f"make the {source.shape} move {towards[0]}",
+        f"Let {thing} move {towards[1]}.",
+        f"It should move {towards[2]}.",
+    ]

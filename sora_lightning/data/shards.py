@@ -23,7 +23,7 @@ import fsspec
 from sora_lightning.data.decode import DecodeError, probe
 from sora_lightning.data.litdata_items import LitDataItems
 from sora_lightning.data.manifest import ClipRecord, read_manifest
-from sora_lightning.data.tables import Row, write_lines
+from sora_lightning.data.tables import Row, with_moved_source, write_lines
 from sora_lightning.files import file_sha256
 
 FILES_KEPT = 64
@@ -179,7 +179,8 @@ def write_shards(manifest: Path, folder: Path, shard_bytes: int = 2**28) -> Path
         place = {"shard": f"shard-{number:06d}.tar", "offset": offset, "size": len(content)}
         path = record.columns.get("path", str(record.path.relative_to(base)))
         named = {"content": hashlib.sha256(content).hexdigest(), "num_bytes": len(content)}
-        rows.append({**record.columns, "path": path, **vars(footage), **place, **named})
+        columns = with_moved_source(dict(record.columns), base, folder)
+        rows.append({**columns, "path": path, **vars(footage), **place, **named})
     assert shard is not None
     shard.close()
     for row in rows:  # every shard is whole by now

@@ -6,7 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from sora_lightning.data.tables import Row, read_rows, write_rows
+from sora_lightning.data.tables import Row, read_rows, with_moved_source, write_rows
 
 
 def split(source: Path, output: Path, num_held_out: int, seed: int = 0) -> None:
@@ -48,6 +48,7 @@ def _draw(name: str, seed: int) -> str:
 
 def _moved(row: Row, folder: Path, output: Path) -> Row:
     """The row as a manifest in another folder has to say it."""
+    row = with_moved_source(row, folder, output)
     path = Path(row["path"])
     if path.is_absolute():
         return row

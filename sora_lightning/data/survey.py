@@ -7,6 +7,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -74,6 +75,7 @@ class LatentKeys:
 
     fps: float
     num_windows: int
+    num_parts: ClassVar[int] = 1
 
     def __call__(self, record: ClipRecord, size: VideoSize, window: int) -> str:
         """The key of one window. Reads the whole file where the manifest does not say what it
@@ -82,30 +84,43 @@ class LatentKeys:
         content = clip_content(record)
         return latent_key(content, record, size, self.fps, window, self.num_windows)
 
-    def find(self, record: ClipRecord, size: VideoSize, cache: LatentCache) -> Int[ndarray, " w"]:
-        """The numbers of a clip's windows in a cache, -1 for those that it lacks."""
+    def of_windows(self, record: ClipRecord, size: VideoSize) -> list[str]:
+        """The keys of all windows; a file is read once for them."""
         content = clip_content(record)
         windows = range(self.num_windows)
-        return cache.find(
-            latent_key(content, record, size, self.fps, w, self.num_windows) for w in windows
-        )
+        return [latent_key(content, record, size, self.fps, w, self.num_windows) for w in windows]
+
+    def find(self, record: ClipRecord, size: VideoSize, cache: LatentCache) -> Int[ndarray, "p w"]:
+        """The numbers of a clip's windows in a cache, -1 for those that it lacks: ``num_parts``
+        rows, of which the first is the clip's own.
+        """
+        return cache.find(self.of_windows(record, size))[None]
 
 
-def encoded(
-    assignment: Assignment, keys: LatentKeys, cache: LatentCache
-) -> tuple[Assignment, dict[VideoSize, Int[ndarray, "_n w"]]]:
-    """The clips of which a cache holds a window or more, and their windows' numbers in it."""
+class Encoded(NamedTuple):
+    """The clips of which a cache holds a window or more, and the numbers in it of their windows;
+    and, where the keys name pairs, of their sources' windows.
+    """
+
+    clips: Assignment
+    numbers: dict[VideoSize, Int[ndarray, "_n w"]]
+    source_numbers: dict[VideoSize, Int[ndarray, "_n w"]] | None
+
+
+def encoded(assignment: Assignment, keys: LatentKeys, cache: LatentCache) -> Encoded:
+    """Look a cache through for the windows of all clips."""
     kept = Assignment({}, dict(assignment.removed))
-    numbers: dict[VideoSize, Int[ndarray, "_n w"]] = {}
+    numbers: list[dict[VideoSize, Int[ndarray, "_n w"]]] = [{} for _ in range(keys.num_parts)]
     lacking: list[Sequence[ClipRecord]] = []
     for size, clips in assignment.clips.items():
-        found = np.full((len(clips), keys.num_windows), -1, dtype=np.int32)
-        for row, record in zip(found, clips, strict=True):
-            row[:] = keys.find(record, size, cache)
-        there = (found >= 0).any(axis=1)
+        found = np.full((keys.num_parts, len(clips), keys.num_windows), -1, dtype=np.int32)
+        for row, record in enumerate(clips):
+            found[:, row] = keys.find(record, size, cache)
+        there = (found[0] >= 0).any(axis=1)
         kept.clips[size] = chosen(clips, np.flatnonzero(there))
-        numbers[size] = found[there]
+        for of_part, part in zip(numbers, found, strict=True):
+            of_part[size] = part[there]
         lacking.append(chosen(clips, np.flatnonzero(~there)))
     if len(without := joined(lacking)):
         kept.removed[Removal.NOT_ENCODED] = without
-    return kept, numbers
+    return Encoded(kept, numbers[0], numbers[1] if len(numbers) > 1 else None)

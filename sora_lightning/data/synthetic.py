@@ -22,6 +22,9 @@ from sora_lightning.data.scenes import (
     Triple,
     can_share,
     captions,
+    edited,
+    edits_of,
+    instructions,
     random_scene,
     triples,
 )
@@ -81,6 +84,7 @@ def write_dataset(
     num_test: int = 120,
     seed: int = 0,
     num_workers: int = 2,
+    edits: bool = False,
 ) -> dict[str, Path]:
     """Render ``train``, ``val`` and ``test`` below ``root``; give the three manifests' paths by
     split.
@@ -90,6 +94,10 @@ def write_dataset(
     fifths of ``num_test`` with one shape, going round the 24 combinations (each with a new
     background, speed and wording), then clips with two of them. The same arguments give the same
     files, whatever ``num_workers`` is. Raises ``ValueError`` for a negative number of clips.
+
+    With ``edits`` each clip shows one shape and stands beside its ``source``: the same scene with
+    another shape, colour or direction, a combination of the training in every split. The captions
+    then are instructions, and it is the edited clips of the testing that are held out.
     """
     counts = dict(zip(SPLITS, (num_train, num_val, num_test), strict=True))
     for split, count in counts.items():
@@ -99,12 +107,11 @@ def write_dataset(
     jobs = []
     for split, count in counts.items():
         (root / split).mkdir(parents=True, exist_ok=True)
-        jobs += [
-            (split, index, content) for index, content in enumerate(_contents(split, count, seed))
-        ]
+        contents = (_edits if edits else _contents)(split, count, seed)
+        jobs += [(split, index, content) for index, content in enumerate(contents)]
     rows: dict[str, list[dict[str, object]]] = {split: [] for split in SPLITS}
     with ThreadPoolExecutor(num_workers) as pool:
-        written = pool.map(partial(_write_clip, root, seed), jobs)
+        written = pool.map(partial(_write_pair if edits else _write_clip, root, seed), jobs)
         for (split, _, _), row in zip(
             jobs, tqdm(written, "clips", len(jobs), unit="clip"), strict=True
         ):
@@ -120,8 +127,7 @@ def _contents(split: str, count: int, seed: int) -> list[list[Triple]]:
     rng = np.random.default_rng([seed, SPLITS.index(split)])
     allowed = triples(held_out=split == "test")
     num_pairs = count // 5
-    rounds = [rng.permutation(len(allowed)) for _ in range(count // len(allowed) + 1)]
-    firsts = [allowed[i] for i in np.concatenate(rounds)[:count]]
+    firsts = _in_rounds(allowed, count, rng)
     contents = [[first] for first in firsts[: count - num_pairs]]
     for first in firsts[count - num_pairs :]:
         partners = [second for second in allowed if can_share(first, second)]
@@ -129,16 +135,48 @@ def _contents(split: str, count: int, seed: int) -> list[list[Triple]]:
     return contents
 
 
+def _edits(split: str, count: int, seed: int) -> list[list[Triple]]:
+    """The source and the target of each pair. Targets come round evenly."""
+    rng = np.random.default_rng([seed, SPLITS.index(split)])
+    targets = _in_rounds(triples(held_out=split == "test"), count, rng)
+    sources = map(edits_of, targets)
+    return [[near[rng.integers(len(near))], t] for near, t in zip(sources, targets, strict=True)]
+
+
+def _in_rounds(allowed: list[Triple], count: int, rng: np.random.Generator) -> list[Triple]:
+    rounds = [rng.permutation(len(allowed)) for _ in range(count // len(allowed) + 1)]
+    return [allowed[i] for i in np.concatenate(rounds)[:count]]
+
+
 def _write_clip(root: Path, seed: int, job: tuple[str, int, list[Triple]]) -> dict[str, object]:
     split, index, content = job
     rng = np.random.default_rng([seed, SPLITS.index(split), 1 + index])
     scene = random_scene(content, rng)
-    wordings = captions(scene, rng)
-    if split == "test":  # the first wording is the prompt; let every kind of wording come first
-        turn = index // len(triples(held_out=True)) % len(wordings)
-        wordings = wordings[turn:] + wordings[:turn]
     path = Path(split) / f"{index:05d}.mp4"
     write_video(root / path, render(scene), scene.fps)
+    return _row(path, scene, _turned(captions(scene, rng), split, index))
+
+
+def _write_pair(root: Path, seed: int, job: tuple[str, int, list[Triple]]) -> dict[str, object]:
+    split, index, (source, target) = job
+    rng = np.random.default_rng([seed, SPLITS.index(split), 1 + index])
+    before = random_scene([source], rng)
+    after = edited(before, target)
+    wordings = _turned(instructions(source, target, rng), split, index)
+    paths = [Path(split) / f"{index:05d}{end}.mp4" for end in ("-source", "")]
+    for path, scene in zip(paths, (before, after), strict=True):
+        write_video(root / path, render(scene), scene.fps)
+    pair = {"source": paths[0].as_posix(), "source_scene": asdict(before)}
+    return _row(paths[1], after, wordings) | pair
+
+
+def _turned(wordings: list[str], split: str, index: int) -> list[str]:
+    """The first wording is the prompt in testing: every kind comes first there in turn."""
+    turn = index // len(triples(held_out=True)) % len(wordings) if split == "test" else 0
+    return wordings[turn:] + wordings[:turn]
+
+
+def _row(path: Path, scene: Scene, wordings: list[str]) -> dict[str, object]:
     return {
         "path": path.as_posix(),
         "caption": wordings,

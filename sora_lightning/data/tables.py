@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ ARROW_ROWS = 2**14
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".ts", ".m4v", ".mpg", ".mpeg", ".gif")
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 # Cells of these columns are text, whatever they look like.
-_TEXT = ("path", "caption", "text")
+_TEXT = ("path", "caption", "text", "source")
 
 Row = dict[str, Any]
 
@@ -239,3 +240,17 @@ def _listed(row: Row) -> Row:
 
 def _text(value: Any) -> Any:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
+
+
+def has_source(row: Row, folder: Path) -> bool:
+    """Whether the column ``source`` of a row in this folder names a file, and not a provenance."""
+    source = row.get("source")
+    return isinstance(source, str) and bool(source) and (folder / source).is_file()
+
+
+def with_moved_source(row: Row, folder: Path, output: Path) -> Row:
+    """The row with its ``source`` as a manifest in another folder has to say it."""
+    if not has_source(row, folder) or Path(row["source"]).is_absolute():
+        return row
+    moved = os.path.relpath((folder / row["source"]).absolute(), output.absolute())
+    return {**row, "source": moved}

@@ -14,7 +14,7 @@ from torch import Tensor
 from sora_lightning.diffusion.paths import broadcast_time
 from sora_lightning.diffusion.predictions import Process
 from sora_lightning.layers.patch import Patch
-from sora_lightning.types import Condition, DenoiserFunction
+from sora_lightning.types import Condition, DenoiserFunction, MoreTokens
 
 
 @dataclass(frozen=True)
@@ -86,18 +86,24 @@ class SeeKnown:
 
 @dataclass(frozen=True)
 class TellKnown:
-    """A denoiser that is told what is known by channels beside its input. Guidance may go around
-    it, and double the batch.
+    """A denoiser that is told what is known by channels beside its input, and by tokens beside the
+    text where there are any. Guidance may go around it, and double the batch.
     """
 
     denoiser: DenoiserFunction
     given: Float[Tensor, "b e f h w"]
+    tokens: MoreTokens | None = None
 
     def __call__(
         self, x_t: Float[Tensor, "m c f h w"], t: Float[Tensor, " m *n"], condition: Condition
     ) -> Float[Tensor, "m out f h w"]:
-        given = self.given.repeat(len(x_t) // len(self.given), 1, 1, 1, 1)
-        return self.denoiser(x_t, t, replace(condition, given=given))
+        times = len(x_t) // len(self.given)
+        condition = replace(condition, given=self.given.repeat(times, 1, 1, 1, 1))
+        if self.tokens is not None:
+            tokens, mask = self.tokens
+            more = MoreTokens(tokens.repeat(times, 1, 1), mask.repeat(times, 1))
+            condition = condition.joined(more)
+        return self.denoiser(x_t, t, condition)
 
 
 @dataclass(frozen=True)

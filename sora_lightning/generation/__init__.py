@@ -8,7 +8,15 @@ from sora_lightning.generation.generator import (
     generate,
     seeded_noise,
 )
-from sora_lightning.generation.tasks import connect, edit, extend, extend_backward, inpaint, loop
+from sora_lightning.generation.tasks import (
+    connect,
+    edit,
+    extend,
+    extend_backward,
+    inpaint,
+    instruct,
+    loop,
+)
 
 __all__ = [
     "Draft",
@@ -21,6 +29,7 @@ __all__ = [
     "extend_backward",
     "generate",
     "inpaint",
+    "instruct",
     "loop",
     "seeded_noise",
 ]

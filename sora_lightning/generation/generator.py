@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sora_lightning.conditioning import Conditioner, GivenChannels
+from sora_lightning.conditioning import Conditioner, GivenChannels, PictureEncoder
 from sora_lightning.denoisers import Denoiser, FeatureCaching
 from sora_lightning.diffusion import (
     GuidanceRecipe,
@@ -49,12 +49,14 @@ def _noise(generators: list[torch.Generator], channels: int, grid: TokenGrid) ->
 @dataclass(frozen=True)
 class KnownFrames:
     """Latents of a whole clip of which those in ``mask`` are to be kept. ``noise`` is the time that
-    the network sees them at: a little noise hides the faults of frames that it made itself.
+    the network sees them at: a little noise hides the faults of frames that it made itself. Without
+    ``keep`` they are told of and made anew: the source of an edit, for a network with channels.
     """
 
     latents: Float[Tensor, "b c f h w"]
     mask: Bool[Tensor, "b 1 f h w"]
     noise: float = 0.0
+    keep: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.noise < 1:
@@ -97,10 +99,10 @@ class VideoGenerator:
     ``shift`` gives the shift of the sampler's times for a number of tokens. ``frame_guidance``, if
     set, is the weight of known frames beside that of the text, ``guidance_scale`` (InstructPix2Pix,
     arXiv 2211.09800): it takes three calls a step instead of two. ``channels`` tell of known frames
-    where the denoiser was trained with them, in place of time 0. ``caching`` leaves blocks out at
-    some of the steps. ``guidance`` is how the text guides; ``guidance_scale`` is its weight, or
-    with a ``guide`` the weight of being better than it. Neither has a part with
-    ``frame_guidance``.
+    where the denoiser was trained with them, in place of time 0, and ``picture`` tells of a first
+    frame by tokens beside the text. ``caching`` leaves blocks out at some of the steps.
+    ``guidance`` is how the text guides; ``guidance_scale`` is its weight, or with a ``guide`` the
+    weight of being better than it. Neither has a part with ``frame_guidance``.
     """
 
     tokenizer: VideoTokenizer
@@ -116,6 +118,7 @@ class VideoGenerator:
     caching: FeatureCaching | None = None
     guidance: GuidanceRecipe = field(default_factory=GuidanceRecipe)
     guide: Guide | None = None
+    picture: PictureEncoder | None = None
 
     def videos(
         self, prompts: list[str], size: VideoSize, seeds: list[int]
@@ -158,7 +161,9 @@ class VideoGenerator:
 
         guided = self._guided(prompts, known, noise, fresh)
         x = self.sampler(guided, x, times, condition, self.process, fresh)
-        return x if known is None else self._known(known).place(x, known.latents.to(x))
+        if known is None or not known.keep:
+            return x
+        return self._known(known).place(x, known.latents.to(x))
 
     def edited(
         self,
@@ -206,7 +211,14 @@ class VideoGenerator:
         if self.channels is not None:
             # With noise of its own: what is taken away from the sample stays in what it is told.
             seen = self.process.path.perturb(latents, draw(noise), known.t)
-            told = TellKnown(network, self.channels(seen, known.mask))
+            tokens = None
+            if self.picture is not None:
+                tokens = self.picture.known(seen, known.mask, self.tokenizer.decode)
+            told = TellKnown(network, self.channels(seen, known.mask), tokens)
+        elif not frames.keep:
+            raise ValueError(
+                "a source is told by channels beside the latents: this network has none"
+            )
         else:
             told = SeeKnown(network, self.process, known, latents, noise)
         guided: DenoiserFunction
@@ -219,7 +231,7 @@ class VideoGenerator:
             guided = replace(told, denoiser=inner)
         else:
             guided = self._by_text(told, prompts, self.guidance_scale)
-        return KeepKnown(guided, self.process, known, latents)
+        return KeepKnown(guided, self.process, known, latents) if frames.keep else guided
 
     def _by_text(
         self, denoiser: DenoiserFunction, prompts: list[str], scale: float

@@ -160,6 +160,24 @@ def edit(
     return generator.tokenizer.decode(generator.latents(prompts, grid, seeds, draft=draft))
 
 
+def instruct(
+    generator: VideoGenerator,
+    prompts: list[str],
+    seeds: list[int],
+    video: Float[Tensor, "b 3 F H W"],
+    noise: float = 0.0,
+) -> Float[Tensor, "b 3 F H W"]:
+    """The video as the prompts ask to change it, by a model trained with the task ``Source``
+    (InstructPix2Pix, arXiv 2211.09800). The generator's ``frame_guidance`` is the weight of the
+    video, its ``guidance_scale`` that of the instruction.
+    """
+    latents = generator.tokenizer.encode(video)
+    whole = torch.ones_like(latents[:, :1], dtype=torch.bool)
+    source = KnownFrames(latents, whole, noise, keep=False)
+    grid = generator.tokenizer.compression.grid(_size(video))
+    return _decode(generator, prompts, seeds, 0, source, grid)
+
+
 def _bridge(
     generator: VideoGenerator,
     prompts: list[str],

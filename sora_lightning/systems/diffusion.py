@@ -12,7 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -22,11 +22,14 @@ from sora_lightning.conditioning import (
     Concatenation,
     Conditioner,
     FrameTask,
+    PictureEncoder,
+    Source,
     check_tasks,
     draw_known,
 )
 from sora_lightning.data.native import check_geometry
 from sora_lightning.denoisers import Denoiser
+from sora_lightning.denoisers.conditions import ConditionInput
 from sora_lightning.diffusion import (
     Known,
     LogitNormal,
@@ -63,6 +66,9 @@ class DiffusionSystem(L.LightningModule):
     train on, one drawn for each clip by weight; without them nothing is ever known. The denoiser
     sees what is known at time 0, or with ``concatenation`` beside its input; then all of a clip is
     noisy and counts, and ``concatenation`` says what is dropped in place of ``drop_condition``.
+    The task ``Source`` learns edits by instruction: its clips are told of their batch's ``source``.
+    ``picture``, a factory as ``denoiser`` is, tells of a known first frame by tokens beside the
+    text too; they are dropped with the channels.
     """
 
     def __init__(
@@ -79,6 +85,7 @@ class DiffusionSystem(L.LightningModule):
         warmup_steps: int = 100,
         fps: float = 8.0,
         seed: int = 0,
+        picture: Callable[[int, int], PictureEncoder] | None = None,
     ):
         super().__init__()
         if not 0 <= drop_condition < 1:
@@ -86,10 +93,22 @@ class DiffusionSystem(L.LightningModule):
         check_tasks(tasks or [])
         if concatenation is not None and not tasks:
             raise ValueError("concatenation is set and tasks are not: nothing would ever be known")
+        if concatenation is None and any(isinstance(task, Source) for task in tasks or []):
+            raise ValueError(
+                "tasks has Source and concatenation is not set: a source is told by channels"
+            )
+        if picture is not None and concatenation is None:
+            raise ValueError(
+                "picture is set and concatenation is not: it says when a picture is dropped"
+            )
         self.save_hyperparameters()
         self.tokenizer = tokenizer.requires_grad_(False)
         self.conditioner = conditioner
         self.denoiser = denoiser(tokenizer.latent_channels, conditioner.width)
+        self.picture: PictureEncoder | None = None
+        if picture is not None:
+            _check_reads_tokens(self.denoiser)
+            self.picture = picture(tokenizer.latent_channels, conditioner.width)
         self.time = time or LogitNormal()
         self.objective = objective or SquaredError()
         self.tasks = tasks or []
@@ -119,6 +138,11 @@ class DiffusionSystem(L.LightningModule):
                 "where they are encoded by themselves, they do not"
             )
         data = getattr(self.trainer, "datamodule", None)
+        if data is not None and self.has_sources and not getattr(data, "sources", False):
+            raise ValueError(
+                "model.init_args.tasks has Source and data.sources is not set: give data.sources = "
+                "true, and manifests whose column source names what each clip is an edit of"
+            )
         if (packing := getattr(data, "packing", None)) is not None:
             compression, patch = self.tokenizer.compression, self.denoiser.patch
             check_geometry(packing.compression, packing.patch, compression, patch)
@@ -150,7 +174,8 @@ class DiffusionSystem(L.LightningModule):
             condition = self.conditioner(batch.captions, numbers < self.drop_condition)
             loss = self.loss(x_0, condition, draw, self.drawn_known(x_0, draw))
         else:
-            condition = self.told(self.concatenation, batch.captions, numbers, x_0, draw)
+            source = self.source(batch)
+            condition = self.told(self.concatenation, batch.captions, numbers, x_0, draw, source)
             loss = self.loss(x_0, condition, draw)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         return loss
@@ -175,6 +200,10 @@ class DiffusionSystem(L.LightningModule):
     def validation_step(self, batch: VideoBatch, batch_idx: int) -> None:
         draw = generator(self.device, self.seed, batch_idx, self.global_rank)
         x_0, condition = self.latents(batch), self.conditioner(batch.captions)
+        if (source := self.source(batch)) is not None:
+            assert self.concatenation is not None
+            whole = torch.ones_like(source[:, :1], dtype=torch.bool)
+            condition = self.with_known(condition, source, whole, self.concatenation)
         loss = self.loss(x_0, condition, draw)
         self.log("val/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
         t, noise = fixed_draws(batch.clip_ids, x_0, self.seed)
@@ -216,18 +245,34 @@ class DiffusionSystem(L.LightningModule):
         numbers: Float[Tensor, " b"],
         x_0: Float[Tensor, "b c f h w"],
         draw: torch.Generator,
+        source: Float[Tensor, "b c f h w"] | None = None,
     ) -> Condition:
         """Captions, and known frames as channels; either is left out by a clip's number. Noise on
-        the frames is not that of the loss.
+        the frames is not that of the loss. A clip of which all is known is told of its ``source``.
         """
         no_text, no_frames = concatenation.drops(numbers)
         known = self.drawn_known(x_0, draw)
         assert known is not None
+        if source is not None:
+            of_source = rearrange(known.mask.flatten(1).all(1), "b -> b 1 1 1 1")
+            x_0 = torch.where(of_source, source, x_0)
         noise = torch.randn(x_0.shape, generator=draw, device=x_0.device)
         seen = self.objective.process.path.perturb(x_0, noise, known.t)
         mask = known.mask & ~rearrange(no_frames, "b -> b 1 1 1 1")
-        given = concatenation.channels(seen, mask)
-        return replace(self.conditioner(captions, no_text), given=given)
+        return self.with_known(self.conditioner(captions, no_text), seen, mask, concatenation)
+
+    def with_known(
+        self,
+        condition: Condition,
+        latents: Float[Tensor, "b c f h w"],
+        mask: Bool[Tensor, "b 1 f h w"],
+        concatenation: Concatenation,
+    ) -> Condition:
+        """The condition, and what is known of each clip as channels and tokens."""
+        condition = replace(condition, given=concatenation.channels(latents, mask))
+        if self.picture is None:
+            return condition
+        return condition.joined(self.picture.known(latents, mask, self.tokenizer.decode))
 
     def known(self, x_0: Float[Tensor, "b c f h w"], numbers: Float[Tensor, "b n"]) -> Known:
         """The known tokens that a clip's uniform numbers decide."""
@@ -235,6 +280,19 @@ class DiffusionSystem(L.LightningModule):
         tokens, t = draw_known(self.tasks, patch.grid(*x_0.shape[2:]), numbers)
         mask = repeat(tokens, "b 1 f h w -> b 1 (f p) (h q) (w r)", p=patch.f, q=patch.h, r=patch.w)
         return Known.of(mask, patch, t)
+
+    @property
+    def has_sources(self) -> bool:
+        """Whether it learns from clips beside what they are edits of."""
+        return any(isinstance(task, Source) for task in self.tasks)
+
+    def source(self, batch: VideoBatch) -> Float[Tensor, "b c f h w"] | None:
+        """The latents of a batch's sources; ``None`` where no task asks for them."""
+        if not self.has_sources:
+            return None
+        if batch.source is None:
+            raise ValueError("tasks has Source, and the batch holds no sources: set data.sources")
+        return self.latents(batch.source)
 
     def latents(self, batch: VideoBatch) -> Float[Tensor, "b c f h w"]:
         """The cached latents of a batch, or its pixels encoded now."""
@@ -269,6 +327,7 @@ class DiffusionSystem(L.LightningModule):
             process=self.objective.process,
             shift=self.time.sampling_shift,
             channels=None if self.concatenation is None else self.concatenation.channels,
+            picture=self.picture,
             **settings,
         )
 
@@ -276,8 +335,18 @@ class DiffusionSystem(L.LightningModule):
         return configure(self, self.optimizer, self.warmup_steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the tokenizer's configuration where the path of its own checkpoint stood."""
-        if self.tokenizer.specification is not None:
-            hyperparameters = checkpoint["hyper_parameters"]
-            arguments = hyperparameters.get("init_args", hyperparameters)
-            arguments["tokenizer"] = self.tokenizer.specification
+        """Put the configurations of tokenizer and picture encoder where paths of files stood."""
+        hyperparameters = checkpoint["hyper_parameters"]
+        arguments = hyperparameters.get("init_args", hyperparameters)
+        for name in ("tokenizer", "picture"):
+            if (specification := getattr(getattr(self, name), "specification", None)) is not None:
+                arguments[name] = specification
+
+
+def _check_reads_tokens(denoiser: Denoiser) -> None:
+    condition = getattr(denoiser, "condition", None)
+    if isinstance(condition, ConditionInput) and not condition.text_every:
+        raise ValueError(
+            f"picture is set, and the denoiser's {type(condition).__name__} has no block attend to "
+            "tokens: nothing would be seen of the picture's"
+        )

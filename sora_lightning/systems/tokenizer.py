@@ -151,7 +151,9 @@ class TokenizerSystem(L.LightningModule):
         if bool((covariance.diagonal() > 0).all()):  # before training a channel may be silent
             self.tokenizer.set_latent_statistics(mean, covariance, self.whiten)
 
-    def predict_step(self, batch: VideoBatch, batch_idx: int) -> Float[Tensor, "b c f h w"]:
+    def predict_step(
+        self, batch: VideoBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> Float[Tensor, "b c f h w"]:
         """Normalised latents, for the latent cache."""
         tokenizer = self.tokenizer if self.tiling is None else self.tiling(self.tokenizer)
         return tokenizer.encode(batch.pixels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,9 @@ from sora_lightning.data.scenes import (
     Scene,
     Triple,
     captions,
+    edited,
+    edits_of,
+    instructions,
     random_scene,
     triples,
 )
@@ -183,3 +187,71 @@ def test_a_negative_number_of_clips_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="num_val = -1"):
         write_dataset(tmp_path, num_val=-1)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_edit_changes_one_thing_and_stays_in_the_picture() -> None:
+    rng = np.random.default_rng(0)
+    seen = set(triples(False))
+    for target in triples(False) + triples(True):
+        for source in edits_of(target):
+            before = random_scene([source], rng)
+            after = edited(before, target)
+            (old,), (new,) = before.shapes, after.shapes
+            assert source in seen
+            assert Triple(new.shape, new.colour, new.direction) == target
+            assert sum(a != b for a, b in zip(source, target, strict=True)) == 1
+            same = replace(new, **source._asdict(), x=old.x, y=old.y)
+            assert replace(after, shapes=(same,)) == before
+            if source.direction == target.direction:
+                assert (new.x, new.y) == (old.x, old.y)
+                continue
+            if target.colour not in ("red", "green"):  # a picture of each would take long
+                continue
+            (mask,) = masks(after, render(after))
+            assert mask.any((1, 2)).all()
+            assert not mask[:, [0, -1]].any()
+            assert not mask[:, :, [0, -1]].any()
+
+
+def test_instructions_name_what_is_to_change_and_never_what_stays() -> None:
+    rng = np.random.default_rng(0)
+    new = {phrase.split()[-1] for phrases in TOWARDS.values() for phrase in phrases}
+    for target in triples(False) + triples(True):
+        for source in edits_of(target):
+            wordings = instructions(source, target, rng)
+            assert len({w.lower().strip(".") for w in wordings}) >= 3
+            for wording in wordings:
+                words = wording.lower().strip(".").split()
+                new = {
+                    w for way in TOWARDS.values() for phrase in way for w in [phrase.split()[-1]]
+                }
+                for kind, known in enumerate((SHAPES, COLOURS)):
+                    named = [word for word in words if word in known]
+                    if source[kind] != target[kind]:
+                        assert named[-1] == target[kind]
+                        assert set(named) <= {source[kind], target[kind]}
+                    else:
+                        assert set(named) <= {source[kind]}
+                ways = [word for word in words if word in new]
+                changed = source.direction != target.direction
+                assert all(way.startswith(target.direction) for way in ways)
+                assert bool(ways) == changed
+
+
+def test_pairs_hold_out_the_same_combinations(tmp_path: Path) -> None:
+    manifests = write_dataset(tmp_path, 12, 4, 26, edits=True)
+    seen, held_out = set(triples(False)), set(triples(True))
+    for split, allowed in (("train", seen), ("val", seen), ("test", held_out)):
+        rows = [json.loads(line) for line in manifests[split].read_text().splitlines()]
+        for row in rows:
+            source, target = (
+                Triple(*(row[key]["shapes"][0][name] for name in Triple._fields))
+                for key in ("source_scene", "scene")
+            )
+            assert target in allowed
+            assert source in seen & set(edits_of(target))
+        assert all((tmp_path / row["source"]).is_file() for row in rows)
+        assert len({row["path"] for row in rows} | {row["source"] for row in rows}) == 2 * len(rows)
+        kinds = {row["caption"][0].split()[-1] for row in rows}
+        assert split != "test" or kinds & set(COLOURS)
+        assert split != "test" or kinds & set(SHAPES)

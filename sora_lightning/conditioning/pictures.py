@@ -1,0 +1,171 @@
+"""The first frame as tokens to attend to beside the text, what I2VGen-XL (arXiv 2311.04145, section
+3.1) tells of a picture beside its latents.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sora_lightning.types import MoreTokens, as_levels
+
+Decode = Callable[[Tensor], Tensor]
+"""From normalised latents to pixels in [-1, 1]: a tokenizer's."""
+
+# Radford et al., 2021 (arXiv 2103.00020): mean and deviation of CLIP's training images.
+_MEAN, _DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+class PictureEncoder(nn.Module, ABC):
+    """Turns a clip's first latent frame into tokens of the conditioner's width.
+
+    It is read from the latents in training and in sampling, where a cache serves no pixels and a
+    picture has been encoded already; ``decode`` gives its pixels as the tokenizer shows them. A
+    causal tokenizer's first latent frame holds the first frame and nothing else.
+
+    ``specification`` is the ``class_path`` and ``init_args`` of an encoder that was loaded from
+    files; a system keeps it in its own checkpoint, beside the weights.
+    """
+
+    specification: dict[str, Any] | None = None
+
+    @abstractmethod
+    def forward(
+        self, latents: Float[Tensor, "b c 1 h w"], decode: Decode
+    ) -> Float[Tensor, "b m d"]:
+        """The same number of tokens for latents of any size."""
+
+    def known(
+        self, latents: Float[Tensor, "b c f h w"], mask: Bool[Tensor, "b 1 f h w"], decode: Decode
+    ) -> MoreTokens:
+        """The tokens of each clip of which the whole first frame is known, and none of others."""
+        there = mask[:, :, :1].flatten(1).all(1)
+        tokens = self(latents[:, :, :1], decode)
+        tokens = torch.where(rearrange(there, "b -> b 1 1"), tokens, 0)
+        return MoreTokens(tokens, repeat(there, "b -> b m", m=tokens.shape[1]))
+
+
+class GlobalEncoder(PictureEncoder):
+    """Two convolutions over the latents, averaged to ``side`` x ``side`` places, a token each: it
+    trains with the denoiser and needs no weights.
+    """
+
+    def __init__(self, latent_channels: int, width: int, hidden: int = 64, side: int = 4):
+        super().__init__()
+        if side < 1:
+            raise ValueError(f"side = {side}: must be at least 1")
+        self.features = nn.Sequential(
+            nn.Conv2d(latent_channels, hidden, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(hidden, hidden, 3, padding=1),
+            nn.SiLU(),
+            nn.AdaptiveAvgPool2d(side),
+        )
+        self.out = nn.Linear(hidden, width)
+        # Attention does not see an order: each place says which it is.
+        self.places = nn.Parameter(0.02 * torch.randn(side**2, width))
+
+    def forward(
+        self, latents: Float[Tensor, "b c 1 h w"], decode: Decode
+    ) -> Float[Tensor, "b m d"]:
+        """See ``PictureEncoder``."""
+        features = self.features(latents[:, :, 0])
+        return self.out(rearrange(features, "b d h w -> b (h w) d")) + self.places
+
+
+class ClipEncoder(PictureEncoder):
+    """I2VGen-XL's two encoders: the picture's embedding by a frozen CLIP, through a perceptron into
+    ``num_tokens`` tokens, and the tokens of a ``GlobalEncoder`` that trains.
+
+    ``folder`` is that of a CLIP as transformers writes it; ``config`` is the configuration of its
+    vision tower in place of a folder: the weights are then random, or those of the checkpoint that
+    holds them. Raises ``ValueError`` where neither or both are given, or the folder holds no CLIP.
+    """
+
+    def __init__(
+        self,
+        latent_channels: int,
+        width: int,
+        folder: Path | None = None,
+        config: dict[str, Any] | None = None,
+        num_tokens: int = 4,
+        side: int = 4,
+    ):
+        super().__init__()
+        if (folder is None) == (config is None):
+            raise ValueError(f"folder = {folder}, config = {config}: give one of them")
+        self.num_tokens = num_tokens
+        self.tower = _tower(config) if folder is None else _loaded(folder)
+        self.tower.requires_grad_(False)
+        if folder is not None:
+            arguments = {"config": self.tower.config.to_dict(), "num_tokens": num_tokens}
+            path = f"{type(self).__module__}.{type(self).__qualname__}"
+            self.specification = {"class_path": path, "init_args": {**arguments, "side": side}}
+        embedding = self.tower.config.projection_dim
+        self.project = nn.Sequential(
+            nn.Linear(embedding, width), nn.SiLU(), nn.Linear(width, num_tokens * width)
+        )
+        self.whole = GlobalEncoder(latent_channels, width, side=side)
+
+    def forward(
+        self, latents: Float[Tensor, "b c 1 h w"], decode: Decode
+    ) -> Float[Tensor, "b m d"]:
+        """See ``PictureEncoder``."""
+        with torch.no_grad():
+            pictures = clip_pixels(decode(latents)[:, :, 0], self.tower.config.image_size)
+            embedding = self.tower.eval()(pixel_values=pictures).image_embeds
+        tokens = rearrange(self.project(embedding), "b (m d) -> b m d", m=self.num_tokens)
+        return torch.cat([tokens, self.whole(latents, decode)], dim=1)
+
+
+def clip_pixels(
+    pictures: Float[Tensor, "b 3 H W"], side: int
+) -> Float[Tensor, "b 3 {side} {side}"]:
+    """What CLIP's own processor makes of pictures in [-1, 1]: the short side scaled to ``side`` by
+    a bicubic filter with antialiasing, the centre cut out, each colour normalised.
+    """
+    height, width = pictures.shape[2:]
+    scaled = [side * height // min(height, width), side * width // min(height, width)]
+    # In whole levels, which the filter rounds to between its two passes as Pillow's does.
+    levels = F.interpolate(as_levels(pictures), size=scaled, mode="bicubic", antialias=True)
+    top, left = (scaled[0] - side) // 2, (scaled[1] - side) // 2
+    mean, deviation = (pictures.new_tensor(x)[:, None, None] for x in (_MEAN, _DEVIATION))
+    return (levels[:, :, top : top + side, left : left + side] / 255 - mean) / deviation
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise ValueError(
+            "ClipEncoder needs transformers: pip install 'sora-lightning[reference]'"
+        ) from error
+    return transformers
+
+
+def _tower(config: dict[str, Any] | None) -> Any:
+    transformers = _transformers()
+    return transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**config or {}))
+
+
+def _loaded(folder: Path) -> Any:
+    file = Path(folder) / "config.json"
+    if not file.is_file():
+        raise ValueError(f"folder = {str(folder)!r}: holds no config.json of a CLIP")
+    kind = json.loads(file.read_text()).get("model_type")
+    if kind not in ("clip", "clip_vision_model"):
+        raise ValueError(f"folder = {str(folder)!r}: holds a {kind}, not a CLIP")
+    tower = _transformers().CLIPVisionModelWithProjection
+    try:
+        return tower.from_pretrained(folder, local_files_only=True)
+    except OSError as error:
+        raise ValueError(f"folder = {str(folder)!r}: has no weights to read: {error}") from error
