@@ -22,7 +22,7 @@ _LIBRARY, _JUDGE = Path("sora_lightning"), Path("evaluation")
 def frame_tasks(
     demo: Path = Path("runs/demo"),
     output: Path = Path("runs/frame_tasks"),
-    steps: int = 800,
+    steps: int = 1600,
     cases: int = 64,
     quick: bool = False,
 ) -> None:

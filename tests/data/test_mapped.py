@@ -130,7 +130,8 @@ def held(manifest: Path, mode: str) -> dict[str, dict[str, float]]:
     [
         ("dense", 30_000, 8),
         pytest.param("dense", 1_000_000, 50, marks=pytest.mark.slow),
-        pytest.param("packed", 1_000_000, 50, marks=pytest.mark.slow),
+        # Packs of a whole pass are planned in arrays, those of the next one beside them.
+        pytest.param("packed", 1_000_000, 120, marks=pytest.mark.slow),
     ],
 )
 def test_the_rows_cost_a_process_little(
@@ -142,6 +143,4 @@ def test_the_rows_cost_a_process_little(
     for moment in ("peak", "final"):
         added = {name: large[moment][name] - small[moment][name] for name in small[moment]}
         print(f"{num_rows} rows {mode}, {moment}, MiB: {added}; {large['seconds']} s")
-        # Packs are planned on arrays, a pass ahead, and briefly take their memory twice.
-        planning_mib = 50 if mode == "packed" and moment == "peak" else 0
-        assert added["RssAnon"] <= most_mib + planning_mib
+        assert added["RssAnon"] <= most_mib
