@@ -89,7 +89,10 @@ def index(
     copies = None if reencode_to is None else reencode_to.absolute()
     work = Work(detector if scenes else None, min_scene_s, scores, copies)
     folder = source if source.is_dir() else source.parent
-    num_jobs = sum(_usable(row, place, folder, work) for place, row in read_rows(source))
+    num_jobs = 0
+    for place, row in read_rows(source):
+        _check_row(row, place, folder, work)
+        num_jobs += 1
     jobs = (
         _Job.of(with_moved_source(row, folder, output.parent), place, folder, work)
         for place, row in read_rows(source)
@@ -136,14 +139,14 @@ class _Job:
         return cls(row, path, work, hashlib.sha256(identity.encode()).hexdigest()[:32])
 
 
-def _usable(row: Row, place: str, folder: Path, work: Work) -> bool:
-    """True. Raises ``ValueError`` for a row that there cannot be a job for."""
+def _check_row(row: Row, place: str, folder: Path, work: Work) -> None:
+    """Raise ``ValueError`` for a row that there cannot be a job for."""
     if work.copies is not None and has_source(row, folder):
         raise ValueError(
             f"{place}: source = {row['source']!r}: the copies of reencode_to begin at another "
             "time than their sources: leave one of them out"
         )
-    return _path_of(row, place) != ""
+    _path_of(row, place)
 
 
 def _path_of(row: Row, place: str) -> str:
