@@ -14,6 +14,7 @@ import shutil
 import tarfile
 import tempfile
 from collections import OrderedDict
+from collections.abc import Mapping
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ class ShardFiles:
     def local(self, record: ClipRecord) -> Path:
         """A file with the clip's bytes. Raises ``DecodeError`` where the shard has none there."""
         columns = record.columns
-        holder = columns.get("shard", columns.get("litdata"))
+        holder = _holder(columns)
         if holder is None:
             return record.path
         if self._owner != os.getpid():  # a fork: what the parent has open is not its own
@@ -90,6 +91,11 @@ def read_range(record: ClipRecord, start: int, length: int) -> bytes:
     return content
 
 
+def _holder(columns: Mapping[str, Any]) -> Any:
+    """The shard or the dataset of litdata that a clip lies in; None for a file by itself."""
+    return columns.get("shard", columns.get("litdata"))
+
+
 def _content(record: ClipRecord, items: LitDataItems) -> bytes:
     columns = record.columns
     if "litdata" not in columns:
@@ -109,7 +115,7 @@ def clip_content(record: ClipRecord) -> str:
     """
     columns = record.columns
     content = columns.get("content")
-    holder = columns.get("shard", columns.get("litdata"))
+    holder = _holder(columns)
     if isinstance(content, str) and content:
         if holder is not None and "://" in str(holder):
             return content
