@@ -43,7 +43,7 @@ from sora_lightning.data.guard import CAN_FORK, GuardedReader
 from sora_lightning.data.latents import INDEX, LatentCache
 from sora_lightning.data.manifest import ClipRecord
 from sora_lightning.data.mapped import cells, clip_ids, joined, open_manifest
-from sora_lightning.data.native import NativeSizes, Packing
+from sora_lightning.data.native import NativeSizes, Packing, narrowed
 from sora_lightning.data.packed import KeptTokens, PackedCache, PackedPixels
 from sora_lightning.data.packing import PackPlan
 from sora_lightning.data.sampler import (
@@ -301,7 +301,7 @@ class VideoDataModule(L.LightningDataModule):
     def _pack_plan(self, packing: Packing, clips: ClipsBySize, run_length: int) -> PackPlan:
         sizes = [(size, len(of_size)) for size, of_size in clips.items()]
         grids = [packing.grid(s.num_frames, s.height, s.width) for s, _ in sizes]
-        repeated = np.repeat(np.array(grids, dtype=np.int32), [count for _, count in sizes], axis=0)
+        repeated = np.repeat(narrowed(np.array(grids)), [count for _, count in sizes], axis=0)
         places = _shards(joined(clips.values()))
         return PackPlan(repeated, packing, self.seed, run_length, _identity(clips), places)
 
@@ -413,7 +413,7 @@ def _shards(records: Sequence[ClipRecord]) -> np.ndarray | None:
         if shard is None:
             return None
         places.append(numbers.setdefault(shard, len(numbers)))
-    return np.array(places, dtype=np.int32)
+    return narrowed(np.frombuffer(places, np.int32))
 
 
 def _identity(clips: ClipsBySize) -> str:

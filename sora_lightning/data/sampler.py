@@ -69,12 +69,21 @@ def shuffled(
     from 0, the shards are shuffled, and clips within a few shards: a reader then has few of them
     open.
     """
+    order = np.arange(num_clips, dtype=np.int32)
     if places is None:
-        return rng.permutation(num_clips).astype(np.int32)
+        rng.shuffle(order)
+        return order
     turns = rng.permutation(int(places.max()) + 1) // SHARDS_AT_ONCE
-    turn = turns.astype(np.int32)[places]
-    order = rng.permutation(num_clips).astype(np.int32)
-    return order[np.argsort(turn[order], kind="stable")]
+    rng.shuffle(order)
+    if not turns.any():
+        return order
+    # Turn and place in one integer, since a stable argsort takes twice the memory.
+    keys = turns[places[order]]
+    keys <<= 32
+    keys |= np.arange(num_clips, dtype=np.int32)
+    keys.sort()
+    keys &= (1 << 32) - 1
+    return order[keys]
 
 
 @dataclass(frozen=True)
