@@ -53,6 +53,7 @@ from sora_lightning.data.sampler import (
     FixedBatches,
     Plan,
     StreamLoader,
+    WindowBatches,
 )
 from sora_lightning.data.sources import PairKeys, SourceReader, require_sources
 from sora_lightning.data.survey import Encoded, LatentKeys, encoded, require_contents, survey
@@ -347,17 +348,17 @@ class VideoDataModule(L.LightningDataModule):
 
     def _batches(
         self, clips: ClipsBySize, num_windows: int, key: Namer, done: LatentCache | None = None
-    ) -> list[BatchRequest]:
-        batches = []
+    ) -> Sequence[BatchRequest]:
+        windows = {}
         for size, of_size in clips.items():
-            length = self.sizes.batch_size(size)
-            turns = list(itertools.product(range(len(of_size)), range(num_windows)))
+            numbers = np.arange(len(of_size) * num_windows, dtype=np.int32)
             if done is not None:
-                turns = [(n, w) for n, w in turns if key(of_size[n], size, w) not in done]
-            for start in range(0, len(turns), length):
-                numbers, windows = zip(*turns[start : start + length], strict=True)
-                batches.append(BatchRequest(size, numbers, windows))
-        return batches
+                of_windows = itertools.product(of_size, range(num_windows))
+                missing = (key(record, size, w) not in done for record, w in of_windows)
+                numbers = numbers[np.fromiter(missing, bool, len(numbers))]
+            windows[size] = numbers
+        batch_sizes = {size: self.sizes.batch_size(size) for size in clips}
+        return WindowBatches(windows, batch_sizes, num_windows)
 
     def _manifests(self) -> list[Path]:
         manifests = [self.manifest, self.val_manifest]

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+import itertools
 import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import numpy as np
 from jaxtyping import Int
@@ -257,6 +258,44 @@ class BatchStream(DistributedSampler):
         """The position decides the order; the epoch is of no account."""
 
 
+class WindowBatches(Sequence[BatchRequest]):
+    """Windows of clips, as many of one size to a batch as ``batch_sizes`` says; a batch is made
+    when it is asked for. Window ``w`` of clip ``n`` is number ``n * num_windows + w`` of its size.
+    """
+
+    def __init__(
+        self,
+        windows: Mapping[VideoSize, Int[ndarray, " _n"]],
+        batch_sizes: Mapping[VideoSize, int],
+        num_windows: int,
+    ) -> None:
+        self.windows = windows
+        self.batch_sizes = batch_sizes
+        self.num_windows = num_windows
+        counts = [-(-len(numbers) // batch_sizes[size]) for size, numbers in windows.items()]
+        self._ends = list(itertools.accumulate(counts))
+        self._sizes = list(windows)
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @overload
+    def __getitem__(self, index: int) -> BatchRequest: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[BatchRequest]: ...
+    def __getitem__(self, index: int | slice) -> BatchRequest | list[BatchRequest]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        place = bisect.bisect_right(self._ends, index)
+        size = self._sizes[place]
+        start = (index - ([0, *self._ends])[place]) * self.batch_sizes[size]
+        numbers = self.windows[size][start : start + self.batch_sizes[size]]
+        clips, windows = np.divmod(numbers, self.num_windows)
+        return BatchRequest(size, tuple(clips.tolist()), tuple(windows.tolist()))
+
+
 class FixedBatches(DistributedSampler):
     """Given batches once, in order, dealt out to the ranks in turn; some ranks may have one batch
     fewer.
@@ -264,13 +303,14 @@ class FixedBatches(DistributedSampler):
 
     def __init__(self, batches: Sequence[BatchRequest], rank: int, num_ranks: int) -> None:
         super().__init__(batches, num_replicas=num_ranks, rank=rank, shuffle=False)  # type: ignore[arg-type]
-        self.batches = batches[rank::num_ranks]
+        self.batches = batches
+        self.numbers = range(rank, len(batches), num_ranks)
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.numbers)
 
     def __iter__(self) -> Iterator[BatchRequest]:
-        return iter(self.batches)
+        return (self.batches[number] for number in self.numbers)
 
 
 class StreamLoader(DataLoader):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
 from torch.utils.data import Dataset
 
@@ -13,6 +14,7 @@ from sora_lightning.data.sampler import (
     BatchStream,
     FixedBatches,
     StreamLoader,
+    WindowBatches,
 )
 from sora_lightning.types import VideoSize
 
@@ -176,3 +178,25 @@ def test_given_batches_are_dealt_out_once() -> None:
     ranks = [list(FixedBatches(batches, rank, 2)) for rank in range(2)]
     assert [len(rank) for rank in ranks] == [4, 3]
     assert [ranks[i % 2][i // 2] for i in range(7)] == batches
+
+
+def test_batches_of_windows_are_cut_from_each_size_in_turn() -> None:
+    small, large = VideoSize(1, 8, 8), VideoSize(1, 16, 16)
+    windows = {
+        small: np.array([0, 1, 3, 4, 9]),
+        large: np.arange(4),
+        VideoSize(1, 8, 16): np.arange(0),
+    }
+    batches = WindowBatches(windows, {small: 2, large: 4, VideoSize(1, 8, 16): 9}, num_windows=3)
+    expected = [
+        BatchRequest(small, (0, 0), (0, 1)),
+        BatchRequest(small, (1, 1), (0, 1)),
+        BatchRequest(small, (3,), (0,)),
+        BatchRequest(large, (0, 0, 0, 1), (0, 1, 2, 0)),
+    ]
+    assert list(batches) == batches[:] == expected
+    assert batches[:2] == expected[:2]
+    assert [batches[number] for number in range(4)] == expected
+    with pytest.raises(IndexError):
+        batches[4]
+    assert not len(WindowBatches({}, {}, 1))
