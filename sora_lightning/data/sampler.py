@@ -229,8 +229,9 @@ class BatchPlan:
 class BatchStream(DistributedSampler):
     """One rank's share of a plan: at every step the ranks take one batch each, side by side.
 
-    ``position`` counts the batches that all ranks together have used up. Raises ``ValueError``
-    where runs of one size do not divide evenly among the ranks.
+    Endless: ``len`` is the steps of an epoch, and a loader stops there. ``position`` counts the
+    batches that all ranks together have used up. Raises ``ValueError`` where runs of one size do
+    not divide evenly among the ranks.
     """
 
     def __init__(self, plan: Plan, rank: int, num_ranks: int, steps_per_epoch: int | None) -> None:
@@ -250,9 +251,8 @@ class BatchStream(DistributedSampler):
         return self.steps
 
     def __iter__(self) -> Iterator[Any]:
-        start = self.position
-        for step in range(self.steps):
-            yield self.plan.batch(start + step * self.num_replicas + self.rank)
+        for position in itertools.count(self.position + self.rank, self.num_replicas):
+            yield self.plan.batch(position)
 
     def set_epoch(self, epoch: int) -> None:
         """The position decides the order; the epoch is of no account."""
@@ -317,8 +317,8 @@ class StreamLoader(DataLoader):
     """Loads a ``BatchStream``, and keeps the position up to date by the batches that it has given
     out.
 
-    What workers have prefetched does not count. The state is the same on every rank, since one rank
-    writes it.
+    What workers have prefetched does not count: it is the next epoch's, whose first step then does
+    not wait for them. The state is the same on every rank, since one rank writes it.
     """
 
     sampler: BatchStream
@@ -329,10 +329,17 @@ class StreamLoader(DataLoader):
         super().__init__(
             dataset, batch_size=None, sampler=sampler, num_workers=num_workers, **options
         )
+        self._ahead_of: int | None = None  # the position that what is prefetched follows
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        for batch in super().__iter__():
+        goes_on = self._iterator is not None and self._ahead_of == self.sampler.position
+        batches = self._iterator if goes_on else super().__iter__()
+        assert batches is not None
+        for _ in range(len(self.sampler)):
+            self._ahead_of = None  # unless the batch comes: a worker may raise
+            batch = next(batches)
             self.sampler.position += self.sampler.num_replicas
+            self._ahead_of = self.sampler.position
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -352,6 +359,7 @@ class StreamLoader(DataLoader):
         order.
         """
         sampler = self.sampler
+        self._ahead_of = None
         if state["plan"] != sampler.plan.fingerprint:
             raise ValueError(
                 "the checkpoint's order of clips was made from other clips, sizes, "

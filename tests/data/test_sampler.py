@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,6 +141,38 @@ def test_what_workers_have_prefetched_does_not_count() -> None:
     assert one.state_dict()["position"] == 2
     del batches
     assert next(iter(one)) == plan().batch(2)
+
+
+class Logged(Requests):
+    """Writes a line for each request."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __getitem__(self, request: BatchRequest) -> BatchRequest:
+        with self.path.open("a") as file:
+            file.write(f"{request}\n")
+        return request
+
+
+def test_workers_go_on_with_the_next_epoch_while_one_ends(tmp_path: Path) -> None:
+    """Two batches ahead; what they have ready is served, unless another position is loaded."""
+    log, one = tmp_path / "log.txt", plan()
+    stream = BatchStream(one, 0, 1, 6)
+    batches = StreamLoader(Logged(log), stream, 1, persistent_workers=True)
+
+    def asked(num: int) -> list[str]:
+        deadline = time.monotonic() + 20
+        while log.read_text().count("\n") < num and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return log.read_text().splitlines()
+
+    assert list(batches) == [one.batch(n) for n in range(6)]
+    assert asked(8) == [str(one.batch(n)) for n in range(8)]
+    assert list(batches) == [one.batch(n) for n in range(6, 12)]
+    assert asked(14) == [str(one.batch(n)) for n in range(14)]
+    batches.load_state_dict({**batches.state_dict(), "position": 4})
+    assert list(batches) == [one.batch(n) for n in range(4, 10)]
 
 
 def test_more_ranks_than_before_repeat_less_than_a_step() -> None:
