@@ -26,13 +26,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from numpy import ndarray
 
 from sora_lightning.data.native import Packing, narrowed, shown
-from sora_lightning.data.sampler import shuffled
+from sora_lightning.data.sampler import CLIPS_AT_ONCE, shuffled
 from sora_lightning.types import VideoSize
 
 # Among how many clips the next of a pack is chosen, and among how many packs those of a step.
 LOOKAHEAD = 256
-# So many clips at a time are looked at, so that what is computed of them takes little memory.
-CLIPS_AT_ONCE = 2**14
 WINDOW = 256
 WASTE_WARNED_OF = 0.02
 # Fewer clips are planned between two steps, which takes less than 0.1 s.

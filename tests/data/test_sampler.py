@@ -17,6 +17,7 @@ from sora_lightning.data.sampler import (
     FixedBatches,
     StreamLoader,
     WindowBatches,
+    shuffled,
 )
 from sora_lightning.types import VideoSize
 
@@ -173,6 +174,21 @@ def test_workers_go_on_with_the_next_epoch_while_one_ends(tmp_path: Path) -> Non
     assert asked(14) == [str(one.batch(n)) for n in range(14)]
     batches.load_state_dict({**batches.state_dict(), "position": 4})
     assert list(batches) == [one.batch(n) for n in range(4, 10)]
+    batches.load_state_dict({**batches.state_dict(), "run_length": 2})
+    assert list(batches) == [plan(run_length=2).batch(n) for n in range(10, 16)]
+
+
+@pytest.mark.parametrize("num_clips", [5, 40_000])
+def test_clips_of_eight_shards_at_a_time_keep_the_order_that_they_were_drawn_in(
+    num_clips: int,
+) -> None:
+    places = np.random.default_rng(0).integers(0, 90, num_clips).astype(np.int8)
+    found = shuffled(np.random.default_rng(1), num_clips, places)
+    again = np.random.default_rng(1)
+    turns = again.permutation(int(places.max()) + 1) // 8
+    drawn = again.permutation(num_clips)
+    expected = drawn[np.argsort(turns[places[drawn]], kind="stable")]
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_more_ranks_than_before_repeat_less_than_a_step() -> None:
