@@ -174,8 +174,10 @@ def test_workers_go_on_with_the_next_epoch_while_one_ends(tmp_path: Path) -> Non
     assert asked(14) == [str(one.batch(n)) for n in range(14)]
     batches.load_state_dict({**batches.state_dict(), "position": 4})
     assert list(batches) == [one.batch(n) for n in range(4, 10)]
+    assert len(asked(22)) == 22
     batches.load_state_dict({**batches.state_dict(), "run_length": 2})
     assert list(batches) == [plan(run_length=2).batch(n) for n in range(10, 16)]
+    assert len(asked(30)) == 30  # those that were ready were of the runs before
 
 
 @pytest.mark.parametrize("num_clips", [5, 40_000])
