@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -88,6 +89,7 @@ class TrainingCLI(LightningCLI):
         if "fps" in config.model.init_args:
             config.model.init_args.fps = config.data.fps
         check_sizes(config)
+        _leave_cores_to(config.data.num_workers)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config: Namespace = self.config_init[self.subcommand]
@@ -115,6 +117,7 @@ def run_training(argv: list[str]) -> None:
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     quieten()
     _refuse_second_rate(read_sources(argv[1:]))
+    num_threads = torch.get_num_threads()
     try:
         TrainingCLI(
             LightningModule,
@@ -134,6 +137,13 @@ def run_training(argv: list[str]) -> None:
         raise ValueError(explanation) from error
     except OmegaConfBaseException as error:
         raise ValueError(str(error).splitlines()[0]) from error
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def _leave_cores_to(num_workers: int) -> None:
+    """All threads of an operation wait for the one that shares its core with a worker."""
+    torch.set_num_threads(max(1, torch.get_num_threads() - num_workers))
 
 
 def _refuse_second_rate(sources: list[Source]) -> None:

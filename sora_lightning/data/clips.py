@@ -16,11 +16,12 @@ from torch.utils.data import Dataset
 
 from sora_lightning.data.bad_clips import BadClips, TooManyBadClips
 from sora_lightning.data.buckets import fit_frames
+from sora_lightning.data.contents import Contents
 from sora_lightning.data.decode import DecodeError, Reader, Timeline
 from sora_lightning.data.latents import LatentCache
 from sora_lightning.data.manifest import ClipRecord
 from sora_lightning.data.sampler import BatchRequest
-from sora_lightning.data.shards import ShardFiles, require_unchanged, stamp
+from sora_lightning.data.shards import ShardFiles, State, state
 from sora_lightning.types import VideoBatch, VideoSize
 
 TIMELINES_KEPT = 16384
@@ -93,14 +94,15 @@ class WindowReader(Protocol):
 
 class ClipReader:
     """Reads windows of clips at a frame rate and a size; remembers when each file's frames are
-    shown. A file that is not the one that was indexed is refused.
+    shown. A file that is not the one that was indexed is refused, as ``contents`` sees it.
     """
 
-    def __init__(self, reader: Reader, fps: float) -> None:
+    def __init__(self, reader: Reader, fps: float, contents: Contents | None = None) -> None:
         self.reader = reader
         self.fps = fps
+        self.contents = contents or Contents()
         self.files = ShardFiles()
-        self._timelines: dict[tuple[Path, tuple[int, int] | None], Timeline] = {}
+        self._timelines: dict[tuple[Path, State | None], Timeline] = {}
 
     def read(self, record: ClipRecord, size: VideoSize, window: float) -> Float[Tensor, "3 F H W"]:
         """Frames spaced by ``1 / fps`` seconds, in [-1, 1]. Raises ``DecodeError`` or another
@@ -132,9 +134,9 @@ class ClipReader:
         """When the frames of a clip's file, which lies at ``path``, are shown. Raises
         ``DecodeError``, also where the file is not the one that was indexed.
         """
-        as_seen = path, stamp(record)
+        as_seen = path, state(record)
         if as_seen not in self._timelines:
-            require_unchanged(record)
+            self.contents.require_unchanged(record, path)
             if len(self._timelines) >= TIMELINES_KEPT:
                 self._timelines.pop(next(iter(self._timelines)))
             self._timelines[as_seen] = self.reader.timeline(path)

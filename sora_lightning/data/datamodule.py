@@ -36,13 +36,14 @@ from sora_lightning.data.clips import (
     RandomChoice,
     WindowReader,
 )
+from sora_lightning.data.contents import Contents
 from sora_lightning.data.decode import Reader, default_reader
 from sora_lightning.data.filters import Filter
 from sora_lightning.data.guard import CAN_FORK, GuardedReader
 from sora_lightning.data.latents import INDEX, LatentCache
 from sora_lightning.data.manifest import ClipRecord
 from sora_lightning.data.mapped import cells, clip_ids, joined, open_manifest
-from sora_lightning.data.native import NativeSizes, Packing
+from sora_lightning.data.native import NativeSizes, Packing, narrowed
 from sora_lightning.data.packed import KeptTokens, PackedCache, PackedPixels
 from sora_lightning.data.packing import PackPlan
 from sora_lightning.data.sampler import (
@@ -52,9 +53,10 @@ from sora_lightning.data.sampler import (
     FixedBatches,
     Plan,
     StreamLoader,
+    WindowBatches,
 )
 from sora_lightning.data.sources import PairKeys, SourceReader, require_sources
-from sora_lightning.data.survey import Encoded, LatentKeys, encoded, survey
+from sora_lightning.data.survey import Encoded, LatentKeys, encoded, require_contents, survey
 from sora_lightning.types import PackedBatch, VideoBatch, VideoSize
 
 # The share of clips that a latent cache may lack, since some cannot be read.
@@ -105,6 +107,10 @@ class VideoDataModule(L.LightningDataModule):
             that does not divide 8 their least common multiple.
         sources: Serve with each clip the one that the manifest's ``source`` names, for systems that
             learn instructions; ``predict`` then encodes those too.
+        verify_content: Hash every file whole before its first frame is served, once in each
+            worker, and leave out those that are not what was indexed, damaged ones of the same size
+            and time too. Every row needs the ``content`` that ``index`` writes. Else a file is
+            hashed only where its size or time is another than recorded.
 
     Training batches follow ``BatchPlan`` or ``PackPlan``; a run that resumes goes on with the next
     batch. Clips that cannot be read, or have changed since they were indexed, are left out, and
@@ -132,6 +138,7 @@ class VideoDataModule(L.LightningDataModule):
         steps_per_epoch: int | None = None,
         run_length: int | None = None,
         sources: bool = False,
+        verify_content: bool = False,
     ) -> None:
         super().__init__()
         if windows_per_clip < 1:
@@ -149,6 +156,11 @@ class VideoDataModule(L.LightningDataModule):
             raise ValueError(
                 "packing and sources are both given: clips with their sources are served in "
                 "batches of one size"
+            )
+        if verify_content and sources:
+            raise ValueError(
+                "verify_content and sources are both given: a row records what its clip holds, and "
+                "not what its source does"
             )
         self.sizes = _size_rule(sizes, fps, pixels_per_batch, packing)
         self.packing = packing
@@ -170,7 +182,8 @@ class VideoDataModule(L.LightningDataModule):
         self.steps_per_epoch = steps_per_epoch
         self.run_length = run_length
         self.sources = sources
-        self._key = (PairKeys if sources else LatentKeys)(fps, windows_per_clip)
+        self._contents = Contents(verify_content)
+        self._key = (PairKeys if sources else LatentKeys)(fps, windows_per_clip, self._contents)
         self._clips: dict[Path, Assignment] = {}
         self._encoded: dict[Path, Encoded] = {}
         self._cache: LatentCache | None = None
@@ -200,6 +213,8 @@ class VideoDataModule(L.LightningDataModule):
                 _refuse_empty(assignment, f"{manifest}: no clip is left for {self._settings()}")
                 if self.sources:
                     require_sources(manifest, assignment)
+                if self._contents.verify:
+                    require_contents(manifest, assignment)
                 self._clips[manifest] = assignment
         return dict(self._clips)
 
@@ -244,7 +259,7 @@ class VideoDataModule(L.LightningDataModule):
         of_manifests = [self._clips[manifest].clips for manifest in self._manifests()]
         sizes = dict.fromkeys(itertools.chain(self.sizes.sizes, *of_manifests))
         clips = {size: joined(one.get(size, ()) for one in of_manifests) for size in sizes}
-        reader = ClipReader(self.reader, self.fps)
+        reader = ClipReader(self.reader, self.fps, self._contents)
         loader = self._encoding(clips, reader, self._key)
         if not isinstance(self._key, PairKeys):
             return loader
@@ -270,7 +285,7 @@ class VideoDataModule(L.LightningDataModule):
     def _dataset(self, manifest: Path, choose: Chooser) -> Dataset[VideoBatch]:
         clips = self._served(manifest).clips
         if self._cache is None:
-            reader = ClipReader(self.reader, self.fps)
+            reader = ClipReader(self.reader, self.fps, self._contents)
             sources = SourceReader(reader) if self.sources else None
             return self._pixels(clips, reader, choose, _clip_id, [manifest], sources)
         _, numbers, of_sources = self._encoded[manifest]
@@ -287,7 +302,7 @@ class VideoDataModule(L.LightningDataModule):
     def _pack_plan(self, packing: Packing, clips: ClipsBySize, run_length: int) -> PackPlan:
         sizes = [(size, len(of_size)) for size, of_size in clips.items()]
         grids = [packing.grid(s.num_frames, s.height, s.width) for s, _ in sizes]
-        repeated = np.repeat(np.array(grids, dtype=np.int32), [count for _, count in sizes], axis=0)
+        repeated = np.repeat(narrowed(np.array(grids)), [count for _, count in sizes], axis=0)
         places = _shards(joined(clips.values()))
         return PackPlan(repeated, packing, self.seed, run_length, _identity(clips), places)
 
@@ -297,7 +312,7 @@ class VideoDataModule(L.LightningDataModule):
         records = joined(clips.values())
         kept = KeptTokens(packing, self.seed)
         if self._cache is None:
-            reader = ClipReader(self.reader, self.fps)
+            reader = ClipReader(self.reader, self.fps, self._contents)
             limit = self._bearable(self._clips[self.manifest])
             return PackedPixels(records, reader, choose, kept, self._bad_clips(limit))
         numbers = np.concatenate(list(self._encoded[self.manifest].numbers.values()))
@@ -333,17 +348,17 @@ class VideoDataModule(L.LightningDataModule):
 
     def _batches(
         self, clips: ClipsBySize, num_windows: int, key: Namer, done: LatentCache | None = None
-    ) -> list[BatchRequest]:
-        batches = []
+    ) -> Sequence[BatchRequest]:
+        windows = {}
         for size, of_size in clips.items():
-            length = self.sizes.batch_size(size)
-            turns = list(itertools.product(range(len(of_size)), range(num_windows)))
+            numbers = np.arange(len(of_size) * num_windows, dtype=np.int32)
             if done is not None:
-                turns = [(n, w) for n, w in turns if key(of_size[n], size, w) not in done]
-            for start in range(0, len(turns), length):
-                numbers, windows = zip(*turns[start : start + length], strict=True)
-                batches.append(BatchRequest(size, numbers, windows))
-        return batches
+                of_windows = itertools.product(of_size, range(num_windows))
+                missing = (key(record, size, w) not in done for record, w in of_windows)
+                numbers = numbers[np.fromiter(missing, bool, len(numbers))]
+            windows[size] = numbers
+        batch_sizes = {size: self.sizes.batch_size(size) for size in clips}
+        return WindowBatches(windows, batch_sizes, num_windows)
 
     def _manifests(self) -> list[Path]:
         manifests = [self.manifest, self.val_manifest]
@@ -399,7 +414,7 @@ def _shards(records: Sequence[ClipRecord]) -> np.ndarray | None:
         if shard is None:
             return None
         places.append(numbers.setdefault(shard, len(numbers)))
-    return np.array(places, dtype=np.int32)
+    return narrowed(np.frombuffer(places, np.int32))
 
 
 def _identity(clips: ClipsBySize) -> str:

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from jaxtyping import Int
 from tqdm import tqdm
 
 from sora_lightning.data.curation import (
@@ -36,6 +38,7 @@ from sora_lightning.data.tables import (
     write_lines,
     write_rows,
 )
+from sora_lightning.files import file_sha256
 
 
 @dataclass(frozen=True)
@@ -200,8 +203,6 @@ def _facts(path: Path) -> Row:
     timeline = read_timeline(path)
     height, width = PyAVReader().read(path, timeline, [0]).shape[1:3]
     state = path.stat()
-    with path.open("rb") as file:
-        content = hashlib.file_digest(file, "sha256").hexdigest()
     objection = timeline.decord_objection
     return {
         "fps": round(len(timeline) / timeline.end_s, 6),
@@ -210,7 +211,7 @@ def _facts(path: Path) -> Row:
         "width": width,
         "decoder": "decord" if objection is None else "pyav",
         "decoder_reason": objection or "",
-        "content": content,
+        "content": file_sha256(path),
         "num_bytes": state.st_size,
         "modified_ns": state.st_mtime_ns,
     }
@@ -224,14 +225,18 @@ class _Results:
     def __init__(self, journal: Journal, folder: Path) -> None:
         self.journal = journal
         self.folder = folder.absolute()
-        self._duplicate_of: list[str] | None = None
+        self._first_of: Int[np.ndarray, " n"] | None = None
 
     def __iter__(self) -> Iterator[Row]:
-        if self._duplicate_of is None:
+        if self._first_of is None:
             yield from self._rows()
             return
-        for row, first in zip(self._rows(), self._duplicate_of, strict=True):
-            yield {**row, "duplicate_of": first}
+        repeated = set(self._first_of.tolist())
+        paths = {-1: ""}
+        for number, (row, first) in enumerate(zip(self._rows(), self._first_of, strict=True)):
+            if number in repeated:
+                paths[number] = row["path"]
+            yield {**row, "duplicate_of": paths[int(first)]}
 
     def _rows(self) -> Iterator[Row]:
         for given, result in self.journal:
@@ -246,13 +251,10 @@ class _Results:
                 yield {"path": given, "reason": result}
 
     def mark_duplicates(self) -> None:
-        windows, looks, paths = [], [], []
-        for row in self._rows():
-            windows.append(f"{row['content']} {row.get('start_s')} {row.get('end_s')}")
-            looks.append(row["look"])
-            paths.append(row["path"])
-        firsts = duplicates(windows, looks)
-        self._duplicate_of = ["" if first is None else paths[first] for first in firsts]
+        self._first_of = duplicates(
+            (f"{row['content']} {row.get('start_s')} {row.get('end_s')}", row["look"])
+            for row in self._rows()
+        )
 
 
 def _summary(output: Path, results: _Results) -> str:

@@ -295,6 +295,13 @@ def check_geometry(
         )
 
 
+def narrowed(values: Int[ndarray, "..."]) -> Int[ndarray, "..."]:
+    """The same numbers, 0 or greater, in the narrowest of 1, 2 and 4 bytes that holds them all."""
+    largest = int(values.max(initial=0))
+    types = (np.int8, np.int16, np.int32)
+    return values.astype(next(t for t in types if largest <= np.iinfo(t).max), copy=False)
+
+
 def shown(
     grids: Int[ndarray, "n 3"],
     packing: Packing,
@@ -307,15 +314,20 @@ def shown(
     """
     if packing.resolution is not None:
         step = packing.pixels_per_token
-        side = np.sqrt(grids[:, 1] * grids[:, 2] * float(step.height * step.width))
-        scale = np.minimum(1, packing.resolution.sides(rng, len(grids)) / side)
-        rows = np.maximum(1, np.floor(grids[:, 1:] * scale[:, None] + 1e-9)).astype(np.int32)
-        grids = np.concatenate([grids[:, :1], rows], axis=1)
-    tokens = grids.prod(axis=1, dtype=np.int32)
+        area = grids[:, 1].astype(np.float64)
+        area *= grids[:, 2]
+        area *= step.height * step.width
+        scale = packing.resolution.sides(rng, len(grids))
+        scale /= np.sqrt(area, out=area)
+        np.minimum(1, scale, out=scale)
+        grids = grids.copy()
+        for side in grids[:, 1:].T:
+            side[:] = np.maximum(1, np.floor(side * scale + 1e-9))
+    tokens = narrowed(grids.prod(axis=1, dtype=np.int32))
     if packing.dropping is None:
         return grids, tokens
     rates = packing.dropping.rates(rng, tokens, first)
-    return grids, np.maximum(1, np.rint(tokens * (1 - rates))).astype(np.int32)
+    return grids, np.maximum(1, np.rint(tokens * (1 - rates))).astype(tokens.dtype)
 
 
 def _require_range(smallest: float, largest: float) -> None:

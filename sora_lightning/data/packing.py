@@ -14,9 +14,10 @@ import json
 import logging
 from array import array
 from bisect import bisect_right, insort
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -24,14 +25,12 @@ from jaxtyping import Float64, Int
 from lightning.pytorch.utilities import rank_zero_info
 from numpy import ndarray
 
-from sora_lightning.data.native import Packing, shown
-from sora_lightning.data.sampler import shuffled
+from sora_lightning.data.native import Packing, narrowed, shown
+from sora_lightning.data.sampler import CLIPS_AT_ONCE, shuffled
 from sora_lightning.types import VideoSize
 
 # Among how many clips the next of a pack is chosen, and among how many packs those of a step.
 LOOKAHEAD = 256
-# So many clips at a time are turned from arrays into integers of Python.
-KEYS_AT_ONCE = 2**14
 WINDOW = 256
 WASTE_WARNED_OF = 0.02
 # Fewer clips are planned between two steps, which takes less than 0.1 s.
@@ -63,19 +62,31 @@ class Packs(NamedTuple):
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    def sums(self, values: ndarray) -> ndarray:
-        """The sum over each pack of a value of each clip; 0 for a pack without clips."""
-        below = np.zeros(len(self.clips) + 1, dtype=np.result_type(values, np.int64))
-        np.cumsum(values[self.clips], out=below[1:])
-        return np.diff(below[self.starts])
+    def sums(self, values: ndarray, of: Callable[[ndarray], ndarray] = np.asarray) -> ndarray:
+        """The sum over each pack of a value of each clip, or of a function ``of`` it; 0 for a pack
+        without clips.
+        """
+        parts = []
+        for begin in range(0, max(1, len(self)), WINDOW):
+            starts = self.starts[begin : begin + WINDOW + 1]
+            part = of(values[self.clips[starts[0] : starts[-1]]])
+            below = np.zeros(len(part) + 1, dtype=np.result_type(part, np.int64))
+            np.cumsum(part, dtype=below.dtype, out=below[1:])
+            parts.append(np.diff(below[starts - starts[0]]))
+        return np.concatenate(parts)
 
     def reordered(self, order: Int[ndarray, " m"]) -> Packs:
         """The same packs in another order."""
         lengths = np.diff(self.starts)[order]
         starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        places = np.arange(len(self.clips), dtype=np.int32)
-        places += np.repeat(self.starts[:-1][order] - starts[:-1], lengths)
-        return Packs(self.clips[places], starts)
+        clips = np.empty_like(self.clips)
+        for begin in range(0, len(order), WINDOW):
+            part = order[begin : begin + WINDOW]
+            new = starts[begin : begin + WINDOW + 1]
+            places = np.arange(new[0], new[-1])
+            places += np.repeat(self.starts[:-1][part] - new[:-1], np.diff(new))
+            clips[new[0] : new[-1]] = self.clips[places]
+        return Packs(clips, starts)
 
 
 def best_fit(tokens: Int[ndarray, " n"], order: Int[ndarray, " n"], budget: int) -> Packs:
@@ -108,13 +119,17 @@ def best_fit(tokens: Int[ndarray, " n"], order: Int[ndarray, " n"], budget: int)
         for key in itertools.islice(coming, len(places) - starts[-1]):
             insort(waiting, key)
         starts.append(len(places))
-    return Packs(order[np.frombuffer(places, np.int32)], np.array(starts))
+    clips = np.frombuffer(places, np.int32)
+    for start in range(0, len(clips), CLIPS_AT_ONCE):
+        part = slice(start, start + CLIPS_AT_ONCE)
+        clips[part] = order[clips[part]]
+    return Packs(clips, np.array(starts))
 
 
 def _keys(tokens: Int[ndarray, " n"], order: Int[ndarray, " n"]) -> Iterator[int]:
     """Tokens and place of each clip in turn, made a few thousand at a time."""
-    for start in range(0, len(order), KEYS_AT_ONCE):
-        lengths = tokens[order[start : start + KEYS_AT_ONCE]].astype(np.int64)
+    for start in range(0, len(order), CLIPS_AT_ONCE):
+        lengths = tokens[order[start : start + CLIPS_AT_ONCE]].astype(np.int64)
         yield from ((lengths << 32) | np.arange(start, start + len(lengths))).tolist()
 
 
@@ -124,6 +139,8 @@ def split_to_multiple(packs: Packs, tokens: Int[ndarray, " n"], multiple: int) -
 
     Where too few packs hold more than one clip, packs without clips make up the number.
     """
+    if not len(packs) % multiple:
+        return packs
     begin = max(0, len(packs) - max(WINDOW, multiple))
     tail = [packs.clips[a:b].tolist() for a, b in itertools.pairwise(packs.starts[begin:].tolist())]
     while missing := -(begin + len(tail)) % multiple:
@@ -143,15 +160,14 @@ def split_to_multiple(packs: Packs, tokens: Int[ndarray, " n"], multiple: int) -
 
 def balanced(
     packs: Packs,
-    costs: Float64[ndarray, " n"],
+    cost: Float64[ndarray, " m"],
     run_length: int,
     rng: np.random.Generator,
 ) -> Packs:
-    """Sort packs by the cost of their clips within windows, cut these into runs, shuffle the runs.
+    """Sort packs by their cost within windows, cut these into runs, shuffle the runs.
 
     Ranks whose number divides ``run_length`` then work on packs of like cost in every step.
     """
-    cost = packs.sums(costs)
     window = max(1, WINDOW // run_length) * run_length
     order = []
     for start in range(0, len(packs), window):
@@ -170,13 +186,20 @@ def clip_costs(tokens: Int[ndarray, " n"], attention_tokens: int) -> Float64[nda
     return cost
 
 
+def pack_costs(
+    packs: Packs, tokens: Int[ndarray, " n"], attention_tokens: int
+) -> Float64[ndarray, " m"]:
+    """Of each pack the costs of its clips together."""
+    return packs.sums(tokens, partial(clip_costs, attention_tokens=attention_tokens))
+
+
 def efficiency(
     packs: Packs, tokens: Int[ndarray, " n"], num_ranks: int, attention_tokens: int
 ) -> float:
     """The share of the ranks' time that is spent working, when each step waits for its slowest
     pack.
     """
-    cost = packs.sums(clip_costs(tokens, attention_tokens))
+    cost = pack_costs(packs, tokens, attention_tokens)
     steps = cost[: len(cost) // num_ranks * num_ranks].reshape(-1, num_ranks)
     return float(steps.mean(axis=1).sum() / steps.max(axis=1).sum())
 
@@ -207,7 +230,7 @@ class PackPlan:
             raise ValueError("there are no clips to make packs of")
         if run_length < 1:
             raise ValueError(f"run_length = {run_length}: must be at least 1")
-        self.grids = np.asarray(grids, dtype=np.int32)
+        self.grids = narrowed(grids)
         self.packing = packing
         self.seed = seed
         self.run_length = run_length
@@ -233,8 +256,8 @@ class PackPlan:
         """Changes with anything that changes what packs show, but for the length of runs."""
         settings = repr(replace(self.packing, patch=tuple(self.packing.patch)))
         content = hashlib.sha256()
-        for start in range(0, len(self.grids), KEYS_AT_ONCE):
-            content.update(self.grids[start : start + KEYS_AT_ONCE].astype(np.int64).tobytes())
+        for start in range(0, len(self.grids), CLIPS_AT_ONCE):
+            content.update(self.grids[start : start + CLIPS_AT_ONCE].astype(np.int64).tobytes())
         parts = [content.hexdigest(), settings, self.seed, self.identity]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
@@ -309,7 +332,7 @@ class Pass(NamedTuple):
         return (
             f"{len(self.tokens)} clips in {len(self.packs)} packs of {self.budget} tokens; wasted "
             f"{self.waste:.2%}, where padding to the largest of 8 would waste "
-            f"{padding_waste(self.grids[self.packs.clips]):.1%} and buckets "
+            f"{padding_waste(self.grids, self.packs.clips):.1%} and buckets "
             f"{bucket_waste(self.grids):.1%}"
         )
 
@@ -325,27 +348,36 @@ def plan_pass(plan: PackPlan, number: int) -> Pass:
     for turn in range(turns):
         order[turn] = turn * num_clips + shuffled(rng, num_clips, plan.places)
     packs = best_fit(tokens, order.ravel(), plan.packing.tokens)
+    del order  # as large as the packs
     packs = split_to_multiple(packs, tokens, plan.run_length)
-    costs = clip_costs(tokens, plan.packing.attention_tokens)
+    costs = pack_costs(packs, tokens, plan.packing.attention_tokens)
     ordered = balanced(packs, costs, plan.run_length, rng)
     return Pass(grids, tokens, ordered, plan.packing.tokens)
 
 
-def padding_waste(grids: Int[ndarray, "n 3"], num_clips: int = 8) -> float:
-    """The share of padding where batches of clips, as they come, are padded to their largest
-    frames, rows and columns.
+def padding_waste(
+    grids: Int[ndarray, "n 3"], order: Int[ndarray, " n"] | None = None, num_clips: int = 8
+) -> float:
+    """The share of padding where batches of clips, as they come in an order, are padded to their
+    largest frames, rows and columns.
     """
-    groups = np.array_split(np.arange(len(grids)), -(-len(grids) // num_clips))
-    boxes = np.maximum.reduceat(grids, [group[0] for group in groups])
-    lengths = np.array([len(group) for group in groups])
-    return 1 - int(grids.prod(axis=1).sum()) / int((lengths * boxes.prod(axis=1)).sum())
+    tokens = padded = 0
+    step = CLIPS_AT_ONCE // num_clips * num_clips
+    for start in range(0, len(grids), step):
+        part = slice(start, start + step)
+        of_part = grids[part if order is None else order[part]].astype(np.int64)
+        firsts = np.arange(0, len(of_part), num_clips)
+        lengths = np.diff(firsts, append=len(of_part))
+        tokens += int(of_part.prod(axis=1).sum())
+        padded += int((lengths * np.maximum.reduceat(of_part, firsts).prod(axis=1)).sum())
+    return 1 - tokens / padded
 
 
 def bucket_waste(grids: Int[ndarray, "n 3"], num_clips: int = 4096) -> float:
     """The share of the clips' tokens that is cut away where each goes to the fullest of 240 sizes
     that it covers: 8 lengths, 6 aspect ratios, 5 areas. Looks at ``num_clips`` of them.
     """
-    grids = grids[:: max(1, len(grids) // num_clips)]
+    grids = grids[:: max(1, len(grids) // num_clips)].astype(np.int64)
     lengths = np.unique(np.linspace(1, grids[:, 0].max(), 8).astype(np.int64))
     area = float((grids[:, 1] * grids[:, 2]).max())
     offered = []

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+import itertools
 import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import numpy as np
 from jaxtyping import Int
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 # Clips are shuffled among so many shards, read side by side.
 SHARDS_AT_ONCE = 8
+# Planning looks at so many clips at a time, so that what is computed of them takes little memory.
+CLIPS_AT_ONCE = 2**14
 
 
 class Plan(Protocol):
@@ -69,12 +72,38 @@ def shuffled(
     from 0, the shards are shuffled, and clips within a few shards: a reader then has few of them
     open.
     """
+    order = np.arange(num_clips, dtype=np.int32)
     if places is None:
-        return rng.permutation(num_clips).astype(np.int32)
+        rng.shuffle(order)
+        return order
     turns = rng.permutation(int(places.max()) + 1) // SHARDS_AT_ONCE
-    turn = turns.astype(np.int32)[places]
-    order = rng.permutation(num_clips).astype(np.int32)
-    return order[np.argsort(turn[order], kind="stable")]
+    rng.shuffle(order)
+    if not turns.any():
+        return order
+    return _sorted_by(turns, places, order)
+
+
+def _sorted_by(
+    turns: Int[ndarray, " s"], places: Int[ndarray, " n"], order: Int[ndarray, " n"]
+) -> Int[ndarray, " n"]:
+    """``order[argsort(turns[places[order]])]``, stable, in little more memory than its result."""
+    parts = range(0, len(order), CLIPS_AT_ONCE)
+    num_turns = int(turns.max()) + 1
+    counts = np.zeros(num_turns, dtype=np.int64)
+    for start in parts:
+        of_clips = turns[places[start : start + CLIPS_AT_ONCE]]
+        counts += np.bincount(of_clips, minlength=num_turns)
+    begins = np.cumsum(counts) - counts
+    result = np.empty_like(order)
+    for start in parts:
+        part = order[start : start + CLIPS_AT_ONCE]
+        of_clips = turns[places[part]]
+        counts = np.bincount(of_clips, minlength=num_turns)
+        shift = begins - (np.cumsum(counts) - counts)
+        by_turn = np.argsort(of_clips, kind="stable")
+        result[np.arange(len(part)) + shift[of_clips[by_turn]]] = part[by_turn]
+        begins += counts
+    return result
 
 
 @dataclass(frozen=True)
@@ -219,8 +248,9 @@ class BatchPlan:
 class BatchStream(DistributedSampler):
     """One rank's share of a plan: at every step the ranks take one batch each, side by side.
 
-    ``position`` counts the batches that all ranks together have used up. Raises ``ValueError``
-    where runs of one size do not divide evenly among the ranks.
+    Endless: ``len`` is the steps of an epoch, and a loader stops there. ``position`` counts the
+    batches that all ranks together have used up. Raises ``ValueError`` where runs of one size do
+    not divide evenly among the ranks.
     """
 
     def __init__(self, plan: Plan, rank: int, num_ranks: int, steps_per_epoch: int | None) -> None:
@@ -240,12 +270,49 @@ class BatchStream(DistributedSampler):
         return self.steps
 
     def __iter__(self) -> Iterator[Any]:
-        start = self.position
-        for step in range(self.steps):
-            yield self.plan.batch(start + step * self.num_replicas + self.rank)
+        for position in itertools.count(self.position + self.rank, self.num_replicas):
+            yield self.plan.batch(position)
 
     def set_epoch(self, epoch: int) -> None:
         """The position decides the order; the epoch is of no account."""
+
+
+class WindowBatches(Sequence[BatchRequest]):
+    """Windows of clips, as many of one size to a batch as ``batch_sizes`` says; a batch is made
+    when it is asked for. Window ``w`` of clip ``n`` is number ``n * num_windows + w`` of its size.
+    """
+
+    def __init__(
+        self,
+        windows: Mapping[VideoSize, Int[ndarray, " _n"]],
+        batch_sizes: Mapping[VideoSize, int],
+        num_windows: int,
+    ) -> None:
+        self.windows = windows
+        self.batch_sizes = batch_sizes
+        self.num_windows = num_windows
+        counts = [-(-len(numbers) // batch_sizes[size]) for size, numbers in windows.items()]
+        self._ends = list(itertools.accumulate(counts))
+        self._sizes = list(windows)
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @overload
+    def __getitem__(self, index: int) -> BatchRequest: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[BatchRequest]: ...
+    def __getitem__(self, index: int | slice) -> BatchRequest | list[BatchRequest]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        place = bisect.bisect_right(self._ends, index)
+        size = self._sizes[place]
+        start = (index - ([0, *self._ends])[place]) * self.batch_sizes[size]
+        numbers = self.windows[size][start : start + self.batch_sizes[size]]
+        clips, windows = np.divmod(numbers, self.num_windows)
+        return BatchRequest(size, tuple(clips.tolist()), tuple(windows.tolist()))
 
 
 class FixedBatches(DistributedSampler):
@@ -255,21 +322,22 @@ class FixedBatches(DistributedSampler):
 
     def __init__(self, batches: Sequence[BatchRequest], rank: int, num_ranks: int) -> None:
         super().__init__(batches, num_replicas=num_ranks, rank=rank, shuffle=False)  # type: ignore[arg-type]
-        self.batches = batches[rank::num_ranks]
+        self.batches = batches
+        self.numbers = range(rank, len(batches), num_ranks)
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.numbers)
 
     def __iter__(self) -> Iterator[BatchRequest]:
-        return iter(self.batches)
+        return (self.batches[number] for number in self.numbers)
 
 
 class StreamLoader(DataLoader):
     """Loads a ``BatchStream``, and keeps the position up to date by the batches that it has given
     out.
 
-    What workers have prefetched does not count. The state is the same on every rank, since one rank
-    writes it.
+    What workers have prefetched does not count: it is the next epoch's, whose first step then does
+    not wait for them. The state is the same on every rank, since one rank writes it.
     """
 
     sampler: BatchStream
@@ -280,10 +348,17 @@ class StreamLoader(DataLoader):
         super().__init__(
             dataset, batch_size=None, sampler=sampler, num_workers=num_workers, **options
         )
+        self._ahead_of: int | None = None  # the position that what is prefetched follows
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        for batch in super().__iter__():
+        goes_on = self._iterator is not None and self._ahead_of == self.sampler.position
+        batches = self._iterator if goes_on else super().__iter__()
+        assert batches is not None
+        for _ in range(len(self.sampler)):
+            self._ahead_of = None  # unless the batch comes: a worker may raise
+            batch = next(batches)
             self.sampler.position += self.sampler.num_replicas
+            self._ahead_of = self.sampler.position
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -303,6 +378,7 @@ class StreamLoader(DataLoader):
         order.
         """
         sampler = self.sampler
+        self._ahead_of = None
         if state["plan"] != sampler.plan.fingerprint:
             raise ValueError(
                 "the checkpoint's order of clips was made from other clips, sizes, "

@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 
@@ -106,53 +106,57 @@ def _content(record: ClipRecord, items: LitDataItems) -> bytes:
         raise DecodeError(str(error)) from error
 
 
-def clip_content(record: ClipRecord) -> str:
-    """The SHA-256 of a clip's bytes, be they a file or a part of a shard.
-
-    It is the manifest's ``content`` where size and time of the file (of a litdata dataset, its
-    ``index.json``) are still those that the manifest says, or the shard is remote; else all bytes
-    are read. Raises ``DecodeError`` where they cannot be.
-    """
-    columns = record.columns
-    content = columns.get("content")
-    holder = _holder(columns)
-    if isinstance(content, str) and content:
-        if holder is not None and "://" in str(holder):
-            return content
-        if (columns.get("num_bytes"), columns.get("modified_ns")) == stamp(record):
-            return content
-    if holder is not None:
-        return hashlib.sha256(_content(record, LitDataItems())).hexdigest()
-    try:
+def clip_sha256(record: ClipRecord) -> str:
+    """Of all of a clip's bytes. Raises ``DecodeError``, or ``OSError`` for a file by itself."""
+    if _holder(record.columns) is None:
         return file_sha256(record.path)
-    except OSError as error:
-        raise DecodeError(f"{record.path}: {error.strerror or error}") from error
+    return hashlib.sha256(_content(record, LitDataItems())).hexdigest()
 
 
-def require_unchanged(record: ClipRecord) -> None:
-    """Raise ``DecodeError`` where a clip's bytes are not those that the manifest's ``content``
-    names. As with ``clip_content``, size and time alone are looked at where they are as recorded.
-    """
-    content = record.columns.get("content")
-    if isinstance(content, str) and content and clip_content(record) != content:
-        raise DecodeError(f"{record.path}: has changed since it was indexed: index it again")
+def is_remote(record: ClipRecord) -> bool:
+    """Whether what holds a clip has an address, and is no file."""
+    return "://" in str(_holder(record.columns) or "")
+
+
+def place_of(record: ClipRecord) -> tuple[str, Any]:
+    """What holds a clip, and where in it the clip lies."""
+    holder = _holder(record.columns)
+    if holder is None:
+        return str(record.path), None
+    return str(holder), record.columns["offset" if "shard" in record.columns else "item"]
 
 
 def stamp(record: ClipRecord) -> tuple[int, int] | None:
     """How many bytes a clip has, and when its file or what holds it was last written; None without
     one. How many bytes an item of litdata has is what the manifest says.
     """
+    seen = state(record)
+    if seen is None:
+        return None
     columns = record.columns
-    if "litdata" in columns:
-        path, size = Path(columns["litdata"], "index.json"), columns.get("num_bytes")
-    elif "shard" in columns:
-        path, size = Path(columns["shard"]), columns["size"]
-    else:
-        path, size = record.path, None
+    size = columns.get("num_bytes" if "litdata" in columns else "size")
+    return int(seen.size if _holder(columns) is None or size is None else size), seen.modified_ns
+
+
+class State(NamedTuple):
+    """What the file system says of a file. No program can set back ``changed_ns``."""
+
+    size: int
+    modified_ns: int
+    changed_ns: int
+    inode: int
+
+
+def state(record: ClipRecord) -> State | None:
+    """Of a clip's file, or of what holds it; None where there is no file."""
+    columns = record.columns
+    holder = _holder(columns)
+    path = record.path if holder is None else Path(holder)
+    path = path / "index.json" if "litdata" in columns else path
     if not path.is_file():
         return None
-    state = path.stat()
-    return int(state.st_size if size is None else size), state.st_mtime_ns
+    seen = path.stat()
+    return State(seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino)
 
 
 def write_shards(manifest: Path, folder: Path, shard_bytes: int = 2**28) -> Path:
@@ -161,7 +165,7 @@ def write_shards(manifest: Path, folder: Path, shard_bytes: int = 2**28) -> Path
     lack.
 
     Raises ``ValueError`` for a budget that is none, ``DecodeError`` for a clip that cannot be
-    probed.
+    probed, or whose bytes are not those that its ``content`` names.
     """
     if shard_bytes < 1:
         raise ValueError(f"shard_bytes = {shard_bytes}: must be positive")
@@ -177,6 +181,9 @@ def write_shards(manifest: Path, folder: Path, shard_bytes: int = 2**28) -> Path
             number += 1
             shard = tarfile.open(folder / f"shard-{number:06d}.tar", "w")  # noqa: SIM115
         content = record.path.read_bytes()
+        sha256 = hashlib.sha256(content).hexdigest()
+        if record.columns.get("content") not in (None, "", sha256):
+            raise DecodeError(f"{record.path}: has changed since it was indexed: index it again")
         entry = tarfile.TarInfo(f"{index:08d}{record.path.suffix}")
         entry.size = len(content)
         offset = shard.offset + len(entry.tobuf(shard.format))
@@ -184,7 +191,7 @@ def write_shards(manifest: Path, folder: Path, shard_bytes: int = 2**28) -> Path
         footage = record.footage or probe(record.path)
         place = {"shard": f"shard-{number:06d}.tar", "offset": offset, "size": len(content)}
         path = record.columns.get("path", str(record.path.relative_to(base)))
-        named = {"content": hashlib.sha256(content).hexdigest(), "num_bytes": len(content)}
+        named = {"content": sha256, "num_bytes": len(content)}
         columns = with_moved_source(dict(record.columns), base, folder)
         rows.append({**columns, "path": path, **vars(footage), **place, **named})
     assert shard is not None

@@ -22,7 +22,6 @@ from sora_lightning.data.clips import ClipReader
 from sora_lightning.data.decode import DecodeError
 from sora_lightning.data.latents import LatentCache
 from sora_lightning.data.manifest import ClipRecord
-from sora_lightning.data.shards import clip_content
 from sora_lightning.data.survey import LatentKeys
 from sora_lightning.types import VideoSize
 
@@ -77,13 +76,14 @@ class PairKeys(LatentKeys):
         """The key of one window of the source, which stands for the clip's content too: the clip's
         length decides where the window is.
         """
-        return _source_key(self(record, size, window), _content(record))
+        return _source_key(self(record, size, window), self.contents.of(_source_of(record)))
 
     def find(self, record: ClipRecord, size: VideoSize, cache: LatentCache) -> Int[ndarray, "2 w"]:
         """The numbers of a clip's windows, and of its source's, in a cache; -1 for both where it
         lacks either.
         """
-        content, keys = _content(record), self.of_windows(record, size)
+        content = self.contents.of(_source_of(record))
+        keys = self.of_windows(record, size)
         of_sources = cache.find(_source_key(key, content) for key in keys)
         found = np.stack([cache.find(keys), of_sources])
         return np.where((found < 0).any(axis=0), np.int32(-1), found)
@@ -103,10 +103,6 @@ def require_sources(manifest: Path, assignment: Assignment) -> None:
                     f"{manifest}: source = {str(record.columns['source'])!r}: no such file: "
                     f"{record.source}"
                 )
-
-
-def _content(record: ClipRecord) -> str:
-    return clip_content(_source_of(record))
 
 
 def _source_of(record: ClipRecord) -> ClipRecord:

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -16,13 +17,13 @@ from tqdm import tqdm
 
 from sora_lightning.data.bad_clips import BadClips
 from sora_lightning.data.buckets import Assignment, Removal, SizeRule
+from sora_lightning.data.contents import Contents
 from sora_lightning.data.decode import DecodeError, probe
 from sora_lightning.data.filters import Filter, first_against, require_columns
 from sora_lightning.data.guard import ChildDied, guarded_map
 from sora_lightning.data.latents import LatentCache, latent_key
 from sora_lightning.data.manifest import ClipRecord, Footage
-from sora_lightning.data.mapped import chosen, joined
-from sora_lightning.data.shards import clip_content
+from sora_lightning.data.mapped import cells, chosen, joined
 from sora_lightning.types import VideoSize
 
 PROBES_AT_ONCE = 4
@@ -54,6 +55,18 @@ def survey(
     return Assignment.of(records, map(place, records), sizes.sizes)
 
 
+def require_contents(manifest: Path, assignment: Assignment) -> None:
+    """Raise ``ValueError`` naming the first clip of which the manifest does not tell the hash."""
+    for clips in assignment.clips.values():
+        for number, content in enumerate(cells(clips, "content")):
+            if not isinstance(content, str) or not content:
+                raise ValueError(
+                    f"{manifest}: content is missing in the row of {clips[number].path.name}: "
+                    "data.verify_content = true needs the SHA-256 of each file: run sora-lightning "
+                    "index"
+                )
+
+
 def _probed(
     records: Sequence[ClipRecord], filters: Sequence[Filter]
 ) -> Iterator[Footage | DecodeError]:
@@ -71,22 +84,23 @@ def _probed(
 
 @dataclass(frozen=True)
 class LatentKeys:
-    """Names clips' windows in the latent cache."""
+    """Names clips' windows in the latent cache. A file of which the manifest does not say what it
+    holds is read whole, by ``contents``.
+    """
 
     fps: float
     num_windows: int
+    contents: Contents = field(default_factory=Contents, compare=False)
     num_parts: ClassVar[int] = 1
 
     def __call__(self, record: ClipRecord, size: VideoSize, window: int) -> str:
-        """The key of one window. Reads the whole file where the manifest does not say what it
-        holds.
-        """
-        content = clip_content(record)
+        """The key of one window."""
+        content = self.contents.of(record)
         return latent_key(content, record, size, self.fps, window, self.num_windows)
 
     def of_windows(self, record: ClipRecord, size: VideoSize) -> list[str]:
-        """The keys of all windows; a file is read once for them."""
-        content = clip_content(record)
+        """The keys of all windows."""
+        content = self.contents.of(record)
         windows = range(self.num_windows)
         return [latent_key(content, record, size, self.fps, w, self.num_windows) for w in windows]
 

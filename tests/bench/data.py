@@ -17,6 +17,7 @@ from lightning.pytorch.profilers import SimpleProfiler
 from sora_lightning.__main__ import main
 from sora_lightning.data import (
     BatchPlan,
+    ClipRecord,
     GuardedReader,
     Packing,
     PackPlan,
@@ -27,9 +28,11 @@ from sora_lightning.data import (
     write_dataset,
     write_video,
 )
+from sora_lightning.data.contents import Contents
 from sora_lightning.data.decode import default_reader, read_timeline
 from sora_lightning.data.packing import plan_pass
 from sora_lightning.demo import demo_stages
+from sora_lightning.files import file_sha256
 from sora_lightning.types import VideoSize
 from tests.bench.report import Report
 from tests.data.mixture import LARGEST_AREA, TOKENS, mixture
@@ -37,6 +40,7 @@ from tests.data.mixture import LARGEST_AREA, TOKENS, mixture
 NUM_CLIPS = 1_000_000
 SIZES = ["17x32x32", "17x24x40", "17x40x24"]
 BATCH_PIXELS = 32 * 17 * 32 * 32
+HASHED_MB = 32
 # Of the demo's training: steps before the measured ones, and measured ones for a round.
 WARM_UP_STEPS, STEPS_PER_ROUND = 5, 10
 
@@ -46,6 +50,7 @@ def run(report: Report) -> None:
         manifest = write_dataset(Path(folder), num_train=128, num_val=0, num_test=0)["train"]
         _decode(report, manifest)
         _guard(report, Path(folder) / "guard.mp4")
+        _verify(report, Path(folder) / "clip.bin")
         _wait(report, Path(folder) / "demo")
     _plan(report)
 
@@ -92,6 +97,26 @@ def _guard(report: Report, path: Path) -> None:
         fastest = rows["guarded"].fastest_s / rows["bare"].fastest_s
         print(f"  the guard costs {median:.2f} times the time, {fastest:.2f} of the fastest calls")
         guarded.guard.close()
+
+
+def _verify(report: Report, path: Path) -> None:
+    """What ``data.verify_content`` adds to the first serving of a file, and to every later one."""
+    path.write_bytes(np.random.default_rng(2).bytes(HASHED_MB * 10**6))
+    state = path.stat()
+    columns = {
+        "content": file_sha256(path),
+        "num_bytes": state.st_size,
+        "modified_ns": state.st_mtime_ns,
+    }
+    record = ClipRecord(path, ("a clip",), "0", columns=columns)
+    seen = Contents(verify=True)
+    candidates = {
+        "first": lambda: Contents(verify=True).require_unchanged(record, path),
+        "later": lambda: seen.require_unchanged(record, path),
+    }
+    case = f"{HASHED_MB} MB compared with what was indexed"
+    rows = report.compare(case, candidates, items=HASHED_MB, unit="MB")
+    print(f"  {1e3 * rows['first'].median_s / HASHED_MB:.2f} ms for each MB")
 
 
 def _plan(report: Report) -> None:

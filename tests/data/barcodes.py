@@ -34,13 +34,14 @@ def write_barcodes(
     codec: str = "libx264",
     options: dict[str, str] | None = None,
     rotation: int | None = None,
+    pix_fmt: str = "yuv420p",
 ) -> Path:
     """Frame ``i`` shows the number ``i`` and is presented at ``times_ms[i]``."""
     with av.open(str(path), "w") as container:
         rate = round(1000 * (len(times_ms) - 1) / max(1, times_ms[-1])) or 8
         stream = container.add_stream(codec, rate=rate, options=options or {})
         stream.height, stream.width = ROWS, BITS * STRIPE
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = pix_fmt
         stream.codec_context.time_base = Fraction(1, 1000)
         if rotation is not None:
             stream.set_display_rotation(rotation)

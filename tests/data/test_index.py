@@ -221,9 +221,32 @@ def test_duplicates_are_found_through_another_encoding(tmp_path: Path) -> None:
     for name, seed, crf in (("a", 0, 12), ("b", 1, 12), ("a again", 0, 30)):
         write_video(tmp_path / f"{name}.mp4", scenes(1, 12, seed), fps=12, crf=crf)
         looks.append(score(look_through(tmp_path / f"{name}.mp4"), 0.0, 9.0).look)
-    assert duplicates(["x", "y", "z"], looks) == [None, None, 0]
-    assert duplicates(["x", "y", "x"], [looks[0], looks[1], "0" * 48]) == [None, None, 0]
-    assert duplicates(["x", "y"], ["0" * 48, "0" * 48]) == [None, None]
+    assert duplicates(zip("xyz", looks, strict=True)).tolist() == [-1, -1, 0]
+    again = [("x", looks[0]), ("y", looks[1]), ("x", "0" * 48)]
+    assert duplicates(again).tolist() == [-1, -1, 0]
+    assert duplicates([("x", "0" * 48), ("y", "0" * 48)]).tolist() == [-1, -1]
+
+
+def test_duplicates_are_those_of_a_comparison_of_all_with_all() -> None:
+    """Of random looks, of which some are others with up to 15 bits changed, some are flat, and some
+    clips are copies; a clip that is a duplicate is not compared with any after it."""
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2, (300, 192), dtype=np.uint8)
+    bits[rng.integers(0, 300, 20)] = 0
+    for target in np.flatnonzero(rng.random(300) < 0.7)[1:].tolist():
+        bits[target] = bits[rng.integers(target)]
+        bits[target, rng.choice(192, rng.integers(16), replace=False)] ^= 1
+    contents = [str(number) for number in rng.integers(0, 280, 300)]
+    expected: list[int] = []
+    for number, content in enumerate(contents):
+        same = [n for n in range(number) if contents[n] == content]
+        off = (bits[:number] != bits[number]).sum(axis=1)
+        near = [n for n in range(number) if expected[n] < 0 and off[n] <= 10]
+        found = (same or (near if bits[number].sum() > 10 else []))[:1] or [-1]
+        expected.append(found[0] if found == [-1] or expected[found[0]] < 0 else expected[found[0]])
+    looks = [np.packbits(one).tobytes().hex() for one in bits]
+    assert 50 < sum(first >= 0 for first in expected) < 250
+    assert duplicates(zip(contents, looks, strict=True)).tolist() == expected
 
 
 def test_index_cuts_scores_and_reencodes(tmp_path: Path) -> None:

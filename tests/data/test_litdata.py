@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from sora_lightning.data import ClipRecord, DecodeError, VideoDataModule, read_manifest
+from sora_lightning.data.contents import Contents
 from sora_lightning.data.decode import probe
-from sora_lightning.data.shards import ShardFiles, clip_content
+from sora_lightning.data.shards import ShardFiles
 from sora_lightning.types import VideoBatch
 
 SIZES = {"sizes": ["9x16x16", "9x12x20"], "pixels_per_batch": 4 * 9 * 16 * 16}
@@ -127,11 +128,11 @@ def test_any_dataset_of_items_does(
         assert kept.local(record).read_bytes() == content
         assert kept.local(record).suffix == file.suffix
     assert len(listed.opened) == 1
-    assert clip_content(record) == hashlib.sha256(content).hexdigest()
+    assert Contents().of(record) == hashlib.sha256(content).hexdigest()
     stamp = {"num_bytes": 3, "modified_ns": (tmp_path / "clips/index.json").stat().st_mtime_ns}
-    assert clip_content(replaced(record, content="told", **stamp)) == "told"
+    assert Contents().of(replaced(record, content="told", **stamp)) == "told"
     stamp["modified_ns"] -= 1
-    assert clip_content(replaced(record, content="told", **stamp)) == clip_content(record)
+    assert Contents().of(replaced(record, content="told", **stamp)) == Contents().of(record)
 
 
 def test_an_item_that_is_no_file_is_named(

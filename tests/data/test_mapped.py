@@ -131,7 +131,7 @@ def held(manifest: Path, mode: str) -> dict[str, dict[str, float]]:
         ("dense", 30_000, 8),
         pytest.param("dense", 1_000_000, 50, marks=pytest.mark.slow),
         # Packs of a whole pass are planned in arrays, those of the next one beside them.
-        pytest.param("packed", 1_000_000, 120, marks=pytest.mark.slow),
+        pytest.param("packed", 1_000_000, 50, marks=pytest.mark.slow),
     ],
 )
 def test_the_rows_cost_a_process_little(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from pathlib import Path
 
+import numpy as np
 import pytest
 from torch.utils.data import Dataset
 
@@ -13,6 +16,8 @@ from sora_lightning.data.sampler import (
     BatchStream,
     FixedBatches,
     StreamLoader,
+    WindowBatches,
+    shuffled,
 )
 from sora_lightning.types import VideoSize
 
@@ -139,6 +144,55 @@ def test_what_workers_have_prefetched_does_not_count() -> None:
     assert next(iter(one)) == plan().batch(2)
 
 
+class Logged(Requests):
+    """Writes a line for each request."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __getitem__(self, request: BatchRequest) -> BatchRequest:
+        with self.path.open("a") as file:
+            file.write(f"{request}\n")
+        return request
+
+
+def test_workers_go_on_with_the_next_epoch_while_one_ends(tmp_path: Path) -> None:
+    """Two batches ahead; what they have ready is served, unless another position is loaded."""
+    log, one = tmp_path / "log.txt", plan()
+    stream = BatchStream(one, 0, 1, 6)
+    batches = StreamLoader(Logged(log), stream, 1, persistent_workers=True)
+
+    def asked(num: int) -> list[str]:
+        deadline = time.monotonic() + 20
+        while log.read_text().count("\n") < num and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return log.read_text().splitlines()
+
+    assert list(batches) == [one.batch(n) for n in range(6)]
+    assert asked(8) == [str(one.batch(n)) for n in range(8)]
+    assert list(batches) == [one.batch(n) for n in range(6, 12)]
+    assert asked(14) == [str(one.batch(n)) for n in range(14)]
+    batches.load_state_dict({**batches.state_dict(), "position": 4})
+    assert list(batches) == [one.batch(n) for n in range(4, 10)]
+    assert len(asked(22)) == 22
+    batches.load_state_dict({**batches.state_dict(), "run_length": 2})
+    assert list(batches) == [plan(run_length=2).batch(n) for n in range(10, 16)]
+    assert len(asked(30)) == 30  # those that were ready were of the runs before
+
+
+@pytest.mark.parametrize("num_clips", [5, 40_000])
+def test_clips_of_eight_shards_at_a_time_keep_the_order_that_they_were_drawn_in(
+    num_clips: int,
+) -> None:
+    places = np.random.default_rng(0).integers(0, 90, num_clips).astype(np.int8)
+    found = shuffled(np.random.default_rng(1), num_clips, places)
+    again = np.random.default_rng(1)
+    turns = again.permutation(int(places.max()) + 1) // 8
+    drawn = again.permutation(num_clips)
+    expected = drawn[np.argsort(turns[places[drawn]], kind="stable")]
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_more_ranks_than_before_repeat_less_than_a_step() -> None:
     state = {**loader().state_dict(), "position": 7}
     one = loader(num_ranks=4)
@@ -176,3 +230,25 @@ def test_given_batches_are_dealt_out_once() -> None:
     ranks = [list(FixedBatches(batches, rank, 2)) for rank in range(2)]
     assert [len(rank) for rank in ranks] == [4, 3]
     assert [ranks[i % 2][i // 2] for i in range(7)] == batches
+
+
+def test_batches_of_windows_are_cut_from_each_size_in_turn() -> None:
+    small, large = VideoSize(1, 8, 8), VideoSize(1, 16, 16)
+    windows = {
+        small: np.array([0, 1, 3, 4, 9]),
+        large: np.arange(4),
+        VideoSize(1, 8, 16): np.arange(0),
+    }
+    batches = WindowBatches(windows, {small: 2, large: 4, VideoSize(1, 8, 16): 9}, num_windows=3)
+    expected = [
+        BatchRequest(small, (0, 0), (0, 1)),
+        BatchRequest(small, (1, 1), (0, 1)),
+        BatchRequest(small, (3,), (0,)),
+        BatchRequest(large, (0, 0, 0, 1), (0, 1, 2, 0)),
+    ]
+    assert list(batches) == batches[:] == expected
+    assert batches[:2] == expected[:2]
+    assert [batches[number] for number in range(4)] == expected
+    with pytest.raises(IndexError):
+        batches[4]
+    assert not len(WindowBatches({}, {}, 1))

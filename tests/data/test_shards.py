@@ -17,8 +17,9 @@ import pytest
 import torch
 
 from sora_lightning.data import ClipRecord, DecodeError, Packing, VideoDataModule, read_manifest
+from sora_lightning.data.contents import Contents
 from sora_lightning.data.sampler import StreamLoader
-from sora_lightning.data.shards import FILES_KEPT, ShardFiles, clip_content, write_shards
+from sora_lightning.data.shards import FILES_KEPT, ShardFiles, write_shards
 from sora_lightning.types import PackedBatch
 
 
@@ -64,41 +65,45 @@ def test_the_shards_are_tar_files_and_the_rows_say_where_the_clips_lie(
         assert files.local(clip).read_bytes() == original.path.read_bytes()
         assert files.local(original) == original.path
         content = hashlib.sha256(original.path.read_bytes()).hexdigest()
-        assert clip_content(clip) == clip_content(original) == content
+        assert Contents().of(clip) == Contents().of(original) == content
 
 
 def test_every_change_of_a_file_is_noticed_and_no_file_is_hashed_twice(tmp_path: Path) -> None:
     content = bytearray(np.random.default_rng(0).bytes(300_000))
     path = tmp_path / "a.mp4"
     path.write_bytes(content)
-    hashed = clip_content(ClipRecord(path, ("x",), "0"))
+    hashed = Contents().of(ClipRecord(path, ("x",), "0"))
     state = path.stat()
     row = {"content": "told", "num_bytes": state.st_size, "modified_ns": state.st_mtime_ns}
-    assert clip_content(ClipRecord(path, ("x",), "0", columns=row)) == "told"
+    assert Contents().of(ClipRecord(path, ("x",), "0", columns=row)) == "told"
     content[150_000] ^= 1  # in the middle, at the same length
     path.write_bytes(content)
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
-    changed = clip_content(ClipRecord(path, ("x",), "0", columns=row))
-    assert changed == clip_content(ClipRecord(path, ("x",), "0"))
+    changed = Contents().of(ClipRecord(path, ("x",), "0", columns=row))
+    assert changed == Contents().of(ClipRecord(path, ("x",), "0"))
     assert changed == hashlib.sha256(content).hexdigest() != hashed
     path.write_bytes(content + b"x")
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
-    assert clip_content(ClipRecord(path, ("x",), "0", columns=row)) not in ("told", hashed, changed)
+    assert Contents().of(ClipRecord(path, ("x",), "0", columns=row)) not in (
+        "told",
+        hashed,
+        changed,
+    )
     path.unlink()
     with pytest.raises(DecodeError, match=r"a\.mp4: No such file"):
-        clip_content(ClipRecord(path, ("x",), "0", columns=row))
+        Contents().of(ClipRecord(path, ("x",), "0", columns=row))
 
 
 def test_a_shard_that_was_written_anew_is_read_anew(sharded: Path, tmp_path: Path) -> None:
     record = read_manifest(sharded)[0]
     told = ClipRecord(record.path, ("x",), "0", columns={**record.columns, "content": "told"})
-    assert clip_content(told) == "told"
+    assert Contents().of(told) == "told"
     copy = tmp_path / "shard.tar"
     copy.write_bytes(Path(str(record.columns["shard"])).read_bytes())
     moved = ClipRecord(record.path, ("x",), "0", columns={**told.columns, "shard": str(copy)})
-    assert clip_content(moved) == record.columns["content"]
+    assert Contents().of(moved) == record.columns["content"]
     remote = ClipRecord(record.path, ("x",), "0", columns={**told.columns, "shard": "s3://a/b.tar"})
-    assert clip_content(remote) == "told"
+    assert Contents().of(remote) == "told"
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])

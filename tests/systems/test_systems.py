@@ -206,3 +206,14 @@ def test_the_average_follows_its_formula_and_swaps_in_and_out():
     torch.testing.assert_close(restored.weights["weight"], average)
     with pytest.raises(ValueError, match=r"decay = 1\.0"):
         EMA(decay=1.0)
+
+
+def test_workers_have_cores_of_their_own(
+    fit, tokenizer_model, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_to: list[int] = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(torch, "set_num_threads", set_to.append)
+    config = {"model": tokenizer_model, "data": {"num_workers": 1}}
+    fit(config, tmp_path / "run", "--trainer.max_steps", "1")
+    assert set_to == [3, 4]
