@@ -36,7 +36,7 @@ _DENOISER, _TOKENIZER = (
     "--model.init_args.tokenizer.init_args",
 )
 _NARROW = {
-    "experiments/demo/tokenizer.yaml": f"{_TOKENIZER}.widths=[8,16,16,16]",
+    "experiments/demo/tokenizer.yaml": f"{_TOKENIZER}.widths=[8,16,16]",
     "experiments/tokenizer/clips.yaml": f"{_TOKENIZER}.widths=[8,16,32]",
 }
 _PAIRS = {"manifest": "train", "val_manifest": "val"}

@@ -92,17 +92,18 @@ class Scene:
 
 
 def triples(held_out: bool) -> list[Triple]:
-    """The 24 combinations kept for testing, or the 48 others.
+    """The 12 combinations kept for testing, or the 60 others.
 
-    The rule is a Latin square modulo 3: of the three shapes exactly one is held out for each colour
-    and direction, so that every pair of two attributes still occurs in training.
+    Of the 24 pairs of a colour and a direction every second one, as on a chessboard, holds out one
+    of the three shapes, by a Latin square. So every pair of two attributes still occurs in
+    training, and each shape, colour and direction is held out equally often.
     """
     indices = itertools.product(range(len(SHAPES)), range(len(COLOURS)), range(len(DIRECTIONS)))
     colours, directions = tuple(COLOURS), tuple(DIRECTIONS)
     return [
         Triple(SHAPES[s], colours[c], directions[d])
         for s, c, d in indices
-        if ((s + c + d) % 3 == 0) == held_out
+        if ((s + c + d) % 3 == 0 and (c + d) % 2 == 0) == held_out
     ]
 
 

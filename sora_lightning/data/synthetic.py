@@ -79,7 +79,7 @@ _OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
 
 def write_dataset(
     root: Path,
-    num_train: int = 1440,
+    num_train: int = 1920,
     num_val: int = 48,
     num_test: int = 120,
     seed: int = 0,
@@ -89,9 +89,9 @@ def write_dataset(
     """Render ``train``, ``val`` and ``test`` below ``root``; give the three manifests' paths by
     split.
 
-    Training and validation show the 48 combinations of shape, colour and direction that are not
+    Training and validation show the 60 combinations of shape, colour and direction that are not
     held out, one clip in five with two shapes. Testing shows held-out combinations alone: four
-    fifths of ``num_test`` with one shape, going round the 24 combinations (each with a new
+    fifths of ``num_test`` with one shape, going round the 12 combinations (each with a new
     background, speed and wording), then clips with two of them. The same arguments give the same
     files, whatever ``num_workers`` is. Raises ``ValueError`` for a negative number of clips.
 
