@@ -22,7 +22,7 @@ def of_yaml(path: str) -> dict:
 CONFIGURATIONS = {
     "4x8x8": ({"widths": (8, 8, 16, 16)}, Compression(4, 8, 8)),
     "8x8x8": ({"widths": (8, 8, 16, 16), "down_time": (True, True, True)}, Compression(8, 8, 8)),
-    "demo": (of_yaml("demo/tokenizer.yaml"), Compression(8, 8, 8)),
+    "demo": (of_yaml("demo/tokenizer.yaml"), Compression(4, 8, 8)),
     "clips": (of_yaml("tokenizer/clips.yaml") | {"widths": [8, 16, 32]}, Compression(4, 8, 8)),
 }
 
