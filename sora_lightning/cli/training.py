@@ -8,6 +8,7 @@ sentence.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +143,13 @@ def run_training(argv: list[str]) -> None:
 
 
 def _leave_cores_to(num_workers: int) -> None:
-    """All threads of an operation wait for the one that shares its core with a worker."""
-    torch.set_num_threads(max(1, torch.get_num_threads() - num_workers))
+    """All threads of an operation wait for the one that shares its core with a worker.
+
+    Sums over another number of threads differ in their last bits. Who wants the same weights from
+    any number of workers sets OMP_NUM_THREADS, as torchrun does: then it is obeyed.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() - num_workers))
 
 
 def _refuse_second_rate(sources: list[Source]) -> None:

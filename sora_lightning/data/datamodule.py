@@ -90,7 +90,9 @@ class VideoDataModule(L.LightningDataModule):
             cache is read for. Training on pixels draws from all windows.
         fixed_windows: Training on pixels, too, draws from these windows alone: it then sees what a
             training from the cache sees.
-        num_workers: Processes that decode; 0 decodes in the training process.
+        num_workers: Processes that decode; 0 decodes in the training process. The command line
+            leaves each of them a core, unless OMP_NUM_THREADS sets the threads of torch: the
+            batches are the same for any number, the weights to the last bit for the same threads.
         reader: Decodes the files; by default decord, with PyAV for what decord cannot be trusted
             with.
         decode_timeout_s: Seconds that one clip may take to decode. Decoding runs in a child of each

@@ -208,12 +208,17 @@ def test_the_average_follows_its_formula_and_swaps_in_and_out():
         EMA(decay=1.0)
 
 
-def test_workers_have_cores_of_their_own(
-    fit, tokenizer_model, tmp_path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("asked_for", "threads"), [(None, [3, 4]), ("4", [4])])
+def test_workers_have_cores_of_their_own_where_none_are_asked_for(
+    asked_for, threads, fit, tokenizer_model, tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if asked_for is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked_for)
     set_to: list[int] = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(torch, "set_num_threads", set_to.append)
     config = {"model": tokenizer_model, "data": {"num_workers": 1}}
     fit(config, tmp_path / "run", "--trainer.max_steps", "1")
-    assert set_to == [3, 4]
+    assert set_to == threads  # the last: what they were before
