@@ -2,7 +2,8 @@
 commands, each printed before it runs.
 
 The demo's model is trained a little further with masks of known frames, at its own lengths and at
-one second more; then every task is made and read from pixels.
+one second more, on clips of which half turn to another side: a loop has to turn, and two videos
+meet at any angle. Then every task is made and read from pixels.
 """
 
 from __future__ import annotations
@@ -49,12 +50,13 @@ def frame_tasks(
 def frame_task_stages(
     demo: Path, output: Path, steps: int, cases: int, quick: bool = False
 ) -> list[Stage]:
-    """The stages in order: latents of both lengths, training, videos and rates."""
+    """The stages in order: clips, latents of both lengths, training, videos and rates."""
     data = yaml.safe_load((demo / "text_to_video" / "config.yaml").read_text())["data"]
     short = [VideoSize.parse(size) for size in data["sizes"]]
     long = [_longer(size, data) for size in short]
     run = output / "model"
     return [
+        _synthesize(output, quick),
         _encode(demo, output, [*short, *long]),
         _train(demo, output, [*short, *long], run, steps),
         _measure(demo, output, (short, long), run, cases, quick),
@@ -66,10 +68,18 @@ def _longer(size: VideoSize, data: dict[str, Any]) -> VideoSize:
     return VideoSize(size.num_frames + round(data["fps"]), size.height, size.width)
 
 
+def _synthesize(output: Path, quick: bool) -> Stage:
+    data = output / "data"
+    counts = ("--num_val", "0", "--num_test", "0", *(("--num_train", "48") if quick else ()))
+    command = ("sora-lightning", "synthesize", "--root", f"{data}", "--turns", "0.5", *counts)
+    return Stage("clips", command, makes=(data,), records=(data,), reads=(_LIBRARY / "data",))
+
+
 def _encode(demo: Path, output: Path, sizes: list[VideoSize]) -> Stage:
     config, latents = demo / "tokenizer" / "config.yaml", output / "latents"
     command = (
         *("sora-lightning", "predict", "--config", f"{config}", "--ckpt_path", "last"),
+        *("--data.manifest", f"{output}/data/train.jsonl"),
         *("--data.sizes", _listed(sizes), "--latents.root", f"{latents}"),
     )
     return Stage("latents", command, (latents,), (latents,), reads=(config, _LIBRARY))
@@ -81,6 +91,7 @@ def _train(demo: Path, output: Path, sizes: list[VideoSize], run: Path, steps: i
     command = (
         *("sora-lightning", "fit", "--config", f"{base}/config.yaml", "--config", f"{_TASKS}"),
         *("--checkpoint.start_from", f"{base}/checkpoints/last.ckpt"),
+        *("--data.manifest", f"{output}/data/train.jsonl"),
         *("--data.sizes", _listed(sizes), "--data.latents", f"{output}/latents"),
         *("--trainer.max_steps", f"{steps}", "--trainer.val_check_interval", f"{steps}"),
         *("--run_dir", f"{run}", "--ckpt_path", "null"),

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float32
 
 SHAPES = ("circle", "square", "triangle")
 COLOURS = {
@@ -33,6 +34,8 @@ DIAMETERS = {"small": (0.31, 0.35), "large": (0.39, 0.47)}
 LARGEST_IN_A_LANE = 0.40
 MARGIN = 0.02
 LANE_MARGIN = 0.05
+# Of a clip: a first turn in the one range, a second, if any, in the other.
+TURNS = ((0.2, 0.5), (0.55, 0.8))
 
 # Rows x columns. decord 0.6.0 fails on frames 16, 24, 48 or 72 columns wide (the rows of its
 # buffers are padded).
@@ -61,11 +64,18 @@ class Triple(NamedTuple):
     direction: str
 
 
+class Turn(NamedTuple):
+    """From ``time_s`` on a shape moves in ``direction``."""
+
+    time_s: float
+    direction: str
+
+
 @dataclass(frozen=True)
 class MovingShape:
-    """One shape on a straight path. ``diameter``, ``x``, ``y`` (the box's centre in the first
-    frame, from the upper left of the central square) in short sides, ``rate`` in short sides per
-    second."""
+    """One shape on a path that is straight but for its ``turns``. ``diameter``, ``x``, ``y`` (the
+    box's centre in the first frame, from the upper left of the central square) in short sides,
+    ``rate`` in short sides per second."""
 
     shape: str
     colour: str
@@ -76,6 +86,16 @@ class MovingShape:
     x: float
     y: float
     rate: float
+    turns: tuple[Turn, ...] = ()
+
+    def moved(self, time_s: Float32[np.ndarray, " F"]) -> Float32[np.ndarray, "F 2"]:
+        """How far the shape has come (right, down) at these times, in short sides."""
+        legs = [Turn(0.0, self.direction), *self.turns]
+        ends = [turn.time_s for turn in self.turns] + [np.inf]
+        way = np.zeros((len(time_s), 2), np.float32)
+        for (start_s, direction), end_s in zip(legs, ends, strict=True):
+            way += np.outer(np.clip(time_s, start_s, end_s) - start_s, DIRECTIONS[direction])
+        return self.rate * way
 
 
 @dataclass(frozen=True)
@@ -135,6 +155,31 @@ def random_scene(content: Sequence[Triple], rng: np.random.Generator) -> Scene:
     return Scene(background, level, shapes, num_frames, height, width, fps)
 
 
+def turning_scene(content: Triple, rng: np.random.Generator) -> Scene:
+    """A scene of one shape that turns to another side once or twice, everything else drawn at
+    random. ``content`` names the side to which it moves first.
+    """
+    scene = random_scene([content], rng)
+    (shape,) = scene.shapes
+    low, high = shape.diameter / 2 + MARGIN, 1 - shape.diameter / 2 - MARGIN
+    while True:
+        duration_s = rng.uniform(*DURATIONS_S)
+        turns: list[Turn] = []
+        for first, last in TURNS[: rng.integers(1, len(TURNS) + 1)]:
+            now = turns[-1].direction if turns else shape.direction
+            sides = [side for side in DIRECTIONS if side != now]
+            turns.append(Turn(rng.uniform(first, last) * duration_s, sides[rng.integers(3)]))
+        turning = replace(shape, turns=tuple(turns))
+        times_s = [0.0, *(turn.time_s for turn in turns), duration_s]
+        corners = turning.moved(np.array(times_s, np.float32))
+        start_low, start_high = low - corners.min(axis=0), high - corners.max(axis=0)
+        if (start_low <= start_high).all():
+            x, y = rng.uniform(start_low, start_high)
+            num_frames = int(np.ceil(duration_s * scene.fps))
+            placed = replace(turning, x=float(x), y=float(y))
+            return replace(scene, shapes=(placed,), num_frames=num_frames)
+
+
 def can_share(first: Triple, second: Triple) -> bool:
     """Whether two combinations fit into one clip: different colours, and both horizontal or both
     vertical.
@@ -177,7 +222,7 @@ def captions(scene: Scene, rng: np.random.Generator) -> list[str]:
     """Four wordings that are all true of the scene, from short to descriptive; ``rng`` chooses
     among synonyms.
 
-    Colour, shape and direction are always named, in order of the scene's shapes. Speed is named
+    Colour, shape and directions are always named, in order of the scene's shapes. Speed is named
     unless it is medium; size and background in the longer wordings alone.
     """
     short = " and ".join(_clause(s, VERBS[0], TOWARDS[s.direction][0], False) for s in scene.shapes)
@@ -204,7 +249,8 @@ def _towards(shape: MovingShape, rng: np.random.Generator) -> str:
 def _clause(shape: MovingShape, verb: str, towards: str, with_size: bool) -> str:
     adjectives = f"{shape.size} {shape.colour}" if with_size else shape.colour
     speed = "" if shape.speed == "medium" else f"{shape.speed} "
-    return f"a {adjectives} {shape.shape} {verb} {speed}{towards}"
+    turns = "".join(f", then {turn.direction}" for turn in shape.turns)
+    return f"a {adjectives} {shape.shape} {verb} {speed}{towards}{turns}"
 
 
 def _sentence(text: str) -> str:

@@ -16,7 +16,6 @@ from tqdm import tqdm
 from sora_lightning.data.encode import write_video
 from sora_lightning.data.scenes import (
     COLOURS,
-    DIRECTIONS,
     MovingShape,
     Scene,
     Triple,
@@ -27,6 +26,7 @@ from sora_lightning.data.scenes import (
     instructions,
     random_scene,
     triples,
+    turning_scene,
 )
 
 SPLITS = ("train", "val", "test")
@@ -45,10 +45,9 @@ def render(scene: Scene) -> UInt8[np.ndarray, "F H W 3"]:
 
 def _coverage(shape: MovingShape, scene: Scene) -> Float32[np.ndarray, "F H W"]:
     side = min(scene.height, scene.width)
-    time_s = np.arange(scene.num_frames, dtype=np.float32)[:, None, None] / scene.fps
-    dx, dy = DIRECTIONS[shape.direction]
-    centre_x = (scene.width - side) / 2 + side * (shape.x + dx * shape.rate * time_s)
-    centre_y = (scene.height - side) / 2 + side * (shape.y + dy * shape.rate * time_s)
+    way = shape.moved(np.arange(scene.num_frames, dtype=np.float32) / scene.fps)
+    centre_x = (scene.width - side) / 2 + side * (shape.x + way[:, 0, None, None])
+    centre_y = (scene.height - side) / 2 + side * (shape.y + way[:, 1, None, None])
     x = np.arange(scene.width, dtype=np.float32)[None, None, :] + 0.5 - centre_x
     y = np.arange(scene.height, dtype=np.float32)[None, :, None] + 0.5 - centre_y
     distance = _OUTLINES[shape.shape](x, y, shape.diameter * side)
@@ -85,6 +84,7 @@ def write_dataset(
     seed: int = 0,
     num_workers: int = 2,
     edits: bool = False,
+    turns: float = 0.0,
 ) -> dict[str, Path]:
     """Render ``train``, ``val`` and ``test`` below ``root``; give the three manifests' paths by
     split.
@@ -93,7 +93,10 @@ def write_dataset(
     held out, one clip in five with two shapes. Testing shows held-out combinations alone: four
     fifths of ``num_test`` with one shape, going round the 12 combinations (each with a new
     background, speed and wording), then clips with two of them. The same arguments give the same
-    files, whatever ``num_workers`` is. Raises ``ValueError`` for a negative number of clips.
+    files, whatever ``num_workers`` is. Raises ``ValueError`` for a negative number of clips and for
+    settings that exclude one another.
+
+    ``turns`` is the share of the training's clips of one shape in which it turns once or twice.
 
     With ``edits`` each clip shows one shape and stands beside its ``source``: the same scene with
     another shape, colour or direction, a combination of the training in every split. The captions
@@ -103,6 +106,10 @@ def write_dataset(
     for split, count in counts.items():
         if count < 0:
             raise ValueError(f"num_{split} = {count}: must not be negative")
+    if not 0 <= turns <= 1:
+        raise ValueError(f"turns = {turns}: must lie in [0, 1]")
+    if turns and edits:
+        raise ValueError(f"turns = {turns}, edits = {edits}: edited shapes keep to one direction")
     root = Path(root)
     jobs = []
     for split, count in counts.items():
@@ -110,8 +117,9 @@ def write_dataset(
         contents = (_edits if edits else _contents)(split, count, seed)
         jobs += [(split, index, content) for index, content in enumerate(contents)]
     rows: dict[str, list[dict[str, object]]] = {split: [] for split in SPLITS}
+    write = partial(_write_pair, root, seed) if edits else partial(_write_clip, root, seed, turns)
     with ThreadPoolExecutor(num_workers) as pool:
-        written = pool.map(partial(_write_pair if edits else _write_clip, root, seed), jobs)
+        written = pool.map(write, jobs)
         for (split, _, _), row in zip(
             jobs, tqdm(written, "clips", len(jobs), unit="clip"), strict=True
         ):
@@ -148,10 +156,15 @@ def _in_rounds(allowed: list[Triple], count: int, rng: np.random.Generator) -> l
     return [allowed[i] for i in np.concatenate(rounds)[:count]]
 
 
-def _write_clip(root: Path, seed: int, job: tuple[str, int, list[Triple]]) -> dict[str, object]:
+def _write_clip(
+    root: Path, seed: int, turns: float, job: tuple[str, int, list[Triple]]
+) -> dict[str, object]:
     split, index, content = job
     rng = np.random.default_rng([seed, SPLITS.index(split), 1 + index])
-    scene = random_scene(content, rng)
+    may_turn = split == "train" and len(content) == 1
+    # Evenly among the others, so that each combination turns as often.
+    turning = may_turn and int((index + 1) * turns) > int(index * turns)
+    scene = turning_scene(content[0], rng) if turning else random_scene(content, rng)
     path = Path(split) / f"{index:05d}.mp4"
     write_video(root / path, render(scene), scene.fps)
     return _row(path, scene, _turned(captions(scene, rng), split, index))

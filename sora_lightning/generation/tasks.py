@@ -4,7 +4,9 @@ edit, and go on for longer than it was trained.
 The tokenizer is causal: a clip's first latent frame holds one frame, each later one
 ``compression.frames``. So context is counted in 1 + a multiple of that many frames; context at the
 end of a clip is encoded by itself, and all but its first latent frame takes the place of the clip's
-last. Latents there were trained with all the past before them, and have one frame of it here.
+last. Latents there were trained with all the past before them, and have one frame of it here. The
+first frame of that context closes a latent frame that is made, and is made with it: what it differs
+by from the one given fades in over the frames that are made together with it.
 """
 
 from __future__ import annotations
@@ -64,7 +66,7 @@ def extend_backward(
         latents, tail, given = _place_end(generator, video[:, :, :context], grid)
         known = KnownFrames(latents, _frames_mask(latents, last=tail), noise)
         made = _decode(generator, prompts, seeds, chunk, known, grid)
-        made = torch.cat([made[:, :, :-context], given], dim=2)
+        made = _leading_to(made, given, generator.tokenizer.compression.frames)
         video = torch.cat([made, video[:, :, context:]], dim=2)
     return video[:, :, -num_frames:]
 
@@ -199,7 +201,7 @@ def _bridge(
     latents[:, :, :head] = begin
     known = KnownFrames(latents, _frames_mask(latents, head, tail), noise)
     made = _decode(generator, prompts, seeds, 0, known, grid)
-    return torch.cat([made[:, :, :-context], given], dim=2)
+    return _leading_to(made, given, generator.tokenizer.compression.frames)
 
 
 def _window(
@@ -248,6 +250,20 @@ def _place_end(
     latents = _empty(generator, frames, grid)
     latents[:, :, -tail:] = encoded[:, :, 1:]
     return latents, tail, generator.tokenizer.decode(encoded)
+
+
+def _leading_to(
+    made: Float[Tensor, "b 3 F H W"], given: Float[Tensor, "b 3 k H W"], together: int
+) -> Float[Tensor, "b 3 F H W"]:
+    """The video with the given frames as its last. Of ``together`` frames of one latent frame the
+    last is the first that is given: the others lead to it.
+    """
+    start = made.shape[2] - given.shape[2]
+    missing = given[:, :, :1] - made[:, :, start : start + 1]
+    made = made[:, :, :start].clone()
+    for frame in range(1, together):
+        made[:, :, start - together + frame] += frame / together * missing[:, :, 0]
+    return torch.cat([made.clamp(-1, 1), given], dim=2)
 
 
 def _decode(

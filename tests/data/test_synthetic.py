@@ -27,6 +27,7 @@ from sora_lightning.data.scenes import (
     instructions,
     random_scene,
     triples,
+    turning_scene,
 )
 from sora_lightning.data.synthetic import render
 
@@ -88,6 +89,53 @@ def test_the_picture_shows_what_the_scene_says(pairs: bool) -> None:
             assert abs(along - expected_travel) < 0.05
             assert np.abs(travelled).sum() - along < 0.05
             assert SPEEDS[shape.speed][0] <= shape.rate <= SPEEDS[shape.speed][1]
+
+
+def test_a_turning_shape_keeps_to_its_caption_and_to_the_picture() -> None:
+    rng = np.random.default_rng(3)
+    counts = Counter()
+    for content in triples(False) * 2:
+        scene = turning_scene(content, rng)
+        (shape,) = scene.shapes
+        sides = [shape.direction, *(turn.direction for turn in shape.turns)]
+        counts[len(shape.turns)] += 1
+        for wording in captions(scene, rng):
+            words = wording.lower().replace(",", "").replace(".", "").split()
+            assert [w.removesuffix("wards") for w in words if w.removesuffix("wards") in STEPS] == (
+                sides
+            )
+        (mask,) = masks(scene, render(scene))
+        side = min(scene.height, scene.width)
+        columns = slice((scene.width - side) // 2, (scene.width + side + 1) // 2)
+        rows = slice((scene.height - side) // 2, (scene.height + side + 1) // 2)
+        assert mask[:, rows, columns].sum() == mask.sum()  # inside the central square
+        frame, y, x = np.nonzero(mask)
+        centre = np.stack([np.bincount(frame, axis) / np.bincount(frame) for axis in (x, y)])
+        ends = [0.0, *(turn.time_s for turn in shape.turns), (scene.num_frames - 1) / scene.fps]
+        for (start, end), way in zip(itertools.pairwise(ends), sides, strict=True):
+            # Frames at or inside the leg's ends.
+            a, b = int(np.ceil(start * scene.fps)), int(end * scene.fps)
+            moved = (centre[:, b] - centre[:, a]) / side
+            expected = shape.rate * (b - a) / scene.fps * np.array(STEPS[way])
+            np.testing.assert_allclose(moved, expected, atol=0.03)
+    assert counts.keys() == {1, 2}
+
+
+def test_turns_are_those_of_the_training_alone(tmp_path: Path) -> None:
+    paths = write_dataset(tmp_path, 20, 4, 4, num_workers=1, turns=0.5)
+    turning = {
+        split: [
+            sum(bool(shape["turns"]) for shape in json.loads(line)["scene"]["shapes"])
+            for line in path.read_text().splitlines()
+        ]
+        for split, path in paths.items()
+    }
+    assert sum(turning["train"][:16]) == 8
+    assert not any(turning["train"][16:] + turning["val"] + turning["test"])
+    with pytest.raises(ValueError, match=r"turns = 1\.5: must lie in \[0, 1\]"):
+        write_dataset(tmp_path, 1, 0, 0, turns=1.5)
+    with pytest.raises(ValueError, match=r"turns = 0\.5, edits = True"):
+        write_dataset(tmp_path, 1, 0, 0, edits=True, turns=0.5)
 
 
 def test_two_shapes_never_touch() -> None:

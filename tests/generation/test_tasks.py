@@ -116,6 +116,30 @@ def test_a_connection_begins_as_the_first_and_ends_as_the_second(generator, vide
     assert_same(made[:, :, 12:15], given_back(generator, second[:, :, :3]))
 
 
+def test_the_last_made_frames_lead_to_the_given_ones(generator, monkeypatch):
+    """The first given frame closes a latent frame of four: what it differs by from the one made
+    there comes in by quarters, so that the step across the seam is a quarter off and no more.
+    """
+    tokenizer = ConvTokenizer(4, [8] * 3, [True] * 2, [True, False], patch=4, blocks_per_level=1)
+    generator = replace(generator, tokenizer=tokenizer.eval().requires_grad_(False))
+    decoded: list[torch.Tensor] = []
+
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        decoded.append(ConvTokenizer.decode(tokenizer, latents))
+        return decoded[-1]
+
+    monkeypatch.setattr(tokenizer, "decode", decode)
+    first, second = torch.rand(2, 2, 3, 5, 16, 16).mul(2).sub(1).unbind()
+    out = connect(generator, PROMPTS, SEEDS, first, second, window=17, context=5)
+    given, made = decoded
+    missing = given[:, :, 0] - made[:, :, 12]
+    assert missing.abs().max() > 0.05
+    for frame, share in enumerate([0, 0.25, 0.5, 0.75], start=8):
+        expected = (made[:, :, frame] + share * missing).clamp(-1, 1)
+        torch.testing.assert_close(out[:, :, frame], expected)
+    assert torch.equal(out[:, :, 12:], given)
+
+
 def test_a_loop_is_the_video_and_the_way_back_to_its_start(generator, video):
     made = loop(generator, PROMPTS, SEEDS, video, window=9, context=3)
     assert made.shape[2] == 9 + 3

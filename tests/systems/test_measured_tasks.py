@@ -102,10 +102,13 @@ def test_the_stages_train_at_both_lengths_from_the_demos_weights(tmp_path):
     folder.mkdir()
     data = {"sizes": ["17x32x32", "17x24x40"], "fps": 8.0}
     (folder / "config.yaml").write_text(yaml.safe_dump({"data": data}))
-    encode, train, measure = frame_task_stages(tmp_path, Path("out"), steps=7, cases=64)
+    clips, encode, train, measure = frame_task_stages(tmp_path, Path("out"), steps=7, cases=64)
+    assert clips.command[clips.command.index("--root") + 1] == "out/data"
+    assert "--turns" in clips.command
     sizes = "[17x32x32,17x24x40,25x32x32,25x24x40]"
     for stage in (encode, train):
         assert stage.command[stage.command.index("--data.sizes") + 1] == sizes
+        assert stage.command[stage.command.index("--data.manifest") + 1] == "out/data/train.jsonl"
     start = train.command[train.command.index("--checkpoint.start_from") + 1]
     assert start == f"{tmp_path}/text_to_video/checkpoints/last.ckpt"
     assert measure.command[measure.command.index("--frames") + 1] == "17,25"
