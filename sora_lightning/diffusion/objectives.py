@@ -60,8 +60,8 @@ class EDMWeighting(Weighting):
 
 
 def offset(
-    noise: Float[Tensor, "b c f h w"], shift: Float[Tensor, "b c f 1 1"], strength: float
-) -> Float[Tensor, "b c f h w"]:
+    noise: Float[Tensor, "*b c f h w"], shift: Float[Tensor, "*b c f 1 1"], strength: float
+) -> Float[Tensor, "*b c f h w"]:
     """Noise that also moves the mean of whole frames, by ``strength`` times ``shift``: without it a
     model that never sees pure noise keeps every video's mean near that of the data (I2VGen-XL,
     arXiv 2311.04145, trains with 0.1).

@@ -190,7 +190,7 @@ class DiffusionSystem(L.LightningModule):
         noise, known = draws.noise(x_0), None
         if strength := self.objective.offset_noise:
             shifts = draws.noise(x_0.map(lambda x: x[:, :, :1, :1])).clips
-            noise = noise.map(lambda e, shift: e + strength * shift, shifts)
+            noise = noise.map(lambda e, shift: offset(e, shift, strength), shifts)
         if self.tasks:
             numbers = torch.stack([draws.uniform() for _ in range(NUM_DRAWS)], dim=1)
             known = [self.known(x[None], n[None]) for x, n in zip(x_0.clips, numbers, strict=True)]
