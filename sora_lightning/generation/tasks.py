@@ -6,7 +6,9 @@ The tokenizer is causal: a clip's first latent frame holds one frame, each later
 end of a clip is encoded by itself, and all but its first latent frame takes the place of the clip's
 last. Latents there were trained with all the past before them, and have one frame of it here. The
 first frame of that context closes a latent frame that is made, and is made with it: what it differs
-by from the one given fades in over the frames that are made together with it.
+by from the one given fades in over the frames that are made together with it. Then the last steps
+are taken once more from what came of that (SDEdit, arXiv 2108.01073), as many as ``mend`` says: a
+shape that stood a little beside its place has been there twice, and becomes one.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ from torch import Tensor
 from sora_lightning.diffusion import Known
 from sora_lightning.generation.generator import Draft, KnownFrames, VideoGenerator
 from sora_lightning.types import Compression, TokenGrid, VideoSize
+
+MEND = 0.3
+"""Share of the sampler's steps that go once more over a video that leads to given frames."""
 
 
 def extend(
@@ -57,6 +62,7 @@ def extend_backward(
     window: int,
     context: int,
     noise: float = 0.0,
+    mend: float = MEND,
 ) -> Float[Tensor, "b 3 _G H W"]:
     """What comes before a video and the video, ``num_frames`` in all: each window ends with the
     first ``context`` frames there are. See ``extend``.
@@ -65,8 +71,7 @@ def extend_backward(
     for chunk in _chunks(video.shape[2], num_frames, window - context):
         latents, tail, given = _place_end(generator, video[:, :, :context], grid)
         known = KnownFrames(latents, _frames_mask(latents, last=tail), noise)
-        made = _decode(generator, prompts, seeds, chunk, known, grid)
-        made = _leading_to(made, given, generator.tokenizer.compression.frames)
+        made = _decode_to(generator, prompts, seeds, chunk, known, given, mend)
         video = torch.cat([made, video[:, :, context:]], dim=2)
     return video[:, :, -num_frames:]
 
@@ -80,11 +85,12 @@ def connect(
     window: int,
     context: int,
     noise: float = 0.0,
+    mend: float = MEND,
 ) -> Float[Tensor, "b 3 _I H W"]:
     """One video that begins as the first and ends as the second: between them stand
     ``window - 2 context`` new frames, made with ``context`` frames of each in sight.
     """
-    bridge = _bridge(generator, prompts, seeds, (first, second), window, context, noise)
+    bridge = _bridge(generator, prompts, seeds, (first, second), window, context, noise, mend)
     return torch.cat([first[:, :, :-context], bridge, second[:, :, context:]], dim=2)
 
 
@@ -96,13 +102,14 @@ def loop(
     window: int,
     context: int,
     noise: float = 0.0,
+    mend: float = MEND,
 ) -> Float[Tensor, "b 3 _G H W"]:
     """A video whose last frame leads to its first: ``window - 2 context`` new frames follow it.
 
     The first and the last ``context`` frames come back as the tokenizer gives them; of frames that
     are both, as the first.
     """
-    bridge = _bridge(generator, prompts, seeds, (video, video), window, context, noise)
+    bridge = _bridge(generator, prompts, seeds, (video, video), window, context, noise, mend)
     start, end, new = (
         bridge[:, :, -context:],
         bridge[:, :, :context],
@@ -188,6 +195,7 @@ def _bridge(
     window: int,
     context: int,
     noise: float,
+    mend: float,
 ) -> Float[Tensor, "b 3 _window H W"]:
     """A window that begins with the last frames of one video and ends with the first of another."""
     first, second = ends
@@ -200,8 +208,7 @@ def _bridge(
     head = begin.shape[2]
     latents[:, :, :head] = begin
     known = KnownFrames(latents, _frames_mask(latents, head, tail), noise)
-    made = _decode(generator, prompts, seeds, 0, known, grid)
-    return _leading_to(made, given, generator.tokenizer.compression.frames)
+    return _decode_to(generator, prompts, seeds, 0, known, given, mend)
 
 
 def _window(
@@ -252,6 +259,29 @@ def _place_end(
     return latents, tail, generator.tokenizer.decode(encoded)
 
 
+def _decode_to(
+    generator: VideoGenerator,
+    prompts: list[str],
+    seeds: list[int],
+    chunk: int,
+    known: KnownFrames,
+    given: Float[Tensor, "b 3 k H W"],
+    mend: float,
+) -> Float[Tensor, "b 3 F H W"]:
+    """A window that leads to the given frames, which are its last."""
+    if not 0 <= mend <= 1:
+        raise ValueError(f"mend = {mend}: must lie in [0, 1]")
+    tokenizer = generator.tokenizer
+    together, grid = tokenizer.compression.frames, TokenGrid(*known.latents.shape[2:])
+    made = _decode(generator, prompts, seeds, chunk, known, grid)
+    video = _leading_to(made, given, together)
+    if not mend:
+        return video
+    draft = Draft(tokenizer.encode(video), mend)
+    made = _decode(generator, prompts, seeds, chunk, known, grid, draft)
+    return _leading_to(made, given, together)
+
+
 def _leading_to(
     made: Float[Tensor, "b 3 F H W"], given: Float[Tensor, "b 3 k H W"], together: int
 ) -> Float[Tensor, "b 3 F H W"]:
@@ -273,10 +303,11 @@ def _decode(
     chunk: int,
     known: KnownFrames,
     grid: TokenGrid,
+    draft: Draft | None = None,
 ) -> Float[Tensor, "b 3 F H W"]:
     # Every window has noise of its own, the first that of the seed.
     own = [seed + (chunk << 32) for seed in seeds]
-    return generator.tokenizer.decode(generator.latents(prompts, grid, own, known))
+    return generator.tokenizer.decode(generator.latents(prompts, grid, own, known, draft))
 
 
 def _chunks(given: int, wanted: int, step: int) -> range:

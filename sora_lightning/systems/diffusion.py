@@ -41,7 +41,7 @@ from sora_lightning.diffusion import (
     offset,
 )
 from sora_lightning.generation import VideoGenerator
-from sora_lightning.systems.loading import load_system
+from sora_lightning.systems.loading import load_system, put_specifications
 from sora_lightning.systems.optimization import (
     OptimizerFactory,
     adamw,
@@ -335,12 +335,7 @@ class DiffusionSystem(L.LightningModule):
         return configure(self, self.optimizer, self.warmup_steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the configurations of tokenizer and picture encoder where paths of files stood."""
-        hyperparameters = checkpoint["hyper_parameters"]
-        arguments = hyperparameters.get("init_args", hyperparameters)
-        for name in ("tokenizer", "picture"):
-            if (specification := getattr(getattr(self, name), "specification", None)) is not None:
-                arguments[name] = specification
+        put_specifications(checkpoint, tokenizer=self.tokenizer, picture=self.picture)
 
 
 def _check_reads_tokens(denoiser: Denoiser) -> None:

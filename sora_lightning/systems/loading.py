@@ -2,13 +2,22 @@
 
 from importlib import import_module
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import lightning as L
 
 from sora_lightning.tokenizers.load import averaged_state_dict, read_checkpoint
 
 System = TypeVar("System", bound=L.LightningModule)
+
+
+def put_specifications(checkpoint: dict[str, Any], **parts: object) -> None:
+    """Put the configurations of parts that were loaded from files where the files' paths stood."""
+    hyperparameters = checkpoint["hyper_parameters"]
+    arguments = hyperparameters.get("init_args", hyperparameters)
+    for name, part in parts.items():
+        if (specification := getattr(part, "specification", None)) is not None:
+            arguments[name] = specification
 
 
 def load_system(kind: type[System], path: Path | str, use_ema: bool = True) -> System:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 
 import lightning as L
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -70,22 +71,44 @@ def check_packable(tokenizer: VideoTokenizer, packing: Packing) -> None:
 
 
 def packed_reconstructions(
-    tokenizer: VideoTokenizer, batch: PackedBatch, draws: ClipDraws
+    tokenizer: VideoTokenizer,
+    batch: PackedBatch,
+    draws: ClipDraws,
+    decoder_noise: float | None = None,
 ) -> list[tuple[Float[Tensor, "1 3 F H W"], Float[Tensor, "1 3 F H W"], DiagonalGaussian]]:
-    """Each clip of a pack as a batch of one: what a draw from its posterior decodes to, the clip
-    itself, and the posterior.
+    """Each clip of a pack as a batch of one: what its latents decode to, drawn from the posterior
+    or with noise as ``noisy_latents`` puts on them, the clip itself, and the posterior.
     """
     if batch.videos is None:
         raise ValueError("data.latents serves latents, and pixels are needed: leave it out")
     posteriors = tokenizer.posterior_packed(batch.videos)
     means = PackedLatents(tuple(posterior.mean[0] for posterior in posteriors))
     noise = draws.noise(means).clips
-    drawn = [p.sample(e[None])[0] for p, e in zip(posteriors, noise, strict=True)]
+    clips = list(zip(posteriors, noise, strict=True))
+    if decoder_noise is None:
+        drawn = [posterior.sample(e[None])[0] for posterior, e in clips]
+    else:
+        shares = decoder_noise * draws.uniform()
+        drawn = [
+            noisy_latents(tokenizer, posterior.mean, e[None], share[None])[0]
+            for (posterior, e), share in zip(clips, shares, strict=True)
+        ]
     decoded = tokenizer.decode_packed(PackedLatents(tuple(drawn)))
     return [
         (reconstruction[None], video[None], posterior)
         for reconstruction, video, posterior in zip(decoded, batch.videos, posteriors, strict=True)
     ]
+
+
+def noisy_latents(
+    tokenizer: VideoTokenizer,
+    mean: Float[Tensor, "b c f h w"],
+    noise: Float[Tensor, "b c f h w"],
+    shares: Float[Tensor, " b"],
+) -> Float[Tensor, "b c f h w"]:
+    """Unnormalised latents with noise of so many standard deviations of the normalised ones."""
+    amount = rearrange(shares, "b -> b 1 1 1 1")
+    return tokenizer.denormalise(tokenizer.normalise(mean) + amount * noise)
 
 
 def packed_step(

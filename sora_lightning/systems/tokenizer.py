@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -14,7 +15,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sora_lightning.systems.loading import load_system
+from sora_lightning.systems.loading import load_system, put_specifications
 from sora_lightning.systems.optimization import (
     OptimizerFactory,
     adamw,
@@ -23,6 +24,7 @@ from sora_lightning.systems.optimization import (
 from sora_lightning.systems.packed import (
     ClipDraws,
     check_packable,
+    noisy_latents,
     packed_reconstructions,
     packed_step,
 )
@@ -41,6 +43,11 @@ class TokenizerSystem(L.LightningModule):
     tokenizer's buffers: those of a run's last checkpoint are the ones that its latents are
     normalised by, channel by channel, or along their principal axes with ``whiten``. ``tiling``
     encodes by tiles in ``predict``, where frames are too large to be encoded whole.
+
+    With ``decoder_noise`` the decoder of a trained tokenizer, which ``load_tokenizer`` loads, goes
+    on training by itself: from the posterior's mean with noise of up to so many standard deviations
+    of the normalised latents, for each clip its own, so that it forgives what a diffusion model
+    gets wrong (noise-augmented decoding, arXiv 2510.11690). The latents stay as they are.
     """
 
     def __init__(
@@ -53,10 +60,18 @@ class TokenizerSystem(L.LightningModule):
         seed: int = 0,
         tiling: Tiling | None = None,
         adversarial: Adversarial | None = None,
+        decoder_noise: float | None = None,
     ):
         super().__init__()
         self.save_hyperparameters()
         self.tokenizer = tokenizer
+        if decoder_noise is not None:
+            if decoder_noise < 0:
+                raise ValueError(f"decoder_noise = {decoder_noise} must not be negative")
+            tokenizer.requires_grad_(False)
+            for part in tokenizer.decoder_parts():
+                part.requires_grad_(True)
+        self.decoder_noise = decoder_noise
         self.loss = loss or ReconstructionLoss()
         if adversarial is not None and adversarial.adaptive:
             tokenizer.last_layer()  # where there is none, that is said now
@@ -78,9 +93,11 @@ class TokenizerSystem(L.LightningModule):
         return load_system(cls, path)
 
     def setup(self, stage: str) -> None:
-        """Refuse a training that would end without latent statistics, or packs that the tokenizer
-        does not take.
+        """Refuse a training that would end without latent statistics, one of nothing, one of a
+        decoder whose encoder has learned nothing, and packs that the tokenizer does not take.
         """
+        if stage == "fit":
+            self._check_trains()
         data = getattr(self.trainer, "datamodule", None)
         packing = getattr(data, "packing", None)
         if stage == "fit" and packing is not None:
@@ -96,6 +113,19 @@ class TokenizerSystem(L.LightningModule):
                 "statistics over the validation clips; for lack of others, name the training clips"
             )
 
+    def _check_trains(self) -> None:
+        loaded = self.tokenizer.specification is not None
+        if self.decoder_noise is not None and not loaded:
+            raise ValueError(
+                f"decoder_noise = {self.decoder_noise} trains the decoder alone: the tokenizer must"
+                " be a trained one; its class_path is sora_lightning.tokenizers.load_tokenizer"
+            )
+        if not any(parameter.requires_grad for parameter in self.tokenizer.parameters()):
+            raise ValueError(
+                "nothing trains: the tokenizer is loaded and frozen, and decoder_noise, with which "
+                "its decoder trains, is not set"
+            )
+
     def training_step(self, batch: VideoBatch | PackedBatch, batch_idx: int) -> Float[Tensor, ""]:
         if isinstance(batch, PackedBatch):
             return packed_step(self, batch, self.packed_losses)
@@ -103,7 +133,13 @@ class TokenizerSystem(L.LightningModule):
         generator = step_generator(self, self.seed, batch_idx)
         posterior = self.tokenizer.posterior(video)
         noise = torch.randn(posterior.mean.shape, generator=generator, device=self.device)
-        reconstruction = self.tokenizer.decode_raw(posterior.sample(noise))
+        if self.decoder_noise is None:
+            latents = posterior.sample(noise)
+        else:
+            shares = torch.rand(len(video), generator=generator, device=self.device)
+            shares = self.decoder_noise * shares
+            latents = noisy_latents(self.tokenizer, posterior.mean, noise, shares)
+        reconstruction = self.tokenizer.decode_raw(latents)
         loss, terms = self.loss(reconstruction, video, posterior)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         if self.adversarial is not None:
@@ -115,7 +151,7 @@ class TokenizerSystem(L.LightningModule):
     def packed_losses(self, batch: PackedBatch) -> Float[Tensor, " b"]:
         """The loss of each clip, with noise that its seed and turn draw."""
         draws = ClipDraws(batch, self.seed, self.device)
-        clips = packed_reconstructions(self.tokenizer, batch, draws)
+        clips = packed_reconstructions(self.tokenizer, batch, draws, self.decoder_noise)
         return torch.stack([self.loss(*clip)[0] for clip in clips])
 
     def played(
@@ -157,6 +193,10 @@ class TokenizerSystem(L.LightningModule):
         """Normalised latents, for the latent cache."""
         tokenizer = self.tokenizer if self.tiling is None else self.tiling(self.tokenizer)
         return tokenizer.encode(batch.pixels)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the configuration of a loaded tokenizer where the path of its file stood."""
+        put_specifications(checkpoint, tokenizer=self.tokenizer)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         if self.adversarial is None:

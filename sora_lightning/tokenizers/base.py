@@ -139,6 +139,15 @@ class VideoTokenizer(nn.Module, ABC):
             f"{type(self).__name__} names no last layer: set `adaptive: false` in `adversarial`"
         )
 
+    def decoder_parts(self) -> list[nn.Module]:
+        """The modules that ``decode_raw`` runs and ``posterior`` does not. ``ValueError`` for a
+        tokenizer that does not tell them apart.
+        """
+        raise ValueError(
+            f"{type(self).__name__} names no decoder apart: leave `decoder_noise` out, with which "
+            "the decoder trains alone"
+        )
+
     def fingerprint(self) -> str:
         """SHA-256 over class, geometry, weights and statistics: equal exactly where the latents are
         equal.

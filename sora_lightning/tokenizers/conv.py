@@ -120,6 +120,10 @@ class ConvTokenizer(CausalTokenizer):
         assert isinstance(tail, Head)
         return tail.conv.weight
 
+    def decoder_parts(self) -> list[nn.Module]:
+        """See ``VideoTokenizer``."""
+        return [self.decoder, *([self.tubelets.outward] if self.tubelets is not None else [])]
+
 
 class ChannelNorm(nn.Module):
     """Root-mean-square norm over the channels of each position: unlike group norm it cannot leak

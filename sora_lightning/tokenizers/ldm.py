@@ -60,6 +60,10 @@ class LDMTokenizer(FramewiseTokenizer):
         """See ``FramewiseTokenizer``."""
         return self.decoder(self.post_quant_conv(latents))
 
+    def decoder_parts(self) -> list[nn.Module]:
+        """See ``VideoTokenizer``."""
+        return [self.post_quant_conv, self.decoder]
+
 
 def _encoder(out_channels: int, widths: Sequence[int], blocks: int) -> nn.Sequential:
     layers: list[nn.Module] = [_conv(3, widths[0])]

@@ -74,19 +74,25 @@ class L1AndL2(PixelError):
 class WithEdges(PixelError):
     """Another error, and at a weight the squared error of the differences between a pixel and its
     right and lower neighbours (a Sobolev norm): sharp corners weigh little in an error of pixels
-    alone.
+    alone. ``time`` is the weight of the differences between a pixel and the same of the next frame:
+    an error that stays is seen less than one that flickers.
     """
 
     pixel: PixelError = field(default_factory=L1AndL2)
     weight: float = 1.0
+    time: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise ValueError(f"weight = {self.weight} of edges must not be negative")
+        for name in ("weight", "time"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} = {getattr(self, name)} of edges must not be negative")
 
     def __call__(self, error: Float[Tensor, "b 3 F H W"]) -> Float[Tensor, ""]:
         edges = error.diff(dim=-1).square().mean() + error.diff(dim=-2).square().mean()
-        return self.pixel(error) + self.weight * edges
+        cost = self.pixel(error) + self.weight * edges
+        if self.time and error.shape[2] > 1:
+            cost = cost + self.time * error.diff(dim=2).square().mean()
+        return cost
 
 
 class Perceptual:

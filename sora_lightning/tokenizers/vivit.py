@@ -122,6 +122,10 @@ class ViViTTokenizer(VideoTokenizer):
         """See ``VideoTokenizer``."""
         return self.pixels_out.weight
 
+    def decoder_parts(self) -> list[nn.Module]:
+        """See ``VideoTokenizer``."""
+        return [self.latents_in, self.decoder, self.pixels_out]
+
     def _tubelets(
         self, video: Float[Tensor, "b 3 F H W"]
     ) -> tuple[Float[Tensor, "b n p"], TokenGrid]:

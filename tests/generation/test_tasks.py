@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -130,7 +131,7 @@ def test_the_last_made_frames_lead_to_the_given_ones(generator, monkeypatch):
 
     monkeypatch.setattr(tokenizer, "decode", decode)
     first, second = torch.rand(2, 2, 3, 5, 16, 16).mul(2).sub(1).unbind()
-    out = connect(generator, PROMPTS, SEEDS, first, second, window=17, context=5)
+    out = connect(generator, PROMPTS, SEEDS, first, second, window=17, context=5, mend=0.0)
     given, made = decoded
     missing = given[:, :, 0] - made[:, :, 12]
     assert missing.abs().max() > 0.05
@@ -138,6 +139,21 @@ def test_the_last_made_frames_lead_to_the_given_ones(generator, monkeypatch):
         expected = (made[:, :, frame] + share * missing).clamp(-1, 1)
         torch.testing.assert_close(out[:, :, frame], expected)
     assert torch.equal(out[:, :, 12:], given)
+
+
+@pytest.mark.parametrize("mend", [0.5, 1.0])
+def test_a_join_is_mended_from_what_came_of_it(generator, video, mend):
+    """The last steps again, from the joined video: all of them forget it, since the noise is the
+    same.
+    """
+    join = partial(connect, generator, PROMPTS, SEEDS, video, video.flip(2), window=9, context=3)
+    rough, mended = join(mend=0.0), join(mend=mend)
+    assert_same(mended[:, :, :9], rough[:, :, :9])
+    assert_same(mended[:, :, 12:], rough[:, :, 12:])
+    change = (mended[:, :, 9:12] - rough[:, :, 9:12]).abs().max()
+    assert change < 1e-4 if mend == 1 else change > 0.01
+    with pytest.raises(ValueError, match=r"mend = 1\.5: must lie in \[0, 1\]"):
+        join(mend=1.5)
 
 
 def test_a_loop_is_the_video_and_the_way_back_to_its_start(generator, video):

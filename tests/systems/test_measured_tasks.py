@@ -102,10 +102,13 @@ def test_the_stages_train_at_both_lengths_from_the_demos_weights(tmp_path):
     folder.mkdir()
     data = {"sizes": ["17x32x32", "17x24x40"], "fps": 8.0}
     (folder / "config.yaml").write_text(yaml.safe_dump({"data": data}))
-    clips, encode, train, measure = frame_task_stages(tmp_path, Path("out"), steps=7, cases=64)
+    stages = frame_task_stages(tmp_path, Path("out"), steps=7, cases=64)
+    clips, decoder, encode, train, measure = stages
     assert clips.command[clips.command.index("--root") + 1] == "out/data"
     assert "--turns" in clips.command
     sizes = "[17x32x32,17x24x40,25x32x32,25x24x40]"
+    for stage in (decoder, train):
+        assert "--model.init_args.tokenizer.init_args.checkpoint" in stage.command
     for stage in (encode, train):
         assert stage.command[stage.command.index("--data.sizes") + 1] == sizes
         assert stage.command[stage.command.index("--data.manifest") + 1] == "out/data/train.jsonl"

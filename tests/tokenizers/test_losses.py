@@ -37,13 +37,17 @@ def test_an_error_costs_its_closed_form(pixel, cost):
     assert pixel(torch.zeros(1, 3, 1, 2, 2)) == 0
 
 
-def test_edges_count_alike_along_rows_and_columns_and_not_in_time():
+def test_edges_count_alike_along_rows_and_columns_and_in_time_where_asked_for():
     step = torch.zeros(1, 3, 2, 4, 4)
     step[..., 2:] = 1.0
     cost = WithEdges(L1AndL2(0.0, 1.0), weight=3.0)
     torch.testing.assert_close(cost(step), torch.tensor(0.5 + 3 * 1 / 3))
     torch.testing.assert_close(cost(step.mT), cost(step))
-    assert cost(torch.stack([torch.ones(1, 3, 4, 4), torch.zeros(1, 3, 4, 4)], 2)) == 0.5
+    flicker = torch.stack([torch.ones(1, 3, 4, 4), torch.zeros(1, 3, 4, 4)], 2)
+    assert cost(flicker) == 0.5
+    steady = WithEdges(L1AndL2(0.0, 1.0), weight=3.0, time=16.0)
+    assert steady(flicker) == 0.5 + 16
+    assert steady(flicker[:, :, :1]) == 1  # a picture has no next frame
 
 
 def test_charbonnier_is_squared_below_epsilon_and_absolute_above():
@@ -67,6 +71,7 @@ def test_loss_is_the_weighted_sum_of_its_terms():
         (lambda: L1AndL2(0.0, 0.0), "nothing asks for a reconstruction"),
         (lambda: L1AndL2(l1=-1.0), r"weight l1 = -1\.0"),
         (lambda: WithEdges(weight=-1.0), r"weight = -1\.0 of edges"),
+        (lambda: WithEdges(time=-1.0), r"time = -1\.0 of edges"),
         (lambda: Charbonnier(0.0), r"epsilon = 0\.0"),
         (lambda: ReconstructionLoss(kl=-1.0), r"weight kl = -1\.0"),
         (lambda: Perceptual(weight=-1.0), r"weight = -1\.0"),
