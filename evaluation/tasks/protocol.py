@@ -11,10 +11,12 @@ class TaskProtocol:
     width; the model was trained on the first and on two lengths, ``frames`` and ``long_frames``,
     and neither on ``new_size`` nor on ``new_frames``.
 
-    ``context`` frames are given of each video. ``strength`` is the share of the sampler's steps
-    that an edit takes, with ``edit_guidance`` on the new prompt and ``source_guidance`` on the
-    video's own; ``times`` how many windows long the long video is, whose contexts are seen at
-    ``context_noise``. ``cache_intervals`` are those of ``FeatureCaching`` that are measured.
+    ``context`` frames are given of each video. ``join_guidance`` is that of connections and loops:
+    their two ends say what the motion is, of which the prompt names one direction alone.
+    ``strength`` is the share of the sampler's steps that an edit takes, with ``edit_guidance`` on
+    the new prompt and ``source_guidance`` on the video's own; ``times`` how many windows long the
+    long video is, whose contexts are seen at ``context_noise``. ``cache_intervals`` are those of
+    ``FeatureCaching`` that are measured.
     """
 
     cases: int = 64
@@ -26,6 +28,7 @@ class TaskProtocol:
     context: int = 9
     num_steps: int = 25
     guidance_scale: float = 2.0
+    join_guidance: float = 1.0
     strength: float = 0.6
     edit_guidance: float = 4.0
     source_guidance: float = 2.0

@@ -135,7 +135,8 @@ def connect(trial: Trial) -> Outcome:
     """Two rendered videos of one shape that leave a way of a second open."""
     context = trial.protocol.context
     gap = trial.protocol.long_frames - 2 * context
-    videos = trial.make("connect", making.connect, trial.pairs)
+    weight = trial.protocol.join_guidance
+    videos = trial.make("connect", making.connect, trial.pairs, guidance_scale=weight)
     given = trial.make("reconstruct the given frames", making.given_back(context), trial.pairs)
     cut = [np.concatenate([case.video, case.then]) for case in trial.pairs if case.then is not None]
     rates: dict[str, Rate | Mean] = {
@@ -164,7 +165,8 @@ def loop(trial: Trial) -> Outcome:
     """Of the real clips' first ``context`` frames."""
     context, cases = trial.protocol.context, trial.cases
     back = [turned_round(case) for case in cases]
-    videos = trial.make("loop", making.loop, back)
+    weight = trial.protocol.join_guidance
+    videos = trial.make("loop", making.loop, back, guidance_scale=weight)
     given = trial.make("reconstruct the given frames", making.given_back(context))
     rates: dict[str, Rate | Mean] = {
         "loop/closes": Rate(
