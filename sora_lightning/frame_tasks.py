@@ -2,7 +2,7 @@
 commands, each printed before it runs.
 
 The demo's model is trained a little further with masks of known frames, at its own lengths and at
-one second more, on clips of which half turn to another side: a loop has to turn, and two videos
+one second more, on clips of which a third turn to another side: a loop has to turn, and two videos
 meet at any angle. The demo's decoder is taught to flicker less where latent frames meet; the
 latents stay. Then every task is made and read from pixels.
 """
@@ -25,7 +25,7 @@ _LIBRARY, _JUDGE = Path("sora_lightning"), Path("evaluation")
 def frame_tasks(
     demo: Path = Path("runs/demo"),
     output: Path = Path("runs/frame_tasks"),
-    steps: int = 1600,
+    steps: int = 2600,
     cases: int = 64,
     quick: bool = False,
 ) -> None:
@@ -73,8 +73,8 @@ def _longer(size: VideoSize, data: dict[str, Any]) -> VideoSize:
 
 def _synthesize(output: Path, quick: bool) -> Stage:
     data = output / "data"
-    counts = ("--num_val", "0", "--num_test", "0", *(("--num_train", "48") if quick else ()))
-    command = ("sora-lightning", "synthesize", "--root", f"{data}", "--turns", "0.5", *counts)
+    counts = ("--num_train", "48" if quick else "2560", "--num_val", "0", "--num_test", "0")
+    command = ("sora-lightning", "synthesize", "--root", f"{data}", "--turns", "0.35", *counts)
     return Stage("clips", command, makes=(data,), records=(data,), reads=(_LIBRARY / "data",))
 
 
