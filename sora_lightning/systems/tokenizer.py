@@ -173,9 +173,12 @@ class TokenizerSystem(L.LightningModule):
         loss, _ = self.loss(reconstruction, video, posterior)
         scores = {"val/loss": loss, "val/psnr": psnr(reconstruction, video).mean()}
         self.log_dict(scores, prog_bar=True, batch_size=len(batch), sync_dist=True)
-        self._moments.append(latent_moments(posterior))
+        if self.decoder_noise is None:
+            self._moments.append(latent_moments(posterior))
 
     def on_validation_epoch_end(self) -> None:
+        if self.decoder_noise is not None:  # the latents stay as they are, and so their statistics
+            return
         size = self.tokenizer.latent_channels + 1
         none = torch.zeros(size, size, dtype=torch.float64, device=self.device)
         own = torch.stack([none, *self._moments]).sum(0)
