@@ -29,9 +29,9 @@ class TaskProtocol:
     num_steps: int = 25
     guidance_scale: float = 2.0
     join_guidance: float = 1.0
-    strength: float = 0.6
-    edit_guidance: float = 4.0
-    source_guidance: float = 2.0
+    strength: float = 0.56
+    edit_guidance: float = 6.0
+    source_guidance: float = 6.0
     times: int = 4
     context_noise: float = 0.1
     cache_intervals: tuple[int, ...] = (2, 3)
