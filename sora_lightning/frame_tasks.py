@@ -41,7 +41,7 @@ def frame_tasks(
         quick: A few steps and cases: shows that every part works, and measures nothing.
     """
     config = demo / "text_to_video" / "config.yaml"
-    for needed in (config, demo / "text_to_video/checkpoints/last.ckpt"):
+    for needed in (config, _checkpoint(demo / "text_to_video")):
         if not needed.is_file():
             raise ValueError(f"--demo {demo}: lacks {needed}: run `sora-lightning demo` first")
     steps, cases = (4, 4) if quick else (steps, cases)
@@ -79,23 +79,13 @@ def _synthesize(output: Path, quick: bool) -> Stage:
 
 
 def _fit_decoder(demo: Path, output: Path, sizes: list[VideoSize], quick: bool) -> Stage:
-    base, run = demo / "tokenizer", output / "decoder"
-    checkpoint, few = run / "checkpoints" / "last.ckpt", ("--trainer.max_steps", "4")
-    trained = ("--model.init_args.tokenizer.init_args.checkpoint", f"{base}/checkpoints/last.ckpt")
-    command = (
-        *("sora-lightning", "fit", "--config", f"{base}/config.yaml", "--config", f"{_DECODER}"),
-        *trained,
+    base = demo / "tokenizer"
+    settings = (
+        *("--model.init_args.tokenizer.init_args.checkpoint", f"{_checkpoint(base)}"),
         *("--data.manifest", f"{output}/data/train.jsonl", "--data.sizes", _listed(sizes)),
-        *("--run_dir", f"{run}", "--ckpt_path", "null", *(few if quick else ())),
+        *(("--trainer.max_steps", "4") if quick else ()),
     )
-    return Stage(
-        "decoder",
-        command,
-        makes=(run,),
-        records=(checkpoint,),
-        reads=(base / "config.yaml", _DECODER, _LIBRARY),
-        checkpoint=checkpoint,
-    )
+    return _fit("decoder", base, _DECODER, output / "decoder", settings)
 
 
 def _encode(output: Path, sizes: list[VideoSize]) -> Stage:
@@ -109,26 +99,30 @@ def _encode(output: Path, sizes: list[VideoSize]) -> Stage:
 
 
 def _train(demo: Path, output: Path, sizes: list[VideoSize], run: Path, steps: int) -> Stage:
-    base = demo / "text_to_video"
-    checkpoint = run / "checkpoints" / "last.ckpt"
-    tokenizer = output / "decoder" / "checkpoints" / "last.ckpt"
-    command = (
-        *("sora-lightning", "fit", "--config", f"{base}/config.yaml", "--config", f"{_TASKS}"),
-        *("--checkpoint.start_from", f"{base}/checkpoints/last.ckpt"),
+    base, tokenizer = demo / "text_to_video", _checkpoint(output / "decoder")
+    settings = (
+        *("--checkpoint.start_from", f"{_checkpoint(base)}"),
         *("--model.init_args.tokenizer.init_args.checkpoint", f"{tokenizer}"),
         *("--data.manifest", f"{output}/data/train.jsonl"),
         *("--data.sizes", _listed(sizes), "--data.latents", f"{output}/latents"),
         *("--trainer.max_steps", f"{steps}", "--trainer.val_check_interval", f"{steps}"),
+    )
+    return _fit("model", base, _TASKS, run, settings)
+
+
+def _fit(name: str, base: Path, delta: Path, run: Path, settings: tuple[str, ...]) -> Stage:
+    """A training of its own in ``run``, configured as a run of the demo with one YAML more."""
+    config, checkpoint = base / "config.yaml", _checkpoint(run)
+    command = (
+        *("sora-lightning", "fit", "--config", f"{config}", "--config", f"{delta}", *settings),
         *("--run_dir", f"{run}", "--ckpt_path", "null"),
     )
-    return Stage(
-        "model",
-        command,
-        makes=(run,),
-        records=(checkpoint,),
-        reads=(base / "config.yaml", _TASKS, _LIBRARY),
-        checkpoint=checkpoint,
-    )
+    reads = (config, delta, _LIBRARY)
+    return Stage(name, command, (run,), (checkpoint,), reads, checkpoint)
+
+
+def _checkpoint(run: Path) -> Path:
+    return run / "checkpoints" / "last.ckpt"
 
 
 def _measure(
@@ -142,7 +136,7 @@ def _measure(
     report, (short, long) = output / "report", lengths
     command = (
         *("python", "-m", "evaluation", "tasks", "--output", f"{report}"),
-        *("--checkpoint", f"{run}/checkpoints/last.ckpt"),
+        *("--checkpoint", f"{_checkpoint(run)}"),
         *("--reference", f"{demo}/data/test.jsonl", "--cases", f"{cases}"),
         *("--sizes", ",".join(f"{size.height}x{size.width}" for size in short)),
         *("--frames", f"{short[0].num_frames},{long[0].num_frames}"),
