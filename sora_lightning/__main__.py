@@ -31,8 +31,8 @@ FUNCTIONS = {
     "check": ("sora_lightning.cli.check", "check"),
     "synthesize": ("sora_lightning.data.synthetic", "write_dataset"),
     "curves": ("sora_lightning.cli.curves", "curves"),
-    "demo": ("sora_lightning.demo", "demo"),
-    "tasks": ("sora_lightning.frame_tasks", "frame_tasks"),
+    "demo": ("sora_lightning.workflows.demo", "demo"),
+    "tasks": ("sora_lightning.workflows.frame_tasks", "frame_tasks"),
 }
 _FOR_USERS = ("StageFailed", "TooManyBadClips")  # errors that a worker process may hand on
 _REFUSED, _INTERRUPTED = (

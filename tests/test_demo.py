@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from sora_lightning.demo import demo_stages
-from sora_lightning.stages import Stage, StageFailed, run_stages
+from sora_lightning.workflows.demo import demo_stages
+from sora_lightning.workflows.stages import Stage, StageFailed, run_stages
 
 # Appends a line to a log, so that a test sees what ran, and writes its result.
 _WORK = """
@@ -180,8 +180,8 @@ def test_ctrl_c_ends_with_a_sentence_and_lets_the_command_save(tmp_path: Path) -
 import signal, sys
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-import sora_lightning.__main__ as program, sora_lightning.demo as demo
-from sora_lightning.stages import Stage
+import sora_lightning.__main__ as program, sora_lightning.workflows.demo as demo
+from sora_lightning.workflows.stages import Stage
 demo.demo_stages = lambda output, quick: [Stage("a", ("python", "-c", {child!r}), (), ())]
 sys.exit(program.main(["demo", "--output", "out"]))
 """

@@ -17,10 +17,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sora_lightning.__main__ import main
 from sora_lightning.callbacks import EMA
+from sora_lightning.checkpoints import load_tokenizer
 from sora_lightning.cli.sampling import read_all
 from sora_lightning.cli.training import TrainingCLI
 from sora_lightning.systems import DiffusionSystem, TokenizerSystem
-from sora_lightning.tokenizers import load_tokenizer
 
 _ROOT = Path(__file__).resolve().parents[1]
 _YAMLS = sorted(path.relative_to(_ROOT) for path in _ROOT.glob("experiments/**/*.yaml"))

@@ -40,14 +40,13 @@ from evaluation.tokenizers.probes import (
     tile_seams,
 )
 from evaluation.tokenizers.strip import write_strip
+from sora_lightning.checkpoints import load_tokenizer, read_checkpoint
 from sora_lightning.data import VideoDataModule
 from sora_lightning.tokenizers import (
     CausalTokenizer,
     PerceptualDistance,
     VideoTokenizer,
-    load_tokenizer,
 )
-from sora_lightning.tokenizers.load import read_checkpoint
 from sora_lightning.types import VideoSize, as_levels
 
 _SEED = 0

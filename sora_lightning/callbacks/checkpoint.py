@@ -19,8 +19,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from sora_lightning.checkpoints import averaged_state_dict, read_checkpoint
 from sora_lightning.denoisers import Denoiser
-from sora_lightning.tokenizers.load import averaged_state_dict, read_checkpoint
 
 _INPUT = "denoiser.x_in.weight"
 

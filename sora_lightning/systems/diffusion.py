@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from sora_lightning.checkpoints import load_system, put_specifications
 from sora_lightning.conditioning import (
     NUM_DRAWS,
     Concatenation,
@@ -41,7 +42,6 @@ from sora_lightning.diffusion import (
     offset,
 )
 from sora_lightning.generation import VideoGenerator
-from sora_lightning.systems.loading import load_system, put_specifications
 from sora_lightning.systems.optimization import (
     OptimizerFactory,
     adamw,

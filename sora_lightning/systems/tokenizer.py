@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sora_lightning.systems.loading import load_system, put_specifications
+from sora_lightning.checkpoints import load_system, put_specifications
 from sora_lightning.systems.optimization import (
     OptimizerFactory,
     adamw,
@@ -118,7 +118,7 @@ class TokenizerSystem(L.LightningModule):
         if self.decoder_noise is not None and not loaded:
             raise ValueError(
                 f"decoder_noise = {self.decoder_noise} trains the decoder alone: the tokenizer must"
-                " be a trained one; its class_path is sora_lightning.tokenizers.load_tokenizer"
+                " be a trained one; its class_path is sora_lightning.checkpoints.load_tokenizer"
             )
         if not any(parameter.requires_grad for parameter in self.tokenizer.parameters()):
             raise ValueError(

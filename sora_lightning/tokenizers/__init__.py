@@ -4,7 +4,6 @@ from sora_lightning.tokenizers.adversarial import Adversarial
 from sora_lightning.tokenizers.base import CausalTokenizer, VideoTokenizer
 from sora_lightning.tokenizers.conv import ConvTokenizer
 from sora_lightning.tokenizers.discriminator import PatchDiscriminator3d
-from sora_lightning.tokenizers.load import load_tokenizer
 from sora_lightning.tokenizers.losses import (
     L1,
     L2,
@@ -37,6 +36,5 @@ __all__ = [
     "ViViTTokenizer",
     "VideoTokenizer",
     "WithEdges",
-    "load_tokenizer",
     "pretrained_tokenizer",
 ]

@@ -32,9 +32,9 @@ from sora_lightning.data import (
 from sora_lightning.data.contents import Contents
 from sora_lightning.data.decode import default_reader, read_timeline
 from sora_lightning.data.packing import plan_pass
-from sora_lightning.demo import demo_stages
 from sora_lightning.files import file_sha256
 from sora_lightning.types import VideoSize
+from sora_lightning.workflows.demo import demo_stages
 from tests.bench.report import Report
 from tests.data.mixture import LARGEST_AREA, TOKENS, mixture
 

@@ -137,7 +137,7 @@ def checkpoint(dataset: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
     return fit(
         "text_to_video",
         "DiffusionSystem",
-        tokenizer=part("tokenizers.load_tokenizer", checkpoint=str(trained)),
+        tokenizer=part("checkpoints.load_tokenizer", checkpoint=str(trained)),
         conditioner=part("conditioning.TextConditioner", width=16, depth=1, num_heads=2),
         denoiser=part("denoisers.DiT", width=16, depth=1, num_heads=2, patch=[1, 1, 1]),
     )

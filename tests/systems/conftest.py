@@ -86,7 +86,7 @@ def diffusion_model(tokenizer_checkpoint):
         "class_path": "sora_lightning.systems.DiffusionSystem",
         "init_args": {
             "tokenizer": {
-                "class_path": "sora_lightning.tokenizers.load_tokenizer",
+                "class_path": "sora_lightning.checkpoints.load_tokenizer",
                 "init_args": {"checkpoint": str(tokenizer_checkpoint)},
             },
             "conditioner": {

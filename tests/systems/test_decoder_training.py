@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from sora_lightning.checkpoints import load_tokenizer
 from sora_lightning.systems import TokenizerSystem
 from sora_lightning.systems.packed import noisy_latents
 from sora_lightning.tokenizers import (
     ConvTokenizer,
     VideoTokenizer,
     ViViTTokenizer,
-    load_tokenizer,
 )
 from sora_lightning.tokenizers.ldm import LDMTokenizer
 from sora_lightning.tokenizers.pretrained import WanTokenizer
@@ -26,7 +26,7 @@ STEPS = ("--trainer.max_steps", "4")
 
 def of_decoder(tokenizer_checkpoint: Path, noise: float | None, **more: Any) -> dict[str, Any]:
     loaded = {
-        "class_path": "sora_lightning.tokenizers.load_tokenizer",
+        "class_path": "sora_lightning.checkpoints.load_tokenizer",
         "init_args": {"checkpoint": str(tokenizer_checkpoint)},
     }
     arguments = {"tokenizer": loaded, "decoder_noise": noise, "warmup_steps": 1, **more}

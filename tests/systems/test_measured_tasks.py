@@ -16,7 +16,7 @@ from evaluation.tasks.protocol import TaskProtocol
 from evaluation.tasks.run import NAMES, TaskRequest, as_table, measure_tasks
 from sora_lightning.__main__ import main as library
 from sora_lightning.data.synthetic import write_dataset
-from sora_lightning.frame_tasks import frame_task_stages
+from sora_lightning.workflows.frame_tasks import frame_task_stages
 
 PROTOCOL = TaskProtocol(
     cases=2, frames=9, long_frames=13, new_frames=17, context=5, num_steps=1, times=2

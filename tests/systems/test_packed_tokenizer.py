@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from sora_lightning.checkpoints import load_tokenizer
 from sora_lightning.layers.size import TransformerSize
 from sora_lightning.systems import TokenizerSystem
 from sora_lightning.systems.seeding import generator
-from sora_lightning.tokenizers import ViViTTokenizer, load_tokenizer
+from sora_lightning.tokenizers import ViViTTokenizer
 from tests.systems.test_packed_training import PACKED, batch_of, gradients
 from tests.systems.test_systems import assert_same_weights
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from sora_lightning.callbacks import EMA
+from sora_lightning.checkpoints import load_tokenizer
 from sora_lightning.systems import DiffusionSystem, TokenizerSystem
 from sora_lightning.systems.tokenizer import latent_moments
-from sora_lightning.tokenizers import load_tokenizer
 from sora_lightning.tokenizers.posterior import DiagonalGaussian
 from sora_lightning.types import VideoSize
 
@@ -63,7 +63,7 @@ def test_a_diffusion_checkpoint_needs_no_other_file(
     shutil.copy(tokenizer_checkpoint, moved)
     model = {**diffusion_model, "init_args": {**diffusion_model["init_args"]}}
     model["init_args"]["tokenizer"] = {
-        "class_path": "sora_lightning.tokenizers.load_tokenizer",
+        "class_path": "sora_lightning.checkpoints.load_tokenizer",
         "init_args": {"checkpoint": str(moved)},
     }
     path = fit({"model": model}, tmp_path / "run", "--trainer.max_steps", "3")
@@ -136,7 +136,7 @@ def test_cached_latents_train_the_diffusion_and_those_of_another_tokenizer_are_r
     other = fit({"model": tokenizer_model}, tmp_path / "other", "--trainer.max_steps", "1")
     model = {**diffusion_model, "init_args": {**diffusion_model["init_args"]}}
     model["init_args"]["tokenizer"] = {
-        "class_path": "sora_lightning.tokenizers.load_tokenizer",
+        "class_path": "sora_lightning.checkpoints.load_tokenizer",
         "init_args": {"checkpoint": str(other)},
     }
     with pytest.raises(ValueError, match="encode the clips again"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sora_lightning.stages import Stage, run_stages
+from sora_lightning.workflows.stages import Stage, run_stages
 
 _HOME = Path("runs/demo")
 _CONFIGS = Path("experiments/demo")

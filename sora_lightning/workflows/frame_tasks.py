@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from sora_lightning.stages import Stage, run_stages
 from sora_lightning.types import VideoSize
+from sora_lightning.workflows.stages import Stage, run_stages
 
 _DECODER = Path("experiments/tokenizer/decoder.yaml")
 _TASKS = Path("experiments/ablations/frame_tasks.yaml")

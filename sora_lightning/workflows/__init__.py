@@ -1,0 +1,1 @@
+"""Lists of commands that are run in order and resumed."""
