@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sora_lightning.conditioning.base import Conditioner
-from sora_lightning.layers.position import sinusoidal
+from sora_lightning.layers.positions.absolute import sinusoidal
 from sora_lightning.layers.transformer import TransformerBlock
 from sora_lightning.types import Condition
 

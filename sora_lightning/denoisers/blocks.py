@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sora_lightning.denoisers.conditioning_embedding import BlockContext, Signal
 from sora_lightning.denoisers.modulation import AdaLN, Modulation, zero_init
-from sora_lightning.denoisers.signal import BlockContext, Signal
-from sora_lightning.layers.arrangement import Arrangement
 from sora_lightning.layers.attention import CrossAttention, NormFactory, SelfAttention
+from sora_lightning.layers.packed_sequence import Arrangement
 from sora_lightning.layers.partitions import JOINT, BlockPartitions, HeadSplit, TokenPartition
-from sora_lightning.layers.position import sinusoidal
+from sora_lightning.layers.positions.absolute import sinusoidal
 from sora_lightning.layers.transformer import FeedForward, LayerNorm, RMSNorm
 
 FeedForwardFactory = Callable[[int, int], nn.Module]

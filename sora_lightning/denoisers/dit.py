@@ -22,13 +22,14 @@ from sora_lightning.denoisers.blocks import (
     InContextBlock,
     TimeEmbedding,
 )
+from sora_lightning.denoisers.conditioning_embedding import BlockContext, Signal, Times
 from sora_lightning.denoisers.conditions import ConditionInput, TextAndPooled
 from sora_lightning.denoisers.modulation import zero_init
-from sora_lightning.denoisers.signal import BlockContext, Signal, Times
-from sora_lightning.layers.arrangement import Arrangement
+from sora_lightning.layers.packed_sequence import Arrangement
 from sora_lightning.layers.partitions import AttentionLayout, Joint
 from sora_lightning.layers.patch import Patch
-from sora_lightning.layers.position_embedding import PositionEmbedding, Rotary, Sinusoidal
+from sora_lightning.layers.positions.absolute import PositionEmbedding, Sinusoidal
+from sora_lightning.layers.positions.rotary import Rotary
 from sora_lightning.types import Condition, PackedLatents
 
 

@@ -10,7 +10,7 @@ from sora_lightning.denoisers.dit import DiT
 from sora_lightning.denoisers.modulation import AdaLN
 from sora_lightning.layers.inflation import central_frame, same_for_every_frame
 from sora_lightning.layers.partitions import HeadSplit, Partition, TokenPartition
-from sora_lightning.layers.position_embedding import PositionEmbedding
+from sora_lightning.layers.positions.absolute import PositionEmbedding
 
 State = dict[str, Tensor]
 

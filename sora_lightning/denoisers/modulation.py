@@ -7,7 +7,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sora_lightning.denoisers.signal import Signal
+from sora_lightning.denoisers.conditioning_embedding import Signal
 
 
 def zero_init(linear: nn.Linear) -> None:

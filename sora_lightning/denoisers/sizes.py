@@ -9,8 +9,8 @@ from sora_lightning.denoisers.blocks import AdaLNBlock
 from sora_lightning.denoisers.conditions import NoCondition, PooledOnly
 from sora_lightning.denoisers.dit import DiT, DiTParts
 from sora_lightning.layers.partitions import Alternating, AttentionLayout, Joint
-from sora_lightning.layers.position_embedding import SinusoidalPlane, SinusoidalTime
-from sora_lightning.layers.size import TransformerSize
+from sora_lightning.layers.positions.absolute import SinusoidalPlane, SinusoidalTime
+from sora_lightning.layers.transformer import TransformerSize
 
 SIZES = {
     "tiny": TransformerSize(4, 128, 4),  # the demo's

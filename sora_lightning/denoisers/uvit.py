@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from sora_lightning.denoisers.base import Denoiser
 from sora_lightning.layers.inflation import central_frame, same_for_every_frame
-from sora_lightning.layers.learned_positions import LearnedPositions
 from sora_lightning.layers.patch import Patch
-from sora_lightning.layers.position import sinusoidal
-from sora_lightning.layers.size import TransformerSize
+from sora_lightning.layers.positions.absolute import LearnedPositions, sinusoidal
+from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.types import Condition
 
 # arXiv 2209.12152, Table 1; the depth counts the middle block too

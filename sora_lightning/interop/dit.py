@@ -20,8 +20,8 @@ from sora_lightning.denoisers.sizes import SIZES
 from sora_lightning.interop.labels import label_rules, label_table
 from sora_lightning.interop.pretrained import Pretrained, describe
 from sora_lightning.interop.renaming import Rule, Weights, apply_rules, count, linear, same
-from sora_lightning.layers.arrangement import Arrangement
-from sora_lightning.layers.position_embedding import PositionEmbedding, SinusoidalPlane
+from sora_lightning.layers.packed_sequence import Arrangement
+from sora_lightning.layers.positions.absolute import PositionEmbedding, SinusoidalPlane
 from sora_lightning.types import TokenGrid
 
 

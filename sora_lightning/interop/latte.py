@@ -18,7 +18,7 @@ from sora_lightning.interop.labels import label_rules
 from sora_lightning.interop.pretrained import Pretrained, describe
 from sora_lightning.interop.renaming import Rule, Weights, apply_rules
 from sora_lightning.layers.partitions import Alternating
-from sora_lightning.layers.position_embedding import SinusoidalPlane, SinusoidalTime
+from sora_lightning.layers.positions.absolute import SinusoidalPlane, SinusoidalTime
 from sora_lightning.types import TokenGrid
 
 

@@ -27,7 +27,7 @@ from sora_lightning.interop.renaming import (
     same,
 )
 from sora_lightning.layers.partitions import Alternating
-from sora_lightning.layers.position_embedding import SinusoidalPlane, SinusoidalTime
+from sora_lightning.layers.positions.absolute import SinusoidalPlane, SinusoidalTime
 
 _MARKS = ("caption_projection.linear_1.weight", "temporal_transformer_blocks.0.scale_shift_table")
 

@@ -17,7 +17,7 @@ from sora_lightning.interop import dit
 from sora_lightning.interop.labels import label_rules
 from sora_lightning.interop.pretrained import Pretrained, describe
 from sora_lightning.interop.renaming import Rule, Weights, apply_rules
-from sora_lightning.layers.position_embedding import SinusoidalPlane
+from sora_lightning.layers.positions.absolute import SinusoidalPlane
 from sora_lightning.types import TokenGrid
 
 _UNUSED = "unused"  # the part that keeps what SiT's network gives and its forward throws away

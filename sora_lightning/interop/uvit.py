@@ -25,7 +25,7 @@ from sora_lightning.interop.renaming import (
     linear,
     same,
 )
-from sora_lightning.layers.size import TransformerSize
+from sora_lightning.layers.transformer import TransformerSize
 
 _TEXT_TOKENS = 77  # configs/mscoco_uvit_small.py
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from sora_lightning.interop.pretrained import Pretrained, describe
 from sora_lightning.interop.renaming import Rule, Weights, apply_rules, count, joined, linear, same
-from sora_lightning.layers.size import TransformerSize
-from sora_lightning.layers.vivit import VIT_SIZES, Tubelets, ViViT
+from sora_lightning.layers.transformer import TransformerSize
+from sora_lightning.tokenizers.vivit_encoder import VIT_SIZES, Tubelets, ViViT
 from sora_lightning.types import TokenGrid
 
 _BEFORE_5 = {

@@ -12,10 +12,10 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sora_lightning.layers.arrangement import Arrangement
 from sora_lightning.layers.groupings import Grouping, Permuted
+from sora_lightning.layers.packed_sequence import Arrangement
 from sora_lightning.layers.partitions import JOINT, HeadSplit, Partition, TokenPartition
-from sora_lightning.layers.position import rotate
+from sora_lightning.layers.positions.rotary import rotate
 from sora_lightning.layers.transformer import RMSNorm
 
 NormFactory = Callable[[int], nn.Module]

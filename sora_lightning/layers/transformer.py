@@ -1,9 +1,20 @@
 """Feed-forward layer and the plain pre-norm block (arXiv 1706.03762, 2002.04745)."""
 
+from dataclasses import dataclass
+
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class TransformerSize:
+    """Depth in blocks, width in channels, heads of an attention."""
+
+    depth: int
+    width: int
+    num_heads: int
 
 
 class LayerNorm(nn.LayerNorm):

@@ -11,8 +11,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sora_lightning.layers.arrangement import Arrangement
 from sora_lightning.layers.attention import SelfAttention
+from sora_lightning.layers.packed_sequence import Arrangement
 from sora_lightning.tokenizers.framewise import FramewiseTokenizer
 from sora_lightning.types import Compression, TokenGrid
 

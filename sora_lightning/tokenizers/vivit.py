@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sora_lightning.layers.arrangement import Arrangement
+from sora_lightning.layers.packed_sequence import Arrangement
 from sora_lightning.layers.partitions import AttentionLayout, Joint
 from sora_lightning.layers.patch import Patch
-from sora_lightning.layers.position_embedding import PositionEmbedding, Rotary, Sinusoidal
-from sora_lightning.layers.size import TransformerSize
-from sora_lightning.layers.transformer import LayerNorm, RMSNorm
-from sora_lightning.layers.vivit import VIT_SIZES, EncoderBlock, initialise
+from sora_lightning.layers.positions.absolute import PositionEmbedding, Sinusoidal
+from sora_lightning.layers.positions.rotary import Rotary
+from sora_lightning.layers.transformer import LayerNorm, RMSNorm, TransformerSize
 from sora_lightning.tokenizers.base import VideoTokenizer
 from sora_lightning.tokenizers.posterior import DiagonalGaussian
+from sora_lightning.tokenizers.vivit_encoder import VIT_SIZES, EncoderBlock, initialise
 from sora_lightning.types import Compression, PackedLatents, TokenGrid
 
 _LATENTS = Patch()  # a latent position is a token

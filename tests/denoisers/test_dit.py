@@ -3,9 +3,9 @@ import torch
 
 from sora_lightning.conditioning import TextConditioner, Unconditional
 from sora_lightning.denoisers import DiT
-from sora_lightning.denoisers.signal import BlockContext, Signal
+from sora_lightning.denoisers.conditioning_embedding import BlockContext, Signal
 from sora_lightning.generation import generate
-from sora_lightning.layers.arrangement import Arrangement
+from sora_lightning.layers.packed_sequence import Arrangement
 from sora_lightning.layers.partitions import Alternating, FactorisedSelfAttention, Joint
 from sora_lightning.tokenizers import ConvTokenizer
 from sora_lightning.types import Condition, VideoSize

@@ -12,7 +12,7 @@ from sora_lightning.denoisers.blocks import CrossAttentionBlock, InContextBlock
 from sora_lightning.denoisers.dit import DiTParts
 from sora_lightning.diffusion import SquaredError
 from sora_lightning.diffusion.known import Known
-from sora_lightning.layers.position_embedding import Fractional
+from sora_lightning.layers.positions.absolute import Fractional
 from sora_lightning.types import PackedLatents
 from tests.denoisers.test_packed import EXTENTS, LAYOUTS, pack, trained_dit
 

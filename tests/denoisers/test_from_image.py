@@ -17,7 +17,7 @@ from sora_lightning.layers.partitions import (
     FactorisedSelfAttention,
     Joint,
 )
-from sora_lightning.layers.position_embedding import Learned, SinusoidalPlane, SinusoidalTime
+from sora_lightning.layers.positions.absolute import Learned, SinusoidalPlane, SinusoidalTime
 from sora_lightning.types import Condition
 
 FRAMES = 4

@@ -22,8 +22,8 @@ from sora_lightning.denoisers.blocks import (
 from sora_lightning.denoisers.conditions import NoCondition, PooledOnly
 from sora_lightning.denoisers.modulation import AdaLN, AdaLNLoRA
 from sora_lightning.layers.partitions import Joint, Windows
-from sora_lightning.layers.position_embedding import Learned, SinusoidalPlane
-from sora_lightning.layers.relative import RelativeSelfAttention
+from sora_lightning.layers.positions.absolute import Learned, SinusoidalPlane
+from sora_lightning.layers.positions.relative import RelativeSelfAttention
 from sora_lightning.types import Condition
 
 _CLASSES = [str(i) for i in range(1000)]

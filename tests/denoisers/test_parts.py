@@ -17,14 +17,14 @@ from sora_lightning.denoisers.conditions import NoCondition, PooledOnly, TextAnd
 from sora_lightning.denoisers.modulation import AdaLNLoRA, AdaLNTable
 from sora_lightning.layers.attention import JointTextAttention
 from sora_lightning.layers.partitions import Alternating
-from sora_lightning.layers.position_embedding import (
+from sora_lightning.layers.positions.absolute import (
     Fractional,
     Learned,
     Sinusoidal,
     SinusoidalPlane,
     SinusoidalTime,
 )
-from sora_lightning.layers.relative import RelativeSelfAttention
+from sora_lightning.layers.positions.relative import RelativeSelfAttention
 from sora_lightning.layers.transformer import RMSNorm, SwiGLU
 from sora_lightning.types import Condition, PackedLatents
 

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sora_lightning.conditioning import LabelConditioner
 from sora_lightning.denoisers.uvit import UVIT_SIZES, LearnedExtent, UViT
-from sora_lightning.layers.size import TransformerSize
+from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.types import Condition
 
 SMALL = TransformerSize(depth=5, width=24, num_heads=2)

@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from sora_lightning.layers.arrangement import Arrangement
 from sora_lightning.layers.attention import SelfAttention
+from sora_lightning.layers.packed_sequence import Arrangement
 from sora_lightning.layers.partitions import (
     JOINT,
     PER_FRAME,
@@ -21,7 +21,8 @@ from sora_lightning.layers.partitions import (
     Skiparse,
     Windows,
 )
-from sora_lightning.layers.position import grid_coordinates, rotary_angles, rotate
+from sora_lightning.layers.positions.coordinates import grid_coordinates
+from sora_lightning.layers.positions.rotary import rotary_angles, rotate
 from sora_lightning.types import TokenGrid
 
 GRID = TokenGrid(4, 2, 6)

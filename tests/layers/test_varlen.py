@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch.nn.attention import varlen
 
 from sora_lightning.layers import attention
-from sora_lightning.layers.arrangement import Arrangement
+from sora_lightning.layers.packed_sequence import Arrangement
 from sora_lightning.layers.partitions import PER_FRAME, PER_POSITION, HeadSplit
 from sora_lightning.types import TokenGrid
-from tests.layers.test_arrangement import PARTITIONS, by_mask, random_grids
+from tests.layers.test_packed_sequence import PARTITIONS, by_mask, random_grids
 
 GRIDS = [*random_grids(5, 4), TokenGrid(2, 3, 4)]
 

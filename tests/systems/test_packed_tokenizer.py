@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sora_lightning.checkpoints import load_tokenizer
-from sora_lightning.layers.size import TransformerSize
+from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.systems import TokenizerSystem
 from sora_lightning.systems.seeding import generator
 from sora_lightning.tokenizers import ViViTTokenizer

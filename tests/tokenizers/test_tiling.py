@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sora_lightning.__main__ import main
-from sora_lightning.layers.size import TransformerSize
+from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.systems import TokenizerSystem
 from sora_lightning.tokenizers import CausalTokenizer, ConvTokenizer, Tiling, ViViTTokenizer
 from sora_lightning.tokenizers.ldm import LDMTokenizer

@@ -16,8 +16,8 @@ from sora_lightning.layers.partitions import (
     Skiparse,
     Windows,
 )
-from sora_lightning.layers.position_embedding import Fractional, Sinusoidal
-from sora_lightning.layers.size import TransformerSize
+from sora_lightning.layers.positions.absolute import Fractional, Sinusoidal
+from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.tokenizers import CausalTokenizer, ViViTTokenizer
 from sora_lightning.tokenizers.vivit import Positions
 from sora_lightning.types import Compression, PackedLatents

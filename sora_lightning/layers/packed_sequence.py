@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sora_lightning.layers.groupings import Grouping, Permuted, Whole
 from sora_lightning.layers.partitions import TokenPartition
-from sora_lightning.layers.position import grid_coordinates
+from sora_lightning.layers.positions.coordinates import grid_coordinates
 from sora_lightning.types import TokenGrid
 
 

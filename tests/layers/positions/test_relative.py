@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sora_lightning.layers.arrangement import Arrangement
+from sora_lightning.layers.packed_sequence import Arrangement
 from sora_lightning.layers.partitions import PER_FRAME, HeadSplit, Partition, Skip
-from sora_lightning.layers.position import grid_coordinates
-from sora_lightning.layers.relative import RelativeSelfAttention
+from sora_lightning.layers.positions.coordinates import grid_coordinates
+from sora_lightning.layers.positions.relative import RelativeSelfAttention
 from sora_lightning.types import TokenGrid
 
 GRIDS = [TokenGrid(4, 4, 2), TokenGrid(3, 2, 5), TokenGrid(1, 3, 3)]

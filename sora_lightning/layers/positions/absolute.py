@@ -1,26 +1,48 @@
-"""Positions as parts of a network: vectors added to the tokens, and angles that turn queries and
-keys. All come from the tokens' coordinates, so that clips of any sizes may share a sequence.
+"""Absolute position embeddings: a vector for each token, added to it. They are computed from the
+tokens' coordinates, so clips of any sizes may share a sequence.
 """
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sora_lightning.layers.arrangement import Arrangement
-from sora_lightning.layers.position import (
-    axis_widths,
-    rotary_frequencies,
-    sinusoidal,
-    sinusoidal_3d,
-)
+from sora_lightning.layers.packed_sequence import Arrangement
+from sora_lightning.layers.positions.coordinates import axis_widths
+from sora_lightning.types import TokenGrid
+
+
+def sinusoidal(
+    positions: Float[Tensor, "*shape"], width: int, max_period: float = 10_000.0
+) -> Float[Tensor, "*shape {width}"]:
+    """Cosines, then sines, of geometrically spaced frequencies (arXiv 1706.03762; cosines first as
+    in DiT).
+    """
+    half = width // 2
+    exponent = torch.arange(half, dtype=torch.float32, device=positions.device) / half
+    angles = positions[..., None].float() * max_period**-exponent
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def sinusoidal_3d(coordinates: Int[Tensor, "n 3"], width: int) -> Float[Tensor, "n {width}"]:
+    """Sinusoids of frame, row and column side by side."""
+    parts = [
+        sinusoidal(coordinates[..., axis].float(), share)
+        for axis, share in enumerate(axis_widths(width))
+    ]
+    return torch.cat(parts, dim=-1)
+
+
+def _sines_first(positions: Float[Tensor, " n"], width: int) -> Float[Tensor, "n {width}"]:
+    """Sines, then cosines, of the same frequencies as ``sinusoidal``."""
+    cosines, sines = sinusoidal(positions, width).chunk(2, dim=-1)
+    return torch.cat([sines, cosines], dim=-1)
 
 
 class PositionEmbedding(nn.Module, ABC):
@@ -45,12 +67,6 @@ class Sinusoidal(PositionEmbedding):
 
     def forward(self, arrangement: Arrangement) -> Float[Tensor, "n d"]:
         return sinusoidal_3d(arrangement.coordinates, self.width)
-
-
-def _sines_first(positions: Float[Tensor, " n"], width: int) -> Float[Tensor, "n {width}"]:
-    """Sines, then cosines, of the same frequencies as ``sinusoidal``."""
-    cosines, sines = sinusoidal(positions, width).chunk(2, dim=-1)
-    return torch.cat([sines, cosines], dim=-1)
 
 
 class SinusoidalPlane(PositionEmbedding):
@@ -134,39 +150,22 @@ class Fractional(PositionEmbedding):
         return torch.lerp(low, high, weight.to(low)).sum(dim=0)
 
 
-@dataclass(frozen=True)
-class Rotary:
-    """3-D rotary positions: time, rows and columns turn channels of their own (arXiv 2104.09864).
-
-    ``base`` is the longest wavelength over 2 pi, in tokens. Where a clip has more frames than
-    ``trained_frames``, the channels that turn less than once over that many frames turn slower in
-    proportion and all others as ever ("NTK-by-parts", arXiv 2309.00071, section 3.2): no channel
-    then shows an angle that training did not. Null leaves every clip as it is.
+class LearnedPositions(nn.Module):
+    """A table over ``frames`` x ``rows`` x ``columns`` tokens. A grid of another extent takes its
+    positions from it by trilinear interpolation.
     """
 
-    base: float = 100.0
-    trained_frames: int | None = None
+    def __init__(self, frames: int, rows: int, columns: int, width: int):
+        super().__init__()
+        if min(frames, rows, columns) < 1:
+            raise ValueError(f"{frames} x {rows} x {columns} positions: each must be at least 1")
+        self.table = nn.Parameter(torch.empty(frames, rows, columns, width))
+        nn.init.trunc_normal_(self.table, std=0.02)
 
-    def __post_init__(self) -> None:
-        if self.base <= 1:
-            raise ValueError(f"base = {self.base} must be above 1")
-        if self.trained_frames is not None and self.trained_frames < 1:
-            raise ValueError(f"trained_frames = {self.trained_frames} must be at least 1")
-
-    def angles(self, arrangement: Arrangement, head_width: int) -> Float[Tensor, "n a"]:
-        """The angle of each pair of channels of a head, for each token."""
-        parts = []
-        for axis, share in enumerate(axis_widths(head_width)):
-            position = arrangement.coordinates[:, axis, None].float()
-            turns = position * rotary_frequencies(share, self.base, arrangement.device)
-            parts.append(turns)
-        if self.trained_frames is not None:
-            parts[0] = parts[0] * self._slowing(arrangement, axis_widths(head_width)[0])
-        return torch.cat(parts, dim=-1)
-
-    def _slowing(self, arrangement: Arrangement, width: int) -> Float[Tensor, "n a"]:
-        assert self.trained_frames is not None
-        frequencies = rotary_frequencies(width, self.base, arrangement.device)
-        longer = self.trained_frames / arrangement.extents[:, :1].clamp(min=self.trained_frames)
-        turns_once = frequencies * self.trained_frames >= 2 * math.pi
-        return torch.where(turns_once, 1.0, longer)
+    def forward(self, grid: TokenGrid) -> Float[Tensor, "n d"]:
+        table: Tensor = self.table
+        if (grid.f, grid.h, grid.w) != tuple(table.shape[:3]):
+            batch = rearrange(table, "f h w d -> 1 d f h w")
+            batch = F.interpolate(batch, (grid.f, grid.h, grid.w), mode="trilinear")
+            table = rearrange(batch, "1 d f h w -> f h w d")
+        return rearrange(table, "f h w d -> (f h w) d")

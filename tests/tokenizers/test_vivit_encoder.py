@@ -8,10 +8,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sora_lightning.layers.inflation import central_frame, filter_inflation
-from sora_lightning.layers.learned_positions import LearnedPositions
 from sora_lightning.layers.partitions import FactorisedDotProduct, FactorisedSelfAttention
-from sora_lightning.layers.size import TransformerSize
-from sora_lightning.layers.vivit import VIT_SIZES, FactorisedViViT, Tubelets, ViViT
+from sora_lightning.layers.positions.absolute import LearnedPositions
+from sora_lightning.layers.transformer import TransformerSize
+from sora_lightning.tokenizers.vivit_encoder import VIT_SIZES, FactorisedViViT, Tubelets, ViViT
 from sora_lightning.types import TokenGrid
 
 SMALL = TransformerSize(depth=2, width=24, num_heads=2)

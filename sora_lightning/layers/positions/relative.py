@@ -10,9 +10,9 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sora_lightning.layers.arrangement import Arrangement
 from sora_lightning.layers.attention import NormFactory, SelfAttention
 from sora_lightning.layers.groupings import Permuted
+from sora_lightning.layers.packed_sequence import Arrangement
 from sora_lightning.layers.partitions import JOINT, HeadSplit, Partition, TokenPartition
 from sora_lightning.layers.transformer import RMSNorm
 

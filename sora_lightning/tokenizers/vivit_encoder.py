@@ -13,14 +13,13 @@ from einops import rearrange, reduce, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sora_lightning.layers.arrangement import Arrangement
 from sora_lightning.layers.attention import NormFactory, SelfAttention
 from sora_lightning.layers.inflation import central_frame
-from sora_lightning.layers.learned_positions import LearnedPositions
+from sora_lightning.layers.packed_sequence import Arrangement
 from sora_lightning.layers.partitions import AttentionLayout, BlockPartitions, Joint
 from sora_lightning.layers.patch import Patch
-from sora_lightning.layers.size import TransformerSize
-from sora_lightning.layers.transformer import FeedForward, LayerNorm
+from sora_lightning.layers.positions.absolute import LearnedPositions
+from sora_lightning.layers.transformer import FeedForward, LayerNorm, TransformerSize
 from sora_lightning.types import TokenGrid
 
 VIT_SIZES = {

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sora_lightning.layers.arrangement import Arrangement
 from sora_lightning.layers.attention import CrossAttention, JointTextAttention, attend
 from sora_lightning.layers.groupings import Permuted, Regrouping, Whole
+from sora_lightning.layers.packed_sequence import Arrangement
 from sora_lightning.layers.partitions import (
     JOINT,
     PER_FRAME,
@@ -17,7 +17,7 @@ from sora_lightning.layers.partitions import (
     Partition,
     Skip,
 )
-from sora_lightning.layers.position import grid_coordinates
+from sora_lightning.layers.positions.coordinates import grid_coordinates
 from sora_lightning.types import TokenGrid
 
 PARTITIONS = [

@@ -4,16 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from sora_lightning.layers.arrangement import Arrangement
-from sora_lightning.layers.position import rotary_angles, rotary_frequencies, rotate
-from sora_lightning.layers.position_embedding import (
+from sora_lightning.layers.packed_sequence import Arrangement
+from sora_lightning.layers.positions.absolute import (
     Fractional,
     Learned,
-    Rotary,
     Sinusoidal,
     SinusoidalPlane,
     SinusoidalTime,
 )
+from sora_lightning.layers.positions.rotary import Rotary, rotary_angles, rotary_frequencies, rotate
 from sora_lightning.types import TokenGrid
 
 GRIDS = [TokenGrid(2, 3, 4), TokenGrid(1, 4, 2), TokenGrid(3, 2, 2)]

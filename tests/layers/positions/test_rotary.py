@@ -2,13 +2,9 @@ import pytest
 import torch
 
 from sora_lightning.layers.patch import Patch
-from sora_lightning.layers.position import (
-    axis_widths,
-    grid_coordinates,
-    rotary_angles,
-    rotate,
-    sinusoidal_3d,
-)
+from sora_lightning.layers.positions.absolute import sinusoidal_3d
+from sora_lightning.layers.positions.coordinates import axis_widths, grid_coordinates
+from sora_lightning.layers.positions.rotary import rotary_angles, rotate
 from sora_lightning.types import TokenGrid
 
 

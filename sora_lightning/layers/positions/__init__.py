@@ -1,0 +1,1 @@
+"""Positions of tokens: vectors added to them, rotary angles, and relative biases."""
