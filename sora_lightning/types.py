@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -193,6 +193,10 @@ class PackedLatents:
         return replace(moved, shown=tuple(mask.to(device) for mask in self.shown))
 
 
+Latents = TypeVar("Latents", Float[Tensor, "b c f h w"], PackedLatents)
+"""A dense batch or a pack: what comes in as one goes out as one."""
+
+
 @dataclass
 class PackedBatch:
     """Clips of any sizes that share one sequence, each with a caption and a time of its own.
@@ -322,12 +326,3 @@ class DenoiserFunction(Protocol):
         t: Float[Tensor, " b *n"],
         condition: Condition,
     ) -> Float[Tensor, "b out f h w"]: ...
-
-
-@runtime_checkable
-class PackedDenoiserFunction(Protocol):
-    """The same for clips that share one sequence, each at its own time, or each token at its."""
-
-    def __call__(
-        self, x_t: PackedLatents, t: Float[Tensor, " times"], condition: Condition
-    ) -> PackedLatents: ...

@@ -1,13 +1,15 @@
 """Conditioners and frame tasks: what the denoiser is told."""
 
 from sora_lightning.conditioning.base import Conditioner
-from sora_lightning.conditioning.concatenation import (
+from sora_lightning.conditioning.images import ClipEncoder, GlobalEncoder, PictureEncoder
+from sora_lightning.conditioning.known_frames import (
     Concatenation,
     GivenChannels,
     MaskedLatents,
     PictureAndPlaces,
 )
-from sora_lightning.conditioning.frames import (
+from sora_lightning.conditioning.labels import LabelConditioner
+from sora_lightning.conditioning.masks import (
     NUM_DRAWS,
     BothEnds,
     FirstFrames,
@@ -19,8 +21,6 @@ from sora_lightning.conditioning.frames import (
     check_tasks,
     draw_known,
 )
-from sora_lightning.conditioning.labels import LabelConditioner
-from sora_lightning.conditioning.pictures import ClipEncoder, GlobalEncoder, PictureEncoder
 from sora_lightning.conditioning.text import TextConditioner, Unconditional
 
 __all__ = [

@@ -1,12 +1,13 @@
 """What a system asks of a denoiser network."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from sora_lightning.layers.patch import Patch
-from sora_lightning.types import Condition, PackedLatents
+from sora_lightning.types import Condition, Latents, PackedLatents
 
 
 class Denoiser(nn.Module, ABC):
@@ -20,6 +21,18 @@ class Denoiser(nn.Module, ABC):
     def __init__(self, patch: Patch):
         super().__init__()
         self.patch = patch
+
+    def __call__(
+        self, x_t: Latents, t: Float[Tensor, " times *n"], condition: Condition, **more: Any
+    ) -> Latents:
+        """Return the prediction for a dense batch or a pack, as what it was given.
+
+        ``t`` holds a time for each clip, or for each token: ``b n`` for a dense batch, ``n`` over
+        all clips for a pack.
+        """
+        if isinstance(x_t, PackedLatents):
+            return self.forward_packed(x_t, t, condition, **more)
+        return super().__call__(x_t, t, condition, **more)
 
     @abstractmethod
     def forward(

@@ -19,8 +19,6 @@ from sora_lightning.diffusion.objectives import (
     SquaredError,
     Weighting,
     offset,
-    packed_rectified_flow_loss,
-    rectified_flow_loss,
 )
 from sora_lightning.diffusion.paths import (
     Betas,
@@ -99,8 +97,6 @@ __all__ = [
     "heun",
     "karras_times",
     "offset",
-    "packed_rectified_flow_loss",
-    "rectified_flow_loss",
     "rescaled",
     "spaced_times",
     "three_channel_guidance",

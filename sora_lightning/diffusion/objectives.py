@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -17,7 +17,6 @@ from sora_lightning.diffusion.predictions import Process, Shares
 from sora_lightning.types import (
     Condition,
     DenoiserFunction,
-    PackedDenoiserFunction,
     PackedLatents,
 )
 
@@ -102,7 +101,7 @@ class Objective(ABC):
 
     def packed(
         self,
-        denoiser: PackedDenoiserFunction,
+        denoiser: Callable[[PackedLatents, Tensor, Condition], PackedLatents],
         x_0: PackedLatents,
         noise: PackedLatents,
         t: Float[Tensor, " b"],
@@ -309,27 +308,3 @@ def binned_log_likelihood(
     upper = torch.where(x > 0.999, torch.ones_like(upper), upper)
     lower = torch.where(x < -0.999, torch.zeros_like(lower), lower)
     return (upper - lower).clamp(min=1e-12).log()
-
-
-def rectified_flow_loss(
-    denoiser: DenoiserFunction,
-    x_0: Float[Tensor, "b c f h w"],
-    noise: Float[Tensor, "b c f h w"],
-    t: Float[Tensor, " b"],
-    condition: Condition,
-) -> Float[Tensor, " b"]:
-    """Mean squared error of the velocity at ``x_t``, for each clip (arXiv 2209.03003, equation
-    1).
-    """
-    return SquaredError()(denoiser, x_0, noise, t, condition)
-
-
-def packed_rectified_flow_loss(
-    denoiser: PackedDenoiserFunction,
-    x_0: PackedLatents,
-    noise: PackedLatents,
-    t: Float[Tensor, " b"],
-    condition: Condition,
-) -> Float[Tensor, " b"]:
-    """The same for clips that share a sequence, one value for each clip whatever its size."""
-    return SquaredError().packed(denoiser, x_0, noise, t, condition)

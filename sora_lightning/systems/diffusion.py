@@ -42,13 +42,13 @@ from sora_lightning.diffusion import (
     offset,
 )
 from sora_lightning.generation import VideoGenerator
-from sora_lightning.systems.optimization import (
+from sora_lightning.systems.draws import generator, step_generator
+from sora_lightning.systems.optimizers.schedule import (
     OptimizerFactory,
     adamw,
     configure,
 )
 from sora_lightning.systems.packed import ClipDraws, packed_latents, packed_step, with_kept
-from sora_lightning.systems.seeding import generator, step_generator
 from sora_lightning.systems.time_bins import LossPerTime, fixed_draws
 from sora_lightning.tokenizers import CausalTokenizer, VideoTokenizer
 from sora_lightning.types import Condition, PackedBatch, VideoBatch, VideoSize
@@ -194,8 +194,7 @@ class DiffusionSystem(L.LightningModule):
         if self.tasks:
             numbers = torch.stack([draws.uniform() for _ in range(NUM_DRAWS)], dim=1)
             known = [self.known(x[None], n[None]) for x, n in zip(x_0.clips, numbers, strict=True)]
-        packed = self.denoiser.forward_packed
-        return self.objective.packed(packed, x_0, noise, t, condition, known)
+        return self.objective.packed(self.denoiser, x_0, noise, t, condition, known)
 
     def validation_step(self, batch: VideoBatch, batch_idx: int) -> None:
         draw = generator(self.device, self.seed, batch_idx, self.global_rank)

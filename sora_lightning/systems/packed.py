@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sora_lightning.data.native import Packing
 from sora_lightning.layers.patch import Patch
-from sora_lightning.systems.seeding import generator
+from sora_lightning.systems.draws import generator
 from sora_lightning.tokenizers import VideoTokenizer
 from sora_lightning.tokenizers.posterior import DiagonalGaussian
 from sora_lightning.types import PackedBatch, PackedLatents

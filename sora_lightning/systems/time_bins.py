@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torchmetrics import Metric
 
-from sora_lightning.systems.seeding import generator
+from sora_lightning.systems.draws import generator
 
 NUM_BINS = 8
 # The ends of time are left out: some weightings have no value there.

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sora_lightning.checkpoints import load_system, put_specifications
-from sora_lightning.systems.optimization import (
+from sora_lightning.systems.draws import step_generator
+from sora_lightning.systems.optimizers.schedule import (
     OptimizerFactory,
     adamw,
     configure,
@@ -28,7 +29,6 @@ from sora_lightning.systems.packed import (
     packed_reconstructions,
     packed_step,
 )
-from sora_lightning.systems.seeding import step_generator
 from sora_lightning.tokenizers import Adversarial, ReconstructionLoss, Tiling, VideoTokenizer
 from sora_lightning.tokenizers.adversarial import clip_apart
 from sora_lightning.tokenizers.posterior import DiagonalGaussian

@@ -9,9 +9,9 @@ import torch
 from sora_lightning.diffusion import (
     ClassifierFreeGuidance,
     LogitNormal,
+    SquaredError,
     euler,
     heun,
-    rectified_flow_loss,
     uniform_times,
 )
 from sora_lightning.diffusion.paths import (
@@ -63,10 +63,10 @@ def test_the_optimal_denoiser_reaches_the_known_loss_and_no_other_beats_it():
     t = torch.full((n,), 0.3, dtype=torch.float64)
     # Var(noise - x_0 | x_t) = STD^2 / ((1 - t)^2 STD^2 + t^2)
     known = STD**2 / ((0.7 * STD) ** 2 + 0.3**2)
-    best = rectified_flow_loss(gaussian_velocity, x_0, noise, t, condition(n)).mean()
+    best = SquaredError()(gaussian_velocity, x_0, noise, t, condition(n)).mean()
     assert math.isclose(best, known, rel_tol=0.01)
     for change in (0.9, 1.1):
-        worse = rectified_flow_loss(
+        worse = SquaredError()(
             lambda x, t, c, s=change: s * gaussian_velocity(x, t), x_0, noise, t, condition(n)
         )
         assert worse.mean() > best

@@ -18,7 +18,7 @@ TOKENIZER = {
         "separable": True,
     },
 }
-MUON = {"class_path": "sora_lightning.systems.muon.MuonAdamW", "init_args": {"lr": 0.003}}
+MUON = {"class_path": "sora_lightning.systems.optimizers.MuonAdamW", "init_args": {"lr": 0.003}}
 EMA = {"class_path": "sora_lightning.callbacks.EMA", "init_args": {"decay": 0.9}}
 
 

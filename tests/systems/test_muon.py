@@ -3,8 +3,8 @@ import itertools
 import pytest
 import torch
 
-from sora_lightning.systems.muon import NEWTON_SCHULZ, MuonAdamW, orthogonalise
-from sora_lightning.systems.optimization import parameter_groups, warmup_cosine
+from sora_lightning.systems.optimizers.muon import NEWTON_SCHULZ, MuonAdamW, orthogonalise
+from sora_lightning.systems.optimizers.schedule import parameter_groups, warmup_cosine
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (8, 40), (40, 8)])

@@ -12,7 +12,7 @@ import torch
 from sora_lightning.checkpoints import load_tokenizer
 from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.systems import TokenizerSystem
-from sora_lightning.systems.seeding import generator
+from sora_lightning.systems.draws import generator
 from sora_lightning.tokenizers import ViViTTokenizer
 from tests.systems.test_packed_training import PACKED, batch_of, gradients
 from tests.systems.test_systems import assert_same_weights

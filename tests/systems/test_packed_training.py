@@ -18,9 +18,9 @@ from torch import Tensor
 
 from sora_lightning.conditioning import TextConditioner
 from sora_lightning.denoisers import DiT
-from sora_lightning.diffusion import rectified_flow_loss
+from sora_lightning.diffusion import SquaredError
 from sora_lightning.systems import DiffusionSystem
-from sora_lightning.systems.seeding import generator
+from sora_lightning.systems.draws import generator
 from sora_lightning.tokenizers import ConvTokenizer
 from sora_lightning.types import PackedBatch
 from tests.systems.test_systems import assert_same_weights
@@ -101,7 +101,7 @@ def test_a_packed_loss_is_that_of_the_clips_alone(system: DiffusionSystem) -> No
         x_0 = system.tokenizer.encode(batch.videos[i][None])
         noise = torch.randn(x_0.shape, generator=draw)
         condition = system.conditioner([batch.captions[i]], dropped)
-        alone = rectified_flow_loss(system.denoiser, x_0, noise, t, condition)
+        alone = SquaredError()(system.denoiser, x_0, noise, t, condition)
         torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=1e-5)
 
 

@@ -69,7 +69,7 @@ class MuonAdamW(Optimizer):
     """Groups with ``is_matrix=True`` take Muon's step, with all but the first axis of a weight
     flattened.
 
-    ``systems.optimization.parameter_groups`` makes the groups; a plain list of parameters is split
+    ``systems.optimizers.parameter_groups`` makes the groups; a plain list of parameters is split
     by the number of axes. Weight decay is decoupled and acts on matrices alone.
     """
 

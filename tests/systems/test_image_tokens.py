@@ -11,7 +11,7 @@ import torch
 from sora_lightning.cli.sampling import read_all
 from sora_lightning.conditioning import Concatenation, PictureAndPlaces
 from sora_lightning.systems import DiffusionSystem
-from tests.conditioning.test_pictures import TOWER
+from tests.conditioning.test_images import TOWER
 from tests.systems.test_frame_tasks import clip, sample, told_by_channels
 
 __all__ = ["clip"]

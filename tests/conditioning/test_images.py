@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from sora_lightning.conditioning import ClipEncoder, GlobalEncoder, PictureEncoder
-from sora_lightning.conditioning.pictures import clip_pixels
+from sora_lightning.conditioning.images import clip_pixels
 from sora_lightning.denoisers import DiT
 from sora_lightning.diffusion import TellKnown
 from sora_lightning.types import Condition, MoreTokens
