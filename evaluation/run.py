@@ -27,7 +27,7 @@ from evaluation.scores import Score
 from evaluation.scoring import make_scores
 from evaluation.videos import VideoEntry
 from sora_lightning.checkpoints import load_tokenizer, read_checkpoint
-from sora_lightning.cli.sampling import sample
+from sora_lightning.cli.sample import sample
 from sora_lightning.types import as_levels
 
 

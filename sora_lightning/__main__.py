@@ -24,7 +24,7 @@ VERBS = {
     "tasks": "train the demo's model on known frames, and measure what it does with them",
 }
 FUNCTIONS = {
-    "sample": ("sora_lightning.cli.sampling", "sample"),
+    "sample": ("sora_lightning.cli.sample", "sample"),
     "convert": ("sora_lightning.cli.converting", "convert"),
     "index": ("sora_lightning.data.index", "index"),
     "split": ("sora_lightning.data.split", "split"),

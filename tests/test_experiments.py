@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from sora_lightning.__main__ import main
 from sora_lightning.callbacks import EMA
 from sora_lightning.checkpoints import load_tokenizer
-from sora_lightning.cli.sampling import read_all
+from sora_lightning.cli.sample import read_all
 from sora_lightning.cli.training import TrainingCLI
 from sora_lightning.systems import DiffusionSystem, TokenizerSystem
 

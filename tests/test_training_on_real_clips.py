@@ -11,7 +11,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sora_lightning.__main__ import main
-from sora_lightning.cli.sampling import read_all
+from sora_lightning.cli.sample import read_all
 
 _ROOT = Path(__file__).resolve().parents[1]
 _CLIPS = _ROOT.parent / "shared" / "clips"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sora_lightning.cli.sampling import read_all
+from sora_lightning.cli.sample import read_all
 from sora_lightning.conditioning import Concatenation, PictureAndPlaces
 from sora_lightning.systems import DiffusionSystem
 from tests.conditioning.test_images import TOWER

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sora_lightning.cli.sampling import read_all
-from sora_lightning.cli.tasks import read_video
+from sora_lightning.cli.sample import read_all
+from sora_lightning.cli.sample_tasks import read_video
 from sora_lightning.conditioning import Concatenation, FirstFrames, MaskedLatents, Source
 from sora_lightning.data.synthetic import write_dataset
 from sora_lightning.denoisers import Denoiser

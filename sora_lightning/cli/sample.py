@@ -23,7 +23,7 @@ from sora_lightning.cli.geometry import check_size
 from sora_lightning.cli.guidance import GuidanceArguments
 from sora_lightning.cli.prompts import Prompt, read_prompts
 from sora_lightning.cli.quiet import quieten
-from sora_lightning.cli.tasks import (
+from sora_lightning.cli.sample_tasks import (
     PICTURES,
     SAMPLERS,
     FrameArguments,

@@ -14,10 +14,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from evaluation.videos import read_entries
-from sora_lightning.cli import sampling
+from sora_lightning.cli import sample as sample_module
 from sora_lightning.cli.contact_sheet import contact_sheet
 from sora_lightning.cli.prompts import read_prompts
-from sora_lightning.cli.sampling import read_all, sample, to_frames
+from sora_lightning.cli.sample import read_all, sample, to_frames
 from sora_lightning.denoisers import FeatureCaching
 from sora_lightning.diffusion import GuidanceRecipe
 from sora_lightning.layers.patch import Patch
@@ -60,7 +60,7 @@ def painter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Painter:
     monkeypatch.chdir(tmp_path)
     painter = Painter()
     loader = SimpleNamespace(from_checkpoint=lambda path: painter)
-    monkeypatch.setattr(sampling, "DiffusionSystem", loader)
+    monkeypatch.setattr(sample_module, "DiffusionSystem", loader)
     Path("model.ckpt").write_bytes(b"weights")
     Path("prompts.txt").write_text("\n".join(_PROMPTS) + "\n\n")
     return painter
