@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
@@ -39,28 +39,48 @@ _GROUPS = (
 )
 
 
+class Html(str):
+    """Text that is markup already, and is not escaped again."""
+
+
+def html(template: str, *values: object) -> Html:
+    """Fill ``{}`` of a template with values, each escaped unless it is ``Html``."""
+    return Html(template.format(*map(_escaped, values)))
+
+
+def joined(parts: Iterable[object], separator: str = "") -> Html:
+    """Parts side by side, each escaped unless it is ``Html``."""
+    return Html(separator.join(map(_escaped, parts)))
+
+
+def _escaped(value: object) -> str:
+    return value if isinstance(value, Html) else escape(str(value))
+
+
 def page(report: Mapping[str, Any], videos: Videos, real: Videos | None, fps: float) -> str:
     """``report`` as ``write_report`` takes it; ``real`` are the clips of the same prompts in the
     same order.
     """
     checkpoint = report["checkpoint"]
-    subject = "a folder of videos"
+    subject = Html("a folder of videos")
     if checkpoint is not None:
-        subject = f"<code>{escape(checkpoint['path'])}</code>, step {checkpoint['step']:,}"
+        subject = html("<code>{}</code>, step {}", checkpoint["path"], f"{checkpoint['step']:,}")
     settings = report["settings"]
     contents = (
         f"{settings['num_videos']} generated videos beside {settings['num_reference']} real ones"
     )
-    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=f"Evaluation, protocol {escape(report['protocol'])}",
-        subtitle=f"{subject}: {report.get('contents', contents)}",
-        tiles="\n".join(_tiles(report["details"])),
-        strip="".join(_strip(report["videos"], videos, fps)),
-        scores="\n".join(_score_rows(report["details"])),
-        order=_order_sentence(report, real is not None),
-        videos=_video_tables(report["videos"], videos, real, fps),
-        record="\n".join(_record_rows(report)),
-    )
+    parts = {
+        "title": f"Evaluation, protocol {report['protocol']}",
+        "subtitle": html("{}: {}", subject, report.get("contents", contents)),
+        "tiles": joined(_tiles(report["details"]), "\n"),
+        "strip": joined(_strip(report["videos"], videos, fps)),
+        "scores": joined(_score_rows(report["details"]), "\n"),
+        "order": _order_sentence(report, real is not None),
+        "videos": _video_tables(report["videos"], videos, real, fps),
+        "record": joined(_record_rows(report), "\n"),
+    }
+    template = Template(TEMPLATE.read_text(encoding="utf-8"))
+    return template.substitute({name: _escaped(part) for name, part in parts.items()})
 
 
 def number(value: float) -> str:
@@ -77,7 +97,7 @@ def shown(name: str, value: float) -> str:
     return percent(value) if "alignment/" in name else number(value)
 
 
-def _tiles(details: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _tiles(details: Mapping[str, Mapping[str, Any]]) -> Iterator[Html]:
     for attribute in ("colour", "direction", "shape"):
         name = f"alignment/{attribute}"
         if name in details:
@@ -88,27 +108,26 @@ def _tiles(details: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
                 yield tile(name, details)
 
 
-def _tile(name: str, value: str, aside: str, scale: str, note: str) -> str:
-    return (
-        f'<div class="tile"><div class="name">{escape(name)}</div>'
-        f'<div class="value">{value} <small>{aside}</small></div>{scale}'
-        f'<div class="note">{note}</div></div>'
+def _tile(name: str, value: str, aside: str, scale: Html, note: str) -> Html:
+    return html(
+        '<div class="tile"><div class="name">{}</div>'
+        '<div class="value">{} <small>{}</small></div>{}<div class="note">{}</div></div>',
+        *(name, value, aside, scale, note),
     )
 
 
-def _scale(fill: float, low: float, high: float, marks: Sequence[float]) -> str:
+def _scale(fill: float, low: float, high: float, marks: Sequence[float]) -> Html:
     """A bar filled to a part, a whisker from low to high, a tick at each mark; all in 0..1."""
     fill, low, high = (100 * min(max(v, 0.0), 1.0) for v in (fill, low, high))
-    ticks = "".join(
-        f'<b style="left:calc({100 * min(max(m, 0), 1):.2f}% - 1px)"></b>' for m in marks
-    )
-    return (
-        f'<div class="scale"><i style="width:{fill:.2f}%"></i>'
-        f'<u style="left:{low:.2f}%;width:{high - low:.2f}%"></u>{ticks}</div>'
+    places = [f"{100 * min(max(mark, 0), 1):.2f}" for mark in marks]
+    ticks = joined(html('<b style="left:calc({}% - 1px)"></b>', place) for place in places)
+    return html(
+        '<div class="scale"><i style="width:{}%"></i><u style="left:{}%;width:{}%"></u>{}</div>',
+        *(f"{fill:.2f}", f"{low:.2f}", f"{high - low:.2f}", ticks),
     )
 
 
-def _part_tile(name: str, details: Mapping[str, Mapping[str, Any]]) -> str:
+def _part_tile(name: str, details: Mapping[str, Mapping[str, Any]]) -> Html:
     score, ceiling = details[name], details.get(f"reconstruction/{name}")
     marks, note = [], f"of {score['n']} videos of one shape"
     if ceiling is not None:
@@ -119,7 +138,7 @@ def _part_tile(name: str, details: Mapping[str, Mapping[str, Any]]) -> str:
     return _tile(name, percent(score["value"]), aside, scale, note)
 
 
-def _distance_tile(name: str, details: Mapping[str, Mapping[str, Any]]) -> str:
+def _distance_tile(name: str, details: Mapping[str, Mapping[str, Any]]) -> Html:
     beside = "half" if f"{name}/half" in details else "apart"
     score, half, floor = (
         details[f"{name}{part}"]["value"] for part in ("", f"/{beside}", "/floor")
@@ -138,7 +157,7 @@ def _distance_tile(name: str, details: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def _clip_tile(name: str, details: Mapping[str, Mapping[str, Any]]) -> str:
+def _clip_tile(name: str, details: Mapping[str, Mapping[str, Any]]) -> Html:
     score = details[name]
     real, deaf = (details[f"{name}/{part}"]["value"] for part in ("reference", "shuffled"))
     bottom, top = deaf - 0.15 * abs(real - deaf), real + 0.15 * abs(real - deaf)
@@ -156,7 +175,7 @@ def _clip_tile(name: str, details: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def _psnr_tile(name: str, details: Mapping[str, Mapping[str, Any]]) -> str:
+def _psnr_tile(name: str, details: Mapping[str, Mapping[str, Any]]) -> Html:
     psnr, ssim = details["tokenizer/psnr"], details["tokenizer/ssim"]
     scale = _scale(ssim["value"], ssim["low"], ssim["high"], [])
     note = (
@@ -174,11 +193,13 @@ _TILES = {
 }
 
 
-def _strip(rows: Sequence[Mapping[str, Any]], videos: Videos, fps: float) -> Iterator[str]:
+def _strip(rows: Sequence[Mapping[str, Any]], videos: Videos, fps: float) -> Iterator[Html]:
     count = min(_STRIP, len(videos))
     for index in np.linspace(0, len(videos) - 1, count).round().astype(int).tolist():
-        caption = f"<figcaption>{escape(_title(rows[index]))}</figcaption>"
-        yield f"<figure>{_picture(videos[index], fps)}{caption}</figure>"
+        yield html(
+            "<figure>{}<figcaption>{}</figcaption></figure>",
+            *(_picture(videos[index], fps), _title(rows[index])),
+        )
 
 
 def _title(row: Mapping[str, Any]) -> str:
@@ -186,23 +207,24 @@ def _title(row: Mapping[str, Any]) -> str:
     return row["prompt"] or Path(row["path"]).name
 
 
-def _score_rows(details: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _score_rows(details: Mapping[str, Mapping[str, Any]]) -> Iterator[Html]:
     def group_of(name: str) -> str:
         return next((prefix for prefix, _ in _GROUPS[1:] if name.startswith(prefix)), "")
 
     for prefix, title in _GROUPS:
         members = {name: score for name, score in details.items() if group_of(name) == prefix}
         if members:
-            yield f'<tr class="group"><td colspan="6">{title}</td></tr>'
+            yield html('<tr class="group"><td colspan="6">{}</td></tr>', title)
         for name, score in members.items():
             interval = ""
             if score["low"] is not None:
                 interval = f"{shown(name, score['low'])} to {shown(name, score['high'])}"
-            yield (
-                f'<tr><td class="score"><code>{escape(name)}</code></td>'
-                f'<td class="n">{shown(name, score["value"])}</td><td class="n">{interval}</td>'
-                f'<td class="n">{score["n"]}</td><td>{score["better"]}</td>'
-                f'<td class="meaning">{escape(score["meaning"])}</td></tr>'
+            yield html(
+                '<tr><td class="score"><code>{}</code></td><td class="n">{}</td>'
+                '<td class="n">{}</td><td class="n">{}</td><td>{}</td>'
+                '<td class="meaning">{}</td></tr>',
+                *(name, shown(name, score["value"]), interval),
+                *(score["n"], score["better"], score["meaning"]),
             )
 
 
@@ -233,7 +255,7 @@ def _video_tables(
     videos: Videos,
     real: Videos | None,
     fps: float,
-) -> str:
+) -> Html:
     order = sorted(range(len(rows)), key=lambda i: _badness(rows[i]))
     sides = [videos] if real is None else [videos, real]
     # Pictures of thousands of videos would make a page that no browser opens.
@@ -244,43 +266,45 @@ def _video_tables(
     ]
     aligned = "colour" in rows[0]
     heads = ["generated", *(["real"] if real else []), "prompt", *(["found"] if aligned else [])]
-    header = "".join(f"<th>{head}</th>" for head in heads)
-    header += "<th>colour</th><th>direction</th><th>shape</th>" if aligned else ""
+    heads += ["colour", "direction", "shape"] if aligned else []
     clip_score = _clip_score_name(rows[0])
-    header += f'<th class="n">{clip_score}</th>' if clip_score else ""
-    header += '<th class="n">seed</th>'
+    numbers = [*([clip_score] if clip_score else []), "seed"]
+    header = joined(html("<th>{}</th>", head) for head in heads)
+    header = joined([header, *(html('<th class="n">{}</th>', number) for number in numbers)])
 
-    def table(part: Sequence[str]) -> str:
-        return f'<table class="videos"><tr>{header}</tr>{"".join(part)}</table>'
+    def table(part: Sequence[Html]) -> Html:
+        return html('<table class="videos"><tr>{}</tr>{}</table>', header, joined(part))
 
     if len(lines) <= 2 * _SHOWN:
         return table(lines)
     middle = lines[_SHOWN:-_SHOWN]
-    return (
-        f"{table(lines[:_SHOWN])}<details><summary>{len(middle)} videos between</summary>"
-        f"{table(middle)}</details><p class='faint'>The best:</p>{table(lines[-_SHOWN:])}"
+    return html(
+        "{}<details><summary>{} videos between</summary>"
+        "{}</details><p class='faint'>The best:</p>{}",
+        *(table(lines[:_SHOWN]), len(middle), table(middle), table(lines[-_SHOWN:])),
     )
 
 
-def _video_row(row: Mapping[str, Any], videos: list[Video], num_sides: int, fps: float) -> str:
+def _video_row(row: Mapping[str, Any], videos: list[Video], num_sides: int, fps: float) -> Html:
     """Of a generated video, and of the real one beside it if there are two sides. Without
     ``videos`` their places stay empty.
     """
-    cells = [f"<td>{_picture(one, fps)}</td>" for one in videos] or ["<td></td>"] * num_sides
-    cells.append(f"<td>{escape(_title(row))}</td>")
+    cells = [html("<td>{}</td>", _picture(one, fps)) for one in videos]
+    cells = cells or [Html("<td></td>")] * num_sides
+    cells.append(html("<td>{}</td>", _title(row)))
     if "colour" in row:
-        found = "<br>".join(map(escape, row["found"])) or "nothing"
-        cells.append(f'<td class="faint">{found}</td>')
+        found = joined(row["found"], "<br>") or "nothing"
+        cells.append(html('<td class="faint">{}</td>', found))
         for name in ("colour", "direction", "shape"):
             kind, word = ("yes", "right") if row[name] else ("no", "wrong")
-            cells.append(f'<td class="{kind}">{word}</td>')
+            cells.append(html('<td class="{}">{}</td>', kind, word))
     if clip_score := _clip_score_name(row):
-        cells.append(f'<td class="n">{row[clip_score]:.1f}</td>')
-    cells.append(f'<td class="n">{row.get("seed", "")}</td>')
-    return f"<tr>{''.join(cells)}</tr>"
+        cells.append(html('<td class="n">{}</td>', f"{row[clip_score]:.1f}"))
+    cells.append(html('<td class="n">{}</td>', row.get("seed", "")))
+    return html("<tr>{}</tr>", joined(cells))
 
 
-def _picture(video: Video, fps: float) -> str:
+def _picture(video: Video, fps: float) -> Html:
     frames = [Image.fromarray(frame) for frame in video]
     if max(frames[0].size) > _LONGEST_SIDE:
         for frame in frames:
@@ -300,10 +324,10 @@ def _picture(video: Video, fps: float) -> str:
         lossless=lossless,
     )
     data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img src="data:image/webp;base64,{data}" alt="">'
+    return html('<img src="data:image/webp;base64,{}" alt="">', data)
 
 
-def _record_rows(report: Mapping[str, Any]) -> Iterator[str]:
+def _record_rows(report: Mapping[str, Any]) -> Iterator[Html]:
     settings, checkpoint = report["settings"], report["checkpoint"]
     networks = settings["networks"]
     values = {
@@ -323,7 +347,7 @@ def _record_rows(report: Mapping[str, Any]) -> Iterator[str]:
     if checkpoint is not None:
         values["checkpoint"] = f"{checkpoint['path']}, sha256 {checkpoint['sha256']}"
     for name, value in values.items():
-        yield f"<dt>{escape(name)}</dt><dd><code>{escape(str(value))}</code></dd>"
+        yield html("<dt>{}</dt><dd><code>{}</code></dd>", name, value)
 
 
 def _listed(value: Any) -> str:
