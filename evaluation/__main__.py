@@ -161,8 +161,8 @@ def _numbers(text: str) -> tuple[int, int]:
 
 
 def _tasks(arguments: argparse.Namespace) -> None:
-    from evaluation.tasks.protocol import TaskProtocol
-    from evaluation.tasks.run import NAMES, TaskRequest, as_table, measure_tasks
+    from evaluation.models.frame_tasks.protocol import TaskProtocol
+    from evaluation.models.frame_tasks.run import NAMES, TaskRequest, as_table, measure_tasks
 
     for option in ("checkpoint", "reference"):
         if not getattr(arguments, option).is_file():
@@ -188,7 +188,7 @@ def _tasks(arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    from evaluation.compare import as_table, compare
+    from evaluation.report.compare import as_table, compare
 
     print(as_table(arguments.reports, compare(arguments.reports)))
 
@@ -201,7 +201,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     _check_paths(arguments, ("checkpoint", "videos", "reference", "judge"))
     if arguments.checkpoint is not None and arguments.videos is None:
-        from evaluation.tokenizers.run import holds_only_a_tokenizer
+        from evaluation.models.tokenizers.run import holds_only_a_tokenizer
 
         if holds_only_a_tokenizer(arguments.checkpoint):
             _judge_tokenizer(arguments)
@@ -225,7 +225,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             device=arguments.device,
         )
     )
-    from evaluation.report import as_text
+    from evaluation.report.write import as_text
 
     print(as_text(report))
     print(f"\n{arguments.output or paths.output}/report.html")
@@ -242,9 +242,9 @@ def _check_paths(arguments: argparse.Namespace, options: Sequence[str]) -> None:
 
 
 def _judge_tokenizer(arguments: argparse.Namespace) -> None:
+    from evaluation.models.tokenizers.run import TokenizerRequest, evaluate_tokenizer, run_settings
     from evaluation.protocol import load_protocol
-    from evaluation.report import as_text
-    from evaluation.tokenizers.run import TokenizerRequest, evaluate_tokenizer, run_settings
+    from evaluation.report.write import as_text
 
     _check_paths(arguments, ("lpips",))
     run = run_settings(arguments.checkpoint)

@@ -13,8 +13,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 from tqdm import tqdm
 
+from evaluation.inputs import Video, VideoEntry, as_batch, cover, nearest_size, read_video
 from evaluation.protocol import ClipSpec
-from evaluation.videos import Video, VideoEntry, as_batch, cover, nearest_size, read_video
 
 BATCH = 16
 # Clips that wait for others of their size, at most.

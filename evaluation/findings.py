@@ -12,11 +12,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from evaluation.clips import Videos, look_through
+from evaluation.features.networks import Judges
 from evaluation.metrics.alignment import Alignment, align, parse_prompt
 from evaluation.metrics.motion import motion_scores
 from evaluation.metrics.reconstruction import psnr_per_clip, ssim_per_clip
 from evaluation.metrics.shapes import FoundShape, find_shapes
-from evaluation.networks import Judges
 
 Reconstruct = Callable[[UInt8[Tensor, "b 3 F H W"]], UInt8[Tensor, "b 3 F H W"]]
 

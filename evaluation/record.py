@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from evaluation.networks import Judges
+from evaluation.features.networks import Judges
+from evaluation.inputs import SELDOM_SET, VideoEntry
 from evaluation.protocol import fingerprint, texts_sha256
 from evaluation.request import Request
 from evaluation.vbench import vbench_version
-from evaluation.videos import SELDOM_SET, VideoEntry
 
 _PACKAGES = ("torch", "torchmetrics", "numpy", "scipy", "av")
 

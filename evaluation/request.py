@@ -9,12 +9,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from evaluation.metrics.alignment import parse_prompt
-from evaluation.metrics.reconstruction import LEAST_SIDE
-from evaluation.networks import Judges
-from evaluation.protocol import ClipSpec, Protocol
-from evaluation.vbench import check_entries, vbench_version
-from evaluation.videos import (
+from evaluation.features.networks import Judges
+from evaluation.inputs import (
     PROMPTS_FILE,
     VideoEntry,
     check_length,
@@ -22,6 +18,10 @@ from evaluation.videos import (
     read_folder,
     read_listing,
 )
+from evaluation.metrics.alignment import parse_prompt
+from evaluation.metrics.reconstruction import LEAST_SIDE
+from evaluation.protocol import ClipSpec, Protocol
+from evaluation.vbench import check_entries, vbench_version
 
 
 @dataclass(frozen=True)

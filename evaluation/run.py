@@ -16,16 +16,16 @@ from torch import Tensor
 
 from evaluation import vbench
 from evaluation.clips import CutClips
+from evaluation.features.cache import FeatureCache
+from evaluation.features.networks import Judges, build_judges
 from evaluation.findings import Findings, Reconstruct, find
-from evaluation.networks import Judges, build_judges
+from evaluation.inputs import VideoEntry
 from evaluation.protocol import file_sha256
 from evaluation.record import dataset_sha256, record
-from evaluation.reference import FeatureCache
-from evaluation.report import write_report
+from evaluation.report.write import write_report
 from evaluation.request import Request, check, read_generated, read_reference, read_spare
 from evaluation.scores import Score
 from evaluation.scoring import make_scores
-from evaluation.videos import VideoEntry
 from sora_lightning.checkpoints import load_tokenizer, read_checkpoint
 from sora_lightning.cli.sample import sample
 from sora_lightning.types import as_levels

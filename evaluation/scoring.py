@@ -12,8 +12,8 @@ from torch import Tensor
 
 from evaluation.distances import FeatureSets, frechet_scores
 from evaluation.features import Clip
+from evaluation.features.networks import Judges, score_name
 from evaluation.findings import Findings
-from evaluation.networks import Judges, score_name
 from evaluation.protocol import ScoreSpec
 from evaluation.scores import (
     Score,

@@ -17,8 +17,7 @@ from evaluation.features.tiny import (
     contrastive_loss,
     save_judge,
 )
-from evaluation.protocol import ClipSpec
-from evaluation.videos import (
+from evaluation.inputs import (
     VideoEntry,
     as_batch,
     cover,
@@ -27,6 +26,7 @@ from evaluation.videos import (
     read_video,
     squash,
 )
+from evaluation.protocol import ClipSpec
 
 
 @dataclass(frozen=True)

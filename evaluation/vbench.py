@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.inputs import VideoEntry
 from evaluation.protocol import ScoreSpec
 from evaluation.scores import Score, mean_score
-from evaluation.videos import VideoEntry
 
 _SUFFIXES = (".mp4", ".gif")
 _RUN = "judged"

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from evaluation.videos import read_entries
+from evaluation.inputs import read_entries
 from sora_lightning.cli import sample as sample_module
 from sora_lightning.cli.contact_sheet import contact_sheet
 from sora_lightning.cli.prompts import read_prompts

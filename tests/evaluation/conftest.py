@@ -15,9 +15,9 @@ import yaml
 from jaxtyping import UInt8
 
 from evaluation.__main__ import main
+from evaluation.inputs import cover, nearest_size, read_entries, read_video
 from evaluation.protocol import Protocol, load_protocol
 from evaluation.train_tiny import TinyTraining, train_tiny
-from evaluation.videos import cover, nearest_size, read_entries, read_video
 from sora_lightning.cli.training import run_training
 from sora_lightning.data.encode import write_video
 from sora_lightning.data.scenes import Scene, Triple, can_share, captions, random_scene, triples

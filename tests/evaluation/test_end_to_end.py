@@ -13,11 +13,11 @@ import torch
 import yaml
 
 from evaluation.__main__ import main
-from evaluation.decoding import VideoFile
 from evaluation.features import I3D, Clip, Inception
+from evaluation.files import VideoFile
+from evaluation.inputs import as_batch, cover, read_entries, read_video
 from evaluation.metrics import frechet_distance
 from evaluation.metrics.fvd import frame_features
-from evaluation.videos import as_batch, cover, read_entries, read_video
 from sora_lightning.data.encode import write_video
 
 pytestmark = pytest.mark.filterwarnings("ignore:Fréchet distance of")

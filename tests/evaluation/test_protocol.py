@@ -12,9 +12,9 @@ import yaml
 from torch import Tensor
 
 from evaluation.features import Extractor, TinyFile
-from evaluation.networks import build_part, score_name
+from evaluation.features.cache import FeatureCache
+from evaluation.features.networks import build_part, score_name
 from evaluation.protocol import SHIPPED, Part, Protocol, fingerprint, load_protocol
-from evaluation.reference import FeatureCache
 
 
 def changed(tmp_path: Path, *path: str, value: Any) -> str:

@@ -16,7 +16,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from evaluation.__main__ import main
-from evaluation.videos import read_entries
+from evaluation.inputs import read_entries
 from sora_lightning.data.encode import write_video
 
 

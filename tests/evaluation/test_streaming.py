@@ -15,7 +15,7 @@ from torch import Tensor
 import evaluation.clips
 from evaluation.__main__ import main
 from evaluation.clips import BATCH, CutClips, look_through
-from evaluation.videos import Video
+from evaluation.inputs import Video
 
 SHAPES = ((4, 8, 8), (4, 6, 10), (4, 10, 6))
 

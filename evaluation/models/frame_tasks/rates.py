@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from evaluation.inputs import as_batch
 from evaluation.metrics.reconstruction import psnr_per_clip
 from evaluation.metrics.shapes import COLOURS
 from evaluation.metrics.tracks import seam_ratio
-from evaluation.tasks import making
-from evaluation.tasks.cases import Case, Video, in_colour, turned_round
-from evaluation.tasks.judging import (
+from evaluation.models.frame_tasks import making
+from evaluation.models.frame_tasks.cases import Case, Video, in_colour, turned_round
+from evaluation.models.frame_tasks.judging import (
     Mean,
     Rate,
     follows,
@@ -22,9 +23,8 @@ from evaluation.tasks.judging import (
     moves_evenly,
     shows,
 )
-from evaluation.tasks.making import Make, Windows, make_videos
-from evaluation.tasks.protocol import TaskProtocol
-from evaluation.videos import as_batch
+from evaluation.models.frame_tasks.making import Make, Windows, make_videos
+from evaluation.models.frame_tasks.protocol import TaskProtocol
 from sora_lightning.denoisers import FeatureCaching
 from sora_lightning.generation import VideoGenerator
 

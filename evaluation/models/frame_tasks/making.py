@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluation.tasks.cases import Case, Video, turned_round
-from evaluation.videos import as_batch
+from evaluation.inputs import as_batch
+from evaluation.models.frame_tasks.cases import Case, Video, turned_round
 from sora_lightning import generation
 from sora_lightning.generation import VideoGenerator
 from sora_lightning.types import VideoSize, as_levels

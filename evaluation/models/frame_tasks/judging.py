@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from evaluation.inputs import as_batch
 from evaluation.metrics.alignment import ExpectedShape, align
 from evaluation.metrics.intervals import bootstrap_interval, wilson_interval
 from evaluation.metrics.reconstruction import psnr_per_clip
 from evaluation.metrics.shapes import find_shapes
 from evaluation.metrics.tracks import centres, distance_of_tracks, steps
-from evaluation.videos import as_batch
 
 Video = UInt8[np.ndarray, "F H W 3"]
 

@@ -13,8 +13,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from evaluation.clips import Videos
-from evaluation.page import page, shown
-from evaluation.videos import Video
+from evaluation.inputs import Video
+from evaluation.report.page import page, shown
 
 _TENSORBOARD_VIDEOS = 16
 _LEAST_SIDE = 128

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from evaluation.__main__ import main
-from evaluation.compare import compare
+from evaluation.report.compare import compare
 
 DETAILS = {
     "fvd-tiny": {"better": "lower"},

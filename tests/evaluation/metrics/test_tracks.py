@@ -9,8 +9,8 @@ import pytest
 
 from evaluation.metrics.alignment import ExpectedShape
 from evaluation.metrics.tracks import centres, distance_of_tracks, seam_ratio, steps
-from evaluation.tasks.cases import in_colour, pairs_to_connect
-from evaluation.tasks.judging import (
+from evaluation.models.frame_tasks.cases import in_colour, pairs_to_connect
+from evaluation.models.frame_tasks.judging import (
     LONGEST_STEP,
     Mean,
     Rate,

@@ -11,15 +11,21 @@ from PIL import Image
 from torch import nn
 
 from evaluation.__main__ import main
-from evaluation.tokenizers.baselines import (
+from evaluation.models.tokenizers.baselines import (
     _encode,
     bicubic_in_space,
     bicubic_in_space_and_time,
     h264,
 )
-from evaluation.tokenizers.distances import distances, flicker_error, summary
-from evaluation.tokenizers.probes import bits_per_channel, causality, quantised, seams, tile_seams
-from evaluation.tokenizers.run import RebuiltClip, TokenizerRequest, _rfvd
+from evaluation.models.tokenizers.distances import distances, flicker_error, summary
+from evaluation.models.tokenizers.probes import (
+    bits_per_channel,
+    causality,
+    quantised,
+    seams,
+    tile_seams,
+)
+from evaluation.models.tokenizers.run import RebuiltClip, TokenizerRequest, _rfvd
 from sora_lightning.cli.training import run_training
 from sora_lightning.data.synthetic import write_dataset
 from sora_lightning.tokenizers import ConvTokenizer

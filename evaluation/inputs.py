@@ -19,7 +19,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from evaluation.decoding import CONTAINERS, TENSORS, VideoFile, is_video
+from evaluation.files import CONTAINERS, TENSORS, VideoFile, is_video
 
 PROMPTS_FILE = "prompts.jsonl"
 SAMPLING_KEYS = ("seed", "num_steps", "guidance_scale", "checkpoint_sha256")

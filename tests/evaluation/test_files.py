@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from evaluation.decoding import VideoFile
-from evaluation.videos import read_entries, read_folder, read_video
+from evaluation.files import VideoFile
+from evaluation.inputs import read_entries, read_folder, read_video
 
 LEVELS = np.random.default_rng(0).integers(0, 256, (12, 20, 28, 3), dtype=np.uint8)
 

@@ -19,18 +19,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evaluation.distances import FeatureSets, frechet_scores
-from evaluation.networks import build_judges, score_name
-from evaluation.protocol import Protocol, file_sha256, fingerprint, texts_sha256
-from evaluation.report import write_report
-from evaluation.scores import Score
-from evaluation.tokenizers.baselines import (
+from evaluation.features.networks import build_judges, score_name
+from evaluation.models.tokenizers.baselines import (
     Video,
     bicubic_in_space,
     bicubic_in_space_and_time,
     h264,
 )
-from evaluation.tokenizers.distances import OURS, distances, summary
-from evaluation.tokenizers.probes import (
+from evaluation.models.tokenizers.distances import OURS, distances, summary
+from evaluation.models.tokenizers.probes import (
     DEAD_BITS,
     bits_per_channel,
     causality,
@@ -39,7 +36,10 @@ from evaluation.tokenizers.probes import (
     smallest_tiling,
     tile_seams,
 )
-from evaluation.tokenizers.strip import write_strip
+from evaluation.models.tokenizers.strip import write_strip
+from evaluation.protocol import Protocol, file_sha256, fingerprint, texts_sha256
+from evaluation.report.write import write_report
+from evaluation.scores import Score
 from sora_lightning.checkpoints import load_tokenizer, read_checkpoint
 from sora_lightning.data import VideoDataModule
 from sora_lightning.tokenizers import (

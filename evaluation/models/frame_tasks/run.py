@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from evaluation.models.frame_tasks import rates
+from evaluation.models.frame_tasks.cases import pairs_to_connect, real_cases
+from evaluation.models.frame_tasks.judging import gap_row
+from evaluation.models.frame_tasks.protocol import TaskProtocol
+from evaluation.models.frame_tasks.rates import Outcome, Trial
 from evaluation.protocol import file_sha256, fingerprint
-from evaluation.tasks import rates
-from evaluation.tasks.cases import pairs_to_connect, real_cases
-from evaluation.tasks.judging import gap_row
-from evaluation.tasks.protocol import TaskProtocol
-from evaluation.tasks.rates import Outcome, Trial
 from sora_lightning.cli.contact_sheet import contact_sheet
 from sora_lightning.denoisers import FeatureCaching
 from sora_lightning.systems import DiffusionSystem

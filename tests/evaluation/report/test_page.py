@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evaluation.page import page
+from evaluation.report.page import page
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>",

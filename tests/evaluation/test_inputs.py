@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.decoding import VideoFile
-from evaluation.videos import cover, nearest_size, read_entries, read_folder, read_video, squash
+from evaluation.files import VideoFile
+from evaluation.inputs import cover, nearest_size, read_entries, read_folder, read_video, squash
 from sora_lightning.data.encode import write_video
 from tests.data.barcodes import write_barcodes
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from evaluation.clips import Videos
-from evaluation.videos import Video
+from evaluation.inputs import Video
 
 TEMPLATE = Path(__file__).with_name("page.html")
 # Rows shown at once at each end; the rest is folded away.

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from evaluation.inputs import cover, nearest_size, read_entries, read_video
 from evaluation.metrics.alignment import ExpectedShape, parse_prompt
-from evaluation.videos import cover, nearest_size, read_entries, read_video
 from sora_lightning.data.scenes import (
     DIRECTIONS,
     MARGIN,
