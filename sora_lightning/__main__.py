@@ -26,8 +26,8 @@ VERBS = {
 FUNCTIONS = {
     "sample": ("sora_lightning.cli.sample", "sample"),
     "convert": ("sora_lightning.cli.converting", "convert"),
-    "index": ("sora_lightning.data.index", "index"),
-    "split": ("sora_lightning.data.split", "split"),
+    "index": ("sora_lightning.data.manifest.index", "index"),
+    "split": ("sora_lightning.data.manifest.split", "split"),
     "check": ("sora_lightning.cli.check", "check"),
     "synthesize": ("sora_lightning.data.synthetic", "write_dataset"),
     "curves": ("sora_lightning.cli.curves", "curves"),

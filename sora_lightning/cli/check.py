@@ -10,10 +10,10 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from sora_lightning.cli.explain import condense
 from sora_lightning.cli.sources import merge, read_yaml
 from sora_lightning.data import VideoDataModule, read_manifest
-from sora_lightning.data.decode import read_timeline
-from sora_lightning.data.filters import Filter, sift
-from sora_lightning.data.guard import guarded_map
-from sora_lightning.data.manifest import ClipRecord
+from sora_lightning.data.decoding.readers import read_timeline
+from sora_lightning.data.decoding.subprocess_decoding import guarded_map
+from sora_lightning.data.manifest.filters import Filter, sift
+from sora_lightning.data.manifest.records import ClipRecord
 
 
 def check(

@@ -16,8 +16,8 @@ from sora_lightning.cli.geometry import check_size
 from sora_lightning.cli.suggest import suggestion
 from sora_lightning.conditioning import Conditioner
 from sora_lightning.data import SizeFamily
+from sora_lightning.data.batching.native_sizes import check_geometry
 from sora_lightning.data.latents import LatentCache
-from sora_lightning.data.native import check_geometry
 from sora_lightning.denoisers import Denoiser
 from sora_lightning.tokenizers import VideoTokenizer
 from sora_lightning.types import VideoSize

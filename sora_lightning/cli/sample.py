@@ -33,8 +33,8 @@ from sora_lightning.cli.sample_tasks import (
     check_arguments,
     run_task,
 )
-from sora_lightning.data.decode import PyAVReader, read_timeline
-from sora_lightning.data.encode import write_video
+from sora_lightning.data.decoding.encode import write_video
+from sora_lightning.data.decoding.readers import PyAVReader, read_timeline
 from sora_lightning.denoisers import FeatureCaching
 from sora_lightning.files import file_sha256
 from sora_lightning.systems import DiffusionSystem

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from sora_lightning import generation
-from sora_lightning.data.buckets import fit_frames
-from sora_lightning.data.decode import PyAVReader, read_timeline
+from sora_lightning.data.batching.buckets import fit_frames
+from sora_lightning.data.decoding.readers import PyAVReader, read_timeline
 from sora_lightning.diffusion import DDIM, DDPM, Sampler, UniPC, dpm_solver, euler, heun
 from sora_lightning.generation import VideoGenerator
 from sora_lightning.types import VideoSize

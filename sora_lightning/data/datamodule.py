@@ -16,15 +16,14 @@ import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from sora_lightning.data.bad_clips import BadClips, TooManyBadClips
-from sora_lightning.data.buckets import (
+from sora_lightning.data.batching.buckets import (
     Assignment,
     Buckets,
     Removal,
     SizeFamily,
     SizeRule,
 )
-from sora_lightning.data.clips import (
+from sora_lightning.data.batching.clips import (
     Chooser,
     ClipReader,
     ClipsBySize,
@@ -36,17 +35,10 @@ from sora_lightning.data.clips import (
     RandomChoice,
     WindowReader,
 )
-from sora_lightning.data.contents import Contents
-from sora_lightning.data.decode import Reader, default_reader
-from sora_lightning.data.filters import Filter
-from sora_lightning.data.guard import CAN_FORK, GuardedReader
-from sora_lightning.data.latents import INDEX, LatentCache
-from sora_lightning.data.manifest import ClipRecord
-from sora_lightning.data.mapped import cells, clip_ids, joined, open_manifest
-from sora_lightning.data.native import NativeSizes, Packing, narrowed
-from sora_lightning.data.packed import KeptTokens, PackedCache, PackedPixels
-from sora_lightning.data.packing import PackPlan
-from sora_lightning.data.sampler import (
+from sora_lightning.data.batching.native_sizes import NativeSizes, Packing, narrowed
+from sora_lightning.data.batching.packed import KeptTokens, PackedCache, PackedPixels
+from sora_lightning.data.batching.packing import PackPlan
+from sora_lightning.data.batching.sampler import (
     BatchPlan,
     BatchRequest,
     BatchStream,
@@ -55,8 +47,22 @@ from sora_lightning.data.sampler import (
     StreamLoader,
     WindowBatches,
 )
-from sora_lightning.data.sources import PairKeys, SourceReader, require_sources
-from sora_lightning.data.survey import Encoded, LatentKeys, encoded, require_contents, survey
+from sora_lightning.data.batching.size_assignment import (
+    Encoded,
+    LatentKeys,
+    encoded,
+    require_contents,
+    survey,
+)
+from sora_lightning.data.batching.sources import PairKeys, SourceReader, require_sources
+from sora_lightning.data.decoding.bad_clips import BadClips, TooManyBadClips
+from sora_lightning.data.decoding.checksums import Contents
+from sora_lightning.data.decoding.readers import Reader, default_reader
+from sora_lightning.data.decoding.subprocess_decoding import CAN_FORK, GuardedReader
+from sora_lightning.data.latents import INDEX, LatentCache
+from sora_lightning.data.manifest.filters import Filter
+from sora_lightning.data.manifest.memory_mapped import cells, clip_ids, joined, open_manifest
+from sora_lightning.data.manifest.records import ClipRecord
 from sora_lightning.types import PackedBatch, VideoBatch, VideoSize
 
 # The share of clips that a latent cache may lack, since some cannot be read.

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from sora_lightning.data.manifest import ClipRecord
+from sora_lightning.data.manifest.records import ClipRecord
 from sora_lightning.types import VideoSize
 
 INDEX = "index.json"

@@ -28,7 +28,7 @@ from sora_lightning.conditioning import (
     check_tasks,
     draw_known,
 )
-from sora_lightning.data.native import check_geometry
+from sora_lightning.data.batching.native_sizes import check_geometry
 from sora_lightning.denoisers import Denoiser
 from sora_lightning.denoisers.conditions import ConditionInput
 from sora_lightning.diffusion import (

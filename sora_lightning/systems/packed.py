@@ -12,7 +12,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from sora_lightning.data.native import Packing
+from sora_lightning.data.batching.native_sizes import Packing
 from sora_lightning.layers.patch import Patch
 from sora_lightning.systems.draws import generator
 from sora_lightning.tokenizers import VideoTokenizer

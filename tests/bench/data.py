@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from lightning.pytorch.profilers import SimpleProfiler
+from tests.data.mixture import LARGEST_AREA, TOKENS, mixture
 
 from sora_lightning.__main__ import main
 from sora_lightning.data import (
@@ -29,14 +30,13 @@ from sora_lightning.data import (
     write_dataset,
     write_video,
 )
-from sora_lightning.data.contents import Contents
-from sora_lightning.data.decode import default_reader, read_timeline
-from sora_lightning.data.packing import plan_pass
+from sora_lightning.data.batching.packing import plan_pass
+from sora_lightning.data.decoding.checksums import Contents
+from sora_lightning.data.decoding.readers import default_reader, read_timeline
 from sora_lightning.files import file_sha256
 from sora_lightning.types import VideoSize
 from sora_lightning.workflows.demo import demo_stages
 from tests.bench.report import Report
-from tests.data.mixture import LARGEST_AREA, TOKENS, mixture
 
 NUM_CLIPS = 1_000_000
 SIZES = ["17x32x32", "17x24x40", "17x40x24"]

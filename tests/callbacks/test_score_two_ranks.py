@@ -19,7 +19,7 @@ from torch import Tensor
 
 from evaluation.features import TinyFile
 from evaluation.metrics import FrechetVideoDistance
-from sora_lightning.data.synthetic import write_dataset
+from sora_lightning.data.synthetic.render import write_dataset
 
 pytestmark = pytest.mark.slow
 PROMPTS = [f"a red circle moves left {word}" for word in ("now", "soon", "later", "once", "twice")]

@@ -16,7 +16,7 @@ from evaluation.features import TinyFile
 from evaluation.metrics import ClipScore, FrechetVideoDistance, Motion
 from sora_lightning.callbacks.metrics import ScoreVideos
 from sora_lightning.cli.training import run_training
-from sora_lightning.data.synthetic import write_dataset
+from sora_lightning.data.synthetic.render import write_dataset
 from sora_lightning.generation import seeded_noise
 from sora_lightning.types import TokenGrid, VideoBatch, as_levels
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sora_lightning.data import DecodeError, PyAVReader, VideoDataModule
-from sora_lightning.data.decode import default_reader, probe, read_timeline
+from sora_lightning.data.decoding.readers import default_reader, probe, read_timeline
 
 CLIPS = Path(__file__).resolve().parents[2] / "../shared/clips"
 if not CLIPS.is_dir():

@@ -19,9 +19,16 @@ from evaluation.inputs import cover, nearest_size, read_entries, read_video
 from evaluation.protocol import Protocol, load_protocol
 from evaluation.train_tiny import TinyTraining, train_tiny
 from sora_lightning.cli.training import run_training
-from sora_lightning.data.encode import write_video
-from sora_lightning.data.scenes import Scene, Triple, can_share, captions, random_scene, triples
-from sora_lightning.data.synthetic import render, write_dataset
+from sora_lightning.data.decoding.encode import write_video
+from sora_lightning.data.synthetic.render import render, write_dataset
+from sora_lightning.data.synthetic.scenes import (
+    Scene,
+    Triple,
+    can_share,
+    captions,
+    random_scene,
+    triples,
+)
 
 SIZES = ((32, 32), (24, 40), (40, 24))
 

@@ -18,7 +18,7 @@ from evaluation.files import VideoFile
 from evaluation.inputs import as_batch, cover, read_entries, read_video
 from evaluation.metrics import frechet_distance
 from evaluation.metrics.fvd import frame_features
-from sora_lightning.data.encode import write_video
+from sora_lightning.data.decoding.encode import write_video
 
 pytestmark = pytest.mark.filterwarnings("ignore:Fréchet distance of")
 NUM = 8

@@ -11,7 +11,7 @@ from PIL import Image
 
 from evaluation.files import VideoFile
 from evaluation.inputs import cover, nearest_size, read_entries, read_folder, read_video, squash
-from sora_lightning.data.encode import write_video
+from sora_lightning.data.decoding.encode import write_video
 from tests.data.barcodes import write_barcodes
 
 

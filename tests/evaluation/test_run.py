@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from evaluation.__main__ import main
 from evaluation.inputs import read_entries
-from sora_lightning.data.encode import write_video
+from sora_lightning.data.decoding.encode import write_video
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from sora_lightning.cli.training import run_training
-from sora_lightning.data.synthetic import write_dataset
+from sora_lightning.data.synthetic.render import write_dataset
 
 TOKENIZER = {
     "class_path": "sora_lightning.tokenizers.ConvTokenizer",

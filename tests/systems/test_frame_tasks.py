@@ -12,7 +12,7 @@ from PIL import Image
 from sora_lightning.__main__ import main
 from sora_lightning.cli.sample import read_all, to_frames
 from sora_lightning.cli.sample_tasks import TASKS, read_video
-from sora_lightning.data.encode import write_video
+from sora_lightning.data.decoding.encode import write_video
 from sora_lightning.diffusion import HybridObjective, MinSNR, VariancePreserving
 from sora_lightning.generation import KnownFrames
 from sora_lightning.systems import DiffusionSystem

@@ -13,7 +13,7 @@ from torch import Tensor
 from sora_lightning.cli.sample import read_all
 from sora_lightning.cli.sample_tasks import read_video
 from sora_lightning.conditioning import Concatenation, FirstFrames, MaskedLatents, Source
-from sora_lightning.data.synthetic import write_dataset
+from sora_lightning.data.synthetic.render import write_dataset
 from sora_lightning.denoisers import Denoiser
 from sora_lightning.generation import seeded_noise
 from sora_lightning.systems import DiffusionSystem

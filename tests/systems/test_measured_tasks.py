@@ -15,7 +15,7 @@ from evaluation.__main__ import main
 from evaluation.models.frame_tasks.protocol import TaskProtocol
 from evaluation.models.frame_tasks.run import NAMES, TaskRequest, as_table, measure_tasks
 from sora_lightning.__main__ import main as library
-from sora_lightning.data.synthetic import write_dataset
+from sora_lightning.data.synthetic.render import write_dataset
 from sora_lightning.workflows.frame_tasks import frame_task_stages
 
 PROTOCOL = TaskProtocol(

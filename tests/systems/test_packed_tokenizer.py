@@ -83,7 +83,7 @@ def test_a_packed_training_resumes_to_the_bit_and_leaves_statistics(
 
 
 def test_packs_of_another_kind_are_refused(fit: Callable, tmp_path: Path) -> None:
-    dropping = {"class_path": "sora_lightning.data.native.BetaDropping"}
+    dropping = {"class_path": "sora_lightning.data.batching.native_sizes.BetaDropping"}
     dropping["init_args"] = {"mean": 0.5, "largest": 0.5}
     data = PACKED | {"packing": PACKED["packing"] | {"dropping": dropping}}
     with pytest.raises(ValueError, match=r"data\.packing\.dropping is set: a tokenizer gives back"):

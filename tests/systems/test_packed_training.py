@@ -155,7 +155,7 @@ def test_a_pack_without_clips_costs_nothing_but_reaches_every_parameter(
 
 
 DROPPING = {
-    "class_path": "sora_lightning.data.native.BetaDropping",
+    "class_path": "sora_lightning.data.batching.native_sizes.BetaDropping",
     "init_args": {"mean": 0.5, "largest": 0.9},
 }
 

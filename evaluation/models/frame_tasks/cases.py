@@ -11,7 +11,8 @@ from jaxtyping import UInt8
 
 from evaluation.inputs import cover, nearest_size, read_entries, read_video
 from evaluation.metrics.alignment import ExpectedShape, parse_prompt
-from sora_lightning.data.scenes import (
+from sora_lightning.data.synthetic.render import render
+from sora_lightning.data.synthetic.scenes import (
     DIRECTIONS,
     MARGIN,
     MovingShape,
@@ -20,7 +21,6 @@ from sora_lightning.data.scenes import (
     random_scene,
     triples,
 )
-from sora_lightning.data.synthetic import render
 
 Video = UInt8[np.ndarray, "F H W 3"]
 _OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}

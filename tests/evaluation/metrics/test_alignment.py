@@ -7,7 +7,7 @@ import pytest
 
 from evaluation.metrics.alignment import ExpectedShape, ShapeAlignment, align, parse_prompt
 from evaluation.metrics.shapes import FoundShape
-from sora_lightning.data.scenes import captions
+from sora_lightning.data.synthetic.scenes import captions
 from tests.evaluation.conftest import Known
 
 

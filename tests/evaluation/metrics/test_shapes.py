@@ -12,8 +12,8 @@ from scipy import ndimage
 
 from evaluation.metrics.alignment import align, parse_prompt
 from evaluation.metrics.shapes import COLOURS, DIRECTIONS, SHAPES, find_shapes
-from sora_lightning.data import scenes
-from sora_lightning.data.scenes import Triple
+from sora_lightning.data.synthetic import scenes
+from sora_lightning.data.synthetic.scenes import Triple
 from tests.evaluation.conftest import Known, draw
 
 

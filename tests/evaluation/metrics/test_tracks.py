@@ -21,7 +21,7 @@ from evaluation.models.frame_tasks.judging import (
     moves_evenly,
     shows,
 )
-from sora_lightning.data.scenes import DIRECTIONS
+from sora_lightning.data.synthetic.scenes import DIRECTIONS
 from tests.evaluation.conftest import SIZES, Known
 
 

@@ -27,7 +27,7 @@ from evaluation.models.tokenizers.probes import (
 )
 from evaluation.models.tokenizers.run import RebuiltClip, TokenizerRequest, _rfvd
 from sora_lightning.cli.training import run_training
-from sora_lightning.data.synthetic import write_dataset
+from sora_lightning.data.synthetic.render import write_dataset
 from sora_lightning.tokenizers import ConvTokenizer
 from sora_lightning.tokenizers.posterior import DiagonalGaussian
 

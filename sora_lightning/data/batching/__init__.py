@@ -1,0 +1,1 @@
+"""Sizes, the order of batches, and the datasets that serve them."""

@@ -1,0 +1,140 @@
+"""Finds out, before anything trains, which clips of a manifest can be used: probed, sized, and
+found in the cache.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+from numpy import ndarray
+from tqdm import tqdm
+
+from sora_lightning.data.batching.buckets import Assignment, Removal, SizeRule
+from sora_lightning.data.decoding.bad_clips import BadClips
+from sora_lightning.data.decoding.checksums import Contents
+from sora_lightning.data.decoding.readers import DecodeError, probe
+from sora_lightning.data.decoding.subprocess_decoding import ChildDied, guarded_map
+from sora_lightning.data.latents import LatentCache, latent_key
+from sora_lightning.data.manifest.filters import Filter, first_against, require_columns
+from sora_lightning.data.manifest.memory_mapped import cells, chosen, joined
+from sora_lightning.data.manifest.records import ClipRecord, Footage
+from sora_lightning.types import VideoSize
+
+PROBES_AT_ONCE = 4
+PROBE_TIMEOUT_S = 60.0
+
+
+def survey(
+    records: Sequence[ClipRecord],
+    sizes: SizeRule,
+    bad_clips: BadClips,
+    filters: Sequence[Filter] = (),
+) -> Assignment:
+    """Give every clip that the filters keep its size.
+
+    One frame is decoded of every file whose row lacks the technical columns.
+    """
+    require_columns(records, filters)
+    found = _probed(records, filters)
+
+    def place(record: ClipRecord) -> VideoSize | Removal | Filter:
+        if (against := first_against(record, filters)) is not None:
+            return against
+        footage = record.footage or next(found)
+        if isinstance(footage, Footage):
+            return sizes.place(record, footage)
+        bad_clips.add(record, footage)
+        return Removal.UNREADABLE
+
+    return Assignment.of(records, map(place, records), sizes.sizes)
+
+
+def require_contents(manifest: Path, assignment: Assignment) -> None:
+    """Raise ``ValueError`` naming the first clip of which the manifest does not tell the hash."""
+    for clips in assignment.clips.values():
+        for number, content in enumerate(cells(clips, "content")):
+            if not isinstance(content, str) or not content:
+                raise ValueError(
+                    f"{manifest}: content is missing in the row of {clips[number].path.name}: "
+                    "data.verify_content = true needs the SHA-256 of each file: run sora-lightning "
+                    "index"
+                )
+
+
+def _probed(
+    records: Sequence[ClipRecord], filters: Sequence[Filter]
+) -> Iterator[Footage | DecodeError]:
+    """What the files hold of which the manifest does not say it, in order. Nothing is probed
+    before the first is asked for, and then a few thousand ahead.
+    """
+    unknown = (r for r in records if r.footage is None and first_against(r, filters) is None)
+    paths, asked = itertools.tee(record.path for record in unknown)
+    num_workers = max(1, min(PROBES_AT_ONCE, len(records) // 8))
+    probed = guarded_map(probe, asked, num_workers, PROBE_TIMEOUT_S)
+    bar = tqdm(probed, "probing", len(records), unit="clip", disable=len(records) < 100)
+    for result, path in zip(bar, paths, strict=True):
+        yield DecodeError(f"{path}: {result}") if isinstance(result, ChildDied) else result
+
+
+@dataclass(frozen=True)
+class LatentKeys:
+    """Names clips' windows in the latent cache. A file of which the manifest does not say what it
+    holds is read whole, by ``contents``.
+    """
+
+    fps: float
+    num_windows: int
+    contents: Contents = field(default_factory=Contents, compare=False)
+    num_parts: ClassVar[int] = 1
+
+    def __call__(self, record: ClipRecord, size: VideoSize, window: int) -> str:
+        """The key of one window."""
+        content = self.contents.of(record)
+        return latent_key(content, record, size, self.fps, window, self.num_windows)
+
+    def of_windows(self, record: ClipRecord, size: VideoSize) -> list[str]:
+        """The keys of all windows."""
+        content = self.contents.of(record)
+        windows = range(self.num_windows)
+        return [latent_key(content, record, size, self.fps, w, self.num_windows) for w in windows]
+
+    def find(self, record: ClipRecord, size: VideoSize, cache: LatentCache) -> Int[ndarray, "p w"]:
+        """The numbers of a clip's windows in a cache, -1 for those that it lacks: ``num_parts``
+        rows, of which the first is the clip's own.
+        """
+        return cache.find(self.of_windows(record, size))[None]
+
+
+class Encoded(NamedTuple):
+    """The clips of which a cache holds a window or more, and the numbers in it of their windows;
+    and, where the keys name pairs, of their sources' windows.
+    """
+
+    clips: Assignment
+    numbers: dict[VideoSize, Int[ndarray, "_n w"]]
+    source_numbers: dict[VideoSize, Int[ndarray, "_n w"]] | None
+
+
+def encoded(assignment: Assignment, keys: LatentKeys, cache: LatentCache) -> Encoded:
+    """Look a cache through for the windows of all clips."""
+    kept = Assignment({}, dict(assignment.removed))
+    numbers: list[dict[VideoSize, Int[ndarray, "_n w"]]] = [{} for _ in range(keys.num_parts)]
+    lacking: list[Sequence[ClipRecord]] = []
+    for size, clips in assignment.clips.items():
+        found = np.full((keys.num_parts, len(clips), keys.num_windows), -1, dtype=np.int32)
+        for row, record in enumerate(clips):
+            found[:, row] = keys.find(record, size, cache)
+        there = (found[0] >= 0).any(axis=1)
+        kept.clips[size] = chosen(clips, np.flatnonzero(there))
+        for of_part, part in zip(numbers, found, strict=True):
+            of_part[size] = part[there]
+        lacking.append(chosen(clips, np.flatnonzero(~there)))
+    if len(without := joined(lacking)):
+        kept.removed[Removal.NOT_ENCODED] = without
+    return Encoded(kept, numbers[0], numbers[1] if len(numbers) > 1 else None)

@@ -1,0 +1,264 @@
+"""Decodes in a child process, so that a file that hangs or crashes a decoder costs one clip and
+not the run.
+
+decord loops for ever on some valid files, and no thread can be stopped from outside. The child is
+forked: it starts in milliseconds and shares the parent's memory, where a new interpreter would
+import all of torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import itertools
+import mmap
+import os
+import signal
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from sora_lightning.data.decoding.readers import DecodeError, PyAVReader, Reader, Timeline
+
+CAN_FORK = hasattr(os, "fork")
+FIRST_BUFFER_BYTES = 16 * 2**20
+ITEMS_AHEAD = 4096
+
+
+class ChildDied(DecodeError):
+    """A call ended with its process. The message says how, not on what."""
+
+
+class _Array(NamedTuple):
+    """An array that lies at the start of the shared memory."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+
+class _Answer(NamedTuple):
+    value: Any
+    error: Exception | None
+    complaints: str
+
+
+class Guard:
+    """A child process that runs one call after another, within ``timeout_s`` seconds each.
+
+    It is started by the first call, and again after a call that it did not survive. A guard that
+    is pickled, or that a process inherits by a fork, starts a child of its own. Not for several
+    threads at once. Raises ``ValueError`` where processes cannot be forked.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        if not timeout_s > 0:
+            raise ValueError(f"timeout_s = {timeout_s}: must be greater than 0")
+        if not CAN_FORK:
+            raise ValueError("this system cannot fork processes: decode without a guard")
+        self.timeout_s = timeout_s
+        self._num_bytes = FIRST_BUFFER_BYTES
+        self._child: _Child | None = None
+
+    def __call__(self, function: Callable[..., Any], *arguments: Any) -> tuple[Any, str]:
+        """What the function returns, and what was written to stderr meanwhile.
+
+        An array is not copied out of the memory shared with the child, unless one returned before
+        still lies there. Raises what the function raises, and ``ChildDied`` where it takes too long
+        or takes the process down.
+        """
+        if self._child is None or self._child.owner != os.getpid():
+            self._child = _Child(self._num_bytes, self.timeout_s)
+        try:
+            answer = self._child.answer(function, arguments)
+        except ChildDied:
+            self.close()
+            raise
+        if answer.error is not None:
+            raise answer.error
+        if isinstance(answer.value, np.ndarray) and answer.value.nbytes > self._num_bytes:
+            self._num_bytes = 2 * answer.value.nbytes  # it came through the pipe, which is slow
+            self.close()
+        return answer.value, answer.complaints
+
+    def close(self) -> None:
+        """End the child, where there is one."""
+        if self._child is not None:
+            self._child.stop()
+            self._child = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_child": None}
+
+
+class _Child:
+    """The parent's side of one process, its pipe and its shared memory.
+
+    Arrays lie in one of two buffers: in the first, and are lent to the caller as they are; or,
+    while what was lent last is still in use, in the second, and are copied.
+    """
+
+    def __init__(self, num_bytes: int, timeout_s: float) -> None:
+        self.owner = os.getpid()
+        self.timeout_s = timeout_s
+        self.shared = mmap.mmap(-1, num_bytes), mmap.mmap(-1, num_bytes)
+        self.lent: weakref.ref[np.ndarray] | None = None
+        self.pipe, theirs = Pipe()
+        with tempfile.TemporaryFile() as written:
+            self.pid = os.fork()
+            if not self.pid:
+                try:
+                    _serve(theirs, self.shared, written.fileno(), timeout_s)
+                finally:
+                    os._exit(1)
+        theirs.close()
+        self.stop = weakref.finalize(self, _stop, self.owner, self.pid, self.pipe)
+
+    def answer(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> _Answer:
+        buffer = 0 if self.lent is None or self.lent() is None else 1
+        try:
+            self.pipe.send((buffer, function, arguments))
+            if not self.pipe.poll(self.timeout_s):
+                raise ChildDied(f"took longer than {self.timeout_s:g} s and was stopped")
+            answer: _Answer = self.pipe.recv()
+        except (EOFError, ConnectionError) as error:
+            _, status = os.waitpid(self.pid, 0)
+            self.stop.detach()
+            self.pipe.close()
+            raise ChildDied(f"crashed the decoder ({_ending(status)})") from error
+        if isinstance(answer.value, _Array):
+            dtype, shape = answer.value
+            flat = np.frombuffer(self.shared[buffer], dtype, int(np.prod(shape)))
+            if buffer == 0:
+                self.lent = weakref.ref(flat)  # every view of it, and every tensor, keeps it alive
+            else:
+                flat = flat.copy()
+            return answer._replace(value=flat.reshape(shape))
+        return answer
+
+
+def _ending(status: int) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+
+
+def _stop(owner: int, pid: int, pipe: Connection) -> None:
+    pipe.close()
+    if os.getpid() == owner:  # a fork of the owner has the same object, and not the right
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+
+
+def _serve(pipe: Connection, shared: Sequence[mmap.mmap], written: int, timeout_s: float) -> None:
+    """The child's life: answer calls until the parent closes its end of the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's affair
+    for number in (signal.SIGTERM, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)
+    gc.freeze()  # what the parent left is never collected here: it may close what it shares
+    os.dup2(written, 2)
+    os.dup2(written, 1)
+    os.closerange(3, pipe.fileno())
+    os.closerange(pipe.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
+    while True:
+        try:
+            buffer, function, arguments = pipe.recv()
+        except (EOFError, ConnectionError):
+            return
+        # Ends an endless call even where the parent that would stop it has died.
+        signal.setitimer(signal.ITIMER_REAL, 2 * timeout_s + 1)
+        answer = _answer(function, arguments)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if isinstance(answer.value, np.ndarray) and answer.value.nbytes <= len(shared[buffer]):
+            array = answer.value
+            place = np.frombuffer(shared[buffer], array.dtype, array.size).reshape(array.shape)
+            place[...] = array
+            answer = answer._replace(value=_Array(array.dtype, array.shape))
+        pipe.send(answer)
+        del answer
+
+
+def _answer(function: Callable[..., Any], arguments: tuple[Any, ...]) -> _Answer:
+    try:
+        value, error = function(*arguments), None
+    except Exception as raised:
+        value, error = None, raised
+    length = os.fstat(2).st_size
+    complaints = os.pread(2, length, 0).decode(errors="replace") if length else ""
+    if length:
+        os.ftruncate(2, 0)
+        os.lseek(2, 0, os.SEEK_SET)
+    return _Answer(value, error, complaints)
+
+
+def guarded_map(
+    function: Callable[[Any], Any], items: Iterable[Any], num_workers: int, timeout_s: float
+) -> Iterator[Any]:
+    """``function(item)`` of each item, in order, or the ``DecodeError`` in its place; a few
+    thousand items are asked for ahead.
+
+    Each of the workers has a guard, where processes can be forked.
+    """
+    idle: SimpleQueue[Callable[..., Any]] = SimpleQueue()
+    for _ in range(num_workers):
+        idle.put(Guard(timeout_s) if CAN_FORK else _unguarded)
+
+    def run(item: Any) -> Any:
+        guard = idle.get()
+        try:
+            return guard(function, item)[0]
+        except DecodeError as error:
+            return error
+        finally:
+            idle.put(guard)
+
+    with ThreadPoolExecutor(num_workers) as pool:
+        coming = iter(items)
+        while ahead := list(itertools.islice(coming, ITEMS_AHEAD)):
+            yield from pool.map(run, ahead)
+
+
+def _unguarded(function: Callable[..., Any], *arguments: Any) -> tuple[Any, str]:
+    return function(*arguments), ""
+
+
+class GuardedReader(Reader):
+    """Another reader's frames, decoded in a guarded child.
+
+    The child also hears what no return value tells: decord paints over damage, and only the
+    messages of its FFmpeg on stderr say so. Frames that came with such a message are thrown away
+    and read again by ``PyAVReader``, which stops at damage.
+    """
+
+    def __init__(self, reader: Reader, timeout_s: float) -> None:
+        self.reader = reader
+        self.guard = Guard(timeout_s)
+
+    def timeline(self, path: Path) -> Timeline:
+        return self._run(path, self.reader.timeline, path)[0]
+
+    def read(
+        self, path: Path, timeline: Timeline, indices: Sequence[int]
+    ) -> UInt8[np.ndarray, "F H W 3"]:
+        frames, complaints = self._run(path, self.reader.read, path, timeline, indices)
+        if any(_tells_of_damage(line) for line in complaints.splitlines()):
+            frames, _ = self._run(path, PyAVReader().read, path, timeline, indices)
+        return frames
+
+    def _run(self, path: Path, function: Callable[..., Any], *arguments: Any) -> tuple[Any, str]:
+        try:
+            return self.guard(function, *arguments)
+        except ChildDied as error:
+            raise DecodeError(f"{path}: {error}") from error
+
+
+def _tells_of_damage(line: str) -> bool:
+    return bool(line.strip()) and not line.startswith("[swscaler")

@@ -1,0 +1,73 @@
+"""What ``index`` has found of each file, in a file beside its output: a call that was interrupted
+goes on from it. Of a line, memory keeps the place alone.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from sora_lightning.data.manifest.tables import Row
+
+# A file's rows, or the reason why it has none.
+Outcome = list[Row] | str
+
+
+class Journal:
+    """Lines of ``[key, path as given, outcome]``, the keys 32 hexadecimal digits.
+
+    ``recall`` and ``add`` make it an iterable of the paths and outcomes of the files asked for, in
+    the order of the calls of ``recall``. A line that an interruption cut is passed over.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.num_recalled = 0
+        self._places = array("q")  # of every file recalled; -1 for those that are to be added
+        self._waiting = 0
+        keys, places = bytearray(), array("q")
+        path.touch()
+        with path.open("rb+") as file:
+            place, line = 0, b"\n"
+            for line in file:
+                with suppress(ValueError):
+                    key, _, _ = json.loads(line)
+                    keys += bytes.fromhex(key)
+                    places.append(place)
+                place += len(line)
+            if not line.endswith(b"\n"):
+                file.write(b"\n")
+        found = np.frombuffer(bytes(keys), "S16")
+        order = np.argsort(found, kind="stable")
+        self._known, self._known_places = found[order], np.array(places, dtype=np.int64)[order]
+
+    def recall(self, key: str) -> bool:
+        """Whether an earlier call found out about a file; if not, it is to be added."""
+        asked = np.frombuffer(bytes.fromhex(key), "S16")
+        (after,) = np.searchsorted(self._known, asked, side="right").tolist()
+        known = after > 0 and self._known[after - 1] == asked[0]
+        self._places.append(int(self._known_places[after - 1]) if known else -1)
+        self.num_recalled += known
+        return bool(known)
+
+    def add(self, key: str, given: str, outcome: Outcome) -> int:
+        """Write down the first file that is to be added. Returns how many stand before and with
+        it.
+        """
+        self._waiting = self._places.index(-1, self._waiting)
+        with self.path.open("ab") as file:
+            self._places[self._waiting] = file.tell()
+            file.write(json.dumps([key, given, outcome], ensure_ascii=False).encode() + b"\n")
+        return self._waiting + 1
+
+    def __iter__(self) -> Iterator[tuple[str, Outcome]]:
+        with self.path.open("rb") as file:
+            for place in self._places:
+                file.seek(place)
+                _, given, outcome = json.loads(file.readline())
+                yield given, outcome

@@ -1,0 +1,192 @@
+"""Scores for raw footage, from one pass over small grey pictures: motion, black and static frames,
+scene cuts, and a look that near duplicates share.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from jaxtyping import Float, Int, UInt8, UInt64
+
+from sora_lightning.data.decoding.readers import DecodeError, decoded_frames
+
+ROWS, COLUMNS = 36, 64
+# Levels of luma, of 255: limited-range black is 16, and codecs leave a little noise upon it.
+BLACK_LEVEL = 24.0
+STATIC_LEVEL = 0.5
+# A cut changes the picture by this many levels on average, and this many times as much as the
+# frames around it change.
+CUT_LEVELS, CUT_RATIO = 12.0, 3.0
+CUT_NEIGHBOURS = 4
+NEAR_BITS = 10
+
+
+@dataclass(frozen=True)
+class Thumbnails:
+    """A file's frames as small pictures in luma and chroma, and when each is shown."""
+
+    times_s: Float[np.ndarray, " F"]
+    pictures: UInt8[np.ndarray, "F 3 h w"]
+
+    @property
+    def changes(self) -> Float[np.ndarray, " F-1"]:
+        """The mean difference in levels between each frame and the next."""
+        if len(self.pictures) < 2:
+            return np.zeros(0)
+        steps = np.abs(np.diff(self.pictures.astype(np.int16), axis=0))
+        return steps.mean((1, 2, 3))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Columns of one clip.
+
+    ``motion`` is the mean change of luma between frames in levels of 255, ``black`` and ``static``
+    are shares of the frames, ``look`` are 192 bits in hexadecimal that resemble those of a clip
+    that resembles it.
+    """
+
+    motion: float
+    black: float
+    static: float
+    look: str
+
+
+def look_through(path: Path) -> Thumbnails:
+    """Decode a file once, into small pictures. Raises ``DecodeError``."""
+    converter = VideoReformatter()
+    times_s, pictures = [], []
+    for time_s, frame in decoded_frames(path):
+        small = converter.reformat(frame, COLUMNS, ROWS, "yuv444p", interpolation="AREA", threads=1)
+        pictures.append(small.to_ndarray())
+        times_s.append(time_s)
+    return Thumbnails(np.array(times_s), np.stack(pictures))
+
+
+def scene_cuts(thumbnails: Thumbnails) -> list[float]:
+    """When new scenes begin, in seconds from the first frame; the first scene's 0.0 included.
+
+    A hard cut changes the whole picture within one frame, and far more than the frames before and
+    after it change; a fade, a flash or a fast pan does not stand out like that.
+    """
+    changes = thumbnails.changes
+    cuts = [0.0]
+    for place, change in enumerate(changes):
+        around = changes[max(0, place - CUT_NEIGHBOURS) : place + CUT_NEIGHBOURS + 1]
+        others = np.delete(around, min(place, CUT_NEIGHBOURS))
+        usual = others.max() if len(others) else 0.0
+        if change >= CUT_LEVELS and change >= CUT_RATIO * usual:
+            cuts.append(float(thumbnails.times_s[place + 1]))
+    return cuts
+
+
+def require_pyscenedetect() -> None:
+    """Raise ``ValueError`` where PySceneDetect is not installed."""
+    if importlib.util.find_spec("scenedetect") is None:
+        raise ValueError("PySceneDetect is not installed: pip install 'sora-lightning[scenes]'")
+
+
+def pyscenedetect_cuts(path: Path) -> list[float]:
+    """The same from PySceneDetect's content detector."""
+    from scenedetect import ContentDetector, detect
+
+    scenes = detect(str(path), ContentDetector())
+    return [start.seconds for start, _ in scenes] or [0.0]
+
+
+def score(thumbnails: Thumbnails, start_s: float, end_s: float) -> Scores:
+    """The scores of the frames shown in a window. Raises ``DecodeError`` for one without frames."""
+    inside = (thumbnails.times_s >= start_s - 1e-6) & (thumbnails.times_s < end_s - 1e-6)
+    if not inside.any():
+        raise DecodeError(f"no frame is shown from {start_s} to {end_s} s")
+    luma = thumbnails.pictures[inside, 0].astype(np.float64)
+    changes = np.abs(np.diff(luma, axis=0)).mean((1, 2))
+    return Scores(
+        motion=round(float(changes.mean()), 4) if len(changes) else 0.0,
+        black=round(float((luma.mean((1, 2)) < BLACK_LEVEL).mean()), 4),
+        static=round(float((changes < STATIC_LEVEL).mean()), 4) if len(changes) else 1.0,
+        look=_look(luma),
+    )
+
+
+def _look(luma: Float[np.ndarray, "F h w"]) -> str:
+    """Difference hashes of the first, middle and last frame: is a cell brighter than the cell to
+    its left? On 8 rows of 9 cells.
+    """
+    chosen = luma[[0, len(luma) // 2, -1]]
+    rows = np.array_split(np.arange(ROWS), 8)
+    columns = np.array_split(np.arange(COLUMNS), 9)
+    cells = np.array(
+        [[[picture[np.ix_(r, c)].mean() for c in columns] for r in rows] for picture in chosen]
+    )
+    # Flat pictures differ by noise alone: the margin keeps their bits at zero.
+    bits = np.diff(cells, axis=2) > 1.0
+    return np.packbits(bits.ravel()).tobytes().hex()
+
+
+def duplicates(clips: Iterable[tuple[str, str]]) -> Int[np.ndarray, " n"]:
+    """For each clip, given as its content and its look, the number of the first before it of the
+    same content or of nearly the same look that is no duplicate itself, or -1.
+
+    Looks are near where at most ``NEAR_BITS`` of 192 bits differ. Then one of ``NEAR_BITS + 1``
+    stretches of them is the same, so that only clips that share one are compared. Flat looks, such
+    as of black clips, say nothing and are never near. Takes about 300 bytes a clip.
+    """
+    digests, packed = bytearray(), bytearray()
+    for content, look in clips:
+        digests += hashlib.blake2b(content.encode(), digest_size=16).digest()
+        packed += bytes.fromhex(look)
+    _, first, which = np.unique(
+        np.frombuffer(bytes(digests), "V16"), return_index=True, return_inverse=True
+    )
+    looks = np.frombuffer(bytes(packed), np.uint64).reshape(-1, 3)
+    first = first[which].astype(np.int32)
+    copies = np.flatnonzero(first != np.arange(len(first)))
+    found = np.full(len(first), -1, np.int32)
+    found[copies] = first[copies]
+    sharing = [_Sharing(stretch) for stretch in _stretches(looks)]
+    shown = np.flatnonzero(np.bitwise_count(looks).sum(axis=1) > NEAR_BITS)
+    for number in shown[found[shown] < 0].tolist():
+        candidates = np.concatenate([one.before(number) for one in sharing])
+        differing = np.bitwise_count(looks[candidates] ^ looks[number]).sum(axis=1)
+        near = candidates[(differing <= NEAR_BITS) & (found[candidates] < 0)]
+        if len(near):
+            found[number] = near.min()
+    of_first = found[first[copies]]
+    found[copies] = np.where(of_first < 0, first[copies], of_first)
+    return found
+
+
+def _stretches(looks: UInt64[np.ndarray, "n 3"]) -> Iterator[Int[np.ndarray, " n"]]:
+    """The value of each stretch of the looks' bits, one stretch after the other."""
+    of_bytes = looks.view(np.uint8).reshape(len(looks), -1)
+    for bits in np.array_split(np.arange(8 * of_bytes.shape[1]), NEAR_BITS + 1):
+        value = np.zeros(len(looks), np.int32)
+        for bit in bits.tolist():
+            value <<= 1
+            value |= of_bytes[:, bit // 8] >> (7 - bit % 8) & 1
+        yield value
+
+
+class _Sharing:
+    """The clips whose looks have the same value in one stretch."""
+
+    def __init__(self, values: Int[np.ndarray, " n"]) -> None:
+        order = np.argsort(values, kind="stable").astype(np.int32)
+        begins = np.flatnonzero(np.diff(values[order], prepend=-1))
+        lengths = np.diff(begins, append=len(order))
+        self.order = order
+        self.begin = np.empty(len(order), np.int32)
+        self.begin[order] = np.repeat(begins, lengths)
+        self.place = np.empty(len(order), np.int32)
+        self.place[order] = np.arange(len(order), dtype=np.int32)
+
+    def before(self, number: int) -> Int[np.ndarray, " m"]:
+        """Those that share it with a clip and come before it."""
+        return self.order[self.begin[number] : self.place[number]]

@@ -1,0 +1,168 @@
+"""The rows of an Arrow file as records that are made when they are asked for: the file is mapped
+into memory, so that a million rows cost a process little, and processes share what they have read.
+"""
+
+from __future__ import annotations
+
+import itertools
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from jaxtyping import Int
+from numpy import ndarray
+
+from sora_lightning.data.manifest.records import ClipRecord, clip_id, read_manifest, record_of
+from sora_lightning.data.manifest.tables import Row, arrow_batches, arrow_table
+
+ROWS_AT_ONCE = 1024
+
+
+class _Lazy(Sequence[ClipRecord]):
+    """A sequence of records that are made by their number."""
+
+    @abstractmethod
+    def _record(self, number: int) -> ClipRecord: ...
+
+    @overload
+    def __getitem__(self, index: int) -> ClipRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ClipRecord]: ...
+    def __getitem__(self, index: int | slice) -> ClipRecord | list[ClipRecord]:
+        if isinstance(index, slice):
+            return [self._record(number) for number in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        return self._record(index % len(self))
+
+
+class MappedRecords(_Lazy):
+    """All rows of an Arrow file. Every process maps the file for itself."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._table: Any = None
+        self._length = len(self._mapped())
+
+    def _mapped(self) -> Any:
+        if self._table is None:
+            self._table = arrow_table(self.path)
+        return self._table
+
+    def __len__(self) -> int:
+        return self._length
+
+    def _record(self, number: int) -> ClipRecord:
+        (row,) = self._mapped().slice(number, 1).to_pylist()
+        return self.made(number, row)
+
+    def __iter__(self) -> Iterator[ClipRecord]:
+        # Through a mapping of its own: what a pass over the whole file touches is let go after it.
+        rows = itertools.chain.from_iterable(arrow_batches(self.path, ROWS_AT_ONCE))
+        for number, row in enumerate(rows):
+            yield self.made(number, row)
+
+    def rows(self, numbers: Int[ndarray, " n"], names: Sequence[str]) -> Iterator[Row]:
+        """These columns, as far as there are any, of the rows of rising numbers, many at a time."""
+        table = arrow_table(self.path)
+        table = table.select([name for name in table.column_names if not names or name in names])
+        if not table.num_columns:
+            yield from ({} for _ in numbers)
+            return
+        for start in range(0, len(numbers), ROWS_AT_ONCE):
+            part = numbers[start : start + ROWS_AT_ONCE]
+            near = table.slice(int(part[0]), int(part[-1] - part[0]) + 1)
+            yield from near.take(part - part[0]).to_pylist()
+
+    def made(self, number: int, row: dict[str, Any]) -> ClipRecord:
+        columns = {name: value for name, value in row.items() if value is not None}
+        return record_of(f"{self.path}:{number + 1}", columns, self.path.parent)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_table": None}
+
+
+class ChosenRecords(_Lazy):
+    """Some of the rows of an Arrow file, by their numbers."""
+
+    def __init__(self, records: MappedRecords, numbers: Int[ndarray, " n"]) -> None:
+        self.records = records
+        self.numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def _record(self, number: int) -> ClipRecord:
+        return self.records[int(self.numbers[number])]
+
+    def __iter__(self) -> Iterator[ClipRecord]:
+        for number, row in zip(self.numbers, self.rows(), strict=True):
+            yield self.records.made(int(number), row)
+
+    def rows(self, *names: str) -> Iterator[Row]:
+        """These columns of the rows, or all of them; absent cells are None."""
+        falls = np.flatnonzero(self.numbers[1:] < self.numbers[:-1]) + 1
+        for part in np.split(self.numbers, falls):
+            if len(part):
+                yield from self.records.rows(part, names)
+
+
+def chosen(
+    records: Sequence[ClipRecord], numbers: Sequence[int] | Int[ndarray, " n"]
+) -> Sequence[ClipRecord]:
+    """Those of some numbers: of a mapped file by reference, else as a list."""
+    if isinstance(records, MappedRecords):
+        return ChosenRecords(records, np.asarray(numbers, dtype=np.int32))
+    if isinstance(records, ChosenRecords):
+        return ChosenRecords(records.records, records.numbers[np.asarray(numbers, dtype=np.int32)])
+    return [records[number] for number in numbers]
+
+
+def cells(records: Sequence[ClipRecord], name: str) -> Iterator[Any]:
+    """What each row has in a column, or None; of a mapped file no records are made."""
+    if isinstance(records, ChosenRecords):
+        return (row.get(name) for row in records.rows(name))
+    return (record.columns.get(name) for record in records)
+
+
+def clip_ids(records: Sequence[ClipRecord]) -> Iterator[str]:
+    """The ``clip_id`` of each; of a mapped file no records are made."""
+    if isinstance(records, ChosenRecords):
+        return map(clip_id, records.rows("path", "start_s", "end_s"))
+    return (record.clip_id for record in records)
+
+
+def joined(parts: Iterable[Sequence[ClipRecord]]) -> Sequence[ClipRecord]:
+    """One sequence after the other; by reference where all are of one mapped file."""
+    parts = [part for part in parts if len(part)]
+    of_file = [part for part in parts if isinstance(part, ChosenRecords)]
+    if of_file and len(of_file) == len(parts):
+        records = of_file[0].records
+        if all(part.records is records for part in of_file):
+            return ChosenRecords(records, np.concatenate([part.numbers for part in of_file]))
+    return list(itertools.chain.from_iterable(parts))
+
+
+def open_manifest(manifest: Path) -> Sequence[ClipRecord]:
+    """``read_manifest``, but the rows of an Arrow file stay in the file. All of them are looked at
+    once, and the same errors raised.
+    """
+    manifest = Path(manifest)
+    if manifest.suffix != ".arrow" or manifest.is_dir():
+        return read_manifest(manifest)
+    records = MappedRecords(manifest)
+    if not len(records):
+        raise ValueError(f"{manifest}: the manifest has no rows")
+    ids = np.fromiter((int(r.clip_id, 16) for r in records), np.uint64, len(records))
+    in_order = np.sort(ids)
+    if (in_order[1:] == in_order[:-1]).any():
+        order = np.argsort(ids, kind="stable")
+        again = np.flatnonzero(np.diff(ids[order]) == 0)
+        first, second = (order[again[0] : again[0] + 2] + 1).tolist()
+        path = records[second - 1].columns["path"]
+        raise ValueError(
+            f"{manifest}:{second}: path = {path!r}: the same clip stands in line {first}"
+        )
+    return records

@@ -1,0 +1,55 @@
+"""Parts a manifest in two by file, so that a score on one says something of the other."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from sora_lightning.data.manifest.tables import Row, read_rows, with_moved_source, write_rows
+
+
+def split(source: Path, output: Path, num_held_out: int, seed: int = 0) -> None:
+    """Write ``train.jsonl`` and ``test.jsonl``: all rows of a file fall to the same one.
+
+    Which files are held out is drawn by their names and the seed, whatever the order of the rows.
+
+    Args:
+        source: A manifest (JSONL, CSV, Parquet), or a folder of videos with captions beside them.
+        output: The folder of the two manifests.
+        num_held_out: How many files go to ``test.jsonl``.
+        seed: Draws them.
+    """
+    source, output = Path(source), Path(output)
+    folder = source if source.is_dir() else source.parent
+    rows = [(_named(row, place), row) for place, row in read_rows(source)]
+    names = sorted({name for name, _ in rows}, key=lambda name: _draw(name, seed))
+    if not 0 < num_held_out < len(names):
+        raise ValueError(
+            f"num_held_out = {num_held_out}: must be from 1 to {len(names) - 1}, since {source} "
+            f"names {len(names)} files"
+        )
+    held_out = set(names[:num_held_out])
+    for part, taken in (("train", False), ("test", True)):
+        chosen = [_moved(row, folder, output) for name, row in rows if (name in held_out) == taken]
+        write_rows(output / f"{part}.jsonl", chosen)
+        print(f"{output / part}.jsonl: {len(chosen)} of {len(rows)} rows")
+
+
+def _named(row: Row, place: str) -> str:
+    if not isinstance(row.get("path"), str) or not row["path"]:
+        raise ValueError(f"{place}: path: must name a file")
+    return str(row["path"])
+
+
+def _draw(name: str, seed: int) -> str:
+    return hashlib.sha256(f"{seed} {Path(name).name}".encode()).hexdigest()
+
+
+def _moved(row: Row, folder: Path, output: Path) -> Row:
+    """The row as a manifest in another folder has to say it."""
+    row = with_moved_source(row, folder, output)
+    path = Path(row["path"])
+    if path.is_absolute():
+        return row
+    return {**row, "path": os.path.relpath((folder / path).absolute(), output.absolute())}

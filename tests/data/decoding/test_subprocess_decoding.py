@@ -1,0 +1,452 @@
+"""A file that hangs or crashes a decoder, or is damaged, costs one clip: never the run, never a
+wrong frame."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import av
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sora_lightning.data import DecodeError, PyAVReader, VideoDataModule
+from sora_lightning.data.decoding.bad_clips import BadClips, TooManyBadClips
+from sora_lightning.data.decoding.readers import (
+    DecordReader,
+    Reader,
+    Timeline,
+    default_reader,
+    read_timeline,
+)
+from sora_lightning.data.decoding.subprocess_decoding import Guard, GuardedReader, guarded_map
+from sora_lightning.data.manifest.records import ClipRecord
+from sora_lightning.types import VideoBatch
+from tests.data.barcodes import cut_without_encoding, numbers_in
+from tests.data.decoding.spoil import spoiled
+from tests.data.decoding.torchcodec_reader import torchcodec_parameter
+
+STEADY = list(range(0, 60 * 40, 40))
+CLOSED = {"g": "12", "bf": "2", "x264-params": "open-gop=0:scenecut=0"}
+CLIPS = Path(__file__).resolve().parents[3] / "../shared/clips"
+
+
+class Unruly(Reader):
+    """PyAV's frames; hangs on files called hang*, and dies on files called crash*."""
+
+    def read(self, path: Path, timeline: Timeline, indices: Sequence[int]) -> np.ndarray:
+        if path.name.startswith("hang"):
+            while True:
+                pass
+        if path.name.startswith("crash"):
+            os.abort()
+        return PyAVReader().read(path, timeline, indices)
+
+
+def test_a_hang_and_a_crash_end_with_their_call(barcodes: Callable[..., Path]) -> None:
+    paths = {name: barcodes(f"{name}.mp4", STEADY) for name in ("good", "hang", "crash")}
+    reader = GuardedReader(Unruly(), timeout_s=1.0)
+    timelines = {name: reader.timeline(path) for name, path in paths.items()}
+    for _ in range(2):
+        started = time.monotonic()
+        with pytest.raises(DecodeError, match=r"hang.mp4: took longer than 1 s"):
+            reader.read(paths["hang"], timelines["hang"], [3])
+        assert 0.9 < time.monotonic() - started < 2.0
+        with pytest.raises(DecodeError, match=r"crash.mp4: crashed the decoder \(SIGABRT\)"):
+            reader.read(paths["crash"], timelines["crash"], [3])
+        frames = reader.read(paths["good"], timelines["good"], [3, 50])
+        assert numbers_in(frames) == [3, 50]
+
+
+def test_a_guard_gives_what_the_function_gives() -> None:
+    guard = Guard(5.0)
+    assert guard(max, 3, 4) == (4, "")
+    for num_bytes in (0, 10, 2**20, 40 * 2**20, 40 * 2**20):  # the last but one outgrows the buffer
+        array, _ = guard(np.arange, num_bytes, None, 1, np.uint8)
+        np.testing.assert_array_equal(array, np.arange(num_bytes).astype(np.uint8))
+    with pytest.raises(ZeroDivisionError):
+        guard(divmod, 1, 0)
+    assert guard(os.write, 2, b"damaged") == (7, "damaged")
+    assert guard(max, 1, 2) == (2, "")
+    first = guard(os.getpid)[0]
+    assert guard(os.getpid)[0] == first != os.getpid()
+    guard.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(first, 0)
+    with pytest.raises(ValueError, match="timeout_s = 0"):
+        Guard(0.0)
+
+
+def test_arrays_are_lent_without_a_copy_and_not_written_over_while_in_use() -> None:
+    guard = Guard(5.0)
+
+    def filled(value: int) -> np.ndarray:
+        return guard(np.full, (1000, 8), value, np.uint8)[0]
+
+    first = filled(1)
+    assert guard._child is not None
+    shared = np.frombuffer(guard._child.shared[0], np.uint8)
+    assert np.shares_memory(first, shared)
+    part = torch.from_numpy(first)[10:]
+    del first
+    others = [filled(value) for value in (2, 3, 4)]
+    assert [int(other.min()) for other in others] == [2, 3, 4]
+    assert part.unique().tolist() == [1]
+    assert not any(np.shares_memory(other, shared) for other in others)
+    del part
+    last = filled(5)
+    assert np.shares_memory(last, shared)
+    guard.close()
+    assert last.min() == 5
+
+
+def test_a_guarded_map_keeps_the_order_and_the_errors(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.mp4" for number in range(30)]
+    results = list(guarded_map(read_timeline, paths, 3, 5.0))
+    assert [path.name in str(error) for path, error in zip(paths, results, strict=True)] == [
+        True
+    ] * 30
+    assert list(guarded_map(abs, range(-50, 0), 3, 5.0)) == list(range(50, 0, -1))
+
+
+def sequential(path: Path, timeline: Timeline) -> list[tuple[int, np.ndarray]]:
+    """What decodes of a damaged file from first to last, with timestamps, concealed frames too."""
+    images: list[tuple[int, np.ndarray]] = []
+    with av.open(str(path)) as container:
+        for packet in container.demux(video=0):
+            try:
+                frames = packet.decode()
+            except (av.error.FFmpegError, IndexError):
+                continue
+            for frame in frames:
+                image = np.rot90(frame.to_ndarray(format="rgb24"), int(frame.rotation) // 90 % 4)
+                images.append((frame.pts if timeline.timed else len(images), image))
+    return images
+
+
+def assert_right_or_refused(
+    sources: Sequence[Path], num_files: int, folder: Path, bare: Reader | None = None
+) -> None:
+    """Damages the sources in turn; what the default reader returns must stand in a decode from the
+    start, at the same time or place.
+
+    That is as much as can be asked: bits flipped within the data of a picture may still make a
+    valid picture (often so in VP9, and in HEVC without a hash of its pictures), which no decoder
+    can tell from the right one.
+    """
+    reader = GuardedReader(bare or default_reader(), timeout_s=60.0)
+    served = died = 0
+    unnoticed: dict[str, list[float]] = {}
+    for number in range(num_files):
+        source = sources[number % len(sources)]
+        rng = np.random.default_rng([number, len(sources)])
+        path = folder / f"{number}{source.suffix}"
+        path.write_bytes(spoiled(source.read_bytes(), rng))
+        try:
+            timeline = reader.timeline(path)
+            indices = np.sort(rng.integers(0, len(timeline), 4)).tolist()
+            frames = reader.read(path, timeline, indices).astype(int)
+        except DecodeError as error:
+            died += "crashed" in str(error) or "took longer" in str(error)
+            continue
+        served += 1
+        content = sequential(path, timeline)
+        for index, frame in zip(indices, frames, strict=True):
+            same_time = [image for pts, image in content if pts == timeline.pts[index]]
+            places = [*same_time, *(image for _, image in content[index : index + 1])]
+            differences = [np.abs(frame - image).mean() for image in places]
+            assert min(differences) < 5, (source.name, number, index)
+        off = differences_from_whole(source, timeline, indices, frames)
+        unnoticed.setdefault(codec_of(source), []).extend(off)
+    assert not died
+    assert num_files / 8 < served < 7 * num_files / 8
+    print(f"{num_files} files: {num_files - served} refused, {served} served")
+    for codec, off in sorted(unnoticed.items()):
+        by_bound = ", ".join(f"{sum(d > b for d in off)} by more than {b}" for b in (0, 1, 5))
+        print(f"{codec}: of {len(off)} frames served, from the undamaged file's differ {by_bound}")
+
+
+def differences_from_whole(
+    source: Path, timeline: Timeline, indices: Sequence[int], frames: np.ndarray
+) -> list[float]:
+    """How far each frame of a damaged file is from the undamaged file's at the same time or place,
+    the nearer of them: mean absolute difference, of 255.
+    """
+    whole = read_timeline(source)
+    differences = []
+    for index, frame in zip(indices, frames, strict=True):
+        at_time = np.flatnonzero(whole.pts == timeline.pts[index]).tolist()
+        places = sorted({*at_time, min(index, len(whole) - 1)})
+        images = PyAVReader().read(source, whole, places).astype(int)
+        comparable = images.shape[1:] == frame.shape
+        off = np.abs(images - frame).mean((1, 2, 3)).min() if comparable else 255.0
+        differences.append(float(off))
+    return differences
+
+
+def codec_of(path: Path) -> str:
+    with av.open(str(path)) as container:
+        return container.streams.video[0].codec_context.name
+
+
+@pytest.fixture
+def fixtures(barcodes: Callable[..., Path]) -> list[Path]:
+    hevc = {"codec": "libx265", "options": {"x265-params": "keyint=12:log-level=0"}}
+    mpeg4 = {"codec": "mpeg4", "options": {"g": "12", "qscale": "2"}}
+    vp9 = {"codec": "libvpx-vp9", "options": {"g": "12", "deadline": "realtime", "cpu-used": "8"}}
+    return [
+        barcodes("closed.mp4", STEADY, options=CLOSED),
+        barcodes("hevc.mp4", STEADY, **hevc),
+        barcodes("stream.ts", STEADY, options=CLOSED),
+        barcodes("mpeg4.avi", STEADY, **mpeg4),
+        barcodes("vp9.webm", STEADY, **vp9),
+    ]
+
+
+def test_damaged_files_give_right_frames_or_none(fixtures: list[Path], tmp_path: Path) -> None:
+    assert_right_or_refused(fixtures, 60, tmp_path)
+
+
+@pytest.mark.parametrize("reader", [torchcodec_parameter()])
+def test_torchcodec_paints_over_damage_and_is_found_out(
+    reader: Reader, fixtures: list[Path], tmp_path: Path
+) -> None:
+    assert_right_or_refused(fixtures, 60, tmp_path, reader)
+
+
+@pytest.mark.slow
+def test_a_thousand_damaged_files_give_right_frames_or_none(
+    fixtures: list[Path], tmp_path: Path
+) -> None:
+    real = sorted((CLIPS / "train").iterdir()) if CLIPS.is_dir() else []
+    small = [path for path in real if path.stat().st_size < 2**21]
+    assert_right_or_refused(fixtures * 10 + small, 1000, tmp_path)
+
+
+def test_decord_paints_over_damage_and_is_found_out(
+    barcodes: Callable[..., Path], tmp_path: Path
+) -> None:
+    whole = barcodes("whole.mp4", STEADY, options=CLOSED)
+    content = bytearray(whole.read_bytes())
+    with av.open(str(whole)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    position, length = packets[24]
+    content[position + length // 2 : position + length] = bytes(length - length // 2)
+    path = tmp_path / "damaged.mp4"
+    path.write_bytes(content)
+    timeline = read_timeline(path)
+    assert timeline.decord_objection is None
+    guarded = GuardedReader(DecordReader(), 10.0)
+    assert DecordReader().read(path, timeline, [25, 30]).shape == (2, 64, 128, 3)
+    for sound in ([3, 9], [50, 52]):
+        assert numbers_in(guarded.read(path, timeline, sound)) == sound
+    with pytest.raises(DecodeError, match=r"damaged.mp4"):
+        guarded.read(path, timeline, [25, 30])
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def opened(path: Path, times: int) -> Iterator[int]:
+    """The memory of the process after each tenth of the reads."""
+    for part in range(10):
+        for number in range(times // 10):
+            default_reader().read(path, read_timeline(path), [number % 60])
+        del part
+        yield resident_bytes()
+
+
+@pytest.mark.parametrize("times", [500, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_memory_stays_flat(times: int, barcodes: Callable[..., Path]) -> None:
+    path = barcodes("closed.mp4", STEADY, options=CLOSED)
+    guard = Guard(600.0)
+    memory, _ = guard(_memory, path, times)
+    assert memory[-1] - memory[1] < 16 * 2**20
+    before = resident_bytes()
+    reader = GuardedReader(default_reader(), 20.0)
+    for number in range(times):
+        reader.read(path, reader.timeline(path), [number % 60])
+    assert resident_bytes() - before < 16 * 2**20
+
+
+def _memory(path: Path, times: int) -> list[int]:
+    return list(opened(path, times))
+
+
+@pytest.mark.slow
+def test_the_guard_costs_little(tmp_path: Path) -> None:
+    """Sixteen frames of 480 x 320, by PyAV with and without; the orders alternate."""
+    from sora_lightning.data import write_video
+
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 255, (60, 20, 30, 3)).astype(np.uint8)
+    write_video(tmp_path / "a.mp4", coarse.repeat(16, 1).repeat(16, 2), fps=24, keyframe_every=30)
+    timeline = read_timeline(tmp_path / "a.mp4")
+    readers = {"bare": default_reader(), "guarded": GuardedReader(default_reader(), 20.0)}
+    seconds: dict[str, list[float]] = {name: [] for name in readers}
+    for start in rng.integers(0, 40, 30).tolist():
+        for name, reader in readers.items():
+            started = time.perf_counter()
+            reader.read(tmp_path / "a.mp4", timeline, list(range(start, start + 16)))
+            seconds[name].append(time.perf_counter() - started)
+    assert np.median(seconds["guarded"]) <= 1.2 * np.median(seconds["bare"])
+
+
+class Nothing(L.LightningModule):
+    """Counts the clips that it is fed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.fed: list[str] = []
+
+    def training_step(self, batch: VideoBatch, batch_idx: int) -> Tensor:
+        self.fed += batch.clip_ids
+        return self.weight * 0
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fed(
+    folder: Path, names: Sequence[str], source: Path, also: Sequence[Path] = (), **settings: object
+) -> list[str]:
+    """The clips of one epoch over copies of a file under these names, and over other files."""
+    rows = []
+    for name in names:
+        (folder / name).write_bytes(source.read_bytes())
+        technical = {"fps": 25, "num_frames": 60, "height": 64, "width": 128}
+        rows.append({"path": name, "caption": "x", **technical})
+    rows += [{**rows[0], "path": str(path)} for path in also]
+    manifest = folder / "clips.jsonl"
+    manifest.write_text("\n".join(map(json.dumps, rows)))
+    options = {"sizes": ["5x64x128"], "reader": Unruly()} | settings
+    data = VideoDataModule(
+        manifest, fps=5.0, pixels_per_batch=2 * 5 * 64 * 128, decode_timeout_s=1.0,
+        **options,  # type: ignore[arg-type]
+    )  # fmt: skip
+    model = Nothing()
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=1,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+    )  # fmt: skip
+    trainer.fit(model, data)
+    return model.fed
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_epoch_goes_on_past_hangs_and_crashes_and_counts_them(
+    workers: int, barcodes: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = barcodes("source.mp4", STEADY)
+    names = [*(f"{number}.mp4" for number in range(8)), "hang.mp4", "crash.mp4"]
+    clips = fed(tmp_path, names, source, num_workers=workers, max_bad_share=0.2)
+    assert len(clips) == 10
+    assert len(set(clips)) == 8
+    lines = (tmp_path / "bad_clips.jsonl").read_text().splitlines()
+    reasons = {Path(row["path"]).name: row["reason"] for row in map(json.loads, lines)}
+    assert set(reasons) == {"hang.mp4", "crash.mp4"}
+    assert len(lines) == 2
+    assert "took longer than 1 s" in reasons["hang.mp4"]
+    assert "SIGABRT" in reasons["crash.mp4"]
+
+
+class BareDecord(Reader):
+    """decord without the verdict that keeps it from what it cannot read; each time it reads the
+    file's last frame too."""
+
+    def read(self, path: Path, timeline: Timeline, indices: Sequence[int]) -> np.ndarray:
+        import decord
+
+        reader = decord.VideoReader(str(path), num_threads=1)
+        return reader.get_batch([*indices, len(reader) - 1]).asnumpy()[:-1]
+
+
+@pytest.fixture
+def endless(barcodes: Callable[..., Path], tmp_path: Path) -> Path:
+    """A valid file on which decord loops for ever: a cut without re-encoding out of one long GOP,
+    with an edit list."""
+    options = {"g": "600", "bf": "3", "x264-params": "scenecut=0:b-pyramid=2:b-adapt=0"}
+    source = barcodes("long.mp4", list(range(0, 300 * 33, 33)), options=options)
+    return cut_without_encoding(source, tmp_path / "endless.mp4", 5.0, 0.5)
+
+
+def test_decord_is_stopped_where_it_loops_for_ever_and_the_default_reads_on(endless: Path) -> None:
+    guarded = GuardedReader(BareDecord(), 2.0)
+    timeline = guarded.timeline(endless)  # the child is up from here on
+    assert "an edit list discards" in str(timeline.decord_objection)
+    started = time.monotonic()
+    with pytest.raises(DecodeError, match=r"endless\.mp4: took longer than 2 s"):
+        guarded.read(endless, timeline, [0])
+    assert 1.9 < time.monotonic() - started < 3.0
+    last = len(timeline) - 1
+    frames = GuardedReader(default_reader(), 20.0).read(endless, timeline, [0, last])
+    with av.open(str(endless)) as container:
+        shown = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert numbers_in(frames) == numbers_in(np.stack([shown[0], shown[last]]))
+
+
+def test_an_epoch_goes_on_past_the_file_on_which_decord_loops(
+    endless: Path, barcodes: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    names = [f"{number}.mp4" for number in range(8)]
+    source = barcodes("source.mp4", STEADY)
+    clips = fed(
+        folder, names, source, reader=BareDecord(), sizes=["1x64x128"], max_bad_share=0.2,
+        also=[endless],
+    )  # fmt: skip
+    assert len(set(clips)) == 8
+    (line,) = (folder / "bad_clips.jsonl").read_text().splitlines()
+    assert json.loads(line)["path"] == str(endless)
+    assert "took longer than 1 s and was stopped" in json.loads(line)["reason"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_bad_clips_stop_the_run_with_one_sentence(
+    workers: int, barcodes: Callable[..., Path], tmp_path: Path
+) -> None:
+    names = [*(f"{number}.mp4" for number in range(8)), "crash1.mp4", "crash2.mp4"]
+    with pytest.raises(TooManyBadClips) as caught:
+        fed(tmp_path, names, barcodes("a.mp4", STEADY), num_workers=workers, max_bad_share=0.1)
+    message = str(caught.value)
+    assert message.startswith("2 clips cannot be read, more than max_bad_share allows; the last: ")
+    assert message.endswith(f"all of them: {tmp_path / 'bad_clips.jsonl'}")
+    assert "\n" not in message
+
+
+def test_a_manifest_of_which_nothing_can_be_read_is_an_error_at_once(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).write_text("no video")
+    rows = [{"path": name, "caption": "x"} for name in ("a.mp4", "b.mp4")]
+    (tmp_path / "clips.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = VideoDataModule(tmp_path / "clips.jsonl", ["1x8x8"], 8.0, 1000, max_bad_share=1.0)
+    with pytest.raises(ValueError, match=r"(?s)no clip is left.*2 left out: cannot be read"):
+        data.setup("fit")
+
+
+def test_each_process_counts_what_all_of_them_name(tmp_path: Path) -> None:
+    def record(number: int) -> ClipRecord:
+        return ClipRecord(Path(f"{number}.mp4"), ("x",), f"{number:016x}")
+
+    error = DecodeError("torn")
+    BadClips(tmp_path / "bad.jsonl").add(record(9), error)  # of an earlier run
+    first, second = (BadClips(tmp_path / "bad.jsonl", limit=3) for _ in range(2))
+    first.add(record(0), error)
+    second.add(record(0), error)
+    second.add(record(1), error)
+    first.add(record(2), error)
+    with pytest.raises(TooManyBadClips, match="4 clips cannot be read"):
+        second.add(record(3), error)
+    lines = (tmp_path / "bad.jsonl").read_text().splitlines()
+    assert [int(json.loads(line)["clip_id"], 16) for line in lines] == [9, 0, 1, 2, 3]
