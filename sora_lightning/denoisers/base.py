@@ -11,9 +11,9 @@ from sora_lightning.types import Condition, Latents, PackedLatents
 
 
 class Denoiser(nn.Module, ABC):
-    """A network that is a ``DenoiserFunction`` over latents cut into patches of ``patch``.
+    """A network that predicts from noisy latents, which it cuts into patches of ``patch``.
 
-    ``drops_tokens`` says whether its packed form can do without some of a clip's tokens.
+    ``drops_tokens`` says whether it can leave out tokens that are not ``shown`` in a pack.
     """
 
     drops_tokens = False
@@ -37,36 +37,36 @@ class Denoiser(nn.Module, ABC):
     @abstractmethod
     def forward(
         self,
-        x_t: Float[Tensor, "b c f h w"],
-        t: Float[Tensor, " b *n"],
+        x_t: Float[Tensor, "b c f h w"] | PackedLatents,
+        t: Float[Tensor, "*times"],
         condition: Condition,
-    ) -> Float[Tensor, "b out f h w"]:
-        """The prediction at noisy latents ``x_t`` and time ``t`` (0 = data, 1 = noise).
+    ) -> Float[Tensor, "b out f h w"] | PackedLatents:
+        """Return the prediction at noisy latents ``x_t`` and time ``t`` (0 = data, 1 = noise).
 
-        ``t`` holds a time for each clip, or one for each of its tokens, frame-major: known frames
-        stand at 0.
+        ``x_t`` is a batch of clips of one size, or a pack of clips of any sizes; the prediction is
+        of the same kind. ``condition`` has a row for each clip. ``t`` holds a time for each clip,
+        ``b``, or one for each token: ``b n`` for a batch, ``n`` for a pack, one clip after the
+        other. Tokens are frame-major; known ones have time 0. Tokens of a pack that are not
+        ``shown`` are left out, and the prediction is 0 there.
         """
-
-    def forward_packed(
-        self, x_t: PackedLatents, t: Float[Tensor, " times"], condition: Condition
-    ) -> PackedLatents:
-        """The same prediction for clips of any sizes, each with its own time and its own row of
-        ``condition``.
-
-        ``t`` holds a time for each clip, or one for each token of all clips, one clip after the
-        other. Where some latents are not ``shown``, their tokens are left out, and the prediction
-        is 0 there. Here the clips run one by one, and dropping is refused with a ``ValueError``; a
-        network that packs them overrides it.
-        """
-        if x_t.shown is not None:
-            raise ValueError(f"{type(self).__name__} cannot do without some of a clip's tokens")
-        times = t[:, None].unbind() if len(t) == len(x_t) else t.split(self.num_tokens(x_t))
-        outputs = [
-            self(clip[None], time if time.numel() == 1 else time[None], condition[i : i + 1])
-            for i, (clip, time) in enumerate(zip(x_t.clips, times, strict=True))
-        ]
-        return PackedLatents(tuple(output[0] for output in outputs))
 
     def num_tokens(self, x_t: PackedLatents) -> list[int]:
-        """How many tokens each clip becomes."""
+        """Number of tokens of each clip."""
         return [self.patch.grid(*clip.shape[1:]).num_tokens for clip in x_t.clips]
+
+
+def clip_by_clip(
+    denoiser: Denoiser, x_t: PackedLatents, t: Float[Tensor, " times"], condition: Condition
+) -> PackedLatents:
+    """Predict for a pack by one call of ``denoiser`` for each clip.
+
+    Raises ``ValueError`` where tokens are dropped.
+    """
+    if x_t.shown is not None:
+        raise ValueError(f"{type(denoiser).__name__} cannot do without some of a clip's tokens")
+    times = t[:, None].unbind() if len(t) == len(x_t) else t.split(denoiser.num_tokens(x_t))
+    outputs = [
+        denoiser(clip[None], time if time.numel() == 1 else time[None], condition[i : i + 1])
+        for i, (clip, time) in enumerate(zip(x_t.clips, times, strict=True))
+    ]
+    return PackedLatents(tuple(output[0] for output in outputs))

@@ -148,29 +148,32 @@ class DiT(Denoiser):
 
     def forward(
         self,
-        x_t: Float[Tensor, "b c f h w"],
-        t: Float[Tensor, " b *n"],
+        x_t: Float[Tensor, "b c f h w"] | PackedLatents,
+        t: Float[Tensor, "*times"],
         condition: Condition,
-        estimate: Float[Tensor, "b c f h w"] | None = None,
+        estimate: Float[Tensor, "b c f h w"] | PackedLatents | None = None,
         middle: Middle | None = None,
-    ) -> Float[Tensor, "b out f h w"]:
+    ) -> Float[Tensor, "b out f h w"] | PackedLatents:
         """See ``Denoiser.forward``. ``estimate`` is of the clean latents, for self-conditioning;
         ``None`` is zeros. ``middle`` runs some of the blocks, or does without.
         """
+        if isinstance(x_t, PackedLatents):
+            assert not isinstance(estimate, Tensor)
+            return self._forward_packed(x_t, t, condition, estimate)
+        assert not isinstance(estimate, PackedLatents)
         arrangement = self._arrange([x_t.shape[2:]], x_t.device)
         x_t = self._with_given(self._with_estimate(x_t, estimate), condition.given)
         x = self.patch.patchify(x_t)
         y = self._predict(x, t, condition, arrangement, middle)
         return self.patch.unpatchify(y, arrangement.grids[0])
 
-    def forward_packed(
+    def _forward_packed(
         self,
         x_t: PackedLatents,
         t: Float[Tensor, " times"],
         condition: Condition,
         estimate: PackedLatents | None = None,
     ) -> PackedLatents:
-        """See ``Denoiser.forward_packed``; here all clips stand in one sequence."""
         clips, estimates = x_t.clips, [None] * len(x_t) if estimate is None else estimate.clips
         if condition.given is not None:
             raise ValueError("channels beside the latents cannot be packed: clips differ in size")

@@ -13,12 +13,12 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sora_lightning.denoisers.base import Denoiser
+from sora_lightning.denoisers.base import Denoiser, clip_by_clip
 from sora_lightning.layers.inflation import central_frame, same_for_every_frame
 from sora_lightning.layers.patch import Patch
 from sora_lightning.layers.positions.absolute import LearnedPositions, sinusoidal
 from sora_lightning.layers.transformer import TransformerSize
-from sora_lightning.types import Condition
+from sora_lightning.types import Condition, PackedLatents
 
 # arXiv 2209.12152, Table 1; the depth counts the middle block too
 UVIT_SIZES = {
@@ -157,10 +157,12 @@ class UViT(Denoiser):
 
     def forward(
         self,
-        x_t: Float[Tensor, "b c f h w"],
-        t: Float[Tensor, " b *n"],
+        x_t: Float[Tensor, "b c f h w"] | PackedLatents,
+        t: Float[Tensor, "*times"],
         condition: Condition,
-    ) -> Float[Tensor, "b out f h w"]:
+    ) -> Float[Tensor, "b out f h w"] | PackedLatents:
+        if isinstance(x_t, PackedLatents):
+            return clip_by_clip(self, x_t, t, condition)
         if t.numel() != len(t):
             raise ValueError(
                 f"times of shape {tuple(t.shape)}: U-ViT has one time token, so one time a clip"

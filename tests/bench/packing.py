@@ -42,7 +42,7 @@ def run(report: Report) -> None:
         }
 
         def call_packed(model=model) -> Tensor:
-            outputs = model.forward_packed(packed, t, told).clips
+            outputs = model(packed, t, told).clips
             return torch.stack([output.sum() for output in outputs])
 
         candidates = {"padded": partial(model, padded, t, told), "packed": call_packed}

@@ -81,10 +81,10 @@ def test_a_network_sees_the_channels_and_takes_none_for_zeros():
     with pytest.raises(ValueError, match="for a network with sees_given"):
         dit()(x_t, t, told(given))
     packed = PackedLatents(tuple(x_t))
-    alone = network.forward_packed(packed, t, told(None))
+    alone = network(packed, t, told(None))
     torch.testing.assert_close(torch.stack(alone.clips), without)
     with pytest.raises(ValueError, match="cannot be packed"):
-        network.forward_packed(packed, t, told(given))
+        network(packed, t, told(given))
 
 
 def test_conditions_with_and_without_channels_stand_in_one_batch():

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from sora_lightning.denoisers import Denoiser, DiT
+from sora_lightning.denoisers import DiT
+from sora_lightning.denoisers.base import clip_by_clip
 from sora_lightning.layers.partitions import (
     Alternating,
     FactorisedDotProduct,
@@ -51,8 +52,8 @@ def gradients(outputs, inputs):
 
 def assert_equal_outputs_and_gradients(dit, x_t, t, condition):
     inputs = [*x_t.clips, *dit.parameters()]
-    packed = dit.forward_packed(x_t, t, condition)
-    separate = Denoiser.forward_packed(dit, x_t, t, condition)
+    packed = dit(x_t, t, condition)
+    separate = clip_by_clip(dit, x_t, t, condition)
     given, wanted = gradients(packed.clips, inputs), gradients(separate.clips, inputs)
     for one, other in zip(packed.clips, separate.clips, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
@@ -84,10 +85,10 @@ def test_packs_of_one_clip_and_of_one_size():
 def test_a_clip_has_its_own_time_in_a_pack():
     dit = trained_dit()
     x_t, t, condition = pack()
-    base = dit.forward_packed(x_t, t, condition).clips
+    base = dit(x_t, t, condition).clips
     later = t.clone()
     later[2] += 0.3
-    moved = dit.forward_packed(x_t, later, condition).clips
+    moved = dit(x_t, later, condition).clips
     for i, (one, other) in enumerate(zip(base, moved, strict=True)):
         assert torch.allclose(one, other, atol=1e-6) == (i != 2)
 
@@ -108,7 +109,7 @@ def test_a_number_of_times_that_fits_nothing_is_refused():
     dit = trained_dit()
     x_t, _, condition = pack()
     with pytest.raises(ValueError, match="one for each of the 56 tokens"):
-        dit.forward_packed(x_t, torch.rand(7), condition)
+        dit(x_t, torch.rand(7), condition)
     with pytest.raises(ValueError, match="one for each of the 12 tokens"):
         dit(torch.randn(2, 4, 3, 4, 4), torch.rand(2, 3), condition[:2])
 

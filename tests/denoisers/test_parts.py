@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from sora_lightning.denoisers import Denoiser, DiT, DiTParts
+from sora_lightning.denoisers import DiT, DiTParts
+from sora_lightning.denoisers.base import clip_by_clip
 from sora_lightning.denoisers.blocks import (
     AdaLNBlock,
     AttentionKinds,
@@ -72,10 +73,8 @@ def packed():
 def test_packed_equals_separate_with_every_part(parts):
     dit = build(parts)
     x_t, t, told = packed()
-    together = dit.forward_packed(x_t, t, told)
-    for one, other in zip(
-        together.clips, Denoiser.forward_packed(dit, x_t, t, told).clips, strict=True
-    ):
+    together = dit(x_t, t, told)
+    for one, other in zip(together.clips, clip_by_clip(dit, x_t, t, told).clips, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
     sum(clip.square().sum() for clip in together.clips).backward()
     for name, parameter in dit.named_parameters():
@@ -142,7 +141,7 @@ def test_learned_sigma_doubles_the_channels_of_the_prediction():
     dit = build(learned_sigma=True)
     assert dit(torch.randn(2, 4, 3, 4, 4), torch.rand(2), condition(2)).shape == (2, 8, 3, 4, 4)
     x_t, t, told = packed()
-    shapes = [tuple(clip.shape) for clip in dit.forward_packed(x_t, t, told).clips]
+    shapes = [tuple(clip.shape) for clip in dit(x_t, t, told).clips]
     assert shapes == [(8, *extent) for extent in EXTENTS]
 
 
@@ -154,7 +153,7 @@ def test_self_conditioning_reads_the_estimate_and_none_is_zeros():
     assert not torch.allclose(dit(x, t, told, torch.ones_like(x)), base)
     x_t, t, told = packed()
     estimate = x_t.map(torch.randn_like)
-    together = dit.forward_packed(x_t, t, told, estimate).clips
+    together = dit(x_t, t, told, estimate).clips
     for i, (clip, guess) in enumerate(zip(x_t.clips, estimate.clips, strict=True)):
         alone = dit(clip[None], t[i : i + 1], told[i : i + 1], guess[None])[0]
         torch.testing.assert_close(together[i], alone, atol=1e-5, rtol=0)
