@@ -1,7 +1,6 @@
 """What a system asks of a denoiser network."""
 
 from abc import ABC, abstractmethod
-from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -22,25 +21,13 @@ class Denoiser(nn.Module, ABC):
         super().__init__()
         self.patch = patch
 
-    def __call__(
-        self, x_t: Latents, t: Float[Tensor, " times *n"], condition: Condition, **more: Any
-    ) -> Latents:
-        """Return the prediction for a dense batch or a pack, as what it was given.
-
-        ``t`` holds a time for each clip, or for each token: ``b n`` for a dense batch, ``n`` over
-        all clips for a pack.
-        """
-        if isinstance(x_t, PackedLatents):
-            return self.forward_packed(x_t, t, condition, **more)
-        return super().__call__(x_t, t, condition, **more)
-
     @abstractmethod
     def forward(
         self,
-        x_t: Float[Tensor, "b c f h w"] | PackedLatents,
+        x_t: Latents,
         t: Float[Tensor, "*times"],
         condition: Condition,
-    ) -> Float[Tensor, "b out f h w"] | PackedLatents:
+    ) -> Latents:
         """Return the prediction at noisy latents ``x_t`` and time ``t`` (0 = data, 1 = noise).
 
         ``x_t`` is a batch of clips of one size, or a pack of clips of any sizes; the prediction is
