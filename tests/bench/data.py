@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 from lightning.pytorch.profilers import SimpleProfiler
-from tests.data.mixture import LARGEST_AREA, TOKENS, mixture
 
 from sora_lightning.__main__ import main
 from sora_lightning.data import (
@@ -37,6 +36,7 @@ from sora_lightning.files import file_sha256
 from sora_lightning.types import VideoSize
 from sora_lightning.workflows.demo import demo_stages
 from tests.bench.report import Report
+from tests.data.batching.mixture import LARGEST_AREA, TOKENS, mixture
 
 NUM_CLIPS = 1_000_000
 SIZES = ["17x32x32", "17x24x40", "17x40x24"]
