@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from evaluation.inputs import read_entries
 from sora_lightning.cli import sample as sample_module
-from sora_lightning.cli.contact_sheet import contact_sheet
+from sora_lightning.cli.contact_sheet import contact_sheet, moving_sheet, save_animation
 from sora_lightning.cli.prompts import read_prompts
 from sora_lightning.cli.sample import read_all, sample, to_frames
 from sora_lightning.denoisers import FeatureCaching
@@ -100,6 +100,7 @@ def test_prompts_make_a_folder_that_says_how_each_was_made(painter: Painter) -> 
     assert {row["fps"] for row in rows} == {8.0}
     assert all((Path("out") / row["path"]).is_file() for row in rows)
     assert Image.open("out/contact_sheet.png").format == "PNG"
+    assert Image.open("out/contact_sheet.gif").format == "GIF"
 
 
 def test_an_interrupted_call_makes_only_what_is_missing(painter: Painter) -> None:
@@ -271,6 +272,24 @@ def test_a_bad_row_is_named_by_its_line(tmp_path: Path, row: str, said: str) -> 
 def test_frames_span_the_range_of_pixels() -> None:
     ends = torch.tensor([-1.5, -1.0, 0.0, 1.0, 1.5]).view(1, 1, 5, 1, 1).expand(1, 3, 5, 1, 1)
     assert to_frames(ends)[0, :, 0, 0, 0].tolist() == [0, 0, 128, 255, 255]
+
+
+def test_the_moving_sheet_plays_every_video_and_holds_the_last_frame_of_short_ones(
+    tmp_path: Path,
+) -> None:
+    colours = [(255, 0, 0), (0, 0, 255), (0, 255, 0)]
+    short = np.stack([np.full((16, 16, 3), colour, np.uint8) for colour in colours[:2]])
+    long = np.stack([np.full((16, 16, 3), colour, np.uint8) for colour in colours])
+    save_animation(moving_sheet([short, long], ["one", "two words"]), tmp_path / "x.gif", fps=8.0)
+    with Image.open(tmp_path / "x.gif") as animation:
+        assert animation.n_frames == 3
+        for frame, shown in enumerate([(0, 0), (1, 1), (1, 2)]):
+            animation.seek(frame)
+            pixels = np.asarray(animation.convert("RGB")).astype(int)
+            assert animation.info["duration"] == (120 if frame < 2 else 1000)
+            for colour in {colours[i] for i in shown}:
+                same = (abs(pixels - colour).sum(-1) < 12).sum()
+                assert same == shown.count(colours.index(colour)) * 160 * 160
 
 
 def test_the_contact_sheet_shows_first_and_last_frame_of_every_row() -> None:

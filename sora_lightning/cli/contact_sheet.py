@@ -1,11 +1,13 @@
-"""One picture of many videos: a row a prompt, its words on the left, frames over time to the
-right."""
+"""Images that show many videos at once: a still sheet with time from left to right, and a moving
+one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
@@ -71,6 +73,48 @@ def contact_sheet(
     return sheet
 
 
+def moving_sheet(
+    videos: Sequence[UInt8[np.ndarray, "F H W 3"]],
+    captions: Sequence[str],
+    num_columns: int = 4,
+    cell: int = 160,
+) -> list[Image.Image]:
+    """Return the frames of an animation that plays all videos side by side, captions below.
+
+    A video that is shorter than the longest one stays at its last frame.
+    """
+    style = SheetStyle(cell=cell, caption=cell, caption_font=12)
+    num_rows = -(-len(videos) // num_columns)
+    row, column = cell + 60, cell + 2 * style.gap
+    blank = Image.new("RGB", (num_columns * column + 2 * style.gap, num_rows * row), _PAPER)
+    places = [
+        (2 * style.gap + i % num_columns * column, style.gap + i // num_columns * row)
+        for i in range(len(videos))
+    ]
+    for (x, y), caption in zip(places, captions, strict=True):
+        text = "\n".join(_wrap(caption, _font(style.caption_font), cell)[:3])
+        ImageDraw.Draw(blank).multiline_text(
+            (x, y + cell + 4), text, fill=_INK, font=_font(style.caption_font)
+        )
+    sheets = []
+    for frame in range(max(len(video) for video in videos)):
+        sheet = blank.copy()
+        for (x, y), video in zip(places, videos, strict=True):
+            picture = _fit(video[min(frame, len(video) - 1)], cell)
+            sheet.paste(picture, (x + (cell - picture.width) // 2, y + cell - picture.height))
+        sheets.append(sheet)
+    return sheets
+
+
+def save_animation(sheets: Sequence[Image.Image], path: Path, fps: float) -> None:
+    """Write a GIF that repeats for ever and holds its last frame for a second."""
+    several = np.concatenate([np.asarray(sheets[i]) for i in _spread(len(sheets), 4)])
+    palette = Image.fromarray(several).quantize(255)
+    frames = [sheet.quantize(palette=palette, dither=Image.Dither.NONE) for sheet in sheets]
+    durations = [*[round(1000 / fps)] * (len(frames) - 1), 1000]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+
+
 def _draw_header(
     draw: ImageDraw.ImageDraw, num_frames: int, fps: float, left: int, style: SheetStyle
 ) -> None:
@@ -82,16 +126,24 @@ def _draw_header(
 
 
 def _draw_caption(draw: ImageDraw.ImageDraw, caption: str, top: int, style: SheetStyle) -> None:
-    font, lines = _font(style.caption_font), [""]
-    for word in caption.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > style.caption - 20:
-            lines.append(word)
-        else:
-            lines[-1] = longer
+    font = _font(style.caption_font)
+    lines = _wrap(caption, font, style.caption - 20)
     text = "\n".join(lines[:5])
     middle = (style.margin, top + style.cell // 2)
     draw.multiline_text(middle, text, fill=_INK, font=font, anchor="lm", spacing=4)
+
+
+def _wrap(
+    caption: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
+) -> list[str]:
+    lines = [""]
+    for word in caption.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
 
 
 def _spread(num_frames: int, count: int) -> list[int]:

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from sora_lightning.cli.contact_sheet import contact_sheet
+from sora_lightning.cli.contact_sheet import contact_sheet, moving_sheet, save_animation
 from sora_lightning.cli.geometry import check_size
 from sora_lightning.cli.guidance import GuidanceArguments
 from sora_lightning.cli.prompts import Prompt, read_prompts
@@ -335,9 +335,9 @@ def _write_sheet(plan: list[Sample], folder: Path, rows: int) -> None:
     step = max(len(plan) / max(rows, 1), 1.0)
     shown = [plan[int(i * step)] for i in range(min(rows, len(plan)))]
     videos = [read_all(folder / one.path) for one in shown]
-    contact_sheet(videos, [one.prompt for one in shown], shown[0].fps).save(
-        folder / "contact_sheet.png"
-    )
+    captions, fps = [one.prompt for one in shown], shown[0].fps
+    contact_sheet(videos, captions, fps).save(folder / "contact_sheet.png")
+    save_animation(moving_sheet(videos, captions), folder / "contact_sheet.gif", fps)
 
 
 def _row(one: Sample) -> str:
