@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sora_lightning.layers.patch import Patch
-from sora_lightning.types import Condition, Latents, PackedLatents
+from sora_lightning.types import Condition, PackedLatents
 
 
 class Denoiser(nn.Module, ABC):
@@ -24,10 +24,10 @@ class Denoiser(nn.Module, ABC):
     @abstractmethod
     def forward(
         self,
-        x_t: Latents,
+        x_t: Float[Tensor, "b c f h w"] | PackedLatents,
         t: Float[Tensor, "*times"],
         condition: Condition,
-    ) -> Latents:
+    ) -> Float[Tensor, "b out f h w"] | PackedLatents:
         """Return the prediction at noisy latents ``x_t`` and time ``t`` (0 = data, 1 = noise).
 
         ``x_t`` is a batch of clips of one size, or a pack of clips of any sizes; the prediction is

@@ -30,7 +30,7 @@ from sora_lightning.layers.partitions import AttentionLayout, Joint
 from sora_lightning.layers.patch import Patch
 from sora_lightning.layers.positions.absolute import PositionEmbedding, Sinusoidal
 from sora_lightning.layers.positions.rotary import Rotary
-from sora_lightning.types import Condition, Latents, PackedLatents
+from sora_lightning.types import Condition, PackedLatents
 
 
 @dataclass(frozen=True)
@@ -148,12 +148,12 @@ class DiT(Denoiser):
 
     def forward(
         self,
-        x_t: Latents,
+        x_t: Float[Tensor, "b c f h w"] | PackedLatents,
         t: Float[Tensor, "*times"],
         condition: Condition,
-        estimate: Latents | None = None,
+        estimate: Float[Tensor, "b c f h w"] | PackedLatents | None = None,
         middle: Middle | None = None,
-    ) -> Latents:
+    ) -> Float[Tensor, "b out f h w"] | PackedLatents:
         """See ``Denoiser.forward``. ``estimate`` is of the clean latents, for self-conditioning;
         ``None`` is zeros. ``middle`` runs some of the blocks, or does without.
         """

@@ -18,7 +18,7 @@ from sora_lightning.layers.inflation import central_frame, same_for_every_frame
 from sora_lightning.layers.patch import Patch
 from sora_lightning.layers.positions.absolute import LearnedPositions, sinusoidal
 from sora_lightning.layers.transformer import TransformerSize
-from sora_lightning.types import Condition, Latents, PackedLatents
+from sora_lightning.types import Condition, PackedLatents
 
 # arXiv 2209.12152, Table 1; the depth counts the middle block too
 UVIT_SIZES = {
@@ -157,10 +157,10 @@ class UViT(Denoiser):
 
     def forward(
         self,
-        x_t: Latents,
+        x_t: Float[Tensor, "b c f h w"] | PackedLatents,
         t: Float[Tensor, "*times"],
         condition: Condition,
-    ) -> Latents:
+    ) -> Float[Tensor, "b out f h w"] | PackedLatents:
         if isinstance(x_t, PackedLatents):
             return clip_by_clip(self, x_t, t, condition)
         if t.numel() != len(t):
