@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sora_lightning.trust import pop_trusted
+
 _REFUSED, _INTERRUPTED = 2, 130
 
 
@@ -19,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0; 2 for what a user can put right; 130
     interrupted.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = pop_trusted(list(sys.argv[1:] if argv is None else argv))
     verb = arguments[0] if arguments and arguments[0] in _VERBS else ""
     parser, run = {**_VERBS, "": (_parser, _evaluate)}[verb]
     parsed = parser().parse_args(arguments[1:] if verb else arguments)
@@ -43,7 +45,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Score a checkpoint, or a folder of videos and prompts, against real videos.",
         epilog="To compare reports: `python -m evaluation compare --help`. "
         "To measure frames as prompts: `python -m evaluation tasks --help`. "
-        "To train the tiny judge: `python -m evaluation train-tiny --help`.",
+        "To train the tiny judge: `python -m evaluation train-tiny --help`. "
+        "Every command takes --trust PACKAGE: files may name classes of it too.",
         allow_abbrev=False,
     )
     add = parser.add_argument

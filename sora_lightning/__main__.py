@@ -53,6 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_help())
         return 0
     try:
+        if any(argument.startswith("--trust") for argument in arguments):
+            from sora_lightning.trust import pop_trusted
+
+            arguments = pop_trusted(arguments)
         _verb(arguments[0])(arguments[1:])
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here where it can", file=sys.stderr)
@@ -99,7 +103,8 @@ def _can_be_put_right(error: Exception) -> bool:
 def _help() -> str:
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {name:{width}}  {what}" for name, what in VERBS.items())
-    more = "Arguments of a verb: sora-lightning VERB --help"
+    more = "Arguments of a verb: sora-lightning VERB --help\n"
+    more += "Every verb takes --trust PACKAGE: YAMLs and checkpoints may name classes of it too"
     return f"usage: sora-lightning VERB [arguments]\n\n{verbs}\n\n{more}"
 
 

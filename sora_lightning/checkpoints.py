@@ -1,16 +1,17 @@
 """What is inside a checkpoint, and how a tokenizer or a system is built from one file alone."""
 
-from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning as L
 import torch
-from jsonargparse import ArgumentParser
-from torch import Tensor
+from jsonargparse import ArgumentError, ArgumentParser
+from torch import Tensor, nn
 
 from sora_lightning.tokenizers.base import VideoTokenizer
+from sora_lightning.trust import check_class_paths, import_class
 
+Part = TypeVar("Part", bound=nn.Module)
 System = TypeVar("System", bound=L.LightningModule)
 
 
@@ -45,8 +46,22 @@ def averaged_state_dict(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
 
 def init_args(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """The arguments that the checkpoint's system was built from."""
-    hyperparameters = checkpoint["hyper_parameters"]
-    return hyperparameters.get("init_args", hyperparameters)
+    return {k: v for k, v in checkpoint["hyper_parameters"].items() if not k.startswith("_")}
+
+
+def build(kind: type[Part], configuration: Any, source: Path | str) -> Part:
+    """Build the ``kind`` that a ``class_path`` with ``init_args`` from a file describes.
+
+    Raises ``ValueError`` naming ``source``, before anything is imported or built, for a class of
+    another package than those of ``sora_lightning.trust``, and for one that is no ``kind``.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(kind, "part")
+    try:
+        check_class_paths(configuration)
+        return parser.instantiate(parser.parse_object({"part": configuration})).part
+    except (ArgumentError, ValueError) as error:
+        raise ValueError(f"{source}: {error}") from error
 
 
 def load_tokenizer(checkpoint: Path) -> VideoTokenizer:
@@ -59,16 +74,13 @@ def load_tokenizer(checkpoint: Path) -> VideoTokenizer:
     specification = init_args(content).get("tokenizer")
     if not isinstance(specification, dict):
         raise ValueError(f"{checkpoint} was not trained with a tokenizer from a configuration")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(VideoTokenizer, "tokenizer")
-    tokenizer = parser.instantiate(parser.parse_object({"tokenizer": specification})).tokenizer
+    tokenizer = build(VideoTokenizer, specification, checkpoint)  # type: ignore[type-abstract]
     prefix = "tokenizer."
-    tokenizer.load_state_dict(
-        {
-            name.removeprefix(prefix): tensor
-            for name, tensor in averaged_state_dict(content).items()
-            if name.startswith(prefix)
-        }
+    weights = averaged_state_dict(content)
+    load_weights(
+        tokenizer,
+        {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)},
+        checkpoint,
     )
     tokenizer.specification = specification
     return tokenizer.requires_grad_(False).eval()
@@ -77,10 +89,9 @@ def load_tokenizer(checkpoint: Path) -> VideoTokenizer:
 def put_specifications(checkpoint: dict[str, Any], **parts: object) -> None:
     """Put the configurations of parts that were loaded from files where the files' paths stood."""
     hyperparameters = checkpoint["hyper_parameters"]
-    arguments = hyperparameters.get("init_args", hyperparameters)
     for name, part in parts.items():
         if (specification := getattr(part, "specification", None)) is not None:
-            arguments[name] = specification
+            hyperparameters[name] = specification
 
 
 def load_system(kind: type[System], path: Path | str, use_ema: bool = True) -> System:
@@ -91,11 +102,24 @@ def load_system(kind: type[System], path: Path | str, use_ema: bool = True) -> S
     system.
     """
     checkpoint = read_checkpoint(path)
-    class_path = checkpoint["hyper_parameters"].get("_class_path", "")
-    module, _, name = class_path.rpartition(".")
-    if module and not issubclass(getattr(import_module(module), name), kind):
-        raise ValueError(f"{path} holds a {name}, not a {kind.__name__}")
-    system = kind.load_from_checkpoint(path, map_location="cpu", weights_only=True)
-    if use_ema:
-        system.load_state_dict(averaged_state_dict(checkpoint))
+    default = f"{kind.__module__}.{kind.__qualname__}"
+    class_path = str(checkpoint["hyper_parameters"].get("_class_path", default))
+    try:
+        held = import_class(class_path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not (isinstance(held, type) and issubclass(held, kind)):
+        raise ValueError(f"{path} holds a {held.__name__}, not a {kind.__name__}")
+    system = build(kind, {"class_path": class_path, "init_args": init_args(checkpoint)}, path)
+    weights = averaged_state_dict(checkpoint) if use_ema else checkpoint["state_dict"]
+    load_weights(system, weights, path)
     return system.eval().requires_grad_(False)
+
+
+def load_weights(module: nn.Module, weights: dict[str, Tensor], source: Path | str) -> None:
+    """Load all weights of a module. Raises ``ValueError`` naming ``source`` if they do not fit."""
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1:2] or [str(error)]
+        raise ValueError(f"{source}: its weights do not fit: {first[0].strip()}") from error

@@ -12,6 +12,7 @@ from sora_lightning.cli.explain import condense, explain_refusal
 from sora_lightning.cli.geometry import check_size
 from sora_lightning.cli.sources import merge, read_sources
 from sora_lightning.layers.patch import Patch
+from sora_lightning.trust import trust_only_known_packages
 from sora_lightning.types import Compression, VideoSize
 
 
@@ -41,6 +42,11 @@ model:
     network: {{class_path: {__name__}.Network, init_args: {{width: 16, layout: [joint]}}}}
 data: {{manifest: clips.jsonl, sizes: [17x32x32]}}
 """
+
+
+@pytest.fixture(autouse=True)
+def _own_classes() -> None:
+    trust_only_known_packages(__name__)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from evaluation.features.clip import spaced
 from evaluation.metrics.fvd import frame_features
 from evaluation.metrics.motion import consistency, consistency_with_first
 from evaluation.protocol import Part, Protocol
+from sora_lightning.trust import import_class
 
 _TEXTS = 64  # that a network reads at a time
 
@@ -143,11 +143,10 @@ def build_judges(protocol: Protocol, judge: Path | None, device: str) -> Judges:
 
 def build_part(part: Part, kind: type, where: str) -> Any:
     """An object of ``kind`` or a subclass by its path and arguments, whose types are checked."""
-    module, _, name = part.class_path.rpartition(".")
     try:
-        chosen = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{where} = {part.class_path}: cannot be imported ({error})") from error
+        chosen = import_class(part.class_path)
+    except ValueError as error:
+        raise ValueError(f"{where} = {error}") from error
     if not (isinstance(chosen, type) and issubclass(chosen, kind)):
         raise ValueError(f"{where} = {part.class_path}: is no {kind.__name__}")
     # As arguments of the class, not as a subclass of another: what the class itself refuses then

@@ -13,6 +13,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from sora_lightning.cli.explain import condense, explain_refusal
 from sora_lightning.cli.signatures import Signature
 from sora_lightning.cli.suggest import suggestion
+from sora_lightning.trust import trust_only_known_packages
 
 
 def run_function(verb: str, function: Callable[..., Any], argv: list[str]) -> None:
@@ -28,6 +29,7 @@ def parse_function(verb: str, function: Callable[..., Any], argv: list[str]) -> 
         ValueError: A flag that the function does not take, one that it needs and is not there, or a
             value of a wrong type; says which.
     """
+    trust_only_known_packages()
     parser = ArgumentParser(prog=f"sora-lightning {verb}", exit_on_error=False, allow_abbrev=False)
     parser.add_function_arguments(function)
     signature = Signature.of(function)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import inspect
 import re
 import typing
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sora_lightning.cli.suggest import suggestion
+from sora_lightning.trust import check_class_path
 
 _NAMES = {
     int: "a whole number",
@@ -68,12 +69,15 @@ def find_target(class_path: str) -> Callable[..., Any] | None:
     can resolve.
 
     Raises:
-        ValueError: The module or the name in it does not exist; says which, and the nearest that
-            does.
+        ValueError: A file may not name it, or the module or the name in it does not exist; says
+            which, and the nearest that does.
     """
     module_path, _, name = class_path.rpartition(".")
     if not module_path:
         return None
+    if importlib.util.find_spec(module_path.partition(".")[0]) is None:
+        raise ValueError(f"there is no module {module_path}")
+    check_class_path(class_path)
     try:
         module = importlib.import_module(module_path)
     except ModuleNotFoundError as error:

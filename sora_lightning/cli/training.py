@@ -32,6 +32,7 @@ from sora_lightning.cli.preflight import (
 from sora_lightning.cli.quiet import quieten
 from sora_lightning.cli.sources import Source, merge, read_sources
 from sora_lightning.data import VideoDataModule
+from sora_lightning.trust import trust_only_known_packages
 
 VERBS = ("fit", "validate", "predict")
 PARSER = {"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False}
@@ -82,6 +83,8 @@ class TrainingCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         verb = str(self.subcommand)
         config = self.config[verb]
+        if config.weights_only is False:
+            raise ValueError("weights_only = False: a checkpoint that needs it may run any program")
         config.ckpt_path = check_run_directory(verb, config.run_dir, config.ckpt_path)
         check_inputs(config)
         check_latents(verb, config)
@@ -116,6 +119,7 @@ def run_training(argv: list[str]) -> None:
     """
     # Interpolations written from the root, ${data.fps}, then also hold below the verb.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    trust_only_known_packages()
     quieten()
     _refuse_second_rate(read_sources(argv[1:]))
     num_threads = torch.get_num_threads()

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sora_lightning.checkpoints import build
 from sora_lightning.tokenizers import VideoTokenizer
 from sora_lightning.types import TokenGrid
 
 _METADATA = "sora_lightning"  # the key of the safetensors metadata that holds the parts
-_OURS_OR_TORCHS = ("sora_lightning.", "torch.nn.modules.")
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,9 @@ class Pretrained:
         """Each part with its weights, in evaluation mode. Raises ``ValueError`` for weights that do
         not fill the parts exactly.
         """
-        modules = nn.ModuleDict({name: make(part) for name, part in self.parts.items()})
+        modules = nn.ModuleDict(
+            {name: build(nn.Module, part, name) for name, part in self.parts.items()}
+        )
         try:
             modules.load_state_dict(self.weights)
         except RuntimeError as error:
@@ -94,34 +95,6 @@ def converted_tokenizer(path: Path) -> VideoTokenizer:
         raise ValueError(f"{path}: holds {', '.join(pretrained.parts)}, and no tokenizer")
     tokenizer.specification = pretrained.parts["tokenizer"]
     return tokenizer.requires_grad_(False)
-
-
-def make(part: dict[str, Any]) -> nn.Module:
-    """The module that a ``class_path`` with ``init_args`` describes, as a YAML would.
-
-    ``ValueError`` for a class that is neither of this house nor a layer of torch: a file cannot ask
-    for other code.
-    """
-    for path in _class_paths(part):
-        if not path.startswith(_OURS_OR_TORCHS):
-            raise ValueError(f"{path}: only classes of sora_lightning are built")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--part", type=nn.Module)
-    try:
-        parsed = parser.parse_object({"part": part})
-    except ArgumentError as error:
-        raise ValueError(str(error)) from error
-    return parser.instantiate(parsed).part
-
-
-def _class_paths(value: Any) -> Iterator[str]:
-    if isinstance(value, Mapping):
-        if "class_path" in value:
-            yield str(value["class_path"])
-        value = list(value.values())
-    if isinstance(value, list):
-        for item in value:
-            yield from _class_paths(item)
 
 
 def describe(target: Any, **init_args: Any) -> dict[str, Any]:

@@ -146,7 +146,14 @@ def _wait(report: Report, folder: Path) -> None:
             profiler = {"class_path": "tests.bench.data.Durations",
                         "init_args": {"dirpath": str(folder), "filename": stage.name}}  # fmt: skip
             steps = str(WARM_UP_STEPS + report.min_rounds * STEPS_PER_ROUND)
-            arguments += ["--trainer.profiler", json.dumps(profiler), "--trainer.max_steps", steps]
+            arguments += [
+                "--trust",
+                "tests.bench",
+                "--trainer.profiler",
+                json.dumps(profiler),
+                "--trainer.max_steps",
+                steps,
+            ]
         if main([verb, *arguments]):
             raise RuntimeError(f"the demo's stage {stage.name} failed")
         if verb == "fit":

@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 
 from sora_lightning.__main__ import main
 from sora_lightning.interop import Pretrained
-from sora_lightning.interop.pretrained import make
 from tests.interop.golden import Golden
 
 
@@ -63,5 +62,6 @@ def test_what_is_refused_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_a_file_cannot_ask_for_code_of_another_house() -> None:
-    with pytest.raises(ValueError, match=r"os\.system: only classes of sora_lightning are built"):
-        make({"class_path": "os.system", "init_args": {"command": "true"}})
+    part = {"class_path": "os.system", "init_args": {"command": "true"}}
+    with pytest.raises(ValueError, match=r"denoiser: os\.system is not built: a file may name"):
+        Pretrained({"denoiser": part}, {}).build()
