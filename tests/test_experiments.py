@@ -6,15 +6,20 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from evaluation.__main__ import main as evaluation_main
 from sora_lightning.__main__ import main
 from sora_lightning.callbacks import EMA
 from sora_lightning.checkpoints import load_tokenizer
@@ -56,7 +61,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "experiments").symlink_to(_ROOT / "experiments")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        counts = ("--num_train", "6", "--num_val", "2", "--num_test", "3")
+        counts = ("--num_train", "8", "--num_val", "8", "--num_test", "3")
         _run("synthesize", "--root", "runs/demo/data", *counts)
         (folder / "clips").symlink_to("runs/demo/data")
         (folder / "runs/clips").symlink_to("demo/data")
@@ -71,6 +76,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         _run(*encode, *pairs, *sources)
         small = ("--model.init_args.denoiser.init_args.depth=2", *_SMALL, *_FEW)
         _run("fit", "--config", "experiments/demo/text_to_video.yaml", *small)
+        train_tiny = ("train-tiny", "--manifest", "clips/train.jsonl", "--steps", "1")
+        assert evaluation_main([*train_tiny, "--output", "runs/demo/judge.pt"]) == 0
         yield folder
 
 
@@ -80,10 +87,10 @@ def inside(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return workplace
 
 
-def _header(yaml: Path) -> dict[str, str]:
+def _header(path: Path) -> dict[str, str]:
     """The opening comments by label; what follows a label's line belongs to it."""
     header: dict[str, str] = {}
-    for line in (_ROOT / yaml).read_text().splitlines():
+    for line in (_ROOT / path).read_text().splitlines():
         if not line.startswith("#"):
             break
         words = line.removeprefix("# ")
@@ -95,22 +102,22 @@ def _header(yaml: Path) -> dict[str, str]:
     return header
 
 
-@pytest.mark.parametrize("yaml", _YAMLS, ids=str)
-def test_a_yaml_opens_with_question_command_cost_and_expectation(yaml: Path) -> None:
-    header = _header(yaml)
+@pytest.mark.parametrize("path", _YAMLS, ids=str)
+def test_a_yaml_opens_with_question_command_cost_and_expectation(path: Path) -> None:
+    header = _header(path)
     assert tuple(header) == _LABELS
     assert all(header.values())
     assert header["Question"].rstrip().endswith("?")
-    assert str(yaml) in header["Command"]
+    assert str(path) in header["Command"]
 
 
-@pytest.mark.parametrize("yaml", _YAMLS, ids=str)
+@pytest.mark.parametrize("path", _YAMLS, ids=str)
 def test_a_yaml_builds_by_the_command_it_gives(
-    inside: Path, yaml: Path, monkeypatch: pytest.MonkeyPatch
+    inside: Path, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[TrainingCLI] = []
     monkeypatch.setattr(TrainingCLI, "_run_subcommand", lambda cli, verb: built.append(cli))
-    program, *arguments = shlex.split(_header(yaml)["Command"].splitlines()[0])
+    program, *arguments = shlex.split(_header(path)["Command"].splitlines()[0])
     assert program == "sora-lightning"
     _run(*arguments, "--run_dir", "runs/untouched")
     (cli,) = built
@@ -158,6 +165,72 @@ def test_tensorboard_has_curves_and_pictures_that_move(inside: Path) -> None:
         pictures = events.Images(tags[0])
         assert len(pictures) == 2  # one for each validation
         assert b"acTL" in pictures[0].encoded_image_string  # the chunk that makes a PNG move
+
+
+def _scores(run: str) -> dict[str, list[float]]:
+    """Every score in a run's TensorBoard by its tag."""
+    events = EventAccumulator(run, size_guidance={"scalars": 0, "images": 0})
+    events.Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if tag.startswith("scores/")]
+    assert any(tag.startswith("scores/") for tag in events.Tags()["images"])
+    return {tag: [event.value for event in events.Scalars(tag)] for tag in tags}
+
+
+def test_fvd_and_clip_score_are_logged_while_a_model_trains_on_one_and_on_two_ranks(
+    inside: Path,
+) -> None:
+    configs = ("experiments/demo/text_to_video.yaml", "experiments/text_to_video/scored.yaml")
+    command = [sys.executable, "-m", "sora_lightning", "fit"]
+    command += [part for config in configs for part in ("--config", config)]
+    small = ["--model.init_args.denoiser.init_args.depth=2", *_SMALL, *_FEW]
+    # Next to no step: the weights that are scored are those that the seed drew.
+    small += ["--seed_everything=3", "--model.init_args.optimizer.init_args.lr=1e-9"]
+    runs = []
+    for devices in (1, 2):
+        run = f"runs/scored/{devices}"
+        ranks = [f"--run_dir={run}", f"--trainer.devices={devices}", "--trainer.accelerator=cpu"]
+        keep = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "WORLD_SIZE")}
+        done = subprocess.run(
+            [*command, *small, *ranks], env={**keep, "PYTHONPATH": str(_ROOT)},
+            capture_output=True, text=True, timeout=600, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        runs.append(_scores(run))
+    alone, shared = runs
+    names = ("scores/fvd-tiny", "scores/clip_score-tiny")
+    assert set(alone) == {f"{name}{part}" for name in names for part in ("", "/low", "/high")}
+    for tag, values in alone.items():
+        assert len(values) == 2  # one for each validation
+        assert shared[tag] == pytest.approx(values, rel=5e-3)
+    for name in names:
+        low, value, high = (alone[f"{name}{part}"][0] for part in ("/low", "", "/high"))
+        assert low <= value <= high
+        assert low < high
+    # Features of the reference are kept for the runs to come.
+    assert len(list(Path("runs/reference_features").glob("*.pt"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("size=17x30x32", "height 30"),
+        ("prompts=absent.jsonl", "prompts = absent.jsonl: no such file"),
+        ("num_videos=4", "ScoreVideos: FVD of 4 prompts: needs at least 8"),
+    ],
+)
+def test_scores_are_checked_before_the_first_step(
+    inside: Path, change: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configs = ("experiments/demo/text_to_video.yaml", "experiments/text_to_video/scored.yaml")
+    arguments = [part for config in configs for part in ("--config", config)]
+    key, _, value = change.partition("=")
+    scored = yaml.safe_load(Path(configs[1]).read_text())
+    scored["trainer"]["callbacks"][1]["init_args"][key] = int(value) if value == "4" else value
+    Path("runs/changed.yaml").write_text(yaml.safe_dump(scored))
+    arguments[-1] = "runs/changed.yaml"
+    assert main(["fit", *arguments, *_SMALL, *_FEW, "--run_dir=runs/unscored"]) == 2
+    assert said in capsys.readouterr().err
+    assert not list(Path("runs/unscored").glob("**/*.ckpt"))
 
 
 def test_a_checkpoint_alone_makes_videos(

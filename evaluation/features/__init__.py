@@ -1,7 +1,7 @@
 """Networks whose features and embeddings the scores are made of."""
 
 from evaluation.features.clip import Clip
-from evaluation.features.extractor import Extractor
+from evaluation.features.extractor import Extractor, VideoTextExtractor
 from evaluation.features.i3d import I3D, TorchScriptI3D
 from evaluation.features.inception import Inception
 from evaluation.features.lpips import Lpips
@@ -20,5 +20,6 @@ __all__ = [
     "TorchScriptI3D",
     "ViTSize",
     "VideoMAE",
+    "VideoTextExtractor",
     "load_judge",
 ]

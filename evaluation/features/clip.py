@@ -16,14 +16,14 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from evaluation.features.extractor import RANDOM, Extractor
+from evaluation.features.extractor import RANDOM, VideoTextExtractor
 from evaluation.features.weights import check_digest
 
 # Radford et al., 2021: mean and deviation of the training images.
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-class Clip(Extractor):
+class Clip(VideoTextExtractor):
     """Embeds frames, videos and texts into one space, as vectors of length 1.
 
     A video is embedded as the normalised mean of its frames' embeddings; ``frame_scores`` gives

@@ -5,6 +5,7 @@ standing that its scores carry in their names.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -80,6 +81,18 @@ class Extractor(nn.Module, ABC):
         """For evaluation alone; and the hash of the weights is taken."""
         self.eval().requires_grad_(False)
         self.sha256 = weights_sha256(self)
+
+
+class VideoTextExtractor(Extractor):
+    """An extractor that embeds videos and texts into one space, as vectors of length 1."""
+
+    @abstractmethod
+    def embed_videos(self, videos: UInt8[Tensor, "b 3 F H W"]) -> Float[Tensor, "b e"]:
+        """Embeddings of videos as files hold them: 0..255, of any one size."""
+
+    @abstractmethod
+    def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "b e"]:
+        """Embeddings of texts. Raises ``ValueError`` for a text without words."""
 
 
 def fill(

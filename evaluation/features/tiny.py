@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evaluation.features.extractor import RANDOM, Extractor, drawn
+from evaluation.features.extractor import RANDOM, VideoTextExtractor, drawn
 from evaluation.features.weights import read_weights, weights_sha256
 
 
@@ -39,7 +39,7 @@ class TinyConfig:
     embedding: int = 48
 
 
-class TinyJudge(Extractor):
+class TinyJudge(VideoTextExtractor):
     """Features of videos, and embeddings of videos and texts whose cosine says how well they fit.
 
     Videos are uint8 RGB ``b 3 F H W`` of any size and at least 4 frames at the frame rate of its
@@ -227,7 +227,7 @@ def load_judge(path: Path) -> SavedJudge:
     return SavedJudge(judge.eval(), actual, payload["notes"])
 
 
-class TinyFile(Extractor):
+class TinyFile(VideoTextExtractor):
     """A saved judge by its path, as a YAML names it; without ``weights`` one that is not trained.
 
     Args:

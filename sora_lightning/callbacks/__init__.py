@@ -2,9 +2,9 @@
 
 from sora_lightning.callbacks.checkpoint import RunCheckpoint
 from sora_lightning.callbacks.ema import EMA
-from sora_lightning.callbacks.metrics import ScoreVideos
 from sora_lightning.callbacks.progress import Progress
 from sora_lightning.callbacks.samples import ReconstructVideos, SampleVideos
+from sora_lightning.callbacks.scores import ScoreVideos, VideoScore
 from sora_lightning.callbacks.writers import LatentWriter
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "RunCheckpoint",
     "SampleVideos",
     "ScoreVideos",
+    "VideoScore",
 ]

@@ -1,0 +1,208 @@
+"""Scores of generated videos while a model trains: FVD, CLIP score, or any ``VideoScore``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from sora_lightning.callbacks.samples import log_video, undisturbed
+from sora_lightning.data.manifest import read_manifest
+from sora_lightning.systems import DiffusionSystem
+from sora_lightning.types import VideoSize, as_levels
+
+_NUM_SHOWN = 4
+
+
+@runtime_checkable
+class VideoScore(Protocol):
+    """Scores a set of generated videos; those of ``evaluation.training_scores`` are some.
+
+    Annotations are plain types: the command line takes a class only if its methods are annotated
+    exactly as these.
+    """
+
+    def prepare(
+        self, prompts: list[str], num_frames: int, height: int, width: int, fps: float
+    ) -> list[str]:
+        """Read what the score needs and return the names of its values. Called once, before the
+        first step; raises ``ValueError`` for what cannot be scored.
+        """
+        ...
+
+    def update(self, videos: Tensor, ids: Sequence[int]) -> None:
+        """Add uint8 videos ``b 3 F H W`` of the prompts at ``ids``."""
+        ...
+
+    def compute(self) -> dict[str, float]:
+        """Return the values over all ranks; ``name/low`` and ``name/high`` bound ``name``."""
+        ...
+
+    def reset(self) -> None:
+        """Forget the videos added so far."""
+        ...
+
+    def to(self, device: torch.device) -> Any:
+        """Compute on this device."""
+        ...
+
+
+class ScoreVideos(Callback):
+    """After every so many validations, samples a video of each prompt and scores them.
+
+    Prompt i always starts from the noise of ``seed`` + i, whichever rank samples it. Ranks share
+    the prompts and the scores gather, so that a value does not depend on the number of ranks. The
+    weights at the end of a validation are scored: the averaged ones under ``EMA``. Values are
+    logged below ``scores/``, in TensorBoard with intervals. Random state and module modes are
+    restored afterwards, and nothing of a score enters a checkpoint.
+
+    Args:
+        scores: Each is given the same videos.
+        prompts: A list, a text file with a prompt a line, or a manifest whose captions are taken.
+        size: Frames x height x width, say 17x32x32.
+        num_videos: The first so many prompts are sampled.
+        every_n_validations: Validations from one scoring to the next.
+        batch_size: Videos sampled at a time on each rank.
+    """
+
+    def __init__(
+        self,
+        scores: list[VideoScore],
+        prompts: list[str] | Path,
+        size: str,
+        num_videos: int = 64,
+        every_n_validations: int = 1,
+        num_steps: int = 25,
+        guidance_scale: float = 2.0,
+        seed: int = 0,
+        batch_size: int = 16,
+    ) -> None:
+        for key, value in (
+            ("every_n_validations", every_n_validations),
+            ("batch_size", batch_size),
+            ("num_videos", num_videos),
+            ("scores", len(scores)),
+            ("prompts", len(prompts) if isinstance(prompts, list) else 1),
+        ):
+            if value < 1:
+                raise ValueError(f"ScoreVideos: {key} = {value}: must be at least 1")
+        for index, prompt in enumerate(prompts if isinstance(prompts, list) else []):
+            if not prompt.strip():
+                raise ValueError(f"ScoreVideos: prompts[{index}] = {prompt!r}: is empty")
+        self.scores = scores
+        self.prompts = prompts if isinstance(prompts, list) else []
+        self.prompts_file = None if isinstance(prompts, list) else prompts
+        self.num_videos = num_videos
+        self.size = VideoSize.parse(size)
+        self.every_n_validations = every_n_validations
+        self.num_steps = num_steps
+        self.guidance_scale = guidance_scale
+        self.seed = seed
+        self.batch_size = batch_size
+        self.num_validations = 0
+
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(size=str(self.size), every=self.every_n_validations)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check size and prompts and read the reference, on the first rank before the others."""
+        if not isinstance(pl_module, DiffusionSystem):
+            raise ValueError(f"ScoreVideos needs a DiffusionSystem, not {type(pl_module).__name__}")
+        if self.prompts_file is not None:
+            self.prompts = _read_prompts(self.prompts_file)
+        self.prompts = self.prompts[: self.num_videos]
+        try:
+            pl_module.tokenizer.compression.grid(self.size)
+            if not trainer.is_global_zero:
+                trainer.strategy.barrier("the first rank reads the reference")
+            names = self._prepare(trainer.strategy.root_device, pl_module.fps)
+        except ValueError as error:
+            raise ValueError(f"ScoreVideos: {error}") from error
+        if trainer.is_global_zero:
+            trainer.strategy.barrier("the first rank reads the reference")
+        _lay_out_intervals(trainer, names)
+
+    def _prepare(self, device: torch.device, fps: float) -> list[str]:
+        """Return the names of all values."""
+        names = []
+        for score in self.scores:
+            score.to(device)
+            size = self.size
+            names += score.prepare(self.prompts, size.num_frames, size.height, size.width, fps)
+        return names
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        self.num_validations += 1
+        if self.num_validations % self.every_n_validations:
+            return
+        with undisturbed(pl_module):
+            for score in self.scores:
+                score.reset()
+            self._sample(trainer, pl_module)
+            for score in self.scores:
+                for name, value in score.compute().items():
+                    pl_module.log(f"scores/{name}", value, rank_zero_only=False)
+                score.reset()
+
+    def _sample(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sample this rank's share of the prompts and add the videos to the scores."""
+        system = cast(DiffusionSystem, pl_module)
+        mine = list(range(trainer.global_rank, len(self.prompts), trainer.world_size))
+        # All ranks sample the same number of batches, since sharded weights need all of them.
+        share = -(-len(self.prompts) // trainer.world_size)
+        for start in range(0, share, self.batch_size):
+            ids = mine[start : start + self.batch_size] or [len(self.prompts) - 1]
+            prompts = [self.prompts[i] for i in ids]
+            videos = system.generate(
+                prompts,
+                self.size,
+                [self.seed + i for i in ids],
+                num_steps=self.num_steps,
+                guidance_scale=self.guidance_scale,
+            )
+            for score in self.scores:
+                score.update(as_levels(videos), ids)
+            for index, prompt, video in zip(ids, prompts, videos, strict=True):
+                if index < _NUM_SHOWN:
+                    log_video(trainer, f"scores/{prompt}", video, system.fps)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_validations": self.num_validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.num_validations = state_dict["num_validations"]
+
+
+def _read_prompts(path: Path) -> list[str]:
+    """Return the lines of a text file, or the first caption of each row of a manifest."""
+    where = f"ScoreVideos: prompts = {path}"
+    if not path.exists():
+        raise ValueError(f"{where}: no such file")
+    if path.suffix != ".txt":
+        return [record.captions[0] for record in read_manifest(path)]
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ValueError(f"{where}: holds no prompt")
+    return prompts
+
+
+def _lay_out_intervals(trainer: Trainer, names: Sequence[str]) -> None:
+    """Have TensorBoard's custom scalars draw each value within its interval."""
+    charts = {
+        name: ["Margin", [f"scores/{name}", f"scores/{name}/low", f"scores/{name}/high"]]
+        for name in names
+        if {f"{name}/low", f"{name}/high"} <= set(names)
+    }
+    for logger in trainer.loggers if trainer.is_global_zero and charts else []:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_custom_scalars({"scores": charts})
