@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sora_lightning.denoisers.conditioning_embedding import BlockContext, Signal
+from sora_lightning.denoisers.conditioning_embedding import BlockContext, ConditioningEmbedding
 from sora_lightning.denoisers.modulation import AdaLN, Modulation, zero_init
 from sora_lightning.layers.attention import CrossAttention, NormFactory, SelfAttention
-from sora_lightning.layers.packed_sequence import Arrangement
+from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.partitions import JOINT, BlockPartitions, HeadSplit, TokenPartition
 from sora_lightning.layers.positions.absolute import sinusoidal
 from sora_lightning.layers.transformer import FeedForward, LayerNorm, RMSNorm
@@ -81,7 +81,7 @@ class Sublayer:
 
 
 class Block(nn.Module, ABC):
-    """A pre-norm transformer block over tokens in any arrangement: one self-attention for each
+    """A pre-norm transformer block over tokens in any sequence: one self-attention for each
     partition, cross-attention to whatever text there is, feed-forward.
 
     ``text_norm`` stands before the cross-attention, null for none.
@@ -131,18 +131,18 @@ class Block(nn.Module, ABC):
         """
         return x, context
 
-    def sublayers(self, signal: Signal) -> list[Sublayer]:
+    def sublayers(self, c: ConditioningEmbedding) -> list[Sublayer]:
         """One for each self-attention, and the feed-forward's; here none is modulated."""
         return [Sublayer()] * len(self.norms)
 
     def forward(self, x: Float[Tensor, "b n d"], context: BlockContext) -> Float[Tensor, "b n d"]:
-        *inner, last = self.sublayers(context.signal)
+        *inner, last = self.sublayers(context.c)
         for attention, norm, sublayer in zip(self.attentions, self.norms[:-1], inner, strict=True):
-            y = attention(sublayer.enter(norm(x)), context.angles, context.arrangement)
+            y = attention(sublayer.enter(norm(x)), context.angles, context.sequence)
             x = sublayer.join(x, y)
         if self.text is not None:
             y = self.text_norm(x)
-            x = x + self.text(y, context.text, context.mask, context.arrangement)
+            x = x + self.text(y, context.text, context.mask, context.sequence)
         return last.join(x, self.mlp(last.enter(self.norms[-1](x))))
 
 
@@ -184,8 +184,8 @@ class AdaLNBlock(Block):
     def final_layer(self, out_width: int) -> FinalLayer:
         return FinalLayer(self.width, out_width, self.modulation.for_final_layer(self.width, 2))
 
-    def sublayers(self, signal: Signal) -> list[Sublayer]:
-        rows = signal.spread(self.modulation(signal))
+    def sublayers(self, c: ConditioningEmbedding) -> list[Sublayer]:
+        rows = c.expand_to_tokens(self.modulation(c))
         parts = rows.chunk(self.num_parts, dim=-1)
         step = self.num_parts // len(self.norms)
         return [Sublayer(*parts[i : i + step]) for i in range(0, self.num_parts, step)]
@@ -235,10 +235,10 @@ class InContextBlock(PlainBlock):
     def join(
         self, x: Float[Tensor, "b n d"], context: BlockContext
     ) -> tuple[Float[Tensor, "b m d"], BlockContext]:
-        tokens = context.signal.tokens(context.arrangement.num_clips(x))
-        before = context.arrangement
-        arrangement = Arrangement(before.grids, before.device, tokens.shape[1], before.kept)
-        return arrangement.insert_context(x, tokens), replace(context, arrangement=arrangement)
+        tokens = context.c.tokens(context.sequence.num_clips(x))
+        before = context.sequence
+        sequence = PackedSequence(before.grids, before.device, tokens.shape[1], before.kept)
+        return sequence.insert_context(x, tokens), replace(context, sequence=sequence)
 
 
 class CrossAttentionBlock(PlainBlock):
@@ -257,7 +257,7 @@ class CrossAttentionBlock(PlainBlock):
     def join(
         self, x: Float[Tensor, "b n d"], context: BlockContext
     ) -> tuple[Float[Tensor, "b n d"], BlockContext]:
-        text = context.signal.tokens(context.arrangement.num_clips(x))
+        text = context.c.tokens(context.sequence.num_clips(x))
         mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
         if context.text is not None and context.mask is not None:
             text = torch.cat([text, context.text], dim=1)
@@ -306,9 +306,11 @@ class FinalLayer(nn.Module):
         if self.modulation is not None:
             self.modulation.zero_init()
 
-    def forward(self, x: Float[Tensor, "b n d"], signal: Signal) -> Float[Tensor, "b n p"]:
+    def forward(
+        self, x: Float[Tensor, "b n d"], c: ConditioningEmbedding
+    ) -> Float[Tensor, "b n p"]:
         x = self.norm(x)
         if self.modulation is not None:
-            shift, scale = signal.spread(self.modulation(signal)).chunk(2, dim=-1)
+            shift, scale = c.expand_to_tokens(self.modulation(c)).chunk(2, dim=-1)
             x = modulate(x, shift, scale)
         return self.out(x)

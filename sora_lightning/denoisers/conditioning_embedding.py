@@ -1,4 +1,4 @@
-"""What a forward pass tells every block: the signal that modulates the tokens, text, and places."""
+"""What a forward pass tells every block: the c that modulates the tokens, text, and places."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sora_lightning.layers.packed_sequence import Arrangement
+from sora_lightning.layers.packed_sequence import PackedSequence
 
 
 @dataclass(frozen=True)
-class Times:
+class Timesteps:
     """Diffusion times, each distinct pair of clip and time once: one clip's tokens may stand at
     several times, known frames at 0, but rarely at many.
 
@@ -25,17 +25,17 @@ class Times:
     row_of_token: Int[Tensor, "b n"] | None
 
     @classmethod
-    def of(cls, t: Float[Tensor, "*shape"], arrangement: Arrangement) -> Times:
+    def of(cls, t: Float[Tensor, "*shape"], sequence: PackedSequence) -> Timesteps:
         """From a time for each clip, or for each token (``b n`` dense, ``n`` packed).
 
         ``ValueError`` for any other number of times.
         """
-        num_tokens = sum(arrangement.num_tokens)
-        if arrangement.is_packed:
-            if t.shape == (len(arrangement.grids),):
-                return cls(t, None, arrangement.clip_of_token[None])
+        num_tokens = sum(sequence.num_tokens)
+        if sequence.is_packed:
+            if t.shape == (len(sequence.grids),):
+                return cls(t, None, sequence.clip_of_token[None])
             if t.shape == (num_tokens,):
-                return cls._distinct(t[None], arrangement.clip_of_token[None])
+                return cls._distinct(t[None], sequence.clip_of_token[None])
         elif t.ndim == 1 or t.shape[1] == 1:
             return cls(t.reshape(-1), None, None)
         elif t.shape[1] == num_tokens:
@@ -47,15 +47,15 @@ class Times:
         )
 
     @classmethod
-    def _distinct(cls, t: Float[Tensor, "b n"], clip: Int[Tensor, "b n"]) -> Times:
+    def _distinct(cls, t: Float[Tensor, "b n"], clip: Int[Tensor, "b n"]) -> Timesteps:
         pairs = torch.stack([clip.reshape(-1).double(), t.detach().reshape(-1).double()], dim=1)
         rows, index = torch.unique(pairs, dim=0, return_inverse=True)
         return cls(rows[:, 1].to(t.dtype), rows[:, 0].long(), index.reshape(t.shape))
 
 
 @dataclass(frozen=True)
-class Signal:
-    """Time and pooled condition: a row for each of ``Times``.
+class ConditioningEmbedding:
+    """Time and pooled condition: a row for each of ``Timesteps``.
 
     ``embedding`` is their sum and ``activated`` its SiLU, which every modulation starts from.
     ``shared`` is one modulation that all blocks start from, where they share one.
@@ -77,7 +77,7 @@ class Signal:
         parts = [self.time] if self.pooled is None else [self.time, self.pooled]
         return torch.stack(parts, dim=1)
 
-    def spread(self, rows: Float[Tensor, "r e"]) -> Float[Tensor, "b m e"]:
+    def expand_to_tokens(self, rows: Float[Tensor, "r e"]) -> Float[Tensor, "b m e"]:
         """Each token's row (m = n), or each clip's to broadcast over its tokens (m = 1)."""
         if self.row_of_token is None:
             return rows[:, None]
@@ -92,8 +92,8 @@ class BlockContext:
     are ``None`` where there is nothing to attend to.
     """
 
-    arrangement: Arrangement
-    signal: Signal
+    sequence: PackedSequence
+    c: ConditioningEmbedding
     angles: Float[Tensor, "n a"] | None = None
     text: Float[Tensor, "clips l d"] | None = None
     mask: Bool[Tensor, "clips l"] | None = None

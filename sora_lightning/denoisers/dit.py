@@ -22,10 +22,14 @@ from sora_lightning.denoisers.blocks import (
     InContextBlock,
     TimeEmbedding,
 )
-from sora_lightning.denoisers.conditioning_embedding import BlockContext, Signal, Times
+from sora_lightning.denoisers.conditioning_embedding import (
+    BlockContext,
+    ConditioningEmbedding,
+    Timesteps,
+)
 from sora_lightning.denoisers.conditions import ConditionInput, TextAndPooled
 from sora_lightning.denoisers.modulation import zero_init
-from sora_lightning.layers.packed_sequence import Arrangement
+from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.partitions import AttentionLayout, Joint
 from sora_lightning.layers.patch import Patch
 from sora_lightning.layers.positions.absolute import PositionEmbedding, Sinusoidal
@@ -67,7 +71,7 @@ class DiT(Denoiser):
     no size built in. ``patch`` counts latent frames, rows and columns. ``learned_sigma`` doubles
     the channels of the prediction (DiT's variance). ``self_conditioning`` takes an earlier estimate
     of the latents as more channels (W.A.L.T); ``sees_given`` takes ``Condition.given`` so, one more
-    channel than the latents have. ``recompute_blocks`` keeps only each block's input
+    channel than the latents have. ``activation_checkpointing`` keeps only each block's input
     for the backward pass and computes the rest again. ``time_scale`` is the number of steps that
     the time embedding counts from data to noise: SiT's is 1.
     """
@@ -87,7 +91,7 @@ class DiT(Denoiser):
         parts: DiTParts | None = None,
         learned_sigma: bool = False,
         self_conditioning: bool = False,
-        recompute_blocks: bool = False,
+        activation_checkpointing: bool = False,
         time_scale: float = 1000.0,
         sees_given: bool = False,
     ):
@@ -100,7 +104,7 @@ class DiT(Denoiser):
         schedule = (layout or Joint()).schedule(depth)
         self.head_width = width // num_heads
         self.self_conditioning = self_conditioning
-        self.recompute_blocks = recompute_blocks
+        self.activation_checkpointing = activation_checkpointing
         self.num_given = latent_channels + 1 if sees_given else 0
         in_channels = latent_channels * (2 if self_conditioning else 1) + self.num_given
         self.x_in = nn.Linear(in_channels * self.patch.volume, width)
@@ -161,11 +165,11 @@ class DiT(Denoiser):
             assert not isinstance(estimate, Tensor)
             return self._forward_packed(x_t, t, condition, estimate)
         assert not isinstance(estimate, PackedLatents)
-        arrangement = self._arrange([x_t.shape[2:]], x_t.device)
+        sequence = self._arrange([x_t.shape[2:]], x_t.device)
         x_t = self._with_given(self._with_estimate(x_t, estimate), condition.given)
         x = self.patch.patchify(x_t)
-        y = self._predict(x, t, condition, arrangement, middle)
-        return self.patch.unpatchify(y, arrangement.grids[0])
+        y = self._predict(x, t, condition, sequence, middle)
+        return self.patch.unpatchify(y, sequence.grids[0])
 
     def _forward_packed(
         self,
@@ -178,7 +182,7 @@ class DiT(Denoiser):
         if condition.given is not None:
             raise ValueError("channels beside the latents cannot be packed: clips differ in size")
         kept = self._kept(x_t)
-        arrangement = self._arrange([clip.shape[1:] for clip in clips], clips[0].device, kept)
+        sequence = self._arrange([clip.shape[1:] for clip in clips], clips[0].device, kept)
         inputs = [
             self._with_estimate(clip[None], None if e is None else e[None])
             for clip, e in zip(clips, estimates, strict=True)
@@ -189,16 +193,16 @@ class DiT(Denoiser):
             if len(t) != len(clips):
                 of_clips = zip(t.split(self.num_tokens(x_t)), kept, strict=True)
                 t = torch.cat([times[tokens] for times, tokens in of_clips])
-        if not arrangement.is_packed:
+        if not sequence.is_packed:
             t = t[None] if len(t) > 1 else t
-        y = self._predict(torch.cat(patches, dim=1), t, condition, arrangement)
-        parts = y.split(arrangement.num_tokens, dim=1)
+        y = self._predict(torch.cat(patches, dim=1), t, condition, sequence)
+        parts = y.split(sequence.num_tokens, dim=1)
         if kept is not None:
             parts = tuple(
                 part.new_zeros(1, grid.num_tokens, part.shape[2]).index_copy(1, tokens, part)
-                for part, tokens, grid in zip(parts, kept, arrangement.grids, strict=True)
+                for part, tokens, grid in zip(parts, kept, sequence.grids, strict=True)
             )
-        outputs = map(self.patch.unpatchify, parts, arrangement.grids)
+        outputs = map(self.patch.unpatchify, parts, sequence.grids)
         return replace(x_t, clips=tuple(output[0] for output in outputs))
 
     def _kept(self, x_t: PackedLatents) -> list[Int[Tensor, " _n"]] | None:
@@ -213,8 +217,8 @@ class DiT(Denoiser):
         extents: Sequence[Sequence[int]],
         device: torch.device,
         kept: Sequence[Int[Tensor, " _n"]] | None = None,
-    ) -> Arrangement:
-        return Arrangement([self.patch.grid(*extent) for extent in extents], device, kept=kept)
+    ) -> PackedSequence:
+        return PackedSequence([self.patch.grid(*extent) for extent in extents], device, kept=kept)
 
     def _with_estimate(self, x_t: Tensor, estimate: Tensor | None) -> Tensor:
         if self.self_conditioning:
@@ -237,20 +241,18 @@ class DiT(Denoiser):
         x: Float[Tensor, "b n p"],
         t: Float[Tensor, "*times"],
         condition: Condition,
-        arrangement: Arrangement,
+        sequence: PackedSequence,
         middle: Middle | None = None,
     ) -> Float[Tensor, "b n out"]:
         """Patches in, patches out."""
-        signal = self._signal(Times.of(t, arrangement), self.condition.pooled(condition))
+        c = self._signal(Timesteps.of(t, sequence), self.condition.pooled(condition))
         text = self.condition.text(condition)
-        x = self._add_positions(self.x_in(x), 0, arrangement)  # b n d
+        x = self._add_positions(self.x_in(x), 0, sequence)  # b n d
         first = self.blocks[0]
         assert isinstance(first, Block)
-        x, context = first.join(
-            x, BlockContext(arrangement, signal, text=text, mask=condition.mask)
-        )
+        x, context = first.join(x, BlockContext(sequence, c, text=text, mask=condition.mask))
         if self.rotary is not None:
-            angles = self.rotary.angles(context.arrangement, self.head_width)
+            angles = self.rotary.angles(context.sequence, self.head_width)
             context = replace(context, angles=angles)
         if middle is None:
             x = self._run(x, context, slice(None))
@@ -259,30 +261,32 @@ class DiT(Denoiser):
             x = self._run(x, context, slice(between.start))
             x = middle.run(x, lambda x: self._run(x, context, between))
             x = self._run(x, context, slice(between.stop, None))
-        return self.final(context.arrangement.remove_context(x), signal)
+        return self.final(context.sequence.remove_context(x), c)
 
     def _run(self, x: Float[Tensor, "b n d"], context: BlockContext, which: slice) -> Tensor:
         """Some of the blocks, each with the positions that stand before it."""
         for i in range(len(self.blocks))[which]:
             if i > 0:
-                x = self._add_positions(x, i, context.arrangement)
-            if self.recompute_blocks and torch.is_grad_enabled():
+                x = self._add_positions(x, i, context.sequence)
+            if self.activation_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(self.blocks[i], x, context, use_reentrant=False)
             else:
                 x = self.blocks[i](x, context)
         return x
 
-    def _add_positions(self, x: Tensor, block: int, arrangement: Arrangement) -> Tensor:
+    def _add_positions(self, x: Tensor, block: int, sequence: PackedSequence) -> Tensor:
         for position in self.positions:
             if position.before_block == block:
-                x = x + position(arrangement).to(x.dtype)
+                x = x + position(sequence).to(x.dtype)
         return x
 
-    def _signal(self, times: Times, pooled: Float[Tensor, "clips d"] | None) -> Signal:
+    def _signal(
+        self, times: Timesteps, pooled: Float[Tensor, "clips d"] | None
+    ) -> ConditioningEmbedding:
         if pooled is not None and times.clip is not None:
             pooled = pooled[times.clip]
         time = self.time(times.t)  # r d
         embedding = time if pooled is None else time + pooled
         activated = F.silu(embedding)
         shared = None if self.shared is None else self.shared(activated)
-        return Signal(time, pooled, embedding, times.row_of_token, activated, shared)
+        return ConditioningEmbedding(time, pooled, embedding, times.row_of_token, activated, shared)

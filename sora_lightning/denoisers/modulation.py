@@ -7,7 +7,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sora_lightning.denoisers.conditioning_embedding import Signal
+from sora_lightning.denoisers.conditioning_embedding import ConditioningEmbedding
 
 
 def zero_init(linear: nn.Linear) -> None:
@@ -18,15 +18,15 @@ def zero_init(linear: nn.Linear) -> None:
 
 
 class Modulation(nn.Module, ABC):
-    """``num_parts`` vectors of ``width`` for each row of the signal. A new one gives zeros.
+    """``num_parts`` vectors of ``width`` for each row of the c. A new one gives zeros.
 
-    ``is_shared`` says that the signal must carry one modulation for all blocks to start from.
+    ``is_shared`` says that the c must carry one modulation for all blocks to start from.
     """
 
     is_shared = False
 
     @abstractmethod
-    def forward(self, signal: Signal) -> Float[Tensor, "r p"]: ...
+    def forward(self, c: ConditioningEmbedding) -> Float[Tensor, "r p"]: ...
 
     @abstractmethod
     def zero_init(self) -> None:
@@ -45,8 +45,8 @@ class AdaLN(Modulation):
         super().__init__()
         self.linear = nn.Linear(width, num_parts * width)
 
-    def forward(self, signal: Signal) -> Float[Tensor, "r p"]:
-        return self.linear(signal.activated)
+    def forward(self, c: ConditioningEmbedding) -> Float[Tensor, "r p"]:
+        return self.linear(c.activated)
 
     def zero_init(self) -> None:
         zero_init(self.linear)
@@ -66,9 +66,9 @@ class AdaLNLoRA(Modulation):
         self.down = nn.Linear(width, rank, bias=False)
         self.up = nn.Linear(rank, num_parts * width, bias=False)
 
-    def forward(self, signal: Signal) -> Float[Tensor, "r p"]:
-        assert signal.shared is not None
-        return signal.shared + self.up(self.down(signal.activated))
+    def forward(self, c: ConditioningEmbedding) -> Float[Tensor, "r p"]:
+        assert c.shared is not None
+        return c.shared + self.up(self.down(c.activated))
 
     def zero_init(self) -> None:
         zero_init(self.up)
@@ -85,9 +85,9 @@ class AdaLNTable(Modulation):
         super().__init__()
         self.table = nn.Parameter(torch.zeros(num_parts, width))
 
-    def forward(self, signal: Signal) -> Float[Tensor, "r p"]:
-        assert signal.shared is not None
-        return signal.shared + rearrange(self.table, "part d -> (part d)")
+    def forward(self, c: ConditioningEmbedding) -> Float[Tensor, "r p"]:
+        assert c.shared is not None
+        return c.shared + rearrange(self.table, "part d -> (part d)")
 
     def zero_init(self) -> None:
         nn.init.zeros_(self.table)
@@ -104,8 +104,8 @@ class TiledTable(Modulation):
         super().__init__()
         self.table = nn.Parameter(torch.zeros(num_parts, width))
 
-    def forward(self, signal: Signal) -> Float[Tensor, "r p"]:
-        parts = signal.embedding[:, None] + self.table
+    def forward(self, c: ConditioningEmbedding) -> Float[Tensor, "r p"]:
+        parts = c.embedding[:, None] + self.table
         return rearrange(parts, "r part d -> r (part d)")
 
     def zero_init(self) -> None:

@@ -39,7 +39,7 @@ def sized_dit(
     parts: DiTParts | None = None,
     learned_sigma: bool = False,
     self_conditioning: bool = False,
-    recompute_blocks: bool = False,
+    activation_checkpointing: bool = False,
 ) -> DiT:
     """A ``DiT`` whose depth, width and heads are those of a row of ``SIZES``."""
     row = named_size(size)
@@ -54,7 +54,7 @@ def sized_dit(
         parts=parts,
         learned_sigma=learned_sigma,
         self_conditioning=self_conditioning,
-        recompute_blocks=recompute_blocks,
+        activation_checkpointing=activation_checkpointing,
     )
 
 

@@ -20,7 +20,7 @@ from sora_lightning.denoisers.sizes import SIZES
 from sora_lightning.interop.labels import label_rules, label_table
 from sora_lightning.interop.pretrained import Pretrained, describe
 from sora_lightning.interop.renaming import Rule, Weights, apply_rules, count, linear, same
-from sora_lightning.layers.packed_sequence import Arrangement
+from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.positions.absolute import PositionEmbedding, SinusoidalPlane
 from sora_lightning.types import TokenGrid
 
@@ -153,7 +153,7 @@ def position_table(
 ) -> Rule:
     """A fixed table that the house computes: checked on the way here, made on the way back."""
     width = parts["denoiser"]["init_args"]["width"]
-    table = embedding(width)(Arrangement([grid]))[None]
+    table = embedding(width)(PackedSequence([grid]))[None]
 
     def check(found: Tensor) -> tuple[Tensor, ...]:
         if found.shape != table.shape or not torch.allclose(found.float(), table, atol=1e-4):

@@ -12,8 +12,8 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sora_lightning.layers.groupings import Grouping, Permuted
-from sora_lightning.layers.packed_sequence import Arrangement
+from sora_lightning.layers.groupings import Grouping, SortedGroups
+from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.partitions import JOINT, HeadSplit, Partition, TokenPartition
 from sora_lightning.layers.positions.rotary import rotate
 from sora_lightning.layers.transformer import RMSNorm
@@ -26,18 +26,18 @@ def attend(
     k: Float[Tensor, "b k n e"],
     v: Float[Tensor, "b k n e"],
     partition: TokenPartition | HeadSplit,
-    arrangement: Arrangement,
+    sequence: PackedSequence,
 ) -> Float[Tensor, "b k n e"]:
     """Attention within the groups of a partition; where heads are shared among several, each with
     its share.
     """
     shares = partition.shares
     if len(shares) == 1:
-        return attend_in_groups(q, k, v, arrangement.grouping(shares[0]))
+        return attend_in_groups(q, k, v, sequence.grouping(shares[0]))
     queries, keys, values = (x.chunk(len(shares), dim=1) for x in (q, k, v))
     return torch.cat(
         [
-            attend_in_groups(q, k, v, arrangement.grouping(part))
+            attend_in_groups(q, k, v, sequence.grouping(part))
             for q, k, v, part in zip(queries, keys, values, shares, strict=True)
         ],
         dim=1,
@@ -48,7 +48,7 @@ def attend_in_groups(q: Tensor, k: Tensor, v: Tensor, grouping: Grouping) -> Ten
     """One fused attention for all groups of a length; on CUDA one for all groups, where the
     kernel for varying lengths takes these tensors.
     """
-    if isinstance(grouping, Permuted) and (dtype := varlen_precision(q)) is not None:
+    if isinstance(grouping, SortedGroups) and (dtype := varlen_precision(q)) is not None:
         return _attend_varlen(q.to(dtype), k.to(dtype), v.to(dtype), grouping)
     parts = zip(grouping.group(q), grouping.group(k), grouping.group(v), strict=True)
     return grouping.ungroup([F.scaled_dot_product_attention(*part) for part in parts])
@@ -69,12 +69,12 @@ def varlen_precision(q: Tensor) -> torch.dtype | None:
     return dtype if fits and dtype in (torch.float16, torch.bfloat16) else None
 
 
-def _attend_varlen(q: Tensor, k: Tensor, v: Tensor, groups: Permuted) -> Tensor:
+def _attend_varlen(q: Tensor, k: Tensor, v: Tensor, groups: SortedGroups) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     q, k, v = (rearrange(groups.sort(x), "1 k n e -> n k e") for x in (q, k, v))
     longest = groups.longest
-    y = varlen_attn(q, k, v, groups.starts, groups.starts, longest, longest)
+    y = varlen_attn(q, k, v, groups.cu_seqlens, groups.cu_seqlens, longest, longest)
     assert isinstance(y, Tensor)  # a pair only where more than the values is asked for
     return groups.unsort(rearrange(y, "n k e -> 1 k n e"))
 
@@ -117,7 +117,7 @@ class SelfAttention(nn.Module):
         self,
         x: Float[Tensor, "b n d"],
         angles: Float[Tensor, "n a"] | None,
-        arrangement: Arrangement,
+        sequence: PackedSequence,
     ) -> Float[Tensor, "b n d"]:
         """``angles`` turn queries and keys (rotary positions); ``None`` leaves them."""
         # Each third by itself: the gradients then meet in one copy, not in two.
@@ -128,14 +128,14 @@ class SelfAttention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        y = self.attend(q, k, v, arrangement)  # b k n e
+        y = self.attend(q, k, v, sequence)  # b k n e
         return self.out(rearrange(y, "b k n e -> b n (k e)"))
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, arrangement: Arrangement
+        self, q: Tensor, k: Tensor, v: Tensor, sequence: PackedSequence
     ) -> Float[Tensor, "b k n e"]:
         """What the heads give, from queries and keys with their positions."""
-        return attend(q, k, v, self.partition, arrangement)
+        return attend(q, k, v, self.partition, sequence)
 
 
 class CrossAttention(nn.Module):
@@ -161,14 +161,14 @@ class CrossAttention(nn.Module):
         x: Float[Tensor, "b n d"],
         text: Float[Tensor, "clips l d"],
         mask: Bool[Tensor, "clips l"],
-        arrangement: Arrangement,
+        sequence: PackedSequence,
     ) -> Float[Tensor, "b n d"]:
         """``text`` holds one row for each clip of the batch or of the packed sequence."""
         q, (k, v) = self._queries(x), self._keys_values(text)
-        if not arrangement.is_packed:
+        if not sequence.is_packed:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
         else:
-            y = self._attend_packed(q, k, v, mask, arrangement)
+            y = self._attend_packed(q, k, v, mask, sequence)
         return self.out(rearrange(y, "b k n e -> b n (k e)"))
 
     def _queries(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b k n e"]:
@@ -184,13 +184,13 @@ class CrossAttention(nn.Module):
         return self.k_norm(k), v
 
     def _attend_packed(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, arrangement: Arrangement
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, sequence: PackedSequence
     ) -> Tensor:
         """One fused attention for all clips of a length."""
-        assert arrangement.clips_by_length is not None
-        clips = arrangement.grouping(JOINT)
+        assert sequence.clips_by_length is not None
+        clips = sequence.grouping(JOINT)
         parts = clips.group(q)
-        texts = arrangement.clips_by_length.split([len(part) for part in parts])
+        texts = sequence.clips_by_length.split([len(part) for part in parts])
         return clips.ungroup(
             [
                 F.scaled_dot_product_attention(
@@ -228,11 +228,11 @@ class JointTextAttention(CrossAttention):
         x: Float[Tensor, "b n d"],
         text: Float[Tensor, "clips l d"],
         mask: Bool[Tensor, "clips l"],
-        arrangement: Arrangement,
+        sequence: PackedSequence,
     ) -> Float[Tensor, "b n d"]:
-        grouping = arrangement.grouping(self.partition)
-        if arrangement.is_packed:
-            clip = rearrange(arrangement.clip_of_token, "n -> 1 1 n 1")
+        grouping = sequence.grouping(self.partition)
+        if sequence.is_packed:
+            clip = rearrange(sequence.clip_of_token, "n -> 1 1 n 1")
         else:
             clip = repeat(torch.arange(len(x), device=x.device), "b -> b 1 n 1", n=x.shape[1])
         tensors = (self._queries(x), *self._keys_values(x), clip)

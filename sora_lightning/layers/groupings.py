@@ -54,32 +54,32 @@ class Regrouping:
 
 
 @dataclass(frozen=True)
-class Permuted:
+class SortedGroups:
     """Any groups: tokens sorted by group, groups by length, and the runs of groups of one length.
 
     ``order`` takes the tokens to their sorted places and ``inverse`` back. ``runs`` counts groups
-    and tokens in each; ``starts`` (int32, one more than there are groups) is where each sorted
+    and tokens in each; ``cu_seqlens`` (int32, one more than there are groups) is where each sorted
     group begins, as a kernel for sequences of varying length asks for it.
     """
 
     order: Int[Tensor, " n"]
     inverse: Int[Tensor, " n"]
     runs: tuple[tuple[int, int], ...]
-    starts: Int[Tensor, " g"]
+    cu_seqlens: Int[Tensor, " g"]
 
     @classmethod
-    def of(cls, numbers: Int[Tensor, " n"], device: torch.device) -> Permuted:
+    def of(cls, numbers: Int[Tensor, " n"], device: torch.device) -> SortedGroups:
         """From the number of each token's group; groups of one length keep their numbers' order."""
         _, group, length = torch.unique(numbers, return_inverse=True, return_counts=True)
         by_length = torch.argsort(length, stable=True)
         order = torch.argsort(torch.argsort(by_length)[group], stable=True)
         sizes, counts = torch.unique_consecutive(length[by_length], return_counts=True)
-        starts = torch.cat([length.new_zeros(1), length[by_length].cumsum(0)])
+        cu_seqlens = torch.cat([length.new_zeros(1), length[by_length].cumsum(0)])
         return cls(
             order=order.to(device, non_blocking=True),
             inverse=torch.argsort(order).to(device, non_blocking=True),
             runs=tuple(zip(counts.tolist(), sizes.tolist(), strict=True)),
-            starts=starts.to(device, torch.int32, non_blocking=True),
+            cu_seqlens=cu_seqlens.to(device, torch.int32, non_blocking=True),
         )
 
     @property

@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sora_lightning.layers.groupings import Grouping, Permuted, Whole
+from sora_lightning.layers.groupings import Grouping, SortedGroups, Whole
 from sora_lightning.layers.partitions import TokenPartition
 from sora_lightning.layers.positions.coordinates import grid_coordinates
 from sora_lightning.types import TokenGrid
 
 
-class Arrangement:
+class PackedSequence:
     """Tokens ``b n d``: of one grid, every row holds a clip on it; of several, the only row (b = 1)
     holds one clip after the other.
 
@@ -25,7 +25,7 @@ class Arrangement:
     for each grid, the numbers of the tokens (frame-major, rising, one at least) that stand in the
     sequence; the others are dropped. ``None`` keeps all.
     ``coordinates`` are ``(frame, row, column)`` of every token; ``clips_by_length`` numbers the
-    clips of a packed sequence in the order that ``Permuted`` sorts them in, the shortest first.
+    clips of a packed sequence in the order that ``SortedGroups`` sorts them in, the shortest first.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Arrangement:
         return len(self.grids) > 1
 
     def num_clips(self, x: Float[Tensor, "b n d"]) -> int:
-        """The clips that tokens in this arrangement hold."""
+        """The clips that tokens in this sequence hold."""
         return len(self.grids) if self.is_packed else x.shape[0]
 
     @property
@@ -130,7 +130,7 @@ class Arrangement:
                 return Whole()
             if self.kept is None and (regrouping := partition.regrouping(grid)) is not None:
                 return regrouping
-        return Permuted.of(self._group_numbers(partition), self.device)
+        return SortedGroups.of(self._group_numbers(partition), self.device)
 
     def _group_numbers(self, partition: TokenPartition) -> Int[Tensor, " n"]:
         """The number of each token's group, different in each clip; on the CPU."""

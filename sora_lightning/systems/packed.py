@@ -58,7 +58,7 @@ def packed_latents(tokenizer: VideoTokenizer, batch: PackedBatch) -> PackedLaten
 
 def check_packable(tokenizer: VideoTokenizer, packing: Packing) -> None:
     """Raise ``ValueError`` unless the tokenizer trains on packs of this kind."""
-    if not tokenizer.takes_packs:
+    if not tokenizer.supports_packing:
         raise ValueError(
             f"data.packing is set: a {type(tokenizer).__name__} trains on batches of one size; "
             "give data.sizes, or take a ViViTTokenizer"

@@ -30,7 +30,7 @@ from sora_lightning.systems.packed import (
     packed_step,
 )
 from sora_lightning.tokenizers import Adversarial, ReconstructionLoss, Tiling, VideoTokenizer
-from sora_lightning.tokenizers.adversarial import clip_apart
+from sora_lightning.tokenizers.adversarial import clip_grad_norm_per_module
 from sora_lightning.tokenizers.posterior import DiagonalGaussian
 from sora_lightning.types import PackedBatch, VideoBatch
 
@@ -143,7 +143,7 @@ class TokenizerSystem(L.LightningModule):
         loss, terms = self.loss(reconstruction, video, posterior)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         if self.adversarial is not None:
-            more, played = self.played(self.adversarial, loss, reconstruction, video)
+            more, played = self.adversarial_losses(self.adversarial, loss, reconstruction, video)
             loss, terms = loss + more, terms | played
         self.log_dict({f"train/{name}": t for name, t in terms.items()}, batch_size=len(batch))
         return loss
@@ -154,7 +154,7 @@ class TokenizerSystem(L.LightningModule):
         clips = packed_reconstructions(self.tokenizer, batch, draws, self.decoder_noise)
         return torch.stack([self.loss(*clip)[0] for clip in clips])
 
-    def played(
+    def adversarial_losses(
         self,
         adversarial: Adversarial,
         loss: Float[Tensor, ""],
@@ -217,7 +217,7 @@ class TokenizerSystem(L.LightningModule):
         if gradient_clip_val:
             parts = [p for p in (self.tokenizer, self.adversarial) if p is not None]
             sides = [list(part.parameters()) for part in parts]
-            clip_apart(sides, gradient_clip_val, gradient_clip_algorithm)
+            clip_grad_norm_per_module(sides, gradient_clip_val, gradient_clip_algorithm)
 
 
 def psnr(

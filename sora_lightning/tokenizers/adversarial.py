@@ -135,7 +135,7 @@ class Adversarial(nn.Module):
         return (norms[0] / (norms[1] + _LEAST_NORM)).clamp(0, _GREATEST_WEIGHT).detach()
 
 
-def clip_apart(
+def clip_grad_norm_per_module(
     sides: Iterable[Iterable[nn.Parameter]], value: float, algorithm: str | None
 ) -> None:
     """Clip the gradients of each side by its own norm (or each value, by ``algorithm = "value"``),

@@ -27,7 +27,7 @@ class VideoTokenizer(nn.Module, ABC):
     buffers; ``set_latent_statistics`` fills them from data, and until then they are 0, the channels
     and 1. ``specification`` is the ``class_path`` and ``init_args`` of a tokenizer that was loaded
     from a file; a system that trains on its latents keeps it in its own checkpoint, beside the
-    weights. ``takes_packs`` says whether clips of different sizes share one sequence.
+    weights. ``supports_packing`` says whether clips of different sizes share one sequence.
 
     Whether a frame sees later ones is the child's to say: those that never do are
     ``CausalTokenizer``, and only they run piece by piece.
@@ -37,7 +37,7 @@ class VideoTokenizer(nn.Module, ABC):
     latent_axes: Tensor
     latent_std: Tensor
     specification: dict[str, Any] | None = None
-    takes_packs: ClassVar[bool] = False
+    supports_packing: ClassVar[bool] = False
 
     def __init__(self, compression: Compression, latent_channels: int):
         super().__init__()

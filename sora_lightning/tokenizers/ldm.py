@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sora_lightning.layers.attention import SelfAttention
-from sora_lightning.layers.packed_sequence import Arrangement
+from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.tokenizers.framewise import FramewiseTokenizer
 from sora_lightning.types import Compression, TokenGrid
 
@@ -141,7 +141,9 @@ class FrameAttention(nn.Module):
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         height, width = x.shape[2:]
         tokens = rearrange(self.norm(x), "n c h w -> n (h w) c")
-        tokens = self.attention(tokens, None, Arrangement([TokenGrid(1, height, width)], x.device))
+        tokens = self.attention(
+            tokens, None, PackedSequence([TokenGrid(1, height, width)], x.device)
+        )
         return x + rearrange(tokens, "n (h w) c -> n c h w", h=height)
 
 

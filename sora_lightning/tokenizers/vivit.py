@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sora_lightning.layers.packed_sequence import Arrangement
+from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.partitions import AttentionLayout, Joint
 from sora_lightning.layers.patch import Patch
 from sora_lightning.layers.positions.absolute import PositionEmbedding, Sinusoidal
@@ -53,7 +53,7 @@ class ViViTTokenizer(VideoTokenizer):
     ``generation.tasks`` does.
     """
 
-    takes_packs: ClassVar[bool] = True
+    supports_packing: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -88,22 +88,22 @@ class ViViTTokenizer(VideoTokenizer):
     def posterior(self, video: Float[Tensor, "b 3 F H W"]) -> DiagonalGaussian:
         """See ``VideoTokenizer``. ``ValueError`` for a size that the tubelets do not divide."""
         tubelets, grid = self._tubelets(video)
-        moments = self._moments(tubelets, Arrangement([grid], video.device))
+        moments = self._moments(tubelets, PackedSequence([grid], video.device))
         return DiagonalGaussian.from_moments(_LATENTS.unpatchify(moments, grid))
 
     def decode_raw(self, latents: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b 3 F H W"]:
         """See ``VideoTokenizer``."""
         grid = TokenGrid(*latents.shape[2:])
         tokens = _LATENTS.patchify(latents)
-        return self._video(self._pixels(tokens, Arrangement([grid], latents.device)), grid)
+        return self._video(self._pixels(tokens, PackedSequence([grid], latents.device)), grid)
 
     def posterior_packed(
         self, videos: Sequence[Float[Tensor, "3 _F _H _W"]]
     ) -> list[DiagonalGaussian]:
         """The posterior of each clip, as a batch of one; all stand in one sequence."""
         parts, grids = zip(*(self._tubelets(video[None]) for video in videos), strict=True)
-        arrangement = Arrangement(grids, videos[0].device)
-        moments = self._moments(torch.cat(parts, dim=1), arrangement)
+        sequence = PackedSequence(grids, videos[0].device)
+        moments = self._moments(torch.cat(parts, dim=1), sequence)
         clips = moments.split([grid.num_tokens for grid in grids], dim=1)
         return [
             DiagonalGaussian.from_moments(_LATENTS.unpatchify(clip, grid))
@@ -114,7 +114,7 @@ class ViViTTokenizer(VideoTokenizer):
         """Pixels of each clip from unnormalised latents, not clamped; all stand in one sequence."""
         grids = [TokenGrid(*clip.shape[1:]) for clip in latents.clips]
         tokens = torch.cat([_LATENTS.patchify(clip[None]) for clip in latents.clips], dim=1)
-        pixels = self._pixels(tokens, Arrangement(grids, tokens.device))
+        pixels = self._pixels(tokens, PackedSequence(grids, tokens.device))
         clips = pixels.split([grid.num_tokens for grid in grids], dim=1)
         return [self._video(clip, grid)[0] for clip, grid in zip(clips, grids, strict=True)]
 
@@ -135,15 +135,15 @@ class ViViTTokenizer(VideoTokenizer):
     def _video(self, tubelets: Float[Tensor, "b n p"], grid: TokenGrid) -> Tensor:
         return self.patch.unpatchify(tubelets, grid)[:, :, self.patch.f - 1 :]
 
-    def _moments(self, tubelets: Tensor, arrangement: Arrangement) -> Float[Tensor, "b n m"]:
-        return self.moments_out(self.encoder(self.pixels_in(tubelets), arrangement))
+    def _moments(self, tubelets: Tensor, sequence: PackedSequence) -> Float[Tensor, "b n m"]:
+        return self.moments_out(self.encoder(self.pixels_in(tubelets), sequence))
 
-    def _pixels(self, latents: Tensor, arrangement: Arrangement) -> Float[Tensor, "b n p"]:
-        return self.pixels_out(self.decoder(self.latents_in(latents), arrangement))
+    def _pixels(self, latents: Tensor, sequence: PackedSequence) -> Float[Tensor, "b n p"]:
+        return self.pixels_out(self.decoder(self.latents_in(latents), sequence))
 
 
 class Transformer(nn.Module):
-    """Positions, blocks of attention in a layout, and a norm, over tokens in any arrangement."""
+    """Positions, blocks of attention in a layout, and a norm, over tokens in any sequence."""
 
     def __init__(
         self,
@@ -171,14 +171,14 @@ class Transformer(nn.Module):
         self.head_width = width // num_heads
 
     def forward(
-        self, x: Float[Tensor, "b n d"], arrangement: Arrangement
+        self, x: Float[Tensor, "b n d"], sequence: PackedSequence
     ) -> Float[Tensor, "b n d"]:
         angles = None
         if self.rotary is not None:
-            angles = self.rotary.angles(arrangement, self.head_width)
+            angles = self.rotary.angles(sequence, self.head_width)
         for i, block in enumerate(self.blocks):
             for position in self.positions:
                 if position.before_block == i:
-                    x = x + position(arrangement).to(x.dtype)
-            x = block(x, arrangement, angles)
+                    x = x + position(sequence).to(x.dtype)
+            x = block(x, sequence, angles)
         return self.norm(x)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sora_lightning.layers.attention import NormFactory, SelfAttention
 from sora_lightning.layers.inflation import central_frame
-from sora_lightning.layers.packed_sequence import Arrangement
+from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.partitions import AttentionLayout, BlockPartitions, Joint
 from sora_lightning.layers.patch import Patch
 from sora_lightning.layers.positions.absolute import LearnedPositions
@@ -83,12 +83,12 @@ class EncoderBlock(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b n d"],
-        arrangement: Arrangement,
+        sequence: PackedSequence,
         angles: Float[Tensor, "n a"] | None = None,
     ) -> Float[Tensor, "b n d"]:
         """``angles`` are rotary positions; ``None`` turns nothing."""
         for norm, attention in zip(self.norms, self.attentions, strict=True):
-            x = x + attention(norm(x), angles, arrangement)
+            x = x + attention(norm(x), angles, sequence)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -137,9 +137,9 @@ class ViViT(nn.Module):
         num_context = 0 if self.class_token is None else 1
         if self.class_token is not None:
             x = self.class_token(x)
-        arrangement = Arrangement([grid], video.device, num_context)
+        sequence = PackedSequence([grid], video.device, num_context)
         for block in self.blocks:
-            x = block(x, arrangement)
+            x = block(x, sequence)
         x = self.norm(x)
         pooled = reduce(x, "b n d -> b d", "mean") if num_context == 0 else x[:, 0]
         return Encoded(x[:, num_context:], pooled, grid)
@@ -207,7 +207,7 @@ class FactorisedViViT(nn.Module):
         frame = TokenGrid(1, grid.h, grid.w)
         x = self.class_token(x + self.positions(frame))
         for block in self.blocks:
-            x = block(x, Arrangement([frame], video.device, num_context=1))
+            x = block(x, PackedSequence([frame], video.device, num_context=1))
         x = rearrange(self.norm(x)[:, 0], "(b f) d -> b f d", f=grid.f)
         times = TokenGrid(grid.f, 1, 1)
         if self.video_token is None:
@@ -216,7 +216,7 @@ class FactorisedViViT(nn.Module):
         assert self.temporal_norm is not None
         x = self.video_token(x + self.frame_positions(times))
         for block in self.temporal_blocks:
-            x = block(x, Arrangement([times], video.device, num_context=1))
+            x = block(x, PackedSequence([times], video.device, num_context=1))
         x = self.temporal_norm(x)
         return Encoded(x[:, 1:], x[:, 0], times)
 

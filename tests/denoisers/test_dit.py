@@ -3,9 +3,9 @@ import torch
 
 from sora_lightning.conditioning import TextConditioner, Unconditional
 from sora_lightning.denoisers import DiT
-from sora_lightning.denoisers.conditioning_embedding import BlockContext, Signal
+from sora_lightning.denoisers.conditioning_embedding import BlockContext, ConditioningEmbedding
 from sora_lightning.generation import generate
-from sora_lightning.layers.packed_sequence import Arrangement
+from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.partitions import Alternating, FactorisedSelfAttention, Joint
 from sora_lightning.tokenizers import ConvTokenizer
 from sora_lightning.types import Condition, VideoSize
@@ -39,8 +39,10 @@ def test_an_untrained_network_predicts_zero_and_its_blocks_are_the_identity():
     tokens = torch.randn(2, 12, 24)
     embedding = torch.randn(2, 24)
     context = BlockContext(
-        Arrangement([dit.patch.grid(3, 4, 4)]),
-        Signal(embedding, None, embedding, None, torch.nn.functional.silu(embedding)),
+        PackedSequence([dit.patch.grid(3, 4, 4)]),
+        ConditioningEmbedding(
+            embedding, None, embedding, None, torch.nn.functional.silu(embedding)
+        ),
         torch.randn(12, 6),
         torch.randn(2, 3, 24),
         torch.ones(2, 3, dtype=torch.bool),

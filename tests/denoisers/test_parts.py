@@ -1,4 +1,4 @@
-"""The parts of a DiT: each works in every arrangement and does what its source says."""
+"""The parts of a DiT: each works in every sequence and does what its source says."""
 
 from functools import partial
 
@@ -128,7 +128,7 @@ def test_recomputed_blocks_give_the_same_gradients_and_are_recomputed():
     dit.blocks[0].mlp.register_forward_hook(lambda *_: calls.append(1))
     x, t, told = torch.randn(2, 4, 3, 4, 4), torch.rand(2), condition(2)
     gradients = []
-    for dit.recompute_blocks in (False, True):
+    for dit.activation_checkpointing in (False, True):
         dit.zero_grad()
         dit(x, t, told).square().sum().backward()
         gradients.append([p.grad.clone() for p in dit.parameters()])

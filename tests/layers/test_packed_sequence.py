@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from sora_lightning.layers.attention import CrossAttention, JointTextAttention, attend
-from sora_lightning.layers.groupings import Permuted, Regrouping, Whole
-from sora_lightning.layers.packed_sequence import Arrangement
+from sora_lightning.layers.groupings import Regrouping, SortedGroups, Whole
+from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.partitions import (
     JOINT,
     PER_FRAME,
@@ -52,7 +52,7 @@ def assert_equals_mask(partition, grids, b):
     n = sum(grid.num_tokens for grid in grids)
     tensors = [torch.randn(b, 4, n, 8, requires_grad=True) for _ in range(3)]
     direction = torch.randn(b, 4, n, 8)
-    actual = attend(*tensors, partition, Arrangement(grids))
+    actual = attend(*tensors, partition, PackedSequence(grids))
     expected = by_mask(*tensors, partition, grids)
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
     given = torch.autograd.grad((actual * direction).sum(), tensors)
@@ -74,7 +74,7 @@ def test_dense_attention_equals_the_mask_definition(partition, grid):
 
 
 def test_even_grids_are_reshaped_and_only_others_permuted():
-    even, uneven = Arrangement([TokenGrid(4, 4, 6)]), Arrangement([TokenGrid(5, 3, 5)])
+    even, uneven = PackedSequence([TokenGrid(4, 4, 6)]), PackedSequence([TokenGrid(5, 3, 5)])
     assert isinstance(even.grouping(JOINT), Whole)
     assert isinstance(uneven.grouping(JOINT), Whole)
     for partition in (PER_FRAME, PER_POSITION):
@@ -82,17 +82,17 @@ def test_even_grids_are_reshaped_and_only_others_permuted():
         assert isinstance(uneven.grouping(partition), Regrouping)
     for partition in (Partition(2, 2, 3), Skip(4), Skip(4, run=4)):
         assert isinstance(even.grouping(partition), Regrouping)
-        assert isinstance(uneven.grouping(partition), Permuted)
+        assert isinstance(uneven.grouping(partition), SortedGroups)
 
 
 def test_a_grouping_is_worked_out_once_for_all_blocks():
-    arrangement = Arrangement(random_grids(0, 3))
-    assert arrangement.grouping(PER_FRAME) is arrangement.grouping(Partition(frames=1))
+    sequence = PackedSequence(random_grids(0, 3))
+    assert sequence.grouping(PER_FRAME) is sequence.grouping(Partition(frames=1))
 
 
 def test_groups_of_one_length_share_a_batch_and_come_back_in_place():
-    arrangement = Arrangement([TokenGrid(2, 2, 2), TokenGrid(3, 1, 4), TokenGrid(4, 3, 1)])
-    grouping = arrangement.grouping(PER_FRAME)
+    sequence = PackedSequence([TokenGrid(2, 2, 2), TokenGrid(3, 1, 4), TokenGrid(4, 3, 1)])
+    grouping = sequence.grouping(PER_FRAME)
     assert grouping.runs == ((4, 3), (5, 4))  # four frames of 3 tokens, two and three of 4
     assert grouping.starts.tolist() == [0, 3, 6, 9, 12, 16, 20, 24, 28, 32]
     assert grouping.longest == 4
@@ -102,13 +102,13 @@ def test_groups_of_one_length_share_a_batch_and_come_back_in_place():
 
 def test_what_one_clip_holds_does_not_reach_another():
     grids = random_grids(7, 4)
-    arrangement = Arrangement(grids)
-    n = sum(arrangement.lengths)
+    sequence = PackedSequence(grids)
+    n = sum(sequence.lengths)
     q, k, v = torch.randn(3, 1, 4, n, 8)
-    first = arrangement.lengths[0]
+    first = sequence.lengths[0]
     changed = [torch.cat([torch.randn(1, 4, first, 8), x[:, :, first:]], 2) for x in (q, k, v)]
     for partition in PARTITIONS:
-        base, other = (attend(*x, partition, arrangement) for x in ((q, k, v), changed))
+        base, other = (attend(*x, partition, sequence) for x in ((q, k, v), changed))
         assert torch.equal(base[:, :, first:], other[:, :, first:])
 
 
@@ -118,11 +118,11 @@ def test_text_of_a_packed_clip_is_its_own(kind):
     layer = kind(16, 2)
     text, mask = torch.randn(5, 4, 16), torch.rand(5, 4) < 0.6
     mask[:, 0] = True
-    arrangement = Arrangement(grids)
-    x = torch.randn(1, sum(arrangement.lengths), 16)
-    packed = layer(x, text, mask, arrangement).split(arrangement.lengths, dim=1)
-    for i, (part, clip) in enumerate(zip(packed, x.split(arrangement.lengths, dim=1), strict=True)):
-        alone = layer(clip, text[i : i + 1], mask[i : i + 1], Arrangement(grids[i : i + 1]))
+    sequence = PackedSequence(grids)
+    x = torch.randn(1, sum(sequence.lengths), 16)
+    packed = layer(x, text, mask, sequence).split(sequence.lengths, dim=1)
+    for i, (part, clip) in enumerate(zip(packed, x.split(sequence.lengths, dim=1), strict=True)):
+        alone = layer(clip, text[i : i + 1], mask[i : i + 1], PackedSequence(grids[i : i + 1]))
         torch.testing.assert_close(part, alone, atol=1e-5, rtol=0)
 
 
@@ -139,7 +139,7 @@ def test_text_joins_the_keys_of_every_window(window):
         k, v = (part.unflatten(-1, (2, 8)).transpose(0, 1) for part in layer.kv(keys).chunk(2, -1))
         y = F.scaled_dot_product_attention(q, layer.k_norm(k), v, attn_mask=seen)
         expected = layer.out(y.transpose(0, 1).flatten(1))
-        actual = layer(x, text, mask, Arrangement([grid]))[i]
+        actual = layer(x, text, mask, PackedSequence([grid]))[i]
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 
@@ -150,16 +150,16 @@ def test_a_window_of_another_number_of_axes_is_refused():
 
 def test_coordinates_extents_and_context_stand_in_order():
     grids = [TokenGrid(1, 2, 1), TokenGrid(2, 1, 1)]
-    arrangement = Arrangement(grids, num_context=1)
-    assert arrangement.lengths == [3, 3]
+    sequence = PackedSequence(grids, num_context=1)
+    assert sequence.lengths == [3, 3]
     expected = [[0, 0, 0], [0, 0, 0], [0, 1, 0], [0, 0, 0], [0, 0, 0], [1, 0, 0]]
-    assert arrangement.coordinates.tolist() == expected
-    assert arrangement.extents.tolist() == [[1, 2, 1]] * 3 + [[2, 1, 1]] * 3
-    assert arrangement.clip_of_token.tolist() == [0, 0, 0, 1, 1, 1]
+    assert sequence.coordinates.tolist() == expected
+    assert sequence.extents.tolist() == [[1, 2, 1]] * 3 + [[2, 1, 1]] * 3
+    assert sequence.clip_of_token.tolist() == [0, 0, 0, 1, 1, 1]
     with pytest.raises(ValueError, match="context tokens stand in joint attention alone"):
-        arrangement.grouping(PER_FRAME)
+        sequence.grouping(PER_FRAME)
 
 
 def test_an_arrangement_of_nothing_is_refused():
     with pytest.raises(ValueError, match="no grids"):
-        Arrangement([])
+        PackedSequence([])

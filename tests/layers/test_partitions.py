@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from einops import rearrange
 
 from sora_lightning.layers.attention import SelfAttention
-from sora_lightning.layers.packed_sequence import Arrangement
+from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.partitions import (
     JOINT,
     PER_FRAME,
@@ -46,7 +46,7 @@ def test_grouped_attention_equals_the_mask_definition_forward_and_backward(parti
     q, k = rotate(layer.q_norm(q), angles), rotate(layer.k_norm(k), angles)
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=partition.mask(coordinates, GRID))
     expected = layer.out(rearrange(y, "b k n d -> b n (k d)"))
-    actual = layer(x, angles, Arrangement([GRID]))
+    actual = layer(x, angles, PackedSequence([GRID]))
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
     direction = torch.randn_like(expected)

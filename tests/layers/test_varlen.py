@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch.nn.attention import varlen
 
 from sora_lightning.layers import attention
-from sora_lightning.layers.packed_sequence import Arrangement
+from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.partitions import PER_FRAME, PER_POSITION, HeadSplit
 from sora_lightning.types import TokenGrid
 from tests.layers.test_packed_sequence import PARTITIONS, by_mask, random_grids
@@ -66,7 +66,7 @@ def test_every_partition_reaches_the_kernel_as_it_asks(partition, monkeypatch):
     n = sum(grid.num_tokens for grid in GRIDS)
     tensors = [torch.randn(1, 4, n, 8, requires_grad=True) for _ in range(3)]
     direction = torch.randn(1, 4, n, 8)
-    actual = attention.attend(*tensors, partition, Arrangement(GRIDS))
+    actual = attention.attend(*tensors, partition, PackedSequence(GRIDS))
     assert len(calls) == len(partition.shares)
     expected = by_mask(*tensors, partition, GRIDS)
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
@@ -95,7 +95,7 @@ def test_the_kernel_equals_the_mask_in_half_precision(partition):
     with torch.autocast("cuda", torch.bfloat16):  # queries may come from a norm in float32
         assert attention.varlen_precision(half[0].float()) == torch.bfloat16
     expected = by_mask(*exact, partition, grids)
-    actual = attention.attend(*half, partition, Arrangement(grids, "cuda"))
+    actual = attention.attend(*half, partition, PackedSequence(grids, "cuda"))
     direction = torch.randn(1, 4, n, 64)
     wanted = torch.autograd.grad((expected * direction).sum(), exact)
     given = torch.autograd.grad((actual * direction.to(actual)).sum(), half)

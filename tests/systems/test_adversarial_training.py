@@ -85,11 +85,11 @@ def test_it_trains_in_bf16_with_accumulation_and_clipping(fit, model, tmp_path):
 
 
 def test_clipping_lets_neither_side_shrink_the_other():
-    from sora_lightning.tokenizers.adversarial import clip_apart
+    from sora_lightning.tokenizers.adversarial import clip_grad_norm_per_module
 
     small, large = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
     small.grad, large.grad = torch.tensor([0.3, 0.4]), torch.tensor([300.0, 400.0])
-    clip_apart([[small], [large]], 1.0, None)
+    clip_grad_norm_per_module([[small], [large]], 1.0, None)
     torch.testing.assert_close(small.grad, torch.tensor([0.3, 0.4]))
     torch.testing.assert_close(large.grad, torch.tensor([0.6, 0.8]))
 

@@ -13,7 +13,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sora_lightning.layers.packed_sequence import Arrangement
+from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.positions.coordinates import axis_widths
 from sora_lightning.types import TokenGrid
 
@@ -55,7 +55,7 @@ class PositionEmbedding(nn.Module, ABC):
         self.before_block = before_block
 
     @abstractmethod
-    def forward(self, arrangement: Arrangement) -> Float[Tensor, "n d"]: ...
+    def forward(self, sequence: PackedSequence) -> Float[Tensor, "n d"]: ...
 
 
 class Sinusoidal(PositionEmbedding):
@@ -65,8 +65,8 @@ class Sinusoidal(PositionEmbedding):
         super().__init__(before_block)
         self.width = width
 
-    def forward(self, arrangement: Arrangement) -> Float[Tensor, "n d"]:
-        return sinusoidal_3d(arrangement.coordinates, self.width)
+    def forward(self, sequence: PackedSequence) -> Float[Tensor, "n d"]:
+        return sinusoidal_3d(sequence.coordinates, self.width)
 
 
 class SinusoidalPlane(PositionEmbedding):
@@ -80,8 +80,8 @@ class SinusoidalPlane(PositionEmbedding):
             raise ValueError(f"width {width} is not a multiple of 4: two axes of sines and cosines")
         self.width = width
 
-    def forward(self, arrangement: Arrangement) -> Float[Tensor, "n d"]:
-        _, row, column = arrangement.coordinates.float().unbind(-1)
+    def forward(self, sequence: PackedSequence) -> Float[Tensor, "n d"]:
+        _, row, column = sequence.coordinates.float().unbind(-1)
         half = self.width // 2
         return torch.cat([_sines_first(column, half), _sines_first(row, half)], dim=-1)
 
@@ -95,8 +95,8 @@ class SinusoidalTime(PositionEmbedding):
         super().__init__(before_block)
         self.width = width
 
-    def forward(self, arrangement: Arrangement) -> Float[Tensor, "n d"]:
-        return _sines_first(arrangement.coordinates[:, 0].float(), self.width)
+    def forward(self, sequence: PackedSequence) -> Float[Tensor, "n d"]:
+        return _sines_first(sequence.coordinates[:, 0].float(), self.width)
 
 
 class Learned(PositionEmbedding):
@@ -117,11 +117,11 @@ class Learned(PositionEmbedding):
         for table in (self.time, self.space):
             nn.init.trunc_normal_(table, std=0.02)
 
-    def forward(self, arrangement: Arrangement) -> Float[Tensor, "n d"]:
-        for grid in arrangement.grids:
+    def forward(self, sequence: PackedSequence) -> Float[Tensor, "n d"]:
+        for grid in sequence.grids:
             if grid.f > self.grid[0] or grid.h > self.grid[1] or grid.w > self.grid[2]:
                 raise ValueError(f"{grid} reaches beyond the learned positions of {self.grid}")
-        frame, row, column = arrangement.coordinates.unbind(-1)
+        frame, row, column = sequence.coordinates.unbind(-1)
         return self.time[frame] + self.space[row, column]
 
 
@@ -140,8 +140,8 @@ class Fractional(PositionEmbedding):
         self.curves = nn.Parameter(torch.empty(3, num_points, width))
         nn.init.trunc_normal_(self.curves, std=0.02)
 
-    def forward(self, arrangement: Arrangement) -> Float[Tensor, "n d"]:
-        share = (arrangement.coordinates + 0.5) / arrangement.extents  # n 3, in (0, 1)
+    def forward(self, sequence: PackedSequence) -> Float[Tensor, "n d"]:
+        share = (sequence.coordinates + 0.5) / sequence.extents  # n 3, in (0, 1)
         place = rearrange(share, "n three -> three n") * (self.curves.shape[1] - 1)
         before = place.long()
         weight = (place - before)[..., None]

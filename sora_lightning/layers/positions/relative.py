@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sora_lightning.layers.attention import NormFactory, SelfAttention
-from sora_lightning.layers.groupings import Permuted
-from sora_lightning.layers.packed_sequence import Arrangement
+from sora_lightning.layers.groupings import SortedGroups
+from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.partitions import JOINT, HeadSplit, Partition, TokenPartition
 from sora_lightning.layers.transformer import RMSNorm
 
@@ -42,13 +42,13 @@ class RelativeSelfAttention(SelfAttention):
         nn.init.trunc_normal_(self.table, std=0.02)
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, arrangement: Arrangement
+        self, q: Tensor, k: Tensor, v: Tensor, sequence: PackedSequence
     ) -> Float[Tensor, "b k n e"]:
         (partition,) = self.partition.shares
-        grouping = arrangement.grouping(partition)
-        places = grouping.group(rearrange(arrangement.coordinates, "n three -> 1 1 n three"))
+        grouping = sequence.grouping(partition)
+        places = grouping.group(rearrange(sequence.coordinates, "n three -> 1 1 n three"))
         # Boxes that tile one grid are all alike.
-        alike = isinstance(partition, Partition) and not isinstance(grouping, Permuted)
+        alike = isinstance(partition, Partition) and not isinstance(grouping, SortedGroups)
         outputs = []
         parts = zip(grouping.group(q), grouping.group(k), grouping.group(v), places, strict=True)
         for queries, keys, values, place in parts:

@@ -10,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sora_lightning.layers.packed_sequence import Arrangement
+from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.positions.coordinates import axis_widths
 
 
@@ -72,20 +72,20 @@ class Rotary:
         if self.trained_frames is not None and self.trained_frames < 1:
             raise ValueError(f"trained_frames = {self.trained_frames} must be at least 1")
 
-    def angles(self, arrangement: Arrangement, head_width: int) -> Float[Tensor, "n a"]:
+    def angles(self, sequence: PackedSequence, head_width: int) -> Float[Tensor, "n a"]:
         """The angle of each pair of channels of a head, for each token."""
         parts = []
         for axis, share in enumerate(axis_widths(head_width)):
-            position = arrangement.coordinates[:, axis, None].float()
-            turns = position * rotary_frequencies(share, self.base, arrangement.device)
+            position = sequence.coordinates[:, axis, None].float()
+            turns = position * rotary_frequencies(share, self.base, sequence.device)
             parts.append(turns)
         if self.trained_frames is not None:
-            parts[0] = parts[0] * self._slowing(arrangement, axis_widths(head_width)[0])
+            parts[0] = parts[0] * self._slowing(sequence, axis_widths(head_width)[0])
         return torch.cat(parts, dim=-1)
 
-    def _slowing(self, arrangement: Arrangement, width: int) -> Float[Tensor, "n a"]:
+    def _slowing(self, sequence: PackedSequence, width: int) -> Float[Tensor, "n a"]:
         assert self.trained_frames is not None
-        frequencies = rotary_frequencies(width, self.base, arrangement.device)
-        longer = self.trained_frames / arrangement.extents[:, :1].clamp(min=self.trained_frames)
+        frequencies = rotary_frequencies(width, self.base, sequence.device)
+        longer = self.trained_frames / sequence.extents[:, :1].clamp(min=self.trained_frames)
         turns_once = frequencies * self.trained_frames >= 2 * math.pi
         return torch.where(turns_once, 1.0, longer)

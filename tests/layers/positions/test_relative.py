@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sora_lightning.layers.packed_sequence import Arrangement
+from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.partitions import PER_FRAME, HeadSplit, Partition, Skip
 from sora_lightning.layers.positions.coordinates import grid_coordinates
 from sora_lightning.layers.positions.relative import RelativeSelfAttention
@@ -39,12 +39,12 @@ def test_every_arrangement_equals_the_definition(partition):
     torch.nn.init.normal_(layer.table)
     clips = [torch.randn(2, grid.num_tokens, 16) for grid in GRIDS]
     for grid, clip in zip(GRIDS, clips, strict=True):
-        dense = layer(clip, None, Arrangement([grid]))
+        dense = layer(clip, None, PackedSequence([grid]))
         for i in range(2):
             torch.testing.assert_close(
                 dense[i], by_definition(layer, clip[i], grid), atol=1e-5, rtol=0
             )
-    packed = layer(torch.cat(clips, dim=1)[:1], None, Arrangement(GRIDS))
+    packed = layer(torch.cat(clips, dim=1)[:1], None, PackedSequence(GRIDS))
     alone = [by_definition(layer, clip[0], grid) for grid, clip in zip(GRIDS, clips, strict=True)]
     torch.testing.assert_close(packed[0], torch.cat(alone), atol=1e-5, rtol=0)
     packed.square().sum().backward()
