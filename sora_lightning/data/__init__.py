@@ -6,12 +6,14 @@ from sora_lightning.data.batching.packing import PackPlan
 from sora_lightning.data.batching.sampler import BatchPlan
 from sora_lightning.data.datamodule import VideoDataModule
 from sora_lightning.data.decoding.encode import write_video
-from sora_lightning.data.decoding.readers import DecodeError, DecordReader, PyAVReader, Reader
+from sora_lightning.data.decoding.errors import DecodeError
+from sora_lightning.data.decoding.readers import DecordReader, PyAVReader, Reader
 from sora_lightning.data.decoding.shards import write_shards
 from sora_lightning.data.decoding.subprocess_decoding import GuardedReader
 from sora_lightning.data.decoding.torchcodec_reader import TorchCodecReader
+from sora_lightning.data.decoding.video_metadata import VideoMetadata
 from sora_lightning.data.latents import LatentCache
-from sora_lightning.data.manifest.records import ClipRecord, Footage, read_manifest
+from sora_lightning.data.manifest.records import ClipRecord, read_manifest
 from sora_lightning.data.synthetic.render import write_dataset
 
 __all__ = [
@@ -21,7 +23,6 @@ __all__ = [
     "ClipRecord",
     "DecodeError",
     "DecordReader",
-    "Footage",
     "GuardedReader",
     "LatentCache",
     "PackPlan",
@@ -32,6 +33,7 @@ __all__ = [
     "SizeFamily",
     "TorchCodecReader",
     "VideoDataModule",
+    "VideoMetadata",
     "read_manifest",
     "write_dataset",
     "write_shards",

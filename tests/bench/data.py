@@ -31,7 +31,8 @@ from sora_lightning.data import (
 )
 from sora_lightning.data.batching.packing import plan_pass
 from sora_lightning.data.decoding.checksums import Contents
-from sora_lightning.data.decoding.readers import default_reader, read_timeline
+from sora_lightning.data.decoding.readers import default_reader
+from sora_lightning.data.decoding.timeline import read_timeline
 from sora_lightning.files import file_sha256
 from sora_lightning.types import VideoSize
 from sora_lightning.workflows.demo import demo_stages

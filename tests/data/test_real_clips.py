@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from sora_lightning.data import DecodeError, PyAVReader, VideoDataModule
-from sora_lightning.data.decoding.readers import default_reader, probe, read_timeline
+from sora_lightning.data.decoding.readers import default_reader, probe
+from sora_lightning.data.decoding.timeline import read_timeline
 
 CLIPS = Path(__file__).resolve().parents[2] / "../shared/clips"
 if not CLIPS.is_dir():
@@ -25,11 +26,11 @@ LARGEST_MEAN_DIFFERENCE = {"h264_10bits.mp4": 4.0}
 def sequential(path: Path) -> tuple[int, dict[int, np.ndarray]]:
     """How many frames a decode from first to last gives, and a few of them, on a grid of pixels."""
     with av.open(str(path)) as container:
-        total = sum(1 for _ in container.decode(video=0))
+        total = sum(1 for _ in container.decode(container.streams.best("video")))
     chosen = set(np.random.default_rng(0).integers(0, total, 12).tolist())
     images = {}
     with av.open(str(path)) as container:
-        for number, frame in enumerate(container.decode(video=0)):
+        for number, frame in enumerate(container.decode(container.streams.best("video"))):
             if number in chosen:
                 image = np.rot90(frame.to_ndarray(format="rgb24"), int(frame.rotation) // 90 % 4)
                 images[number] = image[::8, ::8].astype(int)

@@ -20,9 +20,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
+from sora_lightning.data.decoding.video_metadata import VideoMetadata
 from sora_lightning.data.manifest.filters import Filter
 from sora_lightning.data.manifest.memory_mapped import chosen
-from sora_lightning.data.manifest.records import ClipRecord, Footage
+from sora_lightning.data.manifest.records import ClipRecord
 from sora_lightning.types import VideoSize
 
 
@@ -52,12 +53,12 @@ class SizeRule(ABC):
         """How many clips of one size a batch of them holds, at least one."""
 
     @abstractmethod
-    def nearest(self, footage: Footage, duration_s: float) -> VideoSize | Removal:
-        """The size of a clip of ``duration_s`` seconds of this footage."""
+    def nearest(self, metadata: VideoMetadata, duration_s: float) -> VideoSize | Removal:
+        """Return the size of a clip of ``duration_s`` seconds, or why it has none."""
 
-    def place(self, record: ClipRecord, footage: Footage) -> VideoSize | Removal:
-        """The size of a clip of this footage, or why it has none."""
-        return self.nearest(footage, min(footage.duration_s, record.end_s) - record.start_s)
+    def place(self, record: ClipRecord, metadata: VideoMetadata) -> VideoSize | Removal:
+        """Return the size of a record's window, or why it has none."""
+        return self.nearest(metadata, min(metadata.duration_s, record.end_s) - record.start_s)
 
 
 @dataclass(frozen=True)
@@ -142,29 +143,31 @@ class Buckets(SizeRule):
         """Seconds from a window's first frame to its last."""
         return (size.num_frames - 1) / self.fps
 
-    def nearest(self, footage: Footage, duration_s: float) -> VideoSize | Removal:
+    def nearest(self, metadata: VideoMetadata, duration_s: float) -> VideoSize | Removal:
         """The size that keeps most of a clip, of those which it covers in rows, columns, frame rate
         and ``duration_s``.
 
         What is kept is the share of the picture left by the crop times the share of the duration
         left by the window. Among equals the largest picture is taken.
         """
-        covered = [s for s in self.sizes if footage.height >= s.height and footage.width >= s.width]
+        covered = [
+            s for s in self.sizes if metadata.height >= s.height and metadata.width >= s.width
+        ]
         if not covered:
             return Removal.TOO_SMALL
         long_enough = [s for s in covered if self.span_s(s) < duration_s]
         if not long_enough:
             return Removal.TOO_SHORT
         slowest = self.fps * (1 - RATE_TOLERANCE)
-        fast_enough = [s for s in long_enough if s.num_frames == 1 or footage.fps >= slowest]
+        fast_enough = [s for s in long_enough if s.num_frames == 1 or metadata.fps >= slowest]
         if not fast_enough:
             return Removal.TOO_SLOW
-        return max(fast_enough, key=lambda size: self._kept(size, footage, duration_s))
+        return max(fast_enough, key=lambda size: self._kept(size, metadata, duration_s))
 
     def _kept(
-        self, size: VideoSize, footage: Footage, duration_s: float
+        self, size: VideoSize, metadata: VideoMetadata, duration_s: float
     ) -> tuple[float, int, VideoSize]:
-        aspect = (size.width / size.height) / (footage.width / footage.height)
+        aspect = (size.width / size.height) / (metadata.width / metadata.height)
         picture = min(aspect, 1 / aspect)
         time = min(1.0, size.num_frames / (self.fps * duration_s))
         return round(picture * time, 6), size.height * size.width, size

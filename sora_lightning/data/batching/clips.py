@@ -18,8 +18,10 @@ from sora_lightning.data.batching.buckets import fit_frames
 from sora_lightning.data.batching.sampler import BatchRequest
 from sora_lightning.data.decoding.bad_clips import BadClips, TooManyBadClips
 from sora_lightning.data.decoding.checksums import Contents
-from sora_lightning.data.decoding.readers import DecodeError, Reader, Timeline
+from sora_lightning.data.decoding.errors import DecodeError
+from sora_lightning.data.decoding.readers import Reader
 from sora_lightning.data.decoding.shards import ShardFiles, State, state
+from sora_lightning.data.decoding.timeline import Timeline
 from sora_lightning.data.latents import LatentCache
 from sora_lightning.data.manifest.records import ClipRecord
 from sora_lightning.types import VideoBatch, VideoSize

@@ -17,7 +17,7 @@ from jaxtyping import Float64, Int
 from numpy import ndarray
 
 from sora_lightning.data.batching.buckets import RATE_TOLERANCE, Removal, SizeRule
-from sora_lightning.data.manifest.records import Footage
+from sora_lightning.data.decoding.video_metadata import VideoMetadata
 from sora_lightning.layers.patch import Patch
 from sora_lightning.types import Compression, VideoSize
 
@@ -262,16 +262,16 @@ class NativeSizes(SizeRule):
         grid = self.packing.grid(size.num_frames, size.height, size.width)
         return self.packing.tokens // math.prod(grid)
 
-    def nearest(self, footage: Footage, duration_s: float) -> VideoSize | Removal:
-        if footage.num_frames > 1 and footage.fps < self.fps * (1 - RATE_TOLERANCE):
+    def nearest(self, metadata: VideoMetadata, duration_s: float) -> VideoSize | Removal:
+        if metadata.num_frames > 1 and metadata.fps < self.fps * (1 - RATE_TOLERANCE):
             return Removal.TOO_SLOW
         frames = max(1, math.ceil(duration_s * self.fps - END_MARGIN))
-        pixels = footage.height * footage.width
+        pixels = metadata.height * metadata.width
         scale = min(1.0, math.sqrt(self.packing.max_pixels / pixels))
         f, h, w = self.packing.grid(
-            min(frames, self.packing.max_frames, max(footage.num_frames, 1)),
-            footage.height * scale + 1e-6,
-            footage.width * scale + 1e-6,
+            min(frames, self.packing.max_frames, max(metadata.num_frames, 1)),
+            metadata.height * scale + 1e-6,
+            metadata.width * scale + 1e-6,
         )
         if duration_s <= 0 or f < 1:
             return Removal.TOO_SHORT

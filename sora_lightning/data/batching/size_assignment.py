@@ -18,12 +18,14 @@ from tqdm import tqdm
 from sora_lightning.data.batching.buckets import Assignment, Removal, SizeRule
 from sora_lightning.data.decoding.bad_clips import BadClips
 from sora_lightning.data.decoding.checksums import Contents
-from sora_lightning.data.decoding.readers import DecodeError, probe
-from sora_lightning.data.decoding.subprocess_decoding import ChildDied, guarded_map
+from sora_lightning.data.decoding.errors import DecodeError
+from sora_lightning.data.decoding.readers import probe
+from sora_lightning.data.decoding.subprocess_decoding import DecoderFailed, guarded_map
+from sora_lightning.data.decoding.video_metadata import VideoMetadata
 from sora_lightning.data.latents import LatentCache, latent_key
 from sora_lightning.data.manifest.filters import Filter, first_against, require_columns
 from sora_lightning.data.manifest.memory_mapped import cells, chosen, joined
-from sora_lightning.data.manifest.records import ClipRecord, Footage
+from sora_lightning.data.manifest.records import ClipRecord
 from sora_lightning.types import VideoSize
 
 PROBES_AT_ONCE = 4
@@ -46,10 +48,10 @@ def survey(
     def place(record: ClipRecord) -> VideoSize | Removal | Filter:
         if (against := first_against(record, filters)) is not None:
             return against
-        footage = record.footage or next(found)
-        if isinstance(footage, Footage):
-            return sizes.place(record, footage)
-        bad_clips.add(record, footage)
+        metadata = record.metadata or next(found)
+        if isinstance(metadata, VideoMetadata):
+            return sizes.place(record, metadata)
+        bad_clips.add(record, metadata)
         return Removal.UNREADABLE
 
     return Assignment.of(records, map(place, records), sizes.sizes)
@@ -69,17 +71,17 @@ def require_contents(manifest: Path, assignment: Assignment) -> None:
 
 def _probed(
     records: Sequence[ClipRecord], filters: Sequence[Filter]
-) -> Iterator[Footage | DecodeError]:
+) -> Iterator[VideoMetadata | DecodeError]:
     """What the files hold of which the manifest does not say it, in order. Nothing is probed
     before the first is asked for, and then a few thousand ahead.
     """
-    unknown = (r for r in records if r.footage is None and first_against(r, filters) is None)
+    unknown = (r for r in records if r.metadata is None and first_against(r, filters) is None)
     paths, asked = itertools.tee(record.path for record in unknown)
     num_workers = max(1, min(PROBES_AT_ONCE, len(records) // 8))
     probed = guarded_map(probe, asked, num_workers, PROBE_TIMEOUT_S)
     bar = tqdm(probed, "probing", len(records), unit="clip", disable=len(records) < 100)
     for result, path in zip(bar, paths, strict=True):
-        yield DecodeError(f"{path}: {result}") if isinstance(result, ChildDied) else result
+        yield DecodeError(f"{path}: {result}") if isinstance(result, DecoderFailed) else result
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 from sora_lightning.data.batching.buckets import Assignment, fit_frames
 from sora_lightning.data.batching.clips import ClipReader
 from sora_lightning.data.batching.size_assignment import LatentKeys
-from sora_lightning.data.decoding.readers import DecodeError
+from sora_lightning.data.decoding.errors import DecodeError
 from sora_lightning.data.latents import LatentCache
 from sora_lightning.data.manifest.records import ClipRecord
 from sora_lightning.types import VideoSize
@@ -53,8 +53,8 @@ class SourceReader:
             )
         reader = self.clips.reader
         frames = reader.read(source, timeline, timeline.shown_at(times_s).tolist())
-        if (footage := record.footage) is not None:
-            height, width = footage.height, footage.width
+        if (metadata := record.metadata) is not None:
+            height, width = metadata.height, metadata.width
         else:
             height, width = reader.read(path, edited, [0]).shape[1:3]
         rows, columns = frames.shape[1:3]

@@ -7,7 +7,7 @@ import logging
 import math
 from pathlib import Path
 
-from sora_lightning.data.decoding.readers import DecodeError
+from sora_lightning.data.decoding.errors import DecodeError
 from sora_lightning.data.manifest.records import ClipRecord
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from sora_lightning.data.decoding.readers import DecodeError
+from sora_lightning.data.decoding.errors import DecodeError
 from sora_lightning.data.decoding.shards import clip_sha256, is_remote, place_of, stamp, state
 from sora_lightning.data.manifest.records import ClipRecord
 from sora_lightning.files import file_sha256

@@ -9,10 +9,14 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.container import OutputContainer
 from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
-from sora_lightning.data.decoding.readers import DecodeError, decoded_frames
+from sora_lightning.data.decoding.display import upright_rgb
+from sora_lightning.data.decoding.errors import DecodeError
+from sora_lightning.data.decoding.readers import decoded_frames
+from sora_lightning.data.decoding.timeline import Timeline, read_timeline
 
 TICKS_PER_S = 90000
 
@@ -58,38 +62,51 @@ def write_video(
 
 
 def reencode(source: Path, target: Path, start_s: float, end_s: float) -> None:
-    """Write the frames of a window of any video again, upright, each at its time, as h264 with
-    closed GOPs of 30 frames, which is what random access likes best.
+    """Write a window of any video as h264 with closed GOPs of 30 frames.
+
+    Each frame stands upright, at its time, and as long as it is shown.
 
     The file is moved into place when it is whole. Raises ``DecodeError`` for a source that cannot
     be read to its end, and for a window without frames.
     """
+    timeline = read_timeline(source)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.stem}.partial{target.suffix}")
-    options = {"crf": "18", "g": "30", "bf": "0", "threads": "1"}
-    options["x264-params"] = "open-gop=0"
+    try:
+        with av.open(str(partial), "w") as container:
+            num_frames = _encode_window(container, source, timeline, start_s, end_s)
+        if not num_frames:
+            raise DecodeError(f"{source}: no frame is shown from {start_s} to {end_s} s")
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _encode_window(
+    container: OutputContainer, source: Path, timeline: Timeline, start_s: float, end_s: float
+) -> int:
+    options = {"crf": "18", "g": "30", "bf": "0", "threads": "1", "x264-params": "open-gop=0"}
+    rate = Fraction(timeline.fps).limit_denominator(1001)
+    stream = container.add_stream("libx264", rate=rate, options=options)
     converter = VideoReformatter()
-    shown = False
-    with av.open(str(partial), "w") as container:
-        stream = container.add_stream("libx264", options=options)
-        for time_s, frame in decoded_frames(source):
-            if not start_s - 1e-6 <= time_s < end_s - 1e-6:
-                continue
-            image = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-            image = np.ascontiguousarray(np.rot90(image, int(frame.rotation) // 90 % 4), np.uint8)
-            if not shown:
-                stream.height, stream.width = image.shape[:2]
-                odd = stream.height % 2 or stream.width % 2
-                stream.pix_fmt = "yuv444p" if odd else "yuv420p"
-                stream.codec_context.time_base = Fraction(1, TICKS_PER_S)
-                shown = True
-            picture = av.VideoFrame.from_ndarray(image, format="rgb24")
-            picture.pts = round((time_s - start_s) * TICKS_PER_S)
-            picture.time_base = Fraction(1, TICKS_PER_S)
-            container.mux(stream.encode(picture))
-        if shown:
-            container.mux(stream.encode())
-    if not shown:
-        partial.unlink()
-        raise DecodeError(f"{source}: no frame is shown from {start_s} to {end_s} s")
-    partial.replace(target)
+    ends_s = [*timeline.times_s[1:].tolist(), timeline.end_s]
+    num_frames = 0
+    frames = decoded_frames(source, timeline)
+    for (time_s, frame), frame_end_s in zip(frames, ends_s, strict=False):
+        if not start_s - 1e-6 <= time_s < end_s - 1e-6:
+            continue
+        image = np.ascontiguousarray(upright_rgb(frame, timeline.pixel_aspect, converter))
+        if not num_frames:
+            stream.height, stream.width = image.shape[:2]
+            odd = stream.height % 2 or stream.width % 2
+            stream.pix_fmt = "yuv444p" if odd else "yuv420p"
+            stream.codec_context.time_base = Fraction(1, TICKS_PER_S)
+        shown = av.VideoFrame.from_ndarray(image, format="rgb24")
+        shown.time_base = Fraction(1, TICKS_PER_S)
+        shown.pts = round((time_s - start_s) * TICKS_PER_S)
+        shown.duration = round((min(frame_end_s, end_s) - start_s) * TICKS_PER_S) - shown.pts
+        container.mux(stream.encode(shown))
+        num_frames += 1
+    if num_frames:
+        container.mux(stream.encode())
+    return num_frames

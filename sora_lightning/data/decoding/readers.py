@@ -1,204 +1,83 @@
-"""Reads chosen frames of a video file: by PyAV, or by decord where decord is known to return the
-right ones.
-
-decord 0.6.0 gives wrong frames without a word for open GOPs, mpeg-ts and edit lists, and may loop
-for ever on stream-copied cuts. All of these show in the packets alone, so a file is judged by
-demuxing it, not by decoding.
-"""
+"""The one way from a video or image file to pixels."""
 
 from __future__ import annotations
 
 import importlib.util
 import logging
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-import av
 import numpy as np
-from av import Packet, VideoFrame
+from av import VideoFrame
 from av.container import InputContainer
 from av.video import VideoStream
 from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import UInt8
 
-from sora_lightning.data.manifest.records import Footage
+from sora_lightning.data.decoding.display import upright_rgb
+from sora_lightning.data.decoding.errors import DecodeError
+from sora_lightning.data.decoding.images import is_image, read_image
+from sora_lightning.data.decoding.timeline import Timeline, demux, opened, read_timeline
+from sora_lightning.data.decoding.video_metadata import VideoMetadata
 
-DECORD_CODECS = ("h264", "hevc", "vp8", "vp9", "mpeg4", "mjpeg")
 # Damage ends the decoding in place of being painted over: a frame that is predicted from a damaged
 # one is wrong too, and nothing marks it. FFmpeg's other checks (crccheck, careful, aggressive) were
 # seen to catch no wrong frame that this lets pass.
 STRICT = {"err_detect": "explode"}
-# MAX_NVOP_SIZE of FFmpeg: so small a packet of mpeg4 may only say that nothing changed.
-LARGEST_NOT_CODED = 19
 
 log = logging.getLogger(__name__)
 
 
-class DecodeError(ValueError):
-    """A file, or the frames asked of it, cannot be decoded. The message names the file."""
+def read_frames(
+    path: Path, start_s: float = 0.0, end_s: float = math.inf, fps: float | None = None
+) -> tuple[UInt8[np.ndarray, "F H W 3"], float]:
+    """Decode the frames that are shown in a window of a video or image file.
 
+    Args:
+        path: A file; an image is a video of one frame.
+        start_s: Begin of the window, in seconds from the first frame.
+        end_s: End of the window.
+        fps: Give the frame on screen at ``start_s + i / fps``. By default every frame comes once.
 
-@dataclass(frozen=True)
-class Timeline:
-    """When the frames of a file are shown, in the order of showing.
-
-    ``pts`` are presentation timestamps in the stream's own units; ``times_s`` are seconds from the
-    first frame. ``keyframes`` are indices into both. ``timed`` is false where the container keeps
-    no timestamps: frames are then counted from the start. ``decord_objection`` says why decord must
-    not read the file, None that it may.
+    Returns the frames, RGB as a player shows them, and their rate: ``fps`` or the file's mean.
+    Raises ``DecodeError`` for a file that cannot be decoded and for a window without frames.
     """
-
-    pts: Int[np.ndarray, " F"]
-    times_s: Float[np.ndarray, " F"]
-    end_s: float
-    tick_s: float
-    keyframes: tuple[int, ...]
-    timed: bool
-    decord_objection: str | None
-
-    def __len__(self) -> int:
-        return len(self.times_s)
-
-    def shown_at(self, times_s: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-        """The index of the frame on screen at each time (seconds from the first frame): the last
-        that has begun.
-
-        Half a tick of the container's clock is forgiven, since timestamps are rounded to whole
-        ticks. Before the first frame it is the first, after the last the last.
-        """
-        slack = self.tick_s / 2 + 1e-6
-        indices = np.searchsorted(self.times_s, times_s + slack, side="right") - 1
-        return np.clip(indices, 0, len(self) - 1)
-
-
-def read_timeline(path: Path) -> Timeline:
-    """Demux the first video stream of a file, decoding nothing. Raises ``DecodeError``."""
-    with _opened(path) as container:
-        stream = container.streams.video[0]
-        packets = [packet for packet in _packets(path, container, stream) if packet.size]
-        if not packets:
-            raise DecodeError(f"{path}: the video stream holds no packets")
-        codec = stream.codec_context
-        smallest = min(packet.size for packet in packets)
-        stored = _Stored(container.format.name, codec.name, codec.pix_fmt, smallest)
-        tick_s = float(stream.time_base or 0)
-        mean_gap_s = 1 / float(stream.average_rate or stream.guessed_rate or 25)
-        if not tick_s or any(packet.pts is None for packet in packets):
-            return _counted_timeline(path, mean_gap_s)
-        decoded = [packet for packet in packets if not packet.is_discard]
-        pts = np.array([packet.pts for packet in decoded], dtype=np.int64)
-        keys = np.array([packet.is_keyframe for packet in decoded])
-        durations = [packet.duration for packet in decoded]
-    if not len(pts) or len(np.unique(pts)) != len(pts):
-        return _counted_timeline(path, mean_gap_s)
-    order = np.argsort(pts)
-    times_s = (pts[order] - pts[order[0]]) * tick_s
-    last_s = (durations[order[-1]] or 0) * tick_s or (_gap(times_s) if len(pts) > 1 else mean_gap_s)
-    objection = _decord_objection(stored, len(packets) - len(decoded), pts, keys)
-    return Timeline(
-        pts=pts[order],
-        times_s=times_s,
-        end_s=float(times_s[-1] + last_s),
-        tick_s=tick_s,
-        keyframes=tuple(np.flatnonzero(keys[order]).tolist()),
-        timed=True,
-        decord_objection=objection,
-    )
-
-
-def _packets(path: Path, container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
-    try:
-        yield from container.demux(stream)
-    except IndexError as error:  # PyAV's, where damage makes a stream appear midway
-        raise DecodeError(f"{path}: a packet of a stream that the file does not have") from error
-
-
-def _gap(times_s: np.ndarray) -> float:
-    return float(np.median(np.diff(times_s)))
-
-
-class _Stored(NamedTuple):
-    container: str
-    codec: str
-    pixels: str | None
-    smallest_packet: int
-
-
-def _decord_objection(
-    stored: _Stored, num_discarded: int, pts: np.ndarray, keys: np.ndarray
-) -> str | None:
-    """Why decord would be unsafe; ``pts`` and ``keys`` in decoding order."""
-    if "mpegts" in stored.container:
-        return "mpeg-ts: decord seeks to wrong frames"
-    if stored.container == "avi":
-        return "avi: keeps no timestamps, and decord goes astray where its index is damaged"
-    if stored.codec not in DECORD_CODECS:
-        return f"codec {stored.codec}: unknown to decord"
-    if stored.codec == "h264" and "444" in (stored.pixels or "") and keys.sum() > 1:
-        # Streams of x264 before build 151 need a workaround, which decord's FFmpeg forgets when it
-        # seeks.
-        return "h264 in 4:4:4 with several keyframes: decord garbles old ones after a seek"
-    if stored.codec == "mpeg4" and stored.smallest_packet <= LARGEST_NOT_CODED:
-        return "mpeg4 with pictures that may not be coded, which decord counts and does not show"
-    if num_discarded:
-        return f"an edit list discards {num_discarded} packets, which decord shows"
-    if not keys[0]:
-        return "the first packet is no keyframe"
-    rank = np.empty(len(pts), dtype=np.int64)
-    rank[np.argsort(pts)] = np.arange(len(pts))
-    gaps = np.diff(np.sort(pts))
-    for key in np.flatnonzero(keys):
-        if rank[key] != key:
-            return f"open GOP: packet {key} is a keyframe and shown as frame {rank[key]}"
-        if key and gaps[key - 1] > 1.5 * np.median(gaps):
-            return f"a gap in time before keyframe {key}, as a cut without re-encoding leaves"
-    return None
-
-
-def _counted_timeline(path: Path, gap_s: float) -> Timeline:
-    """For containers whose timestamps are absent or repeat: frames at an even rate, counted by
-    decoding them.
-    """
-    with _opened(path) as container:
-        stream = container.streams.video[0]
-        num_frames = sum(len(packet.decode()) for packet in _packets(path, container, stream))
-    if not num_frames:
-        raise DecodeError(f"{path}: no frame can be decoded")
-    frames = np.arange(num_frames)
-    return Timeline(
-        pts=frames,
-        times_s=frames * gap_s,
-        end_s=num_frames * gap_s,
-        tick_s=gap_s / 100,
-        keyframes=(0,),
-        timed=False,
-        decord_objection="timestamps are missing or repeat",
-    )
-
-
-def decoded_frames(path: Path) -> Iterator[tuple[float, VideoFrame]]:
-    """All frames with their times in seconds from the first, not turned. Raises ``DecodeError``."""
+    if fps is not None and not 0 < fps < math.inf:
+        raise ValueError(f"fps = {fps}: must be positive")
     timeline = read_timeline(path)
-    with _opened(path) as container:
-        stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1
-        stream.codec_context.options = STRICT
-        for number, frame in enumerate(_frames(path, container, stream, headless=False)):
-            if number < len(timeline):
-                yield float(timeline.times_s[number]), frame
+    end_s = min(end_s, timeline.end_s)
+    if not 0 <= start_s < end_s:
+        raise DecodeError(f"{path}: no frame is shown from {start_s:g} to {end_s:g} s")
+    if fps is None:
+        indices = timeline.shown_within(start_s, end_s)
+    else:
+        num_frames = max(1, math.ceil((end_s - start_s) * fps - 1e-6))
+        indices = timeline.shown_at(start_s + np.arange(num_frames) / fps)
+    return PyAVReader().read(path, timeline, indices.tolist()), fps or timeline.fps
 
 
-def probe(path: Path) -> Footage:
+def decoded_frames(path: Path, timeline: Timeline) -> Iterator[tuple[float, VideoFrame]]:
+    """All frames as they are stored, with their times in seconds from the first.
+
+    ``upright_rgb`` gives what is shown of one. Raises ``DecodeError``.
+    """
+    if is_image(path):
+        yield 0.0, VideoFrame.from_ndarray(read_image(path), format="rgb24")
+        return
+    with opened(path) as (container, stream):
+        frames = _frames(path, container, stream, headless=False)
+        yield from zip(timeline.times_s.tolist(), frames, strict=False)
+
+
+def probe(path: Path) -> VideoMetadata:
     """Frames, mean rate and displayed size of a file. Decodes one frame. Raises ``DecodeError``."""
     timeline = read_timeline(path)
     height, width = PyAVReader().read(path, timeline, [0]).shape[1:3]
-    return Footage(len(timeline), len(timeline) / timeline.end_s, height, width)
+    return VideoMetadata(len(timeline), timeline.fps, height, width)
 
 
 class Reader(ABC):
@@ -214,7 +93,7 @@ class Reader(ABC):
     def read(
         self, path: Path, timeline: Timeline, indices: Sequence[int]
     ) -> UInt8[np.ndarray, "F H W 3"]:
-        """The frames at ``indices`` (ascending, may repeat), RGB, turned upright.
+        """Return the frames at ``indices`` (ascending, may repeat), RGB as a player shows them.
 
         Raises ``DecodeError`` where one of them cannot be had; never gives another frame in its
         place.
@@ -222,14 +101,16 @@ class Reader(ABC):
 
 
 class PyAVReader(Reader):
-    """Reads every file that FFmpeg reads; frames are found by their timestamps."""
+    """Reads every file that FFmpeg reads, and still images. Finds frames by their timestamps."""
 
     def read(
         self, path: Path, timeline: Timeline, indices: Sequence[int]
     ) -> UInt8[np.ndarray, "F H W 3"]:
+        if is_image(path):
+            return np.repeat(read_image(path)[None], len(indices), axis=0)
         wanted = {int(timeline.pts[index]) for index in indices}
         entry = self._entry(timeline, min(indices))
-        # Where the seek goes astray, from the start; where the file was cut out of an open GOP,
+        # From the start where the seek misses; where the file was cut out of an open GOP,
         # from the start without the frames whose references the cut took away.
         ways = [(None, False), (None, True)]
         error: DecodeError | None = None
@@ -260,10 +141,7 @@ class PyAVReader(Reader):
     ) -> dict[int, np.ndarray]:
         images: dict[int, np.ndarray] = {}
         converter = VideoReformatter()
-        with _opened(path) as container:
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1
-            stream.codec_context.options = STRICT
+        with opened(path) as (container, stream):
             if entry is not None:
                 container.seek(entry, stream=stream)
             shown = -math.inf
@@ -275,9 +153,7 @@ class PyAVReader(Reader):
                     raise DecodeError(f"{path}: damaged timestamps: {pts} comes after {shown}")
                 shown = pts
                 if pts in wanted:
-                    upright = int(frame.rotation) // 90 % 4
-                    image = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-                    images[pts] = np.rot90(image, upright)
+                    images[pts] = upright_rgb(frame, timeline.pixel_aspect, converter)
                 # A B-frame is no better than the frame after it that it is predicted from.
                 if len(images) == len(wanted) and frame.pict_type != PictureType.B:
                     break
@@ -292,8 +168,10 @@ def _frames(
     ``headless`` leaves out what is shown before the first keyframe met: in an open GOP such frames
     are predicted from the GOP before.
     """
+    stream.codec_context.thread_count = 1
+    stream.codec_context.options = STRICT
     first: int | None = None
-    for packet in _packets(path, container, stream):
+    for packet in demux(path, container, stream):
         first = packet.pts if first is None else first
         if headless and packet.pts is not None and first is not None and packet.pts < first:
             continue
@@ -328,14 +206,14 @@ class DecordReader(Reader):
         # At this level it says which frames it painted over; GuardedReader listens.
         decord.logging.set_level(decord.logging.INFO)
         try:
-            reader = decord.VideoReader(str(path), num_threads=1)
+            reader = decord.VideoReader(os.path.abspath(path), num_threads=1)
             if len(reader) != len(timeline):
                 raise DecodeError(
                     f"decord counts {len(reader)} frames, the packets say {len(timeline)}"
                 )
             frames = reader.get_batch(list(indices)).asnumpy()
             del reader
-        except (DecodeError, RuntimeError, AssertionError, decord.DECORDError) as error:
+        except (ValueError, RuntimeError, AssertionError, MemoryError, decord.DECORDError) as error:
             log.debug("%s: read by PyAV, as decord fails: %s", path, error)
             return PyAVReader().read(path, timeline, indices)
         return frames
@@ -347,38 +225,3 @@ def default_reader() -> Reader:
         return DecordReader()
     log.warning("decord is not installed: videos are read by PyAV")
     return PyAVReader()
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[InputContainer]:
-    """The open file, its errors told as ``DecodeError``."""
-    opened = False
-    try:
-        with av.open(str(path), metadata_errors="replace") as container:
-            opened = True
-            if not container.streams.video:
-                raise DecodeError(f"{path}: holds no video stream")
-            if container.streams.video[0].codec_context is None:
-                raise DecodeError(f"{path}: the codec of its video stream is unknown")
-            yield container
-    except (av.error.FFmpegError, OSError) as error:
-        looks = "" if opened else _looks_like(path)
-        raise DecodeError(f"{path}: {getattr(error, 'strerror', None) or error}{looks}") from error
-
-
-def _looks_like(path: Path) -> str:
-    """What a file that FFmpeg cannot open seems to be, in brackets; nothing for one that is not
-    there.
-    """
-    if not path.is_file():
-        return ""
-    with path.open("rb") as file:
-        head = file.read(1024)
-    if not head:
-        return " (the file is empty)"
-    if head[4:8] == b"ftyp":
-        return " (an mp4 without its index: cut short?)"
-    text = head.decode("utf-8", errors="replace")  # its last letter may be cut in two
-    if "\ufffd" not in text[:-1] and all(c.isprintable() or c.isspace() for c in text):
-        return " (the file is text)"
-    return " (no known container)"

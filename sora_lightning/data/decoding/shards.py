@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 
 import fsspec
 
+from sora_lightning.data.decoding.errors import DecodeError
 from sora_lightning.data.decoding.litdata_items import LitDataItems
-from sora_lightning.data.decoding.readers import DecodeError, probe
+from sora_lightning.data.decoding.readers import probe
 from sora_lightning.data.manifest.records import ClipRecord, read_manifest
 from sora_lightning.data.manifest.tables import Row, with_moved_source, write_lines
 from sora_lightning.files import file_sha256
@@ -188,12 +189,12 @@ def write_shards(manifest: Path, folder: Path, shard_bytes: int = 2**28) -> Path
         entry.size = len(content)
         offset = shard.offset + len(entry.tobuf(shard.format))
         shard.addfile(entry, io.BytesIO(content))
-        footage = record.footage or probe(record.path)
+        metadata = record.metadata or probe(record.path)
         place = {"shard": f"shard-{number:06d}.tar", "offset": offset, "size": len(content)}
         path = record.columns.get("path", str(record.path.relative_to(base)))
         named = {"content": sha256, "num_bytes": len(content)}
         columns = with_moved_source(dict(record.columns), base, folder)
-        rows.append({**columns, "path": path, **vars(footage), **place, **named})
+        rows.append({**columns, "path": path, **vars(metadata), **place, **named})
     assert shard is not None
     shard.close()
     for row in rows:  # every shard is whole by now

@@ -26,15 +26,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from sora_lightning.data.decoding.readers import DecodeError, PyAVReader, Reader, Timeline
+from sora_lightning.data.decoding.errors import DecodeError
+from sora_lightning.data.decoding.readers import PyAVReader, Reader
+from sora_lightning.data.decoding.timeline import Timeline
 
 CAN_FORK = hasattr(os, "fork")
 FIRST_BUFFER_BYTES = 16 * 2**20
 ITEMS_AHEAD = 4096
 
 
-class ChildDied(DecodeError):
-    """A call ended with its process. The message says how, not on what."""
+class DecoderFailed(DecodeError):
+    """A call that ended its process, or its memory. The message says how, and names no file."""
 
 
 class _Array(NamedTuple):
@@ -68,17 +70,17 @@ class Guard:
         self._child: _Child | None = None
 
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> tuple[Any, str]:
-        """What the function returns, and what was written to stderr meanwhile.
+        """Return the function's value and what was written to stderr meanwhile.
 
         An array is not copied out of the memory shared with the child, unless one returned before
-        still lies there. Raises what the function raises, and ``ChildDied`` where it takes too long
-        or takes the process down.
+        still lies there. Raises what the function raises, and ``DecoderFailed`` where it takes too
+        long, takes the process down, or finds no memory.
         """
         if self._child is None or self._child.owner != os.getpid():
             self._child = _Child(self._num_bytes, self.timeout_s)
         try:
             answer = self._child.answer(function, arguments)
-        except ChildDied:
+        except DecoderFailed:
             self.close()
             raise
         if answer.error is not None:
@@ -126,13 +128,13 @@ class _Child:
         try:
             self.pipe.send((buffer, function, arguments))
             if not self.pipe.poll(self.timeout_s):
-                raise ChildDied(f"took longer than {self.timeout_s:g} s and was stopped")
+                raise DecoderFailed(f"took longer than {self.timeout_s:g} s and was stopped")
             answer: _Answer = self.pipe.recv()
         except (EOFError, ConnectionError) as error:
             _, status = os.waitpid(self.pid, 0)
             self.stop.detach()
             self.pipe.close()
-            raise ChildDied(f"crashed the decoder ({_ending(status)})") from error
+            raise DecoderFailed(f"crashed the decoder ({_ending(status)})") from error
         if isinstance(answer.value, _Array):
             dtype, shape = answer.value
             flat = np.frombuffer(self.shared[buffer], dtype, int(np.prod(shape)))
@@ -187,10 +189,14 @@ def _serve(pipe: Connection, shared: Sequence[mmap.mmap], written: int, timeout_
 
 
 def _answer(function: Callable[..., Any], arguments: tuple[Any, ...]) -> _Answer:
+    value: Any = None
+    error: Exception | None = None
     try:
-        value, error = function(*arguments), None
+        value = function(*arguments)
+    except MemoryError:
+        error = DecoderFailed("needs too much memory")
     except Exception as raised:
-        value, error = None, raised
+        error = raised
     length = os.fstat(2).st_size
     complaints = os.pread(2, length, 0).decode(errors="replace") if length else ""
     if length:
@@ -227,7 +233,10 @@ def guarded_map(
 
 
 def _unguarded(function: Callable[..., Any], *arguments: Any) -> tuple[Any, str]:
-    return function(*arguments), ""
+    try:
+        return function(*arguments), ""
+    except MemoryError as error:
+        raise DecoderFailed("needs too much memory") from error
 
 
 class GuardedReader(Reader):
@@ -256,7 +265,7 @@ class GuardedReader(Reader):
     def _run(self, path: Path, function: Callable[..., Any], *arguments: Any) -> tuple[Any, str]:
         try:
             return self.guard(function, *arguments)
-        except ChildDied as error:
+        except DecoderFailed as error:
             raise DecodeError(f"{path}: {error}") from error
 
 

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from sora_lightning.data.decoding.readers import DecodeError, PyAVReader, Reader, Timeline
+from sora_lightning.data.decoding.errors import DecodeError
+from sora_lightning.data.decoding.readers import PyAVReader, Reader
+from sora_lightning.data.decoding.timeline import Timeline
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +35,10 @@ class TorchCodecReader(Reader):
     def read(
         self, path: Path, timeline: Timeline, indices: Sequence[int]
     ) -> UInt8[np.ndarray, "F H W 3"]:
-        if timeline.timed:
+        if timeline.pyav_only is None:
             try:
                 return self._read(path, timeline, list(indices))
-            except (DecodeError, RuntimeError, ValueError, IndexError) as error:
+            except (RuntimeError, ValueError, IndexError, MemoryError) as error:
                 log.debug("%s: read by PyAV, as torchcodec fails: %s", path, error)
         return PyAVReader().read(path, timeline, indices)
 
@@ -55,7 +57,9 @@ class TorchCodecReader(Reader):
 def _opened(path: Path) -> Any:
     from torchcodec.decoders import VideoDecoder
 
-    return VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+    return VideoDecoder(
+        path.absolute(), dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact"
+    )
 
 
 def require_torchcodec() -> None:

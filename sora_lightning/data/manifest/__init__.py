@@ -1,5 +1,5 @@
 """Tables of clips: their formats, columns, filters and splits."""
 
-from sora_lightning.data.manifest.records import ClipRecord, Footage, read_manifest
+from sora_lightning.data.manifest.records import ClipRecord, ManifestRow, read_manifest, read_table
 
-__all__ = ["ClipRecord", "Footage", "read_manifest"]
+__all__ = ["ClipRecord", "ManifestRow", "read_manifest", "read_table"]

@@ -14,7 +14,9 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Float, Int, UInt8, UInt64
 
-from sora_lightning.data.decoding.readers import DecodeError, decoded_frames
+from sora_lightning.data.decoding.errors import DecodeError
+from sora_lightning.data.decoding.readers import decoded_frames
+from sora_lightning.data.decoding.timeline import read_timeline
 
 ROWS, COLUMNS = 36, 64
 # Levels of luma, of 255: limited-range black is 16, and codecs leave a little noise upon it.
@@ -62,7 +64,7 @@ def look_through(path: Path) -> Thumbnails:
     """Decode a file once, into small pictures. Raises ``DecodeError``."""
     converter = VideoReformatter()
     times_s, pictures = [], []
-    for time_s, frame in decoded_frames(path):
+    for time_s, frame in decoded_frames(path, read_timeline(path)):
         small = converter.reformat(frame, COLUMNS, ROWS, "yuv444p", interpolation="AREA", threads=1)
         pictures.append(small.to_ndarray())
         times_s.append(time_s)

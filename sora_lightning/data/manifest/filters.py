@@ -80,7 +80,7 @@ def columns_of(record: ClipRecord) -> dict[str, Any]:
     known.
     """
     columns = dict(record.columns)
-    length_s = record.footage.duration_s if record.footage else math.inf
+    length_s = record.metadata.duration_s if record.metadata else math.inf
     duration_s = min(record.end_s, length_s) - record.start_s
     if math.isfinite(duration_s):
         columns.setdefault("duration_s", duration_s)

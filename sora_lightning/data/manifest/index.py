@@ -18,8 +18,10 @@ from jaxtyping import Int
 from tqdm import tqdm
 
 from sora_lightning.data.decoding.encode import reencode
-from sora_lightning.data.decoding.readers import DecodeError, PyAVReader, read_timeline
+from sora_lightning.data.decoding.errors import DecodeError
+from sora_lightning.data.decoding.readers import PyAVReader
 from sora_lightning.data.decoding.subprocess_decoding import guarded_map
+from sora_lightning.data.decoding.timeline import read_timeline
 from sora_lightning.data.manifest.append_only_log import Journal
 from sora_lightning.data.manifest.curation import (
     duplicates,

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
-from sora_lightning.data.manifest.records import ClipRecord, clip_id, read_manifest, record_of
+from sora_lightning.data.manifest.records import ClipRecord, ManifestRow, clip_id, read_manifest
 from sora_lightning.data.manifest.tables import Row, arrow_batches, arrow_table
 
 ROWS_AT_ONCE = 1024
@@ -78,7 +78,7 @@ class MappedRecords(_Lazy):
 
     def made(self, number: int, row: dict[str, Any]) -> ClipRecord:
         columns = {name: value for name, value in row.items() if value is not None}
-        return record_of(f"{self.path}:{number + 1}", columns, self.path.parent)
+        return ManifestRow(f"{self.path}:{number + 1}", columns).record(self.path.parent)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_table": None}

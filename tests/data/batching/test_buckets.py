@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sora_lightning.data import Buckets, ClipRecord, Footage, Removal, SizeFamily
+from sora_lightning.data import Buckets, ClipRecord, Removal, SizeFamily, VideoMetadata
 from sora_lightning.data.batching.buckets import fit_frames, num_pixels
 from sora_lightning.data.batching.size_assignment import survey
 from sora_lightning.data.decoding.bad_clips import BadClips
@@ -27,46 +27,50 @@ def test_a_clip_covers_the_size_it_goes_to() -> None:
     seen = set()
     for _ in range(500):
         frames, height, width = rng.integers([1, 16, 16], [120, 130, 130])
-        footage = Footage(int(frames), float(rng.uniform(4, 30)), int(height), int(width))
-        size = buckets().nearest(footage, footage.duration_s)
+        metadata = VideoMetadata(int(frames), float(rng.uniform(4, 30)), int(height), int(width))
+        size = buckets().nearest(metadata, metadata.duration_s)
         seen.add(size)
         if isinstance(size, VideoSize):
-            assert footage.height >= size.height
-            assert footage.width >= size.width
-            assert size.num_frames == 1 or footage.duration_s > (size.num_frames - 1) / 8
-            assert size.num_frames == 1 or footage.fps >= 8 * 0.95
+            assert metadata.height >= size.height
+            assert metadata.width >= size.width
+            assert size.num_frames == 1 or metadata.duration_s > (size.num_frames - 1) / 8
+            assert size.num_frames == 1 or metadata.fps >= 8 * 0.95
     assert seen >= {*SIZES, Removal.TOO_SMALL}
 
 
 @pytest.mark.parametrize(
-    ("footage", "expected"),
+    ("metadata", "expected"),
     [
-        (Footage(40, 8, 60, 60), "17x32x32"),
-        (Footage(40, 8, 48, 80), "17x24x40"),
-        (Footage(40, 8, 80, 48), "17x40x24"),
-        (Footage(10, 8, 90, 90), "9x64x64"),
-        (Footage(17, 8, 32, 32), "17x32x32"),  # exactly long and large enough
-        (Footage(1, 25, 60, 60), "1x48x48"),
-        (Footage(100, 4, 60, 60), "1x48x48"),  # too slow for a video, a picture all the same
-        (Footage(40, 8, 23, 90), Removal.TOO_SMALL),
-        (Footage(40, 8, 30, 30), Removal.TOO_SMALL),
-        (Footage(8, 8, 40, 40), Removal.TOO_SHORT),
-        (Footage(40, 7, 40, 40), Removal.TOO_SLOW),
-        (Footage(70, 23.976, 40, 40), "17x32x32"),
+        (VideoMetadata(40, 8, 60, 60), "17x32x32"),
+        (VideoMetadata(40, 8, 48, 80), "17x24x40"),
+        (VideoMetadata(40, 8, 80, 48), "17x40x24"),
+        (VideoMetadata(10, 8, 90, 90), "9x64x64"),
+        (VideoMetadata(17, 8, 32, 32), "17x32x32"),  # exactly long and large enough
+        (VideoMetadata(1, 25, 60, 60), "1x48x48"),
+        (VideoMetadata(100, 4, 60, 60), "1x48x48"),  # too slow for a video, a picture all the same
+        (VideoMetadata(40, 8, 23, 90), Removal.TOO_SMALL),
+        (VideoMetadata(40, 8, 30, 30), Removal.TOO_SMALL),
+        (VideoMetadata(8, 8, 40, 40), Removal.TOO_SHORT),
+        (VideoMetadata(40, 7, 40, 40), Removal.TOO_SLOW),
+        (VideoMetadata(70, 23.976, 40, 40), "17x32x32"),
     ],
 )
-def test_the_nearest_size_keeps_most_of_the_clip(footage: Footage, expected: object) -> None:
-    size = buckets().nearest(footage, footage.duration_s)
+def test_the_nearest_size_keeps_most_of_the_clip(metadata: VideoMetadata, expected: object) -> None:
+    size = buckets().nearest(metadata, metadata.duration_s)
     assert size == expected if isinstance(expected, Removal) else str(size) == expected
 
 
 def test_every_clip_is_assigned_or_counted_with_its_reason() -> None:
-    footages = [Footage(40, 8, 60, 60), Footage(40, 8, 10, 60), Footage(2, 8, 40, 40)]
-    clips = [
-        ClipRecord(Path(f"{i}.mp4"), ("x",), f"{i:016x}", footage=footage)
-        for i, footage in enumerate(footages)
+    footages = [
+        VideoMetadata(40, 8, 60, 60),
+        VideoMetadata(40, 8, 10, 60),
+        VideoMetadata(2, 8, 40, 40),
     ]
-    cut = ClipRecord(Path("cut.mp4"), ("x",), "f" * 16, 4.5, footage=Footage(40, 8, 40, 40))
+    clips = [
+        ClipRecord(Path(f"{i}.mp4"), ("x",), f"{i:016x}", metadata=metadata)
+        for i, metadata in enumerate(footages)
+    ]
+    cut = ClipRecord(Path("cut.mp4"), ("x",), "f" * 16, 4.5, metadata=VideoMetadata(40, 8, 40, 40))
     assignment = survey([*clips, cut], buckets(), BadClips(None))
     assert assignment.num_clips == 1
     assert tuple(assignment.clips) == buckets().sizes

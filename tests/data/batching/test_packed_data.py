@@ -50,7 +50,7 @@ def seen(batch: PackedBatch) -> tuple:
 def test_a_pass_shows_every_clip_once_at_its_own_size(shapes: dict[str, Path]) -> None:
     data = module(shapes["train"])
     batches = list(loader(data))
-    records = {r.clip_id: r.footage for r in read_manifest(shapes["train"])}
+    records = {r.clip_id: r.metadata for r in read_manifest(shapes["train"])}
     assert Counter(i for b in batches for i in b.clip_ids) == Counter(list(records))
     different = set()
     for batch in batches:
@@ -60,11 +60,11 @@ def test_a_pass_shows_every_clip_once_at_its_own_size(shapes: dict[str, Path]) -
         assert batch.fill == tokens / TOKENS
         assert batch.kept is None
         for name, video in zip(batch.clip_ids, videos, strict=True):
-            footage = records[name]
-            assert footage is not None
+            metadata = records[name]
+            assert metadata is not None
             different.add(tuple(video.shape))
-            scale = min(1.0, (32 * 40 / (footage.height * footage.width)) ** 0.5)
-            for axis, side in ((2, footage.height), (3, footage.width)):
+            scale = min(1.0, (32 * 40 / (metadata.height * metadata.width)) ** 0.5)
+            for axis, side in ((2, metadata.height), (3, metadata.width)):
                 assert video.shape[axis] <= side * scale + 1e-6 < video.shape[axis] + 16
             assert video.abs().max() <= 1
     assert len(different) > 1

@@ -10,7 +10,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from sora_lightning.data import Footage, Packing, Removal
+from sora_lightning.data import Packing, Removal, VideoMetadata
 from sora_lightning.data.batching.native_sizes import (
     BetaDropping,
     LengthDropping,
@@ -171,39 +171,43 @@ def test_clips_of_few_shards_come_together() -> None:
 
 
 @pytest.mark.parametrize(
-    ("footage", "duration_s", "expected"),
+    ("metadata", "duration_s", "expected"),
     [
-        (Footage(40, 8, 64, 64), 5.0, "13x64x64"),
-        (Footage(40, 8, 300, 300), 5.0, "13x64x64"),
-        (Footage(40, 8, 128, 32), 5.0, "13x128x32"),
-        (Footage(40, 8, 70, 20), 5.0, "13x64x16"),  # never upscaled
-        (Footage(12, 24, 64, 64), 0.5, "1x64x64"),  # four frames at 8 a second: one, and four more
-        (Footage(40, 24, 64, 64), 40 / 24, "13x64x64"),
-        (Footage(1, 25, 50, 50), 0.04, "1x48x48"),
-        (Footage(40, 8, 64, 15), 5.0, Removal.TOO_SMALL),
-        (Footage(40, 4, 64, 64), 10.0, Removal.TOO_SLOW),
-        (Footage(40, 8, 64, 64), -1.0, Removal.TOO_SHORT),
+        (VideoMetadata(40, 8, 64, 64), 5.0, "13x64x64"),
+        (VideoMetadata(40, 8, 300, 300), 5.0, "13x64x64"),
+        (VideoMetadata(40, 8, 128, 32), 5.0, "13x128x32"),
+        (VideoMetadata(40, 8, 70, 20), 5.0, "13x64x16"),  # never upscaled
+        (
+            VideoMetadata(12, 24, 64, 64),
+            0.5,
+            "1x64x64",
+        ),  # four frames at 8 a second: one, and four more
+        (VideoMetadata(40, 24, 64, 64), 40 / 24, "13x64x64"),
+        (VideoMetadata(1, 25, 50, 50), 0.04, "1x48x48"),
+        (VideoMetadata(40, 8, 64, 15), 5.0, Removal.TOO_SMALL),
+        (VideoMetadata(40, 4, 64, 64), 10.0, Removal.TOO_SLOW),
+        (VideoMetadata(40, 8, 64, 64), -1.0, Removal.TOO_SHORT),
     ],
 )
 def test_a_clip_keeps_its_aspect_ratio_and_length(
-    footage: Footage, duration_s: float, expected: object
+    metadata: VideoMetadata, duration_s: float, expected: object
 ) -> None:
-    size = NativeSizes(SMALL, 8.0).nearest(footage, duration_s)
+    size = NativeSizes(SMALL, 8.0).nearest(metadata, duration_s)
     assert size == expected if isinstance(expected, Removal) else str(size) == expected
 
 
-def test_any_clip_fits_the_budget_and_stays_within_its_footage() -> None:
+def test_any_clip_fits_the_budget_and_stays_within_its_metadata() -> None:
     rng = np.random.default_rng(0)
     rule = NativeSizes(PACKING, 16.0)
     for _ in range(500):
         frames, height, width = (int(x) for x in rng.integers([1, 16, 16], [900, 1200, 2200]))
-        footage = Footage(frames, 30.0, height, width)
-        size = rule.nearest(footage, footage.duration_s)
+        metadata = VideoMetadata(frames, 30.0, height, width)
+        size = rule.nearest(metadata, metadata.duration_s)
         assert isinstance(size, VideoSize)
         assert np.prod(PACKING.grid(*vars(size).values())) <= TOKENS
         assert size.height <= height
         assert size.width <= width
-        assert size.num_frames == 1 or (size.num_frames - 1) / 16 < footage.duration_s
+        assert size.num_frames == 1 or (size.num_frames - 1) / 16 < metadata.duration_s
         assert size.height * size.width <= LARGEST_AREA
         fit = min(1.0, np.sqrt(LARGEST_AREA / (height * width)))
         assert height * fit - size.height < 16 + 1e-6

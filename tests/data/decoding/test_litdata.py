@@ -75,7 +75,7 @@ def in_dataset(
     rows = []
     for number, record in enumerate(read_manifest(manifest)):
         place = {"litdata": "clips", "item": len(files) - 1 - number}
-        rows.append({**record.columns, **vars(record.footage or probe(record.path)), **place})
+        rows.append({**record.columns, **vars(record.metadata or probe(record.path)), **place})
     (folder / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder / "clips.jsonl", files
 

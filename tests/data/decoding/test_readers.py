@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sora_lightning.data.decoding.errors import DecodeError
 from sora_lightning.data.decoding.readers import (
-    DecodeError,
     DecordReader,
     PyAVReader,
     Reader,
     default_reader,
     probe,
-    read_timeline,
 )
 from sora_lightning.data.decoding.subprocess_decoding import Guard
+from sora_lightning.data.decoding.timeline import read_timeline
 from tests.data.barcodes import barcode, cut_without_encoding, numbers_in
 from tests.data.decoding.torchcodec_reader import torchcodec_parameter
 
@@ -219,8 +219,8 @@ def test_a_picture_is_a_clip_of_one_frame(name: str, tmp_path: Path) -> None:
     timeline = read_timeline(tmp_path / name)
     assert len(timeline) == 1
     assert numbers_in(default_reader().read(tmp_path / name, timeline, [0])) == [13]
-    footage = probe(tmp_path / name)
-    assert (footage.num_frames, footage.height, footage.width) == (1, *barcode(13).shape[:2])
+    metadata = probe(tmp_path / name)
+    assert (metadata.num_frames, metadata.height, metadata.width) == (1, *barcode(13).shape[:2])
 
 
 def test_decord_is_the_default_where_it_is_installed() -> None:

@@ -61,7 +61,7 @@ def test_the_shards_are_tar_files_and_the_rows_say_where_the_clips_lie(
     pairs = zip(read_manifest(sharded), read_manifest(shapes["train"]), strict=True)
     for clip, original in pairs:
         assert clip.clip_id == original.clip_id
-        assert clip.footage == original.footage
+        assert clip.metadata == original.metadata
         assert files.local(clip).read_bytes() == original.path.read_bytes()
         assert files.local(original) == original.path
         content = hashlib.sha256(original.path.read_bytes()).hexdigest()

@@ -19,14 +19,9 @@ from torch import Tensor
 
 from sora_lightning.data import DecodeError, PyAVReader, VideoDataModule
 from sora_lightning.data.decoding.bad_clips import BadClips, TooManyBadClips
-from sora_lightning.data.decoding.readers import (
-    DecordReader,
-    Reader,
-    Timeline,
-    default_reader,
-    read_timeline,
-)
+from sora_lightning.data.decoding.readers import DecordReader, Reader, default_reader
 from sora_lightning.data.decoding.subprocess_decoding import Guard, GuardedReader, guarded_map
+from sora_lightning.data.decoding.timeline import Timeline, read_timeline
 from sora_lightning.data.manifest.records import ClipRecord
 from sora_lightning.types import VideoBatch
 from tests.data.barcodes import cut_without_encoding, numbers_in

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sora_lightning.data import DecodeError, PyAVReader, TorchCodecReader
-from sora_lightning.data.decoding.readers import read_timeline
+from sora_lightning.data.decoding.timeline import read_timeline
 from tests.data.barcodes import numbers_in
 from tests.data.decoding.test_readers import CLOSED, STEADY
 from tests.data.decoding.torchcodec_reader import torchcodec_parameter

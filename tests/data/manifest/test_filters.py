@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from sora_lightning.data import ClipRecord, Footage
+from sora_lightning.data import ClipRecord, VideoMetadata
 from sora_lightning.data.manifest.filters import Filter, sift
 
 
 def record(**columns: object) -> ClipRecord:
     return ClipRecord(
-        Path("a.mp4"), ("x",), "0" * 16, footage=Footage(50, 25, 8, 8), columns=columns
+        Path("a.mp4"), ("x",), "0" * 16, metadata=VideoMetadata(50, 25, 8, 8), columns=columns
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sora_lightning.data import Footage, read_manifest
+from sora_lightning.data import VideoMetadata, read_manifest
 
 
 def write(tmp_path: Path, *rows: object) -> Path:
@@ -28,10 +28,10 @@ def test_rows_come_in_order_with_paths_beside_the_manifest(tmp_path: Path) -> No
     )
     assert first.path == tmp_path / "a.mp4"
     assert first.captions == ("x",)
-    assert first.footage is None
+    assert first.metadata is None
     assert second_record.captions == ("one", "two")
     assert second_record.start_s == 1.0
-    assert second_record.footage == Footage(20, 8, 64, 48)
+    assert second_record.metadata == VideoMetadata(20, 8, 64, 48)
 
 
 def test_a_clip_keeps_its_id_whatever_happens_around_it(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 def read(path: Path) -> list:
     return [
-        (r, r.columns.get("motion"), r.footage, r.weights, r.label) for r in read_manifest(path)
+        (r, r.columns.get("motion"), r.metadata, r.weights, r.label) for r in read_manifest(path)
     ]
 
 
@@ -51,11 +51,11 @@ def test_the_columns_of_open_sora(folder: Path) -> None:
     )
     first, second = read_manifest(folder / "clips.csv")
     assert first.captions == ("a cat, asleep",)
-    assert first.footage is not None
-    assert (first.footage.num_frames, first.footage.fps) == (51, 25.5)
+    assert first.metadata is not None
+    assert (first.metadata.num_frames, first.metadata.fps) == (51, 25.5)
     assert first.columns["aspect_ratio"] == 0.75
     assert second.captions == ("42",)
-    assert second.footage is None
+    assert second.metadata is None
 
 
 def test_a_folder_of_media_with_texts_beside_them(folder: Path) -> None:

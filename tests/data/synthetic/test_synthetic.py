@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from sora_lightning.data import read_manifest, write_dataset
-from sora_lightning.data.decoding.readers import PyAVReader, read_timeline
+from sora_lightning.data.decoding.readers import PyAVReader
+from sora_lightning.data.decoding.timeline import read_timeline
 from sora_lightning.data.synthetic.render import render
 from sora_lightning.data.synthetic.scenes import (
     COLOURS,
@@ -213,13 +214,13 @@ def test_the_manifest_tells_the_truth_about_the_files(shapes: dict[str, Path]) -
     for record in read_manifest(shapes["train"]):
         timeline = read_timeline(record.path)
         frames = PyAVReader().read(record.path, timeline, [0])
-        footage = record.footage
-        assert footage is not None
-        assert len(timeline) == footage.num_frames
-        assert timeline.end_s == pytest.approx(footage.duration_s, abs=1e-3)
-        assert frames.shape[1:3] == (footage.height, footage.width)
+        metadata = record.metadata
+        assert metadata is not None
+        assert len(timeline) == metadata.num_frames
+        assert timeline.end_s == pytest.approx(metadata.duration_s, abs=1e-3)
+        assert frames.shape[1:3] == (metadata.height, metadata.width)
         assert timeline.decord_objection is None
-        assert footage.duration_s >= 2.2
+        assert metadata.duration_s >= 2.2
 
 
 def test_colours_survive_the_codec(shapes: dict[str, Path]) -> None:
