@@ -7,7 +7,7 @@ protocol's.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,6 @@ from evaluation.files import CONTAINERS, TENSORS, VideoFile, is_video
 
 PROMPTS_FILE = "prompts.jsonl"
 SAMPLING_KEYS = ("seed", "num_steps", "guidance_scale", "checkpoint_sha256")
-# Settings that are seldom set, and what a row has where they are not.
-SELDOM_SET = {
-    "guidance_interval": None,
-    "guidance_rescale": None,
-    "guidance_channels": None,
-    "guide_sha256": None,
-    "cache_interval": 1,
-}
 
 Video = UInt8[np.ndarray, "F H W 3"]
 
@@ -40,8 +32,8 @@ class VideoEntry:
     """One video to judge: its file, what it should show in one or more wordings, and how it was
     sampled.
 
-    ``sampling`` holds those of ``SAMPLING_KEYS`` that its row has, and what is set of
-    ``SELDOM_SET``.
+    ``sampling`` holds those of ``SAMPLING_KEYS`` that its row has, and the options in the row's
+    ``sampling`` by name, ``guidance_scale`` for the ``scale`` of its ``guidance``.
     """
 
     file: VideoFile
@@ -102,9 +94,22 @@ def _entry(line: str, folder: Path, where: str, prompts: bool) -> VideoEntry:
             f"{where}: 'prompt' or 'caption' is {prompt!r}; it must be a text, not empty"
         )
     file = _file(row, folder, where)
-    sampling = {key: row[key] for key in SAMPLING_KEYS if key in row}
-    sampling |= {key: row[key] for key, unset in SELDOM_SET.items() if row.get(key, unset) != unset}
+    options = dict(_options(row.get("sampling")))
+    sampling = options | {key: row[key] for key in SAMPLING_KEYS if key in row}
     return VideoEntry(file, tuple(map(str.strip, wordings)), sampling)
+
+
+def _options(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The options of a nested record by the names of their groups; those that are not set are left
+    out.
+    """
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _options(inner, f"{name}_{key}" if name else key)
+    elif isinstance(value, list):
+        yield name, ",".join(map(str, value))
+    elif value is not None and name:
+        yield name, value
 
 
 def _file(row: Mapping[str, Any], folder: Path, where: str) -> VideoFile:

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from evaluation.features.networks import Judges
-from evaluation.inputs import SELDOM_SET, VideoEntry
+from evaluation.inputs import SAMPLING_KEYS, VideoEntry
 from evaluation.protocol import fingerprint, texts_sha256
 from evaluation.request import Request
 from evaluation.vbench import vbench_version
@@ -34,7 +34,7 @@ def record(
     # What the videos' own rows say of their sampling counts, not what the protocol would have done.
     settings["sampling"] = {
         key: sorted({_said(e, key) for e in entries}, key=_numbers_first)
-        for key in ("seed", "num_steps", "guidance_scale", *_seldom_set(entries))
+        for key in ("seed", "num_steps", "guidance_scale", *_options(entries))
     }
     settings["networks"] = judges.record()
     if request.protocol.scores.vbench:
@@ -61,12 +61,12 @@ def record(
 
 
 def _said(entry: VideoEntry, key: str) -> float | str:
-    return entry.sampling.get(key, "unset" if key in SELDOM_SET else "unknown")
+    return entry.sampling.get(key, "unknown" if key in SAMPLING_KEYS else "unset")
 
 
-def _seldom_set(entries: Sequence[VideoEntry]) -> list[str]:
-    """Those settings that one of the videos has."""
-    return [key for key in SELDOM_SET if any(key in e.sampling for e in entries)]
+def _options(entries: Sequence[VideoEntry]) -> list[str]:
+    """The recorded options of sampling that one of the videos has."""
+    return sorted({key for e in entries for key in e.sampling} - set(SAMPLING_KEYS))
 
 
 def _numbers_first(value: float | str) -> tuple[bool, float | str]:

@@ -27,7 +27,9 @@ from evaluation.request import Request, check, read_generated, read_reference, r
 from evaluation.scores import Score
 from evaluation.scoring import make_scores
 from sora_lightning.checkpoints import load_tokenizer, read_checkpoint
+from sora_lightning.cli.sample import Request as SampleRequest
 from sora_lightning.cli.sample import sample
+from sora_lightning.generation import GuidanceConfig, SamplingConfig
 from sora_lightning.types import as_levels
 
 
@@ -114,12 +116,15 @@ def _sample(request: Request) -> None:
     sample(
         checkpoint=request.checkpoint,
         output=request.output / "videos",
-        prompts=_captions(request),
-        size=",".join(clips.sizes),
-        num_frames=clips.num_frames,
-        seed=sampling.seed,
-        num_steps=sampling.num_steps,
-        guidance_scale=sampling.guidance_scale,
+        request=SampleRequest(
+            prompts=_captions(request),
+            size=",".join(clips.sizes),
+            num_frames=clips.num_frames,
+            seed=sampling.seed,
+        ),
+        sampling=SamplingConfig(
+            num_steps=sampling.num_steps, guidance=GuidanceConfig(sampling.guidance_scale)
+        ),
         device=request.device,
     )
 

@@ -99,7 +99,15 @@ class Compression:
 
 
 def as_levels(pixels: Float[Tensor, "*size"]) -> UInt8[Tensor, "*size"]:
-    """Pixels from [-1, 1] to 0..255, as files hold them and judges take them."""
+    """Convert pixels from [-1, 1] to 0..255, as files hold them and evaluation reads them.
+
+    Raises ``ValueError`` for values that are not finite.
+    """
+    if not pixels.isfinite().all():
+        raise ValueError(
+            "the video is not finite (NaN or infinity): the weights are damaged, or "
+            "guidance.scale is too large"
+        )
     return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 

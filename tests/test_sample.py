@@ -4,6 +4,7 @@ of a network."""
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,10 +17,11 @@ from torch import Tensor, nn
 from evaluation.inputs import read_entries
 from sora_lightning.cli import sample as sample_module
 from sora_lightning.cli.contact_sheet import contact_sheet, moving_sheet, save_animation
+from sora_lightning.cli.functions import run_function
 from sora_lightning.cli.prompts import read_prompts
-from sora_lightning.cli.sample import read_all, sample, to_frames
+from sora_lightning.cli.sample import Request, read_all, sample, to_frames
 from sora_lightning.denoisers import FeatureCaching
-from sora_lightning.diffusion import GuidanceRecipe
+from sora_lightning.generation import GuidanceConfig, SamplingConfig
 from sora_lightning.layers.patch import Patch
 from sora_lightning.tokenizers import ConvTokenizer, Tiling
 from sora_lightning.tokenizers.tiling import TiledTokenizer
@@ -37,20 +39,15 @@ class Painter(nn.Module):
         self.denoiser = SimpleNamespace(patch=Patch(1, 1, 1))
         self.fps = 8.0
         self.asked: list[str] = []
-        self.settings: dict[str, object] = {}
 
-    def generate(
-        self,
-        prompts: list[str],
-        size: VideoSize,
-        seeds: list[int],
-        num_steps: int,
-        guidance_scale: float,
-        sampler: object,
-        **settings: object,
-    ) -> Tensor:
+    def video_generator(self, sampling: SamplingConfig) -> Painter:
+        self.sampling = sampling
+        if sampling.tiling is not None:
+            self.tokenizer = sampling.tiling(self.tokenizer)
+        return self
+
+    def videos(self, prompts: list[str], size: VideoSize, seeds: list[int]) -> Tensor:
         self.asked += prompts
-        self.settings = settings
         shades = torch.tensor(seeds).view(-1, 1, 1, 1, 1) / 10 - 0.5
         return shades.expand(-1, 3, size.num_frames, size.height, size.width).float()
 
@@ -67,24 +64,17 @@ def painter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Painter:
 
 
 def _sample(**changes: object) -> None:
-    arguments = {
-        "output": Path("out"),
-        "prompts": Path("prompts.txt"),
-        "num_frames": 5,
-        "batch_size": 2,
-    }
-    sample(**{"checkpoint": Path("model.ckpt"), **arguments, **changes})  # type: ignore[arg-type]
+    arguments = {"output": "out", "prompts": "prompts.txt", "num_frames": 5, "batch_size": 2}
+    flags = {"checkpoint": "model.ckpt", **arguments, **changes}
+    argv = [
+        f"--{key.replace('_', '-')}={value}" for key, value in flags.items() if value is not None
+    ]
+    run_function("sample", sample, argv)
 
 
 def test_one_prompt_makes_one_file_of_the_size_asked(painter: Painter) -> None:
-    sample(
-        Path("model.ckpt"),
-        Path("new/x.mp4"),
-        prompt=" a red circle ",
-        size="16x24",
-        num_frames=9,
-        seed=3,
-    )
+    request = Request(prompt=" a red circle ", size="16x24", num_frames=9, seed=3)
+    sample(Path("model.ckpt"), Path("new/x.mp4"), request)
     video = read_all(Path("new/x.mp4"))
     assert video.shape == (9, 16, 24, 3)
     assert abs(int(video.mean()) - round((0.3 - 0.5 + 1) * 127.5)) <= 2
@@ -142,19 +132,15 @@ def test_a_folder_of_other_settings_is_refused_and_kept(
 def test_guidance_and_caching_reach_the_sampler_and_the_rows(painter: Painter) -> None:
     given = {"guidance_interval": "0.1,0.8", "guidance_rescale": 0.5, "guidance_channels": 3}
     _sample(**given, cache_interval=2)
-    assert painter.settings == {
-        "guidance": GuidanceRecipe((0.1, 0.8), 0.5, 3),
-        "guide": None,
-        "caching": FeatureCaching(2),
-    }
+    guidance = GuidanceConfig(interval=(0.1, 0.8), rescale=0.5, channels=3)
+    assert painter.sampling == SamplingConfig(guidance=guidance, cache=FeatureCaching(2))
     row = json.loads(Path("out/prompts.jsonl").read_text().splitlines()[0])
-    assert {key: row[key] for key in given} == given
-    assert row["cache_interval"] == 2
+    assert row["sampling"]["guidance"]["interval"] == [0.1, 0.8]
+    assert row["sampling"] == json.loads(json.dumps(asdict(painter.sampling)))
     (entry, *_) = read_entries(Path("out/prompts.jsonl"))
     assert given.items() <= entry.sampling.items()
     _sample(output=Path("plain"))
-    assert painter.settings["guidance"] == GuidanceRecipe()
-    assert painter.settings["caching"] is None
+    assert painter.sampling == SamplingConfig()
 
 
 def test_a_folder_from_before_a_setting_existed_goes_on(painter: Painter) -> None:
@@ -162,8 +148,8 @@ def test_a_folder_from_before_a_setting_existed_goes_on(painter: Painter) -> Non
     record = Path("out/prompts.jsonl")
     rows = [json.loads(line) for line in record.read_text().splitlines()]
     for row in rows:
-        for key in ("guidance_interval", "guide_sha256", "cache_interval"):
-            del row[key]
+        del row["task"], row["inputs"], row["sampling"]["cache"]
+        del row["sampling"]["guidance"]["interval"]
     record.write_text("".join(json.dumps(row) + "\n" for row in rows))
     painter.asked.clear()
     _sample()
@@ -178,13 +164,14 @@ def test_a_tile_makes_the_tokenizer_decode_by_tiles(painter: Painter) -> None:
     _sample(output=Path("whole"))
     _sample(output=Path("tiled"), tile=96)
     assert isinstance(painter.tokenizer, TiledTokenizer)
-    assert painter.tokenizer.tiling == Tiling(96, 24)
+    assert painter.tokenizer.tiling == Tiling(96)
+    assert painter.tokenizer.tiling.num_shared == 24
     row = json.loads(Path("tiled/prompts.jsonl").read_text().splitlines()[0])
-    assert (row["tile"], row["tile_overlap"]) == (96, 24)
+    assert row["sampling"]["tiling"] == {"tile": 96, "overlap": None}
     with pytest.raises(ValueError, match="other settings"):
         _sample(output=Path("whole"), tile=96)
     with pytest.raises(ValueError, match="tile = 100 is not a multiple of the 8 pixels of height"):
-        _sample(output=Path("new"), tile=100, tile_overlap=16)
+        _sample(output=Path("new"), tile=100, tiling_overlap=16)
 
 
 def test_another_checkpoint_counts_as_other_settings(painter: Painter) -> None:
@@ -204,33 +191,45 @@ def test_another_checkpoint_counts_as_other_settings(painter: Painter) -> None:
         ({"prompts": None, "prompt": "a"}, "ends in .mp4"),
         ({"prompts": Path("none.txt")}, "no such file"),
         ({"size": "30x32"}, "--size = '5x30x32': height 30 does not divide"),
-        ({"size": "32"}, "'5x32' is not a video size"),
+        ({"size": "32"}, "--size 32: must be height x width in pixels, e.g. 32x48"),
+        ({"size": "17x32x32"}, "--size 17x32x32: must be height x width"),
         ({"output": Path("prompts.txt")}, "must be a folder"),
         ({"guidance_interval": "0.8"}, "--guidance-interval 0.8: must be two times"),
         ({"guidance_interval": "0.8,0.1"}, "0 <= LOW <= HIGH <= 1"),
-        ({"guidance_interval": "low,1"}, "--guidance-interval low,1: must be two times"),
+        ({"guidance_interval": "low,1"}, "--guidance-interval = '.low,1.': expected tuple"),
         ({"guidance_rescale": 1.5}, "--guidance-rescale 1.5: must lie in"),
         ({"guidance_channels": 0}, "--guidance-channels 0: must be at least 1"),
-        ({"guidance_channels": 5}, "--guidance-channels 5: the latents have 4"),
         (
             {"guidance_scale": 1.0, "guidance_rescale": 0.5},
-            "rescale has no meaning with .*scale 1",
+            "--guidance-rescale has no meaning with --guidance-scale 1: nothing is guided",
         ),
-        ({"guide": Path("none.ckpt")}, "--guide none.ckpt: no such file"),
+        ({"weak_model": Path("none.ckpt")}, "--weak-model none.ckpt: no such file"),
         (
-            {"guide": Path("model.ckpt"), "guidance_channels": 3},
-            "--guidance-channels has no meaning beside --guide",
+            {"weak_model": Path("model.ckpt"), "guidance_channels": 3},
+            "--guidance-channels has no meaning beside --weak-model",
         ),
         (
             {
                 "task": "loop",
                 "frame_guidance": 2.0,
-                "guidance_interval": "0,1",
+                "guidance_interval": "0,0.9",
                 "video": Path("model.ckpt"),
             },
             "--guidance-interval has no meaning beside --frame-guidance",
         ),
         ({"cache_interval": 0}, "interval = 0 of the cache"),
+        ({"batch_size": 0}, "--batch-size 0: must be at least 1"),
+        ({"batch_size": -1}, "--batch-size -1: must be at least 1"),
+        ({"sheet_rows": 0}, "--sheet-rows 0: must be at least 1"),
+        ({"seed": 2**64}, f"--seed {2**64}: must be a whole number from 0 to {2**32 - 1}"),
+        ({"seed": -1}, "--seed -1: must be a whole number from 0"),
+        ({"device": "cuda:9"}, "--device cuda:9: cannot be used here"),
+        ({"device": "gpu"}, "--device gpu: cannot be used here"),
+        ({"task": "nothing"}, "--task nothing: must be one of text, image, animate"),
+        ({"num_steps": 0}, "--num-steps 0: must be at least 1"),
+        ({"resample_strength": 1.5}, "--resample-strength 1.5: must lie in"),
+        ({"sampler": "none"}, "--sampler = 'none': expected"),
+        ({"shift": 2.0, "time_grid_kind": "karras"}, "--shift 2.0: is for uniform times alone"),
     ],
 )
 def test_what_cannot_be_sampled_is_refused_before_anything_is_made(

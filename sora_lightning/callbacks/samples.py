@@ -23,6 +23,7 @@ from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor, nn
 
+from sora_lightning.generation import SamplingConfig
 from sora_lightning.systems import DiffusionSystem, TokenizerSystem
 from sora_lightning.types import VideoBatch, VideoSize, as_levels
 
@@ -36,6 +37,8 @@ class SampleVideos(Callback):
         prompts: One video each.
         size: Frames x height x width, say 17x32x32.
         every_n_validations: Validations from one set of samples to the next.
+        sampling: How to sample.
+        seed: Of the noise of the first prompt; each next prompt takes the next seed.
     """
 
     def __init__(
@@ -43,8 +46,7 @@ class SampleVideos(Callback):
         prompts: list[str],
         size: str,
         every_n_validations: int = 1,
-        num_steps: int = 25,
-        guidance_scale: float = 2.0,
+        sampling: SamplingConfig = SamplingConfig(num_steps=25),
         seed: int = 0,
     ) -> None:
         if not prompts or every_n_validations < 1:
@@ -55,8 +57,7 @@ class SampleVideos(Callback):
         self.prompts = prompts
         self.size = VideoSize.parse(size)
         self.every_n_validations = every_n_validations
-        self.num_steps = num_steps
-        self.guidance_scale = guidance_scale
+        self.sampling = sampling
         self.seed = seed
         self.num_validations = 0
 
@@ -73,13 +74,7 @@ class SampleVideos(Callback):
         seeds = [self.seed + index for index in range(len(self.prompts))]
         # Every rank samples, since sharded weights need all of them; only the first has a writer.
         with undisturbed(pl_module):
-            videos = pl_module.generate(
-                self.prompts,
-                self.size,
-                seeds,
-                num_steps=self.num_steps,
-                guidance_scale=self.guidance_scale,
-            )
+            videos = pl_module.generate(self.prompts, self.size, seeds, self.sampling)
         for prompt, video in zip(self.prompts, videos, strict=True):
             log_video(trainer, f"samples/{prompt}", video, pl_module.fps)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sora_lightning.callbacks.samples import log_video, undisturbed
 from sora_lightning.data.manifest import read_manifest
+from sora_lightning.generation import SamplingConfig
 from sora_lightning.systems import DiffusionSystem
 from sora_lightning.types import VideoSize, as_levels
 
@@ -68,6 +69,7 @@ class ScoreVideos(Callback):
         size: Frames x height x width, say 17x32x32.
         num_videos: The first so many prompts are sampled.
         every_n_validations: Validations from one scoring to the next.
+        sampling: How to sample.
         batch_size: Videos sampled at a time on each rank.
     """
 
@@ -78,8 +80,7 @@ class ScoreVideos(Callback):
         size: str,
         num_videos: int = 64,
         every_n_validations: int = 1,
-        num_steps: int = 25,
-        guidance_scale: float = 2.0,
+        sampling: SamplingConfig = SamplingConfig(num_steps=25),
         seed: int = 0,
         batch_size: int = 16,
     ) -> None:
@@ -101,8 +102,7 @@ class ScoreVideos(Callback):
         self.num_videos = num_videos
         self.size = VideoSize.parse(size)
         self.every_n_validations = every_n_validations
-        self.num_steps = num_steps
-        self.guidance_scale = guidance_scale
+        self.sampling = sampling
         self.seed = seed
         self.batch_size = batch_size
         self.num_validations = 0
@@ -162,13 +162,8 @@ class ScoreVideos(Callback):
         for start in range(0, share, self.batch_size):
             ids = mine[start : start + self.batch_size] or [len(self.prompts) - 1]
             prompts = [self.prompts[i] for i in ids]
-            videos = system.generate(
-                prompts,
-                self.size,
-                [self.seed + i for i in ids],
-                num_steps=self.num_steps,
-                guidance_scale=self.guidance_scale,
-            )
+            seeds = [self.seed + i for i in ids]
+            videos = system.generate(prompts, self.size, seeds, self.sampling)
             for score in self.scores:
                 score.update(as_levels(videos), ids)
             for index, prompt, video in zip(ids, prompts, videos, strict=True):

@@ -4,7 +4,10 @@ help.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import is_dataclass
 from itertools import zip_longest
 from typing import Any
 
@@ -22,8 +25,10 @@ def run_function(verb: str, function: Callable[..., Any], argv: list[str]) -> No
 
 
 def parse_function(verb: str, function: Callable[..., Any], argv: list[str]) -> dict[str, Any]:
-    """The arguments for ``function`` in ``argv``; ``--num-frames`` and ``--num_frames`` are the
-    same.
+    """Parse the arguments for ``function``; ``--num-frames`` and ``--num_frames`` are the same.
+
+    A field of a dataclass parameter is given by its path, ``--sampling.guidance.scale``, or by any
+    ending of it that no other has, joined by dashes: ``--guidance-scale``.
 
     Raises:
         ValueError: A flag that the function does not take, one that it needs and is not there, or a
@@ -33,23 +38,57 @@ def parse_function(verb: str, function: Callable[..., Any], argv: list[str]) -> 
     parser = ArgumentParser(prog=f"sora-lightning {verb}", exit_on_error=False, allow_abbrev=False)
     parser.add_function_arguments(function)
     signature = Signature.of(function)
+    hints = dict(_fields(signature.hints))
+    paths = _paths(hints)
     given = [_name(argument) for argument in argv]
     for name in given:
-        if name and name not in (*signature.hints, "help"):
-            near = suggestion(_flag(name), [_flag(known) for known in signature.hints])
+        if name and name not in (*paths, "help"):
+            near = suggestion(_flag(name), [_flag(known) for known in paths])
             raise ValueError(f"--{name}: no such argument. {near}")
     for name in signature.required:
-        if name not in given and not {"help"} & set(given) and "-h" not in argv:
+        is_group = _group(signature.hints[name]) is not None
+        if not (is_group or name in given or {"help"} & set(given) or "-h" in argv):
             raise ValueError(f"{_flag(name)} is missing: {verb} needs it")
-    arguments = _plain(argv, signature)
+    for action in parser._actions:  # the help shows each nested flag's short form too
+        if "." in action.dest and action.dest in hints:
+            action.option_strings = [_flag(action.dest.partition(".")[2]), *action.option_strings]
+    arguments = _plain(argv, hints, paths)
+    typed = {paths[name]: _flag(name) for name in given if name in paths}
     try:
-        return parser.parse_args(arguments).as_dict()
+        return parser.instantiate(parser.parse_args(arguments)).as_dict()
     except ArgumentError as error:
         refused = condense(str(error))
         if "config" in signature.hints:  # a file that the function reads, not one of its arguments
             raise ValueError(refused) from error
         explained = explain_refusal(refused, arguments, signature.hints)
-        raise ValueError(explained if explained == refused else _as_flag(explained)) from error
+        explained = explained.removesuffix(" (on the command line)")
+        raise ValueError(_as_flags(explained, typed)) from error
+    except ValueError as error:  # what a dataclass refuses
+        raise ValueError(_as_flags(condense(str(error)), typed)) from error
+
+
+def _group(hint: Any) -> Any:
+    """The dataclass that a parameter holds or may hold, else ``None``."""
+    return next((one for one in (hint, *typing.get_args(hint)) if is_dataclass(one)), None)
+
+
+def _fields(hints: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted paths of parameters, and of the fields of dataclasses among them, with types."""
+    for name, hint in hints.items():
+        yield prefix + name, hint
+        if (group := _group(hint)) is not None:
+            yield from _fields(Signature.of(group).hints, f"{prefix}{name}.")
+
+
+def _paths(hints: Mapping[str, Any]) -> dict[str, str]:
+    """The path that each name stands for: a path itself, or an ending that no other path has."""
+    endings: dict[str, list[str]] = {}
+    for path in hints:
+        steps = path.split(".")
+        for start in range(1, len(steps)):
+            endings.setdefault("_".join(steps[start:]), []).append(path)
+    short = {name: paths[0] for name, paths in endings.items() if len(paths) == 1}
+    return short | {path: path for path in hints}
 
 
 def _name(argument: str) -> str:
@@ -59,20 +98,44 @@ def _name(argument: str) -> str:
 
 
 def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+    return f"--{name.replace('_', '-').replace('.', '-')}"
 
 
-def _plain(argv: list[str], signature: Signature) -> list[str]:
-    """The arguments as the parser knows them: underscores in names, and ``--switch`` for true."""
-    plain = []
+def _plain(argv: list[str], hints: Mapping[str, Any], paths: Mapping[str, str]) -> list[str]:
+    """The arguments as the parser knows them: full paths, ``--switch`` for true, ``1,2`` for a
+    tuple.
+    """
+    plain: list[str] = []
+    before: Any = None  # type of the flag whose value comes next
     for argument, following in zip_longest(argv, argv[1:]):
         name = _name(argument)
-        written = f"--{name}{argument[len(name) + 2 :]}" if name else argument
-        alone = "=" not in argument and (following is None or following.startswith("-"))
-        plain.append(f"{written}=true" if alone and signature.hints.get(name) is bool else written)
+        if not name:
+            plain.append(_bracketed(argument, before))
+            before = None
+            continue
+        path = paths.get(name, name)
+        hint = hints.get(path)
+        _, equals, value = argument.partition("=")
+        if equals:
+            plain.append(f"--{path}={_bracketed(value, hint)}")
+        elif hint is bool and (following is None or following.startswith("-")):
+            plain.append(f"--{path}=true")
+        else:
+            plain.append(f"--{path}")
+            before = hint
     return plain
 
 
-def _as_flag(explained: str) -> str:
-    name, rest = explained.split(" ", 1)
-    return f"{_flag(name)} {rest.removesuffix(' (on the command line)')}"
+def _bracketed(value: str, hint: Any) -> str:
+    is_tuple = typing.get_origin(hint) is tuple and not value.startswith(("[", "("))
+    return f"[{value}]" if is_tuple else value
+
+
+def _as_flags(message: str, typed: Mapping[str, str]) -> str:
+    """The message with flags, as they were typed, in place of the keys that they set."""
+    for path, flag in typed.items():
+        for key in filter(None, (path, path.partition(".")[2])):
+            start = r"(?<![\w.-])" if "." in key else "^"
+            pattern = rf"{start}{re.escape(key)}\b(?![.\w-])( =(?= [^']))?"
+            message = re.sub(pattern, flag, message)
+    return message

@@ -1,13 +1,14 @@
-"""The verb ``sample``: prompts in, or prompts and videos; mp4 files out; by a checkpoint alone."""
+"""The verb ``sample``: from prompts, or prompts and videos, to mp4 files, by a checkpoint alone."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -20,81 +21,98 @@ from tqdm import tqdm
 
 from sora_lightning.cli.contact_sheet import contact_sheet, moving_sheet, save_animation
 from sora_lightning.cli.geometry import check_size
-from sora_lightning.cli.guidance import GuidanceArguments
 from sora_lightning.cli.prompts import Prompt, read_prompts
 from sora_lightning.cli.quiet import quieten
-from sora_lightning.cli.sample_tasks import (
-    PICTURES,
-    SAMPLERS,
-    FrameArguments,
-    Request,
-    SamplerName,
-    TaskName,
-    check_arguments,
-    run_task,
-)
+from sora_lightning.cli.sample_tasks import TASKS, Job, TaskInputs, check_inputs
 from sora_lightning.data.decoding.encode import write_video
 from sora_lightning.data.decoding.readers import PyAVReader, read_timeline
-from sora_lightning.denoisers import FeatureCaching
 from sora_lightning.files import file_sha256
+from sora_lightning.generation import SamplingConfig, VideoGenerator
 from sora_lightning.systems import DiffusionSystem
-from sora_lightning.tokenizers import Tiling
 from sora_lightning.types import VideoSize, as_levels
+
+_IMAGES = (".png", ".jpg", ".jpeg")
+_NUM_SEEDS = 2**32  # the windows of a long video take seeds above
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to make: prompts, a task, sizes and seeds.
+
+    Args:
+        prompt: What the video shows, in a sentence.
+        prompts: A text file with a prompt a line, or a manifest (.jsonl), whose captions are the
+            prompts and whose clips' proportions choose among the sizes.
+        task: What to make of a prompt: a video (text), a still image (image), an image that moves
+            (animate), what follows or precedes --video (extend, extend-backward), a way from
+            --video to another one (connect) or back to its own start (loop), a part of it anew
+            (inpaint), it as the prompt says (edit), it changed as the prompt asks (instruct, for a
+            training with sources), or a video in windows longer than the training (long).
+        size: Height x width in pixels. Several, for a manifest to choose among: 32x32,24x40.
+        num_frames: Frames of each video, or of each window. The rate is that of the training.
+        seed: Of the noise: video number i of the prompts takes seed + i, in any batch.
+    """
+
+    prompt: str | None = None
+    prompts: Path | None = None
+    task: str = "text"
+    size: str = "32x32"
+    num_frames: int = 17
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise ValueError(f"--task {self.task}: must be one of {', '.join(TASKS)}")
+        if (self.prompt is None) == (self.prompts is None):
+            raise ValueError('give either --prompt "..." or --prompts FILE')
+        if self.prompt is not None and not self.prompt.strip():
+            raise ValueError(f"--prompt {self.prompt!r}: is empty")
+        if not 0 <= self.seed < _NUM_SEEDS:
+            raise ValueError(
+                f"--seed {self.seed}: must be a whole number from 0 to {_NUM_SEEDS - 1}"
+            )
+
+    def sizes(self) -> list[VideoSize]:
+        """The video sizes to choose among."""
+        num_frames = 1 if TASKS[self.task].still else self.num_frames
+        return [_parse_size(one, num_frames) for one in self.size.split(",")]
+
+    def read(self) -> list[Prompt]:
+        """The prompts, each with its size."""
+        if self.prompts is not None:
+            return read_prompts(self.prompts, self.sizes())
+        return [Prompt(str(self.prompt).strip(), self.sizes()[0])]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A video to make, and all that decides what it shows: a row of ``prompts.jsonl``."""
+    """A video to make and all that decides what it shows: a row of ``prompts.jsonl``."""
 
     path: str
     prompt: str
     seed: int
     size: str
     fps: float
-    num_steps: int
-    guidance_scale: float
-    sampler: str
+    task: str
+    inputs: TaskInputs
+    sampling: SamplingConfig
     checkpoint_sha256: str
-    tile: int | None = None
-    tile_overlap: int | None = None
-    guidance_interval: str | None = None
-    guidance_rescale: float | None = None
-    guidance_channels: int | None = None
-    guide_sha256: str | None = None
-    cache_interval: int = 1
+    files_sha256: dict[str, str]
+
+    def row(self) -> dict[str, Any]:
+        """Return the row as JSON values."""
+        return json.loads(json.dumps(asdict(self), default=str))
 
 
 def sample(
     checkpoint: Path,
     output: Path,
-    prompt: str | None = None,
-    prompts: Path | None = None,
-    size: str = "32x32",
-    num_frames: int = 17,
-    seed: int = 0,
-    num_steps: int = 50,
-    guidance_scale: float = 2.0,
+    request: Request,
+    inputs: TaskInputs = TaskInputs(),
+    sampling: SamplingConfig = SamplingConfig(),
     batch_size: int = 16,
-    device: str = "cpu",
     sheet_rows: int = 12,
-    sampler: SamplerName = "euler",
-    task: TaskName = "text",
-    video: Path | None = None,
-    to: Path | None = None,
-    mask: Path | None = None,
-    frames: int | None = None,
-    total_frames: int | None = None,
-    strength: float | None = None,
-    frame_noise: float | None = None,
-    frame_guidance: float | None = None,
-    tile: int | None = None,
-    tile_overlap: int | None = None,
-    source_prompt: str | None = None,
-    cache_interval: int = 1,
-    guidance_interval: str | None = None,
-    guidance_rescale: float | None = None,
-    guidance_channels: int | None = None,
-    guide: Path | None = None,
+    device: str = "cpu",
 ) -> None:
     """Make videos from sentences, or from sentences and videos, with a trained checkpoint; neither
     the YAML nor the data is needed.
@@ -104,187 +122,172 @@ def sample(
             runs/demo/text_to_video/checkpoints/last.ckpt.
         output: With --prompt the mp4 file; with --prompts a folder for the videos, prompts.jsonl
             and contact_sheet.png. What the folder holds already of the same settings is kept.
-        prompt: What the video shows, in a sentence.
-        prompts: A text file with a prompt a line, or a manifest (.jsonl), whose captions are the
-            prompts and whose clips' proportions choose among the sizes.
-        size: Height x width in pixels. Several, for a manifest to choose among: 32x32,24x40.
-        num_frames: Frames of each video. The rate is that of the training.
-        seed: Of the noise: video number i of the prompts takes seed + i, whatever batch it is in.
-        num_steps: Steps of the sampler.
-        guidance_scale: Weight of the prompt; 1 is no guidance.
+        request: What to make.
+        inputs: What the task starts from.
+        sampling: How to sample.
         batch_size: Videos made at a time.
-        device: Where to compute: cpu, cuda, cuda:1.
         sheet_rows: Videos in the contact sheet, evenly spread over the prompts.
-        sampler: The method that goes from noise to data.
-        task: What to make of --prompt: a video (text), a still image, a picture that moves
-            (animate), what follows or precedes --video (extend, extend-backward), a way from
-            --video to another one (connect) or back to its own start (loop), a part of it anew
-            (inpaint), it as the prompt says (edit), it changed as the prompt asks (instruct, for a
-            training with sources), or a video in windows longer than the training (long).
-        video: The video, or for animate the picture, that the task starts from.
-        to: The video that connect ends with.
-        mask: A video or picture that is white where inpaint is to paint.
-        frames: Frames of context that each window sees, 1 + a multiple of the frames in a latent
-            frame. By default two latent frames.
-        total_frames: Frames of the result. By default one window adds what it has room for.
-        strength: How much of the video edit may change, from 0 (nothing) to 1 (everything).
-        frame_noise: Diffusion time at which the context is seen; 0 is clean.
-        frame_guidance: Weight of the context, or of the video that instruct changes, beside that of
-            the prompt, in a third call a step.
-        tile: Side in pixels of the tiles by which the tokenizer decodes frames that are too large
-            for the memory. By default each frame is decoded whole.
-        tile_overlap: Pixels that neighbouring tiles share and are blended over; by default a
-            quarter of the tile.
-        source_prompt: What --video shows before the edit: then only what --prompt differs in
-            changes.
-        cache_interval: The sampler computes the middle blocks at every so many steps only; 1
-            computes all.
-        guidance_interval: Two times with a comma between, 0.1,0.8 say (0 is data, 1 is noise):
-            guidance acts between them only, outside of them the prompt alone.
-        guidance_rescale: Share, from 0 to 1, in which guidance keeps the deviation of the
-            prediction that it starts from; a large scale overexposes otherwise.
-        guidance_channels: How many of the latents' channels are guided, the first ones; DiT guides
-            3 of 4.
-        guide: A checkpoint of a weaker model on the same latents, smaller or trained for less
-            time: guidance then leads away from it, in place of no caption.
+        device: Where to compute: cpu, cuda, cuda:1.
     """
     quieten()
-    given = FrameArguments(
-        *(video, to, mask, frames, total_frames),
-        *(strength, frame_noise, frame_guidance, source_prompt),
-    )
-    caching = None if cache_interval == 1 else FeatureCaching(cache_interval)
-    check_arguments(task, given)
-    guiding = GuidanceArguments(
-        *(guidance_scale, guidance_interval, guidance_rescale, guidance_channels),
-        *(guide, frame_guidance),
-    )
-    num_frames = 1 if task == "image" else num_frames
-    sizes = [VideoSize.parse(f"{num_frames}x{one}") for one in size.split(",")]
-    asked = _asked(prompt, prompts, sizes)
-    if tile is None and tile_overlap is not None:
-        raise ValueError(f"--tile-overlap {tile_overlap}: needs --tile")
-    tiling = None if tile is None else Tiling(tile, tile_overlap or tile // 4)
-    if task != "text" and prompts is not None:
-        raise ValueError(f"--prompts {prompts}: --task {task} takes one --prompt")
-    _check_output(output, prompts is None, PICTURES if task == "image" else (".mp4",))
+    for flag, number in (("--batch-size", batch_size), ("--sheet-rows", sheet_rows)):
+        if number < 1:
+            raise ValueError(f"{flag} {number}: must be at least 1")
+    check_inputs(request.task, inputs, sampling)
+    prompts = request.read()
+    _check_output_name(output, request)
+    _check_device(device)
     if not checkpoint.is_file():
         raise ValueError(f"--checkpoint {checkpoint}: no such file")
     system = DiffusionSystem.from_checkpoint(checkpoint).to(device).eval()
-    guiding.check_against(system)
-    if task == "instruct" and not system.has_sources:
+    if request.task == "instruct" and not system.has_sources:
         raise ValueError(
             f"--task instruct: {checkpoint} was not trained on edits (its tasks have no Source)"
         )
-    more: dict[str, Any] = {
-        "guidance": guiding.recipe(),
-        "guide": guiding.loaded_guide(system, device),
-        "caching": caching,
-    }
-    if tiling is not None:
-        system.tokenizer = tiling(system.tokenizer)
-    for one in sizes:
-        check_size("--size", one, system.tokenizer.compression, system.denoiser.patch)
-    tiles = (None, None) if tiling is None else (tiling.tile, tiling.overlap)
-    settings = (
-        *(system.fps, num_steps, guidance_scale, sampler, file_sha256(checkpoint), *tiles),
-        *(guidance_interval, guidance_rescale, guidance_channels),
-        *(None if guide is None else file_sha256(guide), cache_interval),
-    )
+    generator = system.video_generator(sampling)
+    for size in request.sizes():
+        check_size("--size", size, generator.tokenizer.compression, generator.denoiser.patch)
+    files = dict(inputs.files)
+    if sampling.guidance.weak_model is not None:
+        files["weak_model"] = sampling.guidance.weak_model
     plan = [
-        Sample(_file_name(i, one.text), one.text, seed + i, str(one.size), *settings)
-        for i, one in enumerate(asked)
-    ]
-    if task != "text":
-        generator = system.generator(
-            num_steps=num_steps,
-            guidance_scale=guidance_scale,
-            sampler=SAMPLERS[sampler],
-            frame_guidance=frame_guidance,
-            **more,
+        Sample(
+            path=_file_name(i, one.text, ".png" if TASKS[request.task].still else ".mp4"),
+            prompt=one.text,
+            seed=request.seed + i,
+            size=str(one.size),
+            fps=system.fps,
+            task=request.task,
+            inputs=inputs,
+            sampling=sampling,
+            checkpoint_sha256=file_sha256(checkpoint),
+            files_sha256={flag: file_sha256(path) for flag, path in files.items()},
         )
-        request = Request(generator, plan[0].prompt, seed, sizes[0], system.fps, given)
-        _write(output, to_frames(run_task(task, request)[None])[0], system.fps)
-        print(output)
-    elif prompts is None:
-        _sample_file(system, plan[0], output, more)
+        for i, one in enumerate(prompts)
+    ]
+    if request.prompts is None:
+        _prepare(output.parent)
+        for one, video in make_videos(generator, plan, batch_size):
+            _write(output, video, one.fps)
         print(output)
     else:
-        _sample_folder(system, plan, output, batch_size, more)
+        _prepare(output)
+        _sample_folder(generator, plan, output, batch_size)
         _write_sheet(plan, output, sheet_rows)
         print(f"{len(plan)} videos, prompts.jsonl and contact_sheet.png in {output}")
 
 
-def _asked(prompt: str | None, prompts: Path | None, sizes: list[VideoSize]) -> list[Prompt]:
-    if (prompt is None) == (prompts is None):
-        raise ValueError('give either --prompt "..." or --prompts FILE')
-    if prompts is not None:
-        return read_prompts(prompts, sizes)
-    if not str(prompt).strip():
-        raise ValueError(f"--prompt {prompt!r}: is empty")
-    return [Prompt(str(prompt).strip(), sizes[0])]
+@torch.no_grad()
+def make_videos(
+    generator: VideoGenerator, plan: list[Sample], batch_size: int
+) -> Iterator[tuple[Sample, UInt8[np.ndarray, "F H W 3"]]]:
+    """Make the planned videos in batches of one size and yield each with its row."""
+    for size, group in groupby(sorted(plan, key=lambda one: one.size), key=lambda one: one.size):
+        while batch := list(islice(group, batch_size)):
+            first = batch[0]
+            job = Job(
+                generator,
+                [one.prompt for one in batch],
+                [one.seed for one in batch],
+                VideoSize.parse(size),
+                first.fps,
+                first.inputs,
+            )
+            yield from zip(batch, to_frames(TASKS[first.task].run(job)), strict=True)
 
 
-def _check_output(output: Path, single: bool, suffixes: tuple[str, ...]) -> None:
-    if single and output.suffix not in suffixes:
-        what = "video" if ".mp4" in suffixes else "image"
+def to_frames(videos: Float[Tensor, "b 3 F H W"]) -> UInt8[np.ndarray, "b F H W 3"]:
+    """Convert pixels from [-1, 1] to 0 ... 255, as files hold them."""
+    return rearrange(as_levels(videos.detach().cpu()), "b c F H W -> b F H W c").numpy()
+
+
+def read_all(path: Path) -> UInt8[np.ndarray, "F H W 3"]:
+    """Read every frame of a video file."""
+    timeline = read_timeline(path)
+    return PyAVReader().read(path, timeline, range(len(timeline)))
+
+
+def _parse_size(text: str, num_frames: int) -> VideoSize:
+    match = re.fullmatch(r"(\d+)x(\d+)", text.strip())
+    if match is None:
+        raise ValueError(f"--size {text}: must be height x width in pixels, e.g. 32x48")
+    return VideoSize(num_frames, int(match[1]), int(match[2]))
+
+
+def _check_output_name(output: Path, request: Request) -> None:
+    if request.prompts is not None:
+        if output.is_file():
+            raise ValueError(f"--output {output}: is a file; with --prompts it must be a folder")
+        return
+    still = TASKS[request.task].still
+    suffixes, what = (_IMAGES, "image") if still else ((".mp4",), "video")
+    if output.suffix not in suffixes:
         raise ValueError(
             f"--output {output}: a single {what} is written to a file that ends in {suffixes[0]}"
         )
-    if not single and output.is_file():
-        raise ValueError(f"--output {output}: is a file; with --prompts it must be a folder")
+    if output.is_dir():
+        raise ValueError(f"--output {output}: is a folder; a single {what} is written to a file")
 
 
-def _sample_file(system: DiffusionSystem, one: Sample, output: Path, more: dict[str, Any]) -> None:
-    for _, video in _generate(system, [one], 1, more):
-        _write(output, video, one.fps)
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"--device {device}: cannot be used here: {reason}") from error
+
+
+def _prepare(folder: Path) -> None:
+    """Make a folder. Raises ``ValueError`` where no file can be written to it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"--output: nothing can be written to {folder}: {error.strerror}"
+        ) from error
 
 
 def _write(output: Path, frames: UInt8[np.ndarray, "F H W 3"], fps: float) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if output.suffix in PICTURES:
+    if output.suffix in _IMAGES:
         Image.fromarray(frames[0]).save(output)
     else:
         write_video(output, frames, fps)
 
 
 def _sample_folder(
-    system: DiffusionSystem,
-    plan: list[Sample],
-    folder: Path,
-    batch_size: int,
-    more: dict[str, Any],
+    generator: VideoGenerator, plan: list[Sample], folder: Path, batch_size: int
 ) -> None:
-    """Write what is not there yet. Each video is in ``prompts.jsonl`` as soon as its file is
-    complete."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the videos that are missing. Each is recorded in ``prompts.jsonl`` as soon as its file
+    is complete.
+    """
     record = folder / "prompts.jsonl"
     done = _finished(record, plan)
-    record.write_text("".join(_row(one) for one in plan if one in done))
-    left = [one for one in plan if one not in done]
+    record.write_text("".join(_line(one) for one in plan if one.path in done))
+    left = [one for one in plan if one.path not in done]
     with (
         tqdm(total=len(plan), initial=len(done), desc="videos", unit="video") as bar,
         record.open("a") as rows,
     ):
-        for one, video in _generate(system, left, batch_size, more):
-            write_video(folder / one.path, video, one.fps)
-            rows.write(_row(one))
+        for one, video in make_videos(generator, left, batch_size):
+            _write(folder / one.path, video, one.fps)
+            rows.write(_line(one))
             rows.flush()
             bar.update()
-    record.write_text("".join(_row(one) for one in plan))
+    record.write_text("".join(map(_line, plan)))
 
 
-# What a row of before a setting existed was made with.
-_UNSAID = {one.name: one.default for one in fields(Sample) if one.default is not MISSING}
-
-
-def _finished(record: Path, plan: list[Sample]) -> set[Sample]:
-    """The videos of an earlier, interrupted call. Raises ``ValueError`` where the folder holds
-    others."""
-    done: set[Sample] = set()
+def _finished(record: Path, plan: list[Sample]) -> set[str]:
+    """Paths of the videos of an earlier, interrupted call. Raises ``ValueError`` where the folder
+    holds others.
+    """
+    done: set[str] = set()
     planned = {one.path: one for one in plan}
-    lines = record.read_text().splitlines() if record.is_file() else []
+    lines = record.read_text(encoding="utf-8").split("\n") if record.is_file() else []
     for number, line in enumerate(lines, 1):
+        if not line:
+            continue
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
@@ -292,47 +295,33 @@ def _finished(record: Path, plan: list[Sample]) -> set[Sample]:
                 raise ValueError(f"{record}, line {number}: not JSON") from None
             continue  # the last line of a call that was killed while it wrote
         match = planned.get(row.get("path"))
-        if match is None or asdict(match) != _UNSAID | row:
+        if match is None or match.row() != _completed(match, row):
             raise ValueError(
                 f"{record}, line {number}: a video of other settings ({row.get('path')}). "
                 "Give another --output, or remove that folder"
             )
         if (record.parent / match.path).is_file():
-            done.add(match)
+            done.add(match.path)
     return done
 
 
-def _generate(
-    system: DiffusionSystem, plan: list[Sample], batch_size: int, more: dict[str, Any]
-) -> Iterator[tuple[Sample, UInt8[np.ndarray, "F H W 3"]]]:
-    for size, group in groupby(sorted(plan, key=lambda one: one.size), key=lambda one: one.size):
-        while batch := list(islice(group, batch_size)):
-            videos = system.generate(
-                [one.prompt for one in batch],
-                VideoSize.parse(size),
-                [one.seed for one in batch],
-                num_steps=batch[0].num_steps,
-                guidance_scale=batch[0].guidance_scale,
-                sampler=SAMPLERS[batch[0].sampler],
-                **more,
-            )
-            yield from zip(batch, to_frames(videos), strict=True)
+def _completed(match: Sample, row: dict[str, Any]) -> dict[str, Any]:
+    """The row with the defaults of options that did not exist when it was written."""
+    defaults = replace(match, task="text", inputs=TaskInputs(), sampling=SamplingConfig()).row()
+    return _merged({key: defaults[key] for key in ("task", "inputs", "sampling")}, row)
 
 
-@torch.no_grad()
-def to_frames(videos: Float[Tensor, "b 3 F H W"]) -> UInt8[np.ndarray, "b F H W 3"]:
-    """Pixels from [-1, 1] to 0 ... 255, as a file holds them."""
-    return rearrange(as_levels(videos.cpu()), "b c F H W -> b F H W c").numpy()
-
-
-def read_all(path: Path) -> UInt8[np.ndarray, "F H W 3"]:
-    """Every frame of a video file."""
-    timeline = read_timeline(path)
-    return PyAVReader().read(path, timeline, range(len(timeline)))
+def _merged(base: dict[str, Any], delta: dict[str, Any]) -> dict[str, Any]:
+    both = {
+        key: _merged(base[key], value)
+        for key, value in delta.items()
+        if isinstance(value, dict) and isinstance(base.get(key), dict)
+    }
+    return base | delta | both
 
 
 def _write_sheet(plan: list[Sample], folder: Path, rows: int) -> None:
-    step = max(len(plan) / max(rows, 1), 1.0)
+    step = max(len(plan) / rows, 1.0)
     shown = [plan[int(i * step)] for i in range(min(rows, len(plan)))]
     videos = [read_all(folder / one.path) for one in shown]
     captions, fps = [one.prompt for one in shown], shown[0].fps
@@ -340,10 +329,10 @@ def _write_sheet(plan: list[Sample], folder: Path, rows: int) -> None:
     save_animation(moving_sheet(videos, captions), folder / "contact_sheet.gif", fps)
 
 
-def _row(one: Sample) -> str:
-    return json.dumps(asdict(one)) + "\n"
+def _line(one: Sample) -> str:
+    return json.dumps(one.row()) + "\n"
 
 
-def _file_name(index: int, prompt: str) -> str:
+def _file_name(index: int, prompt: str, suffix: str) -> str:
     slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:48].rstrip("-")
-    return f"{index:04d}-{slug}.mp4" if slug else f"{index:04d}.mp4"
+    return f"{index:04d}-{slug}{suffix}" if slug else f"{index:04d}{suffix}"

@@ -25,7 +25,7 @@ class FeatureCaching:
     the new noise and the new time.
     """
 
-    interval: int
+    interval: int = 1
     first: int = 1
     last: int = 1
 

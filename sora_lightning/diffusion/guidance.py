@@ -6,6 +6,7 @@ v and velocity. Only the prediction is guided; a variance learned beside it stay
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,6 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sora_lightning.types import Condition, DenoiserFunction
+
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,9 @@ def rescaled(
 
 @dataclass(frozen=True)
 class GuidanceInterval:
-    """Guidance between two times only (arXiv 2404.07724), outside of them the denoiser alone."""
+    """Guidance between two times only, both included (arXiv 2404.07724); outside of them the
+    denoiser alone.
+    """
 
     guided: DenoiserFunction
     denoiser: DenoiserFunction
@@ -73,17 +78,24 @@ class GuidanceInterval:
     end: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start <= self.end <= 1:
-            raise ValueError(
-                f"start = {self.start} and end = {self.end}: must be times, 0 <= start <= end <= 1"
-            )
+        check_interval("interval", (self.start, self.end))
 
     def __call__(
         self, x_t: Float[Tensor, "b c f h w"], t: Float[Tensor, " b *n"], condition: Condition
     ) -> Float[Tensor, "b out f h w"]:
-        # Known tokens stand before the others: the largest time is that of the sampler.
-        active = self.start <= float(t.max()) <= self.end
+        # Known tokens stand before the others: the largest time is that of the sampler. It may be
+        # off by the rounding of float32.
+        active = self.start - _ROUNDING <= float(t.max()) <= self.end + _ROUNDING
         return (self.guided if active else self.denoiser)(x_t, t, condition)
+
+
+def check_interval(name: str, interval: Sequence[float]) -> None:
+    """Raise ``ValueError`` unless the interval is two times in order."""
+    if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
+        raise ValueError(
+            f"{name} = {','.join(f'{time:g}' for time in interval)}: must be two times with a "
+            "comma between, 0 <= LOW <= HIGH <= 1 (0 is data, 1 is noise)"
+        )
 
 
 @dataclass(frozen=True)
@@ -105,51 +117,6 @@ class Autoguidance:
         c = x_t.shape[1]
         weak = self.weaker(x_t, t, condition)[:, :c]
         return torch.cat([weak + self.scale * (strong[:, :c] - weak), strong[:, c:]], dim=1)
-
-
-@dataclass(frozen=True)
-class GuidanceRecipe:
-    """How a sampling run is guided by text, of the parts above; without arguments it is
-    ``ClassifierFreeGuidance``. ``interval`` holds the times between which guidance acts.
-    """
-
-    interval: tuple[float, float] = (0.0, 1.0)
-    rescale: float = 0.0
-    guided_channels: int | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.rescale <= 1:
-            raise ValueError(f"rescale = {self.rescale}: must lie in [0, 1]")
-        if self.guided_channels is not None and self.guided_channels < 1:
-            raise ValueError(f"guided_channels = {self.guided_channels}: must be at least 1")
-        start, end = self.interval
-        if not 0 <= start <= end <= 1:
-            raise ValueError(
-                f"interval = {start:g}, {end:g}: must be two times, 0 <= start <= end <= 1"
-            )
-
-    def __call__(
-        self,
-        denoiser: DenoiserFunction,
-        null: Condition,
-        scale: float,
-        weaker: DenoiserFunction | None = None,
-    ) -> DenoiserFunction:
-        """The guided denoiser. A ``weaker`` network, autoguidance's, takes the place of ``null``;
-        ``ValueError`` for ``rescale`` or ``guided_channels`` beside one.
-        """
-        guided: DenoiserFunction
-        if weaker is not None:
-            if self.rescale or self.guided_channels is not None:
-                raise ValueError("rescale and guided_channels are not for a weaker network's guide")
-            guided = Autoguidance(denoiser, weaker, scale)
-        else:
-            guided = ClassifierFreeGuidance(
-                denoiser, null, scale, self.rescale, self.guided_channels
-            )
-        if self.interval == (0, 1):
-            return guided
-        return GuidanceInterval(guided, denoiser, *self.interval)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,18 @@
-"""Prompts and frames to videos."""
+"""From prompts and frames to videos."""
 
 from sora_lightning.generation.generator import (
-    Draft,
-    Guide,
+    InitLatents,
     KnownFrames,
     VideoGenerator,
-    generate,
+    WeakModel,
     seeded_noise,
+)
+from sora_lightning.generation.sampling_config import (
+    SAMPLERS,
+    GuidanceConfig,
+    SamplerName,
+    SamplingConfig,
+    TimeGrid,
 )
 from sora_lightning.generation.tasks import (
     connect,
@@ -19,15 +25,19 @@ from sora_lightning.generation.tasks import (
 )
 
 __all__ = [
-    "Draft",
-    "Guide",
+    "SAMPLERS",
+    "GuidanceConfig",
+    "InitLatents",
     "KnownFrames",
+    "SamplerName",
+    "SamplingConfig",
+    "TimeGrid",
     "VideoGenerator",
+    "WeakModel",
     "connect",
     "edit",
     "extend",
     "extend_backward",
-    "generate",
     "inpaint",
     "instruct",
     "loop",

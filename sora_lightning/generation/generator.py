@@ -10,20 +10,20 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sora_lightning.conditioning import Conditioner, GivenChannels, PictureEncoder
-from sora_lightning.denoisers import Denoiser, FeatureCaching
+from sora_lightning.denoisers import Denoiser
 from sora_lightning.diffusion import (
-    GuidanceRecipe,
+    Autoguidance,
+    ClassifierFreeGuidance,
+    GuidanceInterval,
     KeepKnown,
     Known,
     Process,
-    Sampler,
     SeeKnown,
     TellKnown,
     TwoConditionGuidance,
-    euler,
     flow_edit,
-    uniform_times,
 )
+from sora_lightning.generation.sampling_config import SAMPLERS, SamplingConfig
 from sora_lightning.tokenizers import VideoTokenizer
 from sora_lightning.types import DenoiserFunction, TokenGrid, VideoSize
 
@@ -31,19 +31,17 @@ from sora_lightning.types import DenoiserFunction, TokenGrid, VideoSize
 def seeded_noise(
     seeds: list[int], channels: int, grid: TokenGrid
 ) -> Float[Tensor, "b {channels} f h w"]:
-    """Standard normal latents, one generator a clip: a clip's noise does not depend on its
-    neighbours.
-    """
-    return _noise(_generators(seeds), channels, grid)
+    """Draw standard normal latents, each clip's from its own seed."""
+    return _noise(_make_rngs(seeds), channels, grid)
 
 
-def _generators(seeds: list[int]) -> list[torch.Generator]:
+def _make_rngs(seeds: list[int]) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def _noise(generators: list[torch.Generator], channels: int, grid: TokenGrid) -> Tensor:
+def _noise(rngs: list[torch.Generator], channels: int, grid: TokenGrid) -> Tensor:
     shape = (channels, grid.f, grid.h, grid.w)
-    return torch.stack([torch.randn(shape, generator=g) for g in generators])
+    return torch.stack([torch.randn(shape, generator=rng) for rng in rngs])
 
 
 @dataclass(frozen=True)
@@ -64,9 +62,11 @@ class KnownFrames:
 
 
 @dataclass(frozen=True)
-class Draft:
-    """Latents to begin from with noise of a later start (SDEdit, arXiv 2108.01073): the last
-    ``strength`` of the steps are taken. 1 keeps nothing of them.
+class InitLatents:
+    """Latents that sampling starts from, with noise of a later start time (SDEdit, arXiv
+    2108.01073).
+
+    The last ``strength`` of the steps are taken; 1 keeps nothing of the latents.
     """
 
     latents: Float[Tensor, "b c f h w"]
@@ -78,16 +78,16 @@ class Draft:
 
 
 @dataclass(frozen=True)
-class Guide:
-    """A weaker model on the same latents, to be better than (autoguidance): it reads prompts by its
-    own conditioner.
+class WeakModel:
+    """A weaker model on the same latents for autoguidance. It reads prompts by its own
+    conditioner.
     """
 
     conditioner: Conditioner
     denoiser: Denoiser
 
-    def told(self, prompts: list[str]) -> DenoiserFunction:
-        """Its denoiser under these prompts, whatever condition it is given."""
+    def given(self, prompts: list[str]) -> DenoiserFunction:
+        """Return its denoiser under these prompts; the condition of a call is ignored."""
         condition = self.conditioner(prompts)
         return lambda x_t, t, _: self.denoiser(x_t, t, condition)
 
@@ -96,34 +96,31 @@ class Guide:
 class VideoGenerator:
     """A trained model and how to sample from it.
 
-    ``shift`` gives the shift of the sampler's times for a number of tokens. ``frame_guidance``, if
-    set, is the weight of known frames beside that of the text, ``guidance_scale`` (InstructPix2Pix,
-    arXiv 2211.09800): it takes three calls a step instead of two. ``channels`` tell of known frames
-    where the denoiser was trained with them, in place of time 0, and ``picture`` tells of a first
-    frame by tokens beside the text. ``caching`` leaves blocks out at some of the steps.
-    ``guidance`` is how the text guides; ``guidance_scale`` is its weight, or with a ``guide`` the
-    weight of being better than it. Neither has a part with ``frame_guidance``.
+    ``training_shift`` gives the shift of the training's times for a number of tokens. ``channels``
+    tell of known frames where the denoiser was trained with them, in place of time 0, and
+    ``picture`` tells of a first frame by tokens beside the text. ``weak_model`` is the loaded
+    ``sampling.guidance.weak_model``.
     """
 
     tokenizer: VideoTokenizer
     conditioner: Conditioner
     denoiser: Denoiser
     process: Process = field(default_factory=Process)
-    shift: Callable[[int], float] = lambda num_tokens: 1.0
-    sampler: Sampler = euler
-    num_steps: int = 50
-    guidance_scale: float = 2.0
-    frame_guidance: float | None = None
+    training_shift: Callable[[int], float] = lambda num_tokens: 1.0
     channels: GivenChannels | None = None
-    caching: FeatureCaching | None = None
-    guidance: GuidanceRecipe = field(default_factory=GuidanceRecipe)
-    guide: Guide | None = None
     picture: PictureEncoder | None = None
+    weak_model: WeakModel | None = None
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def __post_init__(self) -> None:
+        channels, available = self.sampling.guidance.channels, self.tokenizer.latent_channels
+        if channels is not None and channels > available:
+            raise ValueError(f"guidance.channels = {channels}: the latents have {available}")
 
     def videos(
         self, prompts: list[str], size: VideoSize, seeds: list[int]
     ) -> Float[Tensor, "b 3 F H W"]:
-        """Videos in [-1, 1], one for each prompt and seed.
+        """Sample videos in [-1, 1], one for each prompt and seed.
 
         The noise is drawn on the CPU from each clip's own seed, so a video is the same in any batch
         and on any device up to rounding. Raises ``ValueError`` for a size that the tokenizer's
@@ -138,29 +135,26 @@ class VideoGenerator:
         grid: TokenGrid,
         seeds: list[int],
         known: KnownFrames | None = None,
-        draft: Draft | None = None,
+        init: InitLatents | None = None,
     ) -> Float[Tensor, "b c f h w"]:
-        """Normalised latents on a latent grid; known ones come back as they are."""
+        """Sample normalised latents on a latent grid. Known ones are returned unchanged."""
         if not prompts or len(prompts) != len(seeds):
             raise ValueError(
                 f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed for each prompt"
             )
         condition = self.conditioner(prompts)
-        generators = _generators(seeds)
-        noise = _noise(generators, self.tokenizer.latent_channels, grid).to(condition.pooled)
-        num_tokens = self.denoiser.patch.grid(grid.f, grid.h, grid.w).num_tokens
-        times = uniform_times(self.num_steps, self.shift(num_tokens))
-        path = self.process.path
-        x = torch.zeros_like(noise)
-        if draft is not None:
-            times, x = self._times_of(draft, num_tokens), draft.latents.to(noise)
-        x = path.perturb(x, noise, times[:1].expand(len(x)).to(x))
+        rngs = _make_rngs(seeds)
+        noise = _noise(rngs, self.tokenizer.latent_channels, grid).to(condition.pooled)
+        times = self._times(grid, 1.0 if init is None else init.strength)
+        x = torch.zeros_like(noise) if init is None else init.latents.to(noise)
+        x = self.process.path.perturb(x, noise, times[:1].expand(len(x)).to(x))
 
-        def fresh(like: Tensor) -> Tensor:
-            return _noise(generators, like.shape[1], grid).to(like)
+        def noise_fn(like: Tensor) -> Tensor:
+            return _noise(rngs, like.shape[1], grid).to(like)
 
-        guided = self._guided(prompts, known, noise, fresh)
-        x = self.sampler(guided, x, times, condition, self.process, fresh)
+        guided = self._guided(prompts, known, noise, noise_fn)
+        sampler = SAMPLERS[self.sampling.sampler]
+        x = sampler(guided, x, times, condition, self.process, noise_fn)
         if known is None or not known.keep:
             return x
         return self._known(known).place(x, known.latents.to(x))
@@ -170,29 +164,34 @@ class VideoGenerator:
         prompts: list[str],
         sources: list[str],
         seeds: list[int],
-        draft: Draft,
+        init: InitLatents,
         source_guidance: float,
     ) -> Float[Tensor, "b c f h w"]:
-        """Latents of the draft, which ``sources`` describe, as the prompts say (``flow_edit``)."""
-        x_0, generators = draft.latents, _generators(seeds)
+        """Edit latents that ``sources`` describe into what the prompts say (``flow_edit``)."""
+        x_0, rngs = init.latents, _make_rngs(seeds)
         grid = TokenGrid(*x_0.shape[2:])
-        num_tokens = self.denoiser.patch.grid(grid.f, grid.h, grid.w).num_tokens
-        times = self._times_of(draft, num_tokens)
         denoisers = (
             self._by_text(self.denoiser, sources, source_guidance),
-            self._by_text(self.denoiser, prompts, self.guidance_scale),
+            self._by_text(self.denoiser, prompts, self.sampling.guidance.scale),
         )
         conditions = self.conditioner(sources), self.conditioner(prompts)
 
-        def fresh(like: Tensor) -> Tensor:
-            return _noise(generators, like.shape[1], grid).to(like)
+        def noise_fn(like: Tensor) -> Tensor:
+            return _noise(rngs, like.shape[1], grid).to(like)
 
-        return flow_edit(denoisers, conditions, x_0, times, self.process, fresh)
+        times = self._times(grid, init.strength)
+        return flow_edit(denoisers, conditions, x_0, times, self.process, noise_fn)
 
-    def _times_of(self, draft: Draft, num_tokens: int) -> Float[Tensor, " s"]:
-        """The last of the sampler's times, as many as the draft's strength says."""
-        first = self.num_steps - max(1, int(self.num_steps * draft.strength))
-        return uniform_times(self.num_steps, self.shift(num_tokens))[first:]
+    def _times(self, grid: TokenGrid, strength: float) -> Float[Tensor, " s"]:
+        """The last of the sampler's times, the share ``strength`` of its steps."""
+        num_steps = self.sampling.num_steps
+
+        def shift() -> float:
+            tokens = self.denoiser.patch.grid(grid.f, grid.h, grid.w)
+            return self.training_shift(tokens.num_tokens)
+
+        times = self.sampling.time_grid.times(num_steps, self.process.path, shift)
+        return times[num_steps - max(1, int(num_steps * strength)) :]
 
     def _guided(
         self,
@@ -201,11 +200,12 @@ class VideoGenerator:
         noise: Float[Tensor, "b c f h w"],
         draw: Callable[[Tensor], Tensor],
     ) -> DenoiserFunction:
-        # Guidance sees the network as one sampling run has it.
+        guidance, cache = self.sampling.guidance, self.sampling.cache
+        # Guidance wraps the cached network, whose memory lasts for one sampling run.
         network: DenoiserFunction
-        network = self.denoiser if self.caching is None else self.caching.around(self.denoiser)
+        network = self.denoiser if cache.interval == 1 else cache.around(self.denoiser)
         if frames is None:
-            return self._by_text(network, prompts, self.guidance_scale)
+            return self._by_text(network, prompts, guidance.scale)
         known, latents = self._known(frames), frames.latents.to(noise)
         told: DenoiserFunction
         if self.channels is not None:
@@ -222,43 +222,35 @@ class VideoGenerator:
         else:
             told = SeeKnown(network, self.process, known, latents, noise)
         guided: DenoiserFunction
-        if self.frame_guidance is not None:
+        if guidance.frame_guidance is not None:
             null = self.conditioner.null(len(prompts))
-            scales = self.frame_guidance, self.guidance_scale
+            scales = guidance.frame_guidance, guidance.scale
             guided = TwoConditionGuidance(told, network, null, *scales)
         elif isinstance(told, SeeKnown):
-            inner = self._by_text(network, prompts, self.guidance_scale)
+            inner = self._by_text(network, prompts, guidance.scale)
             guided = replace(told, denoiser=inner)
         else:
-            guided = self._by_text(told, prompts, self.guidance_scale)
+            guided = self._by_text(told, prompts, guidance.scale)
         return KeepKnown(guided, self.process, known, latents) if frames.keep else guided
 
     def _by_text(
         self, denoiser: DenoiserFunction, prompts: list[str], scale: float
     ) -> DenoiserFunction:
-        null = self.conditioner.null(len(prompts))
-        weaker = None if self.guide is None else self.guide.told(prompts)
-        return self.guidance(denoiser, null, scale, weaker)
+        """Guide a denoiser by the prompts, or away from the weak model."""
+        guidance = self.sampling.guidance
+        guided: DenoiserFunction
+        if self.weak_model is not None:
+            guided = Autoguidance(denoiser, self.weak_model.given(prompts), scale)
+        else:
+            null = self.conditioner.null(len(prompts))
+            guided = ClassifierFreeGuidance(
+                denoiser, null, scale, guidance.rescale, guidance.channels
+            )
+        if guidance.interval == (0, 1):
+            return guided
+        return GuidanceInterval(guided, denoiser, *guidance.interval)
 
     def _known(self, frames: KnownFrames) -> Known:
         device = self.tokenizer.latent_mean.device
         t = torch.full((len(frames.mask),), frames.noise, device=device)
         return Known.of(frames.mask.to(device), self.denoiser.patch, t)
-
-
-def generate(
-    tokenizer: VideoTokenizer,
-    conditioner: Conditioner,
-    denoiser: Denoiser,
-    prompts: list[str],
-    size: VideoSize,
-    seeds: list[int],
-    *,
-    num_steps: int,
-    guidance_scale: float,
-) -> Float[Tensor, "b 3 F H W"]:
-    """Videos by a rectified flow's velocity: see ``VideoGenerator.videos``."""
-    generator = VideoGenerator(
-        tokenizer, conditioner, denoiser, num_steps=num_steps, guidance_scale=guidance_scale
-    )
-    return generator.videos(prompts, size, seeds)

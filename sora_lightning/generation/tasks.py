@@ -1,14 +1,16 @@
-"""What a model trained on masks of known frames can do with videos: extend, connect, loop, inpaint,
-edit, and go on for longer than it was trained.
+"""Tasks of a model that was trained on masks of known frames: extend, connect, loop, inpaint, edit,
+and videos longer than those of the training.
 
 The tokenizer is causal: a clip's first latent frame holds one frame, each later one
-``compression.frames``. So context is counted in 1 + a multiple of that many frames; context at the
-end of a clip is encoded by itself, and all but its first latent frame takes the place of the clip's
-last. Latents there were trained with all the past before them, and have one frame of it here. The
-first frame of that context closes a latent frame that is made, and is made with it: what it differs
-by from the one given fades in over the frames that are made together with it. Then the last steps
-are taken once more from what came of that (SDEdit, arXiv 2108.01073), as many as ``mend`` says: a
-shape that stood a little beside its place has been there twice, and becomes one.
+``compression.frames``. The context is therefore 1 + a multiple of that many frames. Context at the
+end of a clip is encoded by itself, and all but its first latent frame replaces the last latent
+frames of the clip. In training these latents had all the past before them; here they have one frame
+of it.
+
+The first frame of such a context is the last of a latent frame that is sampled. Its difference to
+the given frame fades in over the frames of that latent frame. Then the last steps, a share of
+``resample_strength``, are taken once more from the result (SDEdit, arXiv 2108.01073): a shape shown
+a little beside its place merges with the one in its place.
 """
 
 from __future__ import annotations
@@ -19,11 +21,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sora_lightning.diffusion import Known
-from sora_lightning.generation.generator import Draft, KnownFrames, VideoGenerator
+from sora_lightning.generation.generator import InitLatents, KnownFrames, VideoGenerator
 from sora_lightning.types import Compression, TokenGrid, VideoSize
-
-MEND = 0.3
-"""Share of the sampler's steps that go once more over a video that leads to given frames."""
 
 
 def extend(
@@ -34,20 +33,20 @@ def extend(
     num_frames: int,
     window: int,
     context: int,
-    noise: float = 0.0,
 ) -> Float[Tensor, "b 3 _G H W"]:
-    """A video and what comes after it, ``num_frames`` in all, made in windows.
+    """Extend a video to ``num_frames`` frames in all, window by window.
 
-    Each window of ``window`` frames begins with the last ``context`` frames there are. ``noise`` is
-    the time at which the network sees them. Frames before the first context are returned as given,
-    those of a context as the tokenizer gives them back.
+    Each window of ``window`` frames begins with the last ``context`` frames so far. Frames before
+    the first context are returned unchanged, those of a context as the tokenizer reconstructs them.
     """
     grid = _window(generator, video, window, context)
     head = generator.tokenizer.compression.grid(_size(video, context)).f
     for chunk in _chunks(video.shape[2], num_frames, window - context):
         latents = _empty(generator, video, grid)
         latents[:, :, :head] = generator.tokenizer.encode(video[:, :, -context:])
-        known = KnownFrames(latents, _frames_mask(latents, first=head), noise)
+        known = KnownFrames(
+            latents, _frames_mask(latents, first=head), generator.sampling.frame_noise
+        )
         made = _decode(generator, prompts, seeds, chunk, known, grid)
         video = torch.cat([video[:, :, :-context], made], dim=2)
     return video[:, :, :num_frames]
@@ -61,17 +60,18 @@ def extend_backward(
     num_frames: int,
     window: int,
     context: int,
-    noise: float = 0.0,
-    mend: float = MEND,
 ) -> Float[Tensor, "b 3 _G H W"]:
-    """What comes before a video and the video, ``num_frames`` in all: each window ends with the
-    first ``context`` frames there are. See ``extend``.
+    """Extend a video backward in time to ``num_frames`` frames in all.
+
+    Each window ends with the first ``context`` frames so far. See ``extend``.
     """
     grid = _window(generator, video, window, context)
     for chunk in _chunks(video.shape[2], num_frames, window - context):
         latents, tail, given = _place_end(generator, video[:, :, :context], grid)
-        known = KnownFrames(latents, _frames_mask(latents, last=tail), noise)
-        made = _decode_to(generator, prompts, seeds, chunk, known, given, mend)
+        known = KnownFrames(
+            latents, _frames_mask(latents, last=tail), generator.sampling.frame_noise
+        )
+        made = _decode_to(generator, prompts, seeds, chunk, known, given)
         video = torch.cat([made, video[:, :, context:]], dim=2)
     return video[:, :, -num_frames:]
 
@@ -84,13 +84,12 @@ def connect(
     second: Float[Tensor, "b 3 G H W"],
     window: int,
     context: int,
-    noise: float = 0.0,
-    mend: float = MEND,
 ) -> Float[Tensor, "b 3 _I H W"]:
-    """One video that begins as the first and ends as the second: between them stand
-    ``window - 2 context`` new frames, made with ``context`` frames of each in sight.
+    """Connect two videos by ``window - 2 context`` new frames.
+
+    The new frames are sampled with ``context`` frames of each video known.
     """
-    bridge = _bridge(generator, prompts, seeds, (first, second), window, context, noise, mend)
+    bridge = _bridge(generator, prompts, seeds, (first, second), window, context)
     return torch.cat([first[:, :, :-context], bridge, second[:, :, context:]], dim=2)
 
 
@@ -101,15 +100,13 @@ def loop(
     video: Float[Tensor, "b 3 F H W"],
     window: int,
     context: int,
-    noise: float = 0.0,
-    mend: float = MEND,
 ) -> Float[Tensor, "b 3 _G H W"]:
-    """A video whose last frame leads to its first: ``window - 2 context`` new frames follow it.
+    """Append ``window - 2 context`` new frames that lead from a video's end back to its start.
 
-    The first and the last ``context`` frames come back as the tokenizer gives them; of frames that
-    are both, as the first.
+    The first and the last ``context`` frames are returned as the tokenizer reconstructs them.
+    Frames that are both are reconstructed as the first.
     """
-    bridge = _bridge(generator, prompts, seeds, (video, video), window, context, noise, mend)
+    bridge = _bridge(generator, prompts, seeds, (video, video), window, context)
     start, end, new = (
         bridge[:, :, -context:],
         bridge[:, :, :context],
@@ -126,10 +123,11 @@ def inpaint(
     seeds: list[int],
     video: Float[Tensor, "b 3 F H W"],
     repaint: Bool[Tensor, "b 1 F H W"],
-    noise: float = 0.0,
 ) -> Float[Tensor, "b 3 F H W"]:
-    """The video with the masked pixels made anew. A token is made anew where any of its pixels is;
-    the others are as the tokenizer gives them back.
+    """Sample the masked pixels of a video anew.
+
+    A token is sampled where any of its pixels is masked; the others are returned as the tokenizer
+    reconstructs them.
     """
     if repaint.shape != video[:, :1].shape:
         raise ValueError(
@@ -140,7 +138,7 @@ def inpaint(
     grid = compression.grid(_size(video))
     latents = generator.tokenizer.encode(video)
     whole = Known.of(~_touched(repaint, compression), generator.denoiser.patch)
-    known = KnownFrames(latents, whole.mask, noise)
+    known = KnownFrames(latents, whole.mask, generator.sampling.frame_noise)
     made = _decode(generator, prompts, seeds, 0, known, grid)
     kept = _to_pixels(known.mask, compression).to(made.device)
     return torch.where(kept, generator.tokenizer.decode(latents), made)
@@ -155,18 +153,18 @@ def edit(
     sources: list[str] | None = None,
     source_guidance: float = 2.0,
 ) -> Float[Tensor, "b 3 F H W"]:
-    """The video as the prompt says, from the video with noise on it (SDEdit, arXiv 2108.01073):
-    the more ``strength``, the less of it is left.
+    """Edit a video by adding noise and denoising under the prompts (SDEdit, arXiv 2108.01073).
 
-    With ``sources``, what the video shows now, only what the prompts differ in is to change
-    (FlowEdit, arXiv 2412.08629), and ``source_guidance`` is their weight.
+    A larger ``strength`` keeps less of the video. With ``sources``, descriptions of the video, only
+    their difference to the prompts is applied (FlowEdit, arXiv 2412.08629); ``source_guidance`` is
+    their guidance scale.
     """
     grid = generator.tokenizer.compression.grid(_size(video))
-    draft = Draft(generator.tokenizer.encode(video), strength)
+    init = InitLatents(generator.tokenizer.encode(video), strength)
     if sources is not None:
-        edited = generator.edited(prompts, sources, seeds, draft, source_guidance)
+        edited = generator.edited(prompts, sources, seeds, init, source_guidance)
         return generator.tokenizer.decode(edited)
-    return generator.tokenizer.decode(generator.latents(prompts, grid, seeds, draft=draft))
+    return generator.tokenizer.decode(generator.latents(prompts, grid, seeds, init=init))
 
 
 def instruct(
@@ -174,15 +172,16 @@ def instruct(
     prompts: list[str],
     seeds: list[int],
     video: Float[Tensor, "b 3 F H W"],
-    noise: float = 0.0,
 ) -> Float[Tensor, "b 3 F H W"]:
-    """The video as the prompts ask to change it, by a model trained with the task ``Source``
-    (InstructPix2Pix, arXiv 2211.09800). The generator's ``frame_guidance`` is the weight of the
-    video, its ``guidance_scale`` that of the instruction.
+    """Edit a video by instructions, with a model trained on the task ``Source`` (InstructPix2Pix,
+    arXiv 2211.09800).
+
+    ``guidance.frame_guidance`` is the weight of the video, ``guidance.scale`` that of the
+    instruction.
     """
     latents = generator.tokenizer.encode(video)
     whole = torch.ones_like(latents[:, :1], dtype=torch.bool)
-    source = KnownFrames(latents, whole, noise, keep=False)
+    source = KnownFrames(latents, whole, generator.sampling.frame_noise, keep=False)
     grid = generator.tokenizer.compression.grid(_size(video))
     return _decode(generator, prompts, seeds, 0, source, grid)
 
@@ -194,10 +193,8 @@ def _bridge(
     ends: tuple[Tensor, Tensor],
     window: int,
     context: int,
-    noise: float,
-    mend: float,
 ) -> Float[Tensor, "b 3 _window H W"]:
-    """A window that begins with the last frames of one video and ends with the first of another."""
+    """Sample a window that starts with the end of one video and ends with the start of another."""
     first, second = ends
     if first.shape[3:] != second.shape[3:]:
         raise ValueError(f"videos of {_size(first)} and {_size(second)}: must be of one size")
@@ -207,8 +204,8 @@ def _bridge(
     begin = generator.tokenizer.encode(first[:, :, -context:])
     head = begin.shape[2]
     latents[:, :, :head] = begin
-    known = KnownFrames(latents, _frames_mask(latents, head, tail), noise)
-    return _decode_to(generator, prompts, seeds, 0, known, given, mend)
+    known = KnownFrames(latents, _frames_mask(latents, head, tail), generator.sampling.frame_noise)
+    return _decode_to(generator, prompts, seeds, 0, known, given)
 
 
 def _window(
@@ -218,7 +215,9 @@ def _window(
     context: int,
     both_ends: bool = False,
 ) -> TokenGrid:
-    """The latent grid of a window. ``ValueError`` for numbers of frames that do not fit."""
+    """Return the latent grid of a window. Raises ``ValueError`` for numbers of frames that do not
+    fit.
+    """
     compression, patch = generator.tokenizer.compression, generator.denoiser.patch
     grid = compression.grid(_size(video, window))
     head = compression.grid(_size(video, context)).f
@@ -234,8 +233,8 @@ def _window(
         )
     if patch.f > 1:
         raise ValueError(
-            f"the denoiser's tokens hold {patch.f} latent frames, and known frames are told apart "
-            "one by one: the patch must be 1 in time"
+            f"the denoiser's tokens hold {patch.f} latent frames, and frames are known one by one: "
+            "the patch must be 1 in time"
         )
     return grid
 
@@ -243,8 +242,10 @@ def _window(
 def _place_end(
     generator: VideoGenerator, frames: Float[Tensor, "b 3 k H W"], grid: TokenGrid
 ) -> tuple[Float[Tensor, "b c f h w"], int, Float[Tensor, "b 3 k H W"]]:
-    """Latents with the frames at their end, how many latent frames these are, and the frames as the
-    tokenizer gives them back. ``ValueError`` for a single frame, which is no later latent frame.
+    """Return latents that end with the frames, the number of these latent frames, and the frames
+    as reconstructed.
+
+    Raises ``ValueError`` for a single frame, which makes no later latent frame.
     """
     encoded = generator.tokenizer.encode(frames)
     tail = encoded.shape[2] - 1
@@ -266,27 +267,26 @@ def _decode_to(
     chunk: int,
     known: KnownFrames,
     given: Float[Tensor, "b 3 k H W"],
-    mend: float,
 ) -> Float[Tensor, "b 3 F H W"]:
-    """A window that leads to the given frames, which are its last."""
-    if not 0 <= mend <= 1:
-        raise ValueError(f"mend = {mend}: must lie in [0, 1]")
+    """Sample a window that ends with the given frames, then resample its last steps."""
     tokenizer = generator.tokenizer
     together, grid = tokenizer.compression.frames, TokenGrid(*known.latents.shape[2:])
     made = _decode(generator, prompts, seeds, chunk, known, grid)
     video = _leading_to(made, given, together)
-    if not mend:
+    if not (strength := generator.sampling.resample_strength):
         return video
-    draft = Draft(tokenizer.encode(video), mend)
-    made = _decode(generator, prompts, seeds, chunk, known, grid, draft)
+    init = InitLatents(tokenizer.encode(video), strength)
+    made = _decode(generator, prompts, seeds, chunk, known, grid, init)
     return _leading_to(made, given, together)
 
 
 def _leading_to(
     made: Float[Tensor, "b 3 F H W"], given: Float[Tensor, "b 3 k H W"], together: int
 ) -> Float[Tensor, "b 3 F H W"]:
-    """The video with the given frames as its last. Of ``together`` frames of one latent frame the
-    last is the first that is given: the others lead to it.
+    """Replace the last frames by the given ones.
+
+    The first given frame is the last of the ``together`` frames of a latent frame; its difference
+    to the sampled frame fades in over the others.
     """
     start = made.shape[2] - given.shape[2]
     missing = given[:, :, :1] - made[:, :, start : start + 1]
@@ -303,15 +303,15 @@ def _decode(
     chunk: int,
     known: KnownFrames,
     grid: TokenGrid,
-    draft: Draft | None = None,
+    init: InitLatents | None = None,
 ) -> Float[Tensor, "b 3 F H W"]:
-    # Every window has noise of its own, the first that of the seed.
+    # Each window has its own noise; that of the first is the seed's.
     own = [seed + (chunk << 32) for seed in seeds]
-    return generator.tokenizer.decode(generator.latents(prompts, grid, own, known, draft))
+    return generator.tokenizer.decode(generator.latents(prompts, grid, own, known, init))
 
 
 def _chunks(given: int, wanted: int, step: int) -> range:
-    """The windows that bring ``given`` frames up to ``wanted``, each adding ``step``."""
+    """Number the windows that extend ``given`` frames to ``wanted``, each adding ``step``."""
     if wanted <= given:
         raise ValueError(f"{wanted} frames are asked for, and the video has {given} already")
     return range(-(-(wanted - given) // step))
@@ -334,7 +334,7 @@ def _frames_mask(
 def _touched(
     repaint: Bool[Tensor, "b 1 F H W"], compression: Compression
 ) -> Bool[Tensor, "b 1 f h w"]:
-    """Which latent positions hold a pixel of the mask."""
+    """Return the latent positions that hold a pixel of the mask."""
     p, q, r = compression.frames, compression.height, compression.width
     front = repeat(repaint[:, :, :1], "b c 1 H W -> b c n H W", n=p - 1)
     boxes = torch.cat([front, repaint], dim=2).float()

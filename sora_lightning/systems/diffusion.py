@@ -35,13 +35,11 @@ from sora_lightning.diffusion import (
     Known,
     LogitNormal,
     Objective,
-    Sampler,
     SquaredError,
     TrainingTimes,
-    euler,
     offset,
 )
-from sora_lightning.generation import VideoGenerator
+from sora_lightning.generation import SamplingConfig, VideoGenerator
 from sora_lightning.systems.draws import generator, step_generator
 from sora_lightning.systems.optimizers.schedule import (
     OptimizerFactory,
@@ -50,6 +48,7 @@ from sora_lightning.systems.optimizers.schedule import (
 )
 from sora_lightning.systems.packed import ClipDraws, packed_latents, packed_step, with_kept
 from sora_lightning.systems.time_bins import LossPerTime, fixed_draws
+from sora_lightning.systems.weak_model import load_weak_model
 from sora_lightning.tokenizers import CausalTokenizer, VideoTokenizer
 from sora_lightning.types import Condition, PackedBatch, VideoBatch, VideoSize
 
@@ -304,30 +303,29 @@ class DiffusionSystem(L.LightningModule):
     def generate(
         self,
         prompts: list[str],
-        size: VideoSize,
+        size: VideoSize | str,
         seeds: list[int],
-        num_steps: int = 50,
-        guidance_scale: float = 2.0,
-        sampler: Sampler = euler,
-        **settings: Any,
+        sampling: SamplingConfig = SamplingConfig(),
     ) -> Float[Tensor, "b 3 F H W"]:
-        """One video in [-1, 1] for each prompt; ``settings`` are more of a ``VideoGenerator``'s."""
-        generator = self.generator(
-            num_steps=num_steps, guidance_scale=guidance_scale, sampler=sampler, **settings
-        )
-        return generator.videos(prompts, size, seeds)
+        """Sample a video in [-1, 1] for each prompt and seed. A size may be text, say
+        ``17x32x32``.
+        """
+        size = VideoSize.parse(size) if isinstance(size, str) else size
+        return self.video_generator(sampling).videos(prompts, size, seeds)
 
-    def generator(self, **settings: Any) -> VideoGenerator:
-        """This model, ready to sample with the settings of a ``VideoGenerator``."""
+    def video_generator(self, sampling: SamplingConfig = SamplingConfig()) -> VideoGenerator:
+        """Return this model, ready to sample. Loads the weak model of autoguidance."""
+        tiling, weak_model = sampling.tiling, sampling.guidance.weak_model
         return VideoGenerator(
-            self.tokenizer,
+            self.tokenizer if tiling is None else tiling(self.tokenizer),
             self.conditioner,
             self.denoiser,
             process=self.objective.process,
-            shift=self.time.sampling_shift,
+            training_shift=self.time.sampling_shift,
             channels=None if self.concatenation is None else self.concatenation.channels,
             picture=self.picture,
-            **settings,
+            weak_model=None if weak_model is None else load_weak_model(self, weak_model),
+            sampling=sampling,
         )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

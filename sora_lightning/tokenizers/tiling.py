@@ -26,7 +26,8 @@ _MARGIN = 4  # a quarter of the overlap counts for nothing: values beside a cut 
 
 @dataclass(frozen=True)
 class Tiling:
-    """Tiles of at most ``tile`` x ``tile`` pixels; neighbours share ``overlap`` pixels.
+    """Tiles of at most ``tile`` x ``tile`` pixels; neighbours share ``overlap`` pixels, by default
+    a quarter of the tile.
 
     At either end of an overlap a quarter takes the one tile or the other alone; over the half
     between, one passes into the other in even steps. So, against the untiled result:
@@ -43,14 +44,19 @@ class Tiling:
     """
 
     tile: int = 256
-    overlap: int = 64
+    overlap: int | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= 3 * self.overlap <= self.tile:
+        if not 1 <= 3 * self.num_shared <= self.tile:
             raise ValueError(
-                f"overlap = {self.overlap} of tile = {self.tile}: must be positive and at most a "
-                "third of the tile"
+                f"overlap = {self.num_shared} of tile = {self.tile}: must be positive and at most "
+                "a third of the tile"
             )
+
+    @property
+    def num_shared(self) -> int:
+        """Pixels that neighbouring tiles share."""
+        return self.tile // 4 if self.overlap is None else self.overlap
 
     def __call__(self, tokenizer: VideoTokenizer) -> VideoTokenizer:
         """The tokenizer by tiles; causal if it is. ``ValueError`` where tile or overlap are no
@@ -111,7 +117,7 @@ class TiledTokenizer(VideoTokenizer):
         compression = tokenizer.compression
         for side in ("height", "width"):
             pixels = getattr(compression, side)
-            for name, length in (("tile", tiling.tile), ("overlap", tiling.overlap)):
+            for name, length in (("tile", tiling.tile), ("overlap", tiling.num_shared)):
                 if length % pixels:
                     raise ValueError(
                         f"{name} = {length} is not a multiple of the {pixels} pixels of {side} "
@@ -159,7 +165,7 @@ class TiledTokenizer(VideoTokenizer):
 
     def _tiles(self, height: int, width: int) -> Iterator[tuple[_Span, _Span]]:
         """Spans of latent rows and columns, row by row."""
-        tile, overlap = self.tiling.tile, self.tiling.overlap
+        tile, overlap = self.tiling.tile, self.tiling.num_shared
         q, r = self.compression.height, self.compression.width
         for rows in _Span.all(height, tile // q, overlap // q):
             for columns in _Span.all(width, tile // r, overlap // r):

@@ -42,7 +42,9 @@ class Drawn(nn.Module):
         self.part = nn.Dropout()
         self.logged: dict[str, float] = {}
 
-    def generate(self, prompts: list[str], size: Any, seeds: list[int], **settings: Any) -> Tensor:
+    def generate(
+        self, prompts: list[str], size: Any, seeds: list[int], sampling: Any = None
+    ) -> Tensor:
         torch.rand(1)  # a sampler that draws from the global state must not disturb the training
         noise = seeded_noise(seeds, 3, TokenGrid(size.num_frames, size.height, size.width))
         shift = torch.tensor([len(prompt) / 50 for prompt in prompts])
@@ -279,7 +281,7 @@ def test_in_a_training_scores_and_samples_are_logged_and_the_weights_are_untouch
         scores=[fvd, part("evaluation.training_scores.CLIPScore", network=network)],
         prompts=PROMPTS,
         size="5x16x16",
-        num_steps=1,
+        sampling={"num_steps": 1},
     )
     plain, with_scores = fit("plain", []), fit("scored", [scored])
     assert plain["state_dict"].keys() == with_scores["state_dict"].keys()

@@ -58,7 +58,7 @@ def config(folder: Path, clips: Path, devices: int) -> dict[str, Any]:
         ],
         prompts=PROMPTS,
         size="5x16x16",
-        num_steps=2,
+        sampling={"num_steps": 2},
         batch_size=2,
     )
     tokenizer = part(

@@ -4,7 +4,7 @@ import torch
 from sora_lightning.conditioning import TextConditioner, Unconditional
 from sora_lightning.denoisers import DiT
 from sora_lightning.denoisers.conditioning_embedding import BlockContext, ConditioningEmbedding
-from sora_lightning.generation import generate
+from sora_lightning.generation import GuidanceConfig, SamplingConfig, VideoGenerator
 from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.partitions import Alternating, FactorisedSelfAttention, Joint
 from sora_lightning.tokenizers import ConvTokenizer
@@ -165,10 +165,11 @@ def test_a_video_depends_on_its_seed_and_prompt_and_not_on_its_batch(conditioner
     dit = small_dit(patch=(1, 1, 1))
     size = VideoSize(5, 8, 12)
 
+    sampling = SamplingConfig(num_steps=4, guidance=GuidanceConfig(3.0))
+    generator = VideoGenerator(tokenizer, conditioner, dit, sampling=sampling)
+
     def videos(prompts, seeds):
-        return generate(
-            tokenizer, conditioner, dit, prompts, size, seeds, num_steps=4, guidance_scale=3.0
-        )
+        return generator.videos(prompts, size, seeds)
 
     three = videos(["red", "blue", "red"], [7, 8, 9])
     assert three.shape == (3, 3, 5, 8, 12)
@@ -179,13 +180,4 @@ def test_a_video_depends_on_its_seed_and_prompt_and_not_on_its_batch(conditioner
     with pytest.raises(ValueError, match="2 prompts and 1 seeds"):
         videos(["a", "b"], [1])
     with pytest.raises(ValueError, match="height 9 is not a multiple of 2"):
-        generate(
-            tokenizer,
-            conditioner,
-            dit,
-            ["a"],
-            VideoSize(5, 9, 12),
-            [0],
-            num_steps=1,
-            guidance_scale=1.0,
-        )
+        generator.videos(["a"], VideoSize(5, 9, 12), [0])

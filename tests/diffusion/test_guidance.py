@@ -92,7 +92,7 @@ def test_guidance_holds_within_its_interval_also_where_tokens_are_known():
         tokens = torch.tensor([[0.0, t]] * 3, dtype=torch.float64)
         for times in (torch.full((3,), t, dtype=torch.float64), tokens):
             torch.testing.assert_close(limited(X, times, GIVEN), expected)
-    with pytest.raises(ValueError, match=r"start = 0\.6"):
+    with pytest.raises(ValueError, match=r"interval = 0\.6,0\.3: must be two times"):
         GuidanceInterval(guided, guided, 0.6, 0.3)
 
 

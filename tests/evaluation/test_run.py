@@ -121,11 +121,21 @@ def test_a_checkpoint_is_sampled_and_its_tokenizer_judged(
     assert 0 < scores["tokenizer/psnr"] < 40
     assert report["checkpoint"]["sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     assert report["checkpoint"]["step"] == 1
-    assert settings["sampling"] == {
-        "seed": list(range(20)),
-        "num_steps": [2],
-        "guidance_scale": [2.0],
+    asked = {"seed": list(range(20)), "num_steps": [2], "guidance_scale": [2.0]}
+    default = {
+        "cache_first": [1],
+        "cache_interval": [1],
+        "cache_last": [1],
+        "frame_noise": [0.0],
+        "guidance_interval": ["0.0,1.0"],
+        "guidance_rescale": [0.0],
+        "resample_strength": [0.3],
+        "sampler": ["euler"],
+        "time_grid_kind": ["uniform"],
+        "time_grid_num_values": [1000],
+        "time_grid_sigma_min": [0.002],
     }
+    assert settings["sampling"] == asked | default
     assert len(list((output / "videos").glob("*.mp4"))) == 20
     kept = _break_off(output / "videos", number=15)
     written = {path: path.stat().st_mtime_ns for path in kept}

@@ -11,15 +11,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from sora_lightning.cli.guidance import GuidanceArguments
 from sora_lightning.conditioning import TextConditioner
 from sora_lightning.denoisers import DiT, FeatureCaching
-from sora_lightning.diffusion import GuidanceRecipe, UniPC, heun
-from sora_lightning.generation import Guide, KnownFrames, VideoGenerator
+from sora_lightning.generation import (
+    GuidanceConfig,
+    KnownFrames,
+    SamplingConfig,
+    VideoGenerator,
+    WeakModel,
+)
 from sora_lightning.systems import DiffusionSystem
+from sora_lightning.systems.weak_model import load_weak_model
 from sora_lightning.tokenizers import ConvTokenizer
 from sora_lightning.types import TokenGrid
 
+PLAIN = SamplingConfig(num_steps=6, guidance=GuidanceConfig(3.0))
 PROMPTS, SEEDS, GRID = ["a red circle", "a blue square"], [3, 4], TokenGrid(2, 2, 2)
 
 
@@ -39,7 +45,11 @@ def generator() -> VideoGenerator:
     tokenizer = ConvTokenizer(
         4, [8, 16], down_time=[True], down_space=[True], patch=4, blocks_per_level=1
     )
-    return VideoGenerator(tokenizer.eval(), *network(0), num_steps=6, guidance_scale=3.0)
+    return VideoGenerator(tokenizer.eval(), *network(0), sampling=PLAIN)
+
+
+def guided(**changes: object) -> SamplingConfig:
+    return replace(PLAIN, guidance=replace(PLAIN.guidance, **changes))  # type: ignore[arg-type]
 
 
 @torch.no_grad()
@@ -48,66 +58,68 @@ def made(generator: VideoGenerator, **changes: object) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "recipe",
+    "changes",
     [
-        GuidanceRecipe((0.0, 1.0)),
-        GuidanceRecipe(rescale=0.0),
-        GuidanceRecipe(guided_channels=4),
-        GuidanceRecipe((0.0, 1.0), 0.0, 4),
+        {"interval": (0.0, 1.0)},
+        {"rescale": 0.0},
+        {"channels": 4},
+        {"interval": (0.0, 1.0), "rescale": 0.0, "channels": 4},
     ],
 )
-def test_what_limits_nothing_is_plain_guidance(generator, recipe):
-    assert torch.equal(made(generator, guidance=recipe), made(generator))
+def test_what_limits_nothing_is_plain_guidance(generator, changes):
+    assert torch.equal(made(generator, sampling=guided(**changes)), made(generator))
 
 
 @pytest.mark.parametrize(
-    "recipe",
-    [
-        GuidanceRecipe((0.0, 0.5)),
-        GuidanceRecipe((0.5, 1.0)),
-        GuidanceRecipe(rescale=0.7),
-        GuidanceRecipe(guided_channels=3),
-    ],
+    "changes",
+    [{"interval": (0.0, 0.5)}, {"interval": (0.5, 1.0)}, {"rescale": 0.7}, {"channels": 3}],
 )
-def test_what_limits_changes_the_videos(generator, recipe):
-    changed = made(generator, guidance=recipe)
+def test_what_limits_changes_the_videos(generator, changes):
+    changed = made(generator, sampling=guided(**changes))
     assert not torch.allclose(changed, made(generator), atol=1e-3)
-    assert not torch.allclose(changed, made(generator, guidance_scale=1.0), atol=1e-3)
+    assert not torch.allclose(changed, made(generator, sampling=guided(scale=1.0)), atol=1e-3)
+
+
+def test_more_channels_than_the_latents_have_are_refused(generator):
+    with pytest.raises(ValueError, match=r"guidance\.channels = 5: the latents have 4"):
+        made(generator, sampling=guided(channels=5))
 
 
 def test_an_interval_without_a_step_is_no_guidance(generator):
     """Times of six steps are sixths, and none is asked at 0."""
-    unguided = made(generator, guidance_scale=1.0)
+    unguided = made(generator, sampling=guided(scale=1.0))
     for interval in ((0.0, 0.0), (0.4, 0.45)):
-        assert torch.equal(made(generator, guidance=GuidanceRecipe(interval)), unguided)
+        assert torch.equal(made(generator, sampling=guided(interval=interval)), unguided)
 
 
-def test_a_guide_that_is_the_model_itself_is_no_guidance(generator):
-    same = Guide(generator.conditioner, generator.denoiser)
+def test_a_weak_model_that_is_the_model_itself_is_no_guidance(generator):
+    same = WeakModel(generator.conditioner, generator.denoiser)
     torch.testing.assert_close(
-        made(generator, guide=same), made(generator, guidance_scale=1.0), rtol=0, atol=1e-5
+        made(generator, weak_model=same),
+        made(generator, sampling=guided(scale=1.0)),
+        rtol=0,
+        atol=1e-5,
     )
 
 
-def test_a_guide_reads_the_prompts_by_its_own_conditioner(generator):
-    weaker = Guide(*network(1, width=16))
-    away = made(generator, guide=weaker)
+def test_a_weak_model_reads_the_prompts_by_its_own_conditioner(generator):
+    weaker = WeakModel(*network(1, width=16))
+    away = made(generator, weak_model=weaker)
     assert not torch.allclose(away, made(generator), atol=1e-3)
     assert torch.equal(
-        made(generator, guide=weaker, guidance_scale=1.0), made(generator, guidance_scale=1.0)
+        made(generator, weak_model=weaker, sampling=guided(scale=1.0)),
+        made(generator, sampling=guided(scale=1.0)),
     )
-    swapped = Guide(generator.conditioner, weaker.denoiser)
-    assert not torch.allclose(made(generator, guide=swapped), away, atol=1e-3)
-    # A scale of 0 leaves the guide alone to speak.
+    swapped = WeakModel(generator.conditioner, weaker.denoiser)
+    assert not torch.allclose(made(generator, weak_model=swapped), away, atol=1e-3)
+    # A scale of 0 leaves the weak model alone.
     alone = made(
         replace(generator, conditioner=weaker.conditioner, denoiser=weaker.denoiser),
-        guidance_scale=1.0,
+        sampling=guided(scale=1.0),
     )
     torch.testing.assert_close(
-        made(generator, guide=weaker, guidance_scale=0.0), alone, rtol=0, atol=1e-5
+        made(generator, weak_model=weaker, sampling=guided(scale=0.0)), alone, rtol=0, atol=1e-5
     )
-    with pytest.raises(ValueError, match="are not for a weaker network"):
-        made(generator, guide=weaker, guidance=GuidanceRecipe(rescale=0.5))
 
 
 def test_known_frames_are_kept_under_every_guidance(generator):
@@ -117,37 +129,35 @@ def test_known_frames_are_kept_under_every_guidance(generator):
     known = KnownFrames(latents, mask)
     plain = generator.latents(PROMPTS, GRID, SEEDS, known)
     for changes in (
-        {"guidance": GuidanceRecipe((0.2, 0.6), 0.5)},
-        {"guide": Guide(*network(1, width=16))},
+        {"sampling": guided(interval=(0.2, 0.6), rescale=0.5)},
+        {"weak_model": WeakModel(*network(1, width=16))},
     ):
-        guided = replace(generator, **changes).latents(PROMPTS, GRID, SEEDS, known)
-        assert torch.equal(guided[:, :, 0], latents[:, :, 0])
-        assert not torch.allclose(guided, plain, atol=1e-3)
+        sampled = replace(generator, **changes).latents(PROMPTS, GRID, SEEDS, known)
+        assert torch.equal(sampled[:, :, 0], latents[:, :, 0])
+        assert not torch.allclose(sampled, plain, atol=1e-3)
 
 
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (0.3, 0.7)])
-@pytest.mark.parametrize("sampler", [heun, UniPC()], ids=["heun", "unipc"])
+@pytest.mark.parametrize("sampler", ["heun", "unipc"])
 def test_caching_makes_a_clip_the_same_in_any_batch_within_any_interval(
     generator, interval, sampler
 ):
     """Where guidance begins or ends, a call has other clips than the one before."""
-    cached = replace(
-        generator,
-        guidance=GuidanceRecipe(interval),
-        caching=FeatureCaching(3),
-        sampler=sampler,
-        num_steps=9,
-    )
+    config = replace(guided(interval=interval), sampler=sampler, num_steps=9)
+    exact = made(generator, sampling=config)
+    cached = replace(generator, sampling=replace(config, cache=FeatureCaching(3)))
     together = made(cached)
     for i in range(2):
         alone = cached.latents(PROMPTS[i : i + 1], GRID, SEEDS[i : i + 1])
         torch.testing.assert_close(alone, together[i : i + 1], rtol=0, atol=1e-4)
-    assert not torch.allclose(together, made(cached, caching=None), atol=1e-4)
-    once = made(cached, caching=FeatureCaching(1))
-    torch.testing.assert_close(once, made(cached, caching=None), rtol=0, atol=1e-6)
+    assert not torch.allclose(together, exact, atol=1e-4)
+    once = made(generator, sampling=replace(config, cache=FeatureCaching(1)))
+    torch.testing.assert_close(once, exact, rtol=0, atol=1e-6)
 
 
-def test_a_guide_must_speak_of_the_same_latents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_weak_model_must_speak_of_the_same_latents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     def system(seed: int) -> DiffusionSystem:
         torch.manual_seed(seed)
         tokenizer = ConvTokenizer(4, [8, 16], down_time=[True], down_space=[True], patch=4)
@@ -157,14 +167,13 @@ def test_a_guide_must_speak_of_the_same_latents(tmp_path: Path, monkeypatch: pyt
 
         return DiffusionSystem(tokenizer, TextConditioner(16, 1, 2), denoiser)
 
-    path = tmp_path / "guide.ckpt"
+    path = tmp_path / "weak.ckpt"
     path.touch()
-    ours, guide = system(0), system(0)
-    monkeypatch.setattr(DiffusionSystem, "from_checkpoint", lambda _: guide)
-    arguments = GuidanceArguments(2.0, guide=path)
-    loaded = arguments.loaded_guide(ours, "cpu")
-    assert loaded is not None
-    assert loaded.denoiser is guide.denoiser
-    guide = system(1)
+    ours, weak = system(0), system(0)
+    monkeypatch.setattr(DiffusionSystem, "from_checkpoint", lambda _: weak)
+    generator = ours.video_generator(guided(weak_model=path))
+    assert generator.weak_model is not None
+    assert generator.weak_model.denoiser is weak.denoiser
+    weak = system(1)
     with pytest.raises(ValueError, match="its tokenizer is another"):
-        arguments.loaded_guide(ours, "cpu")
+        load_weak_model(ours, path)

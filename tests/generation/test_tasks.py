@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -35,8 +34,11 @@ from sora_lightning.diffusion import (
     heun,
 )
 from sora_lightning.generation import (
-    Draft,
+    SAMPLERS,
+    GuidanceConfig,
+    InitLatents,
     KnownFrames,
+    SamplingConfig,
     VideoGenerator,
     connect,
     edit,
@@ -65,13 +67,17 @@ def generator() -> VideoGenerator:
         for parameter in denoiser.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     parts = [part.eval().requires_grad_(False) for part in (tokenizer, conditioner, denoiser)]
-    return VideoGenerator(*parts, num_steps=4)  # type: ignore[arg-type]
+    return VideoGenerator(*parts, sampling=SamplingConfig(num_steps=4))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
 def video() -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.rand(2, 3, 9, 16, 16, generator=generator) * 2 - 1
+
+
+def sampled_with(generator: VideoGenerator, **changes: object) -> VideoGenerator:
+    return replace(generator, sampling=replace(generator.sampling, **changes))
 
 
 def given_back(generator: VideoGenerator, frames: torch.Tensor) -> torch.Tensor:
@@ -131,7 +137,8 @@ def test_the_last_made_frames_lead_to_the_given_ones(generator, monkeypatch):
 
     monkeypatch.setattr(tokenizer, "decode", decode)
     first, second = torch.rand(2, 2, 3, 5, 16, 16).mul(2).sub(1).unbind()
-    out = connect(generator, PROMPTS, SEEDS, first, second, window=17, context=5, mend=0.0)
+    once = sampled_with(generator, resample_strength=0.0)
+    out = connect(once, PROMPTS, SEEDS, first, second, window=17, context=5)
     given, made = decoded
     missing = given[:, :, 0] - made[:, :, 12]
     assert missing.abs().max() > 0.05
@@ -141,19 +148,23 @@ def test_the_last_made_frames_lead_to_the_given_ones(generator, monkeypatch):
     assert torch.equal(out[:, :, 12:], given)
 
 
-@pytest.mark.parametrize("mend", [0.5, 1.0])
-def test_a_join_is_mended_from_what_came_of_it(generator, video, mend):
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_a_join_is_resampled_from_its_first_result(generator, video, strength):
     """The last steps again, from the joined video: all of them forget it, since the noise is the
     same.
     """
-    join = partial(connect, generator, PROMPTS, SEEDS, video, video.flip(2), window=9, context=3)
-    rough, mended = join(mend=0.0), join(mend=mend)
-    assert_same(mended[:, :, :9], rough[:, :, :9])
-    assert_same(mended[:, :, 12:], rough[:, :, 12:])
-    change = (mended[:, :, 9:12] - rough[:, :, 9:12]).abs().max()
-    assert change < 1e-4 if mend == 1 else change > 0.01
-    with pytest.raises(ValueError, match=r"mend = 1\.5: must lie in \[0, 1\]"):
-        join(mend=1.5)
+
+    def join(strength: float) -> torch.Tensor:
+        model = sampled_with(generator, resample_strength=strength)
+        return connect(model, PROMPTS, SEEDS, video, video.flip(2), window=9, context=3)
+
+    rough, resampled = join(0.0), join(strength)
+    assert_same(resampled[:, :, :9], rough[:, :, :9])
+    assert_same(resampled[:, :, 12:], rough[:, :, 12:])
+    change = (resampled[:, :, 9:12] - rough[:, :, 9:12]).abs().max()
+    assert change < 1e-4 if strength == 1 else change > 0.01
+    with pytest.raises(ValueError, match=r"resample_strength = 1\.5: must lie in \[0, 1\]"):
+        join(1.5)
 
 
 def test_a_loop_is_the_video_and_the_way_back_to_its_start(generator, video):
@@ -202,13 +213,14 @@ def test_an_edit_keeps_less_the_stronger_it_is(generator, video):
 
 
 def test_an_edit_by_two_prompts_changes_nothing_where_they_are_one(generator, video):
-    even = replace(generator, guidance_scale=2.0)
-    same = edit(even, PROMPTS, SEEDS, video, 0.8, PROMPTS, source_guidance=2.0)
+    same = edit(generator, PROMPTS, SEEDS, video, 0.8, PROMPTS, source_guidance=2.0)
     assert_same(same, given_back(generator, video))
-    other = edit(even, PROMPTS[::-1], SEEDS, video, 0.8, PROMPTS, source_guidance=2.0)
+    other = edit(generator, PROMPTS[::-1], SEEDS, video, 0.8, PROMPTS, source_guidance=2.0)
     assert (other - same).abs().max() > 1e-3
     with pytest.raises(ValueError, match="is for a RectifiedFlow"):
-        edit(replace(even, process=Process(VP, Epsilon())), PROMPTS, SEEDS, video, 0.8, PROMPTS)
+        edit(
+            replace(generator, process=Process(VP, Epsilon())), PROMPTS, SEEDS, video, 0.8, PROMPTS
+        )
 
 
 @pytest.mark.parametrize(
@@ -219,7 +231,7 @@ def test_an_edit_by_two_prompts_changes_nothing_where_they_are_one(generator, vi
     [Process(), Process(VP, Epsilon()), Process(VarianceExploding(), Preconditioned())],
     ids=["flow", "preserving", "exploding"],
 )
-def test_every_sampler_moves_straight_to_what_is_known(generator, video, sampler, process):
+def test_every_sampler_moves_straight_to_what_is_known(generator, monkeypatch, sampler, process):
     """Before the known latents are put back in the end, too."""
     if isinstance(sampler, DDPM) and process == Process():
         pytest.skip("DDPM has no step from where nothing of the data is left")
@@ -233,7 +245,9 @@ def test_every_sampler_moves_straight_to_what_is_known(generator, video, sampler
         reached.append(sampler(*arguments))
         return reached[0]
 
-    model = replace(generator, process=process, sampler=spy, frame_guidance=1.5)
+    monkeypatch.setitem(SAMPLERS, "euler", spy)
+    guidance = GuidanceConfig(frame_guidance=1.5)
+    model = sampled_with(replace(generator, process=process), guidance=guidance)
     made = model.latents(PROMPTS, grid, SEEDS, KnownFrames(latents, mask))
     kept = mask.expand_as(latents)
     torch.testing.assert_close(reached[0][kept], latents[kept], rtol=1e-3, atol=1e-3)
@@ -248,7 +262,9 @@ def test_frame_guidance_of_one_is_the_model_told_the_frames(generator, video):
     grid = TokenGrid(3, 2, 2)
     plain = generator.latents(PROMPTS, grid, SEEDS, known)
     weighed = {
-        scale: replace(generator, frame_guidance=scale).latents(PROMPTS, grid, SEEDS, known)
+        scale: sampled_with(generator, guidance=GuidanceConfig(frame_guidance=scale)).latents(
+            PROMPTS, grid, SEEDS, known
+        )
         for scale in (1.0, 3.0)
     }
     torch.testing.assert_close(weighed[1.0], plain, rtol=1e-3, atol=1e-3)
@@ -256,9 +272,9 @@ def test_frame_guidance_of_one_is_the_model_told_the_frames(generator, video):
 
 
 def test_noise_on_known_frames_changes_what_is_made_and_not_what_is_known(generator, video):
-    arguments = (generator, PROMPTS, SEEDS, video, 13)
-    clean = extend(*arguments, window=9, context=5)
-    noisy = extend(*arguments, window=9, context=5, noise=0.3)
+    arguments = (PROMPTS, SEEDS, video, 13, 9, 5)
+    clean = extend(generator, *arguments)
+    noisy = extend(sampled_with(generator, frame_noise=0.3), *arguments)
     assert_same(noisy[:, :, :9], clean[:, :, :9])
     assert (noisy[:, :, 9:] - clean[:, :, 9:]).abs().max() > 1e-3
 
@@ -275,10 +291,11 @@ def test_noise_on_known_frames_changes_what_is_made_and_not_what_is_known(genera
         (lambda g, v: connect(g, PROMPTS, SEEDS, v, v[..., :8], 9, 3), "must be of one size"),
         (lambda g, v: loop(g, PROMPTS, SEEDS, v[:, :, :2], 9, 3), "shorter than the context"),
         (lambda g, v: edit(g, PROMPTS, SEEDS, v, 0.0), "strength = 0.0"),
-        (lambda g, v: extend(g, PROMPTS, SEEDS, v, 13, 9, 5, noise=1.0), "noise = 1.0"),
+        (lambda g, v: KnownFrames(v, v[:, :1] > 0, noise=1.0), "noise = 1.0"),
+        (lambda g, v: SamplingConfig(frame_noise=1.0), "frame_noise = 1.0"),
         (lambda g, v: extend(g, PROMPTS, [1], v, 13, 9, 5), "1 seeds"),
         (lambda g, v: inpaint(g, PROMPTS, SEEDS, v, v[:, :1, :5] > 0), "both must have the same"),
-        (lambda g, v: Draft(v, 1.5), "strength = 1.5"),
+        (lambda g, v: InitLatents(v, 1.5), "strength = 1.5"),
     ],
 )
 def test_what_does_not_fit_is_refused(generator, video, call, said):

@@ -14,7 +14,7 @@ from sora_lightning.cli.sample import read_all, to_frames
 from sora_lightning.cli.sample_tasks import TASKS, read_video
 from sora_lightning.data.decoding.encode import write_video
 from sora_lightning.diffusion import HybridObjective, MinSNR, VariancePreserving
-from sora_lightning.generation import KnownFrames
+from sora_lightning.generation import GuidanceConfig, KnownFrames, SamplingConfig
 from sora_lightning.systems import DiffusionSystem
 from sora_lightning.types import TokenGrid, VideoSize
 
@@ -159,7 +159,7 @@ def test_known_frames_as_channels_train_and_extend(fit, diffusion_model, clip, t
     model = told_by_channels(diffusion_model, "MaskedLatents", TASK_MIXTURE)
     checkpoint = fit({"model": model}, tmp_path / "run", "--trainer.max_steps=2")
     system = DiffusionSystem.from_checkpoint(checkpoint)
-    assert system.generator().channels == system.concatenation.channels
+    assert system.video_generator().channels == system.concatenation.channels
     for arguments in (("--frames=3",), ("--frame-guidance=1.5", "--frame-noise=0.1")):
         assert sample(checkpoint, "--task=extend", "--video=in.mp4", *arguments) == 0
         assert read_all(Path("out.mp4")).shape[0] >= 13
@@ -204,7 +204,8 @@ def test_two_scales_weigh_text_and_frames_apart(fit, diffusion_model, tmp_path):
     known, grid, prompt = KnownFrames(latents, mask), TokenGrid(3, 2, 2), ["a red circle"]
 
     def made(frames: float | None, text: float, prompts: list[str] = prompt) -> torch.Tensor:
-        generator = system.generator(num_steps=3, guidance_scale=text, frame_guidance=frames)
+        guidance = GuidanceConfig(text, frame_guidance=frames)
+        generator = system.video_generator(SamplingConfig(num_steps=3, guidance=guidance))
         with torch.no_grad():
             return generator.latents(prompts, grid, [0], known)
 
@@ -225,7 +226,7 @@ def test_a_training_starts_from_another_ones_weights(checkpoint, fit, diffusion_
     torch.testing.assert_close(weight[:, :4], old.denoiser.x_in.weight, atol=1e-5, rtol=0)
     assert weight[:, 4:].abs().max() < 1e-5
     prompts, size = ["a red square"], VideoSize(5, 16, 16)
-    videos = [one.generate(prompts, size, [0], num_steps=2) for one in (old, new)]
+    videos = [one.generate(prompts, size, [0], SamplingConfig(num_steps=2)) for one in (old, new)]
     torch.testing.assert_close(*videos, atol=1e-3, rtol=1e-3)
 
 

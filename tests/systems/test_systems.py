@@ -7,6 +7,7 @@ import torch
 
 from sora_lightning.callbacks import EMA
 from sora_lightning.checkpoints import load_tokenizer
+from sora_lightning.generation import SamplingConfig
 from sora_lightning.systems import DiffusionSystem, TokenizerSystem
 from sora_lightning.systems.tokenizer import latent_moments
 from sora_lightning.tokenizers.posterior import DiagonalGaussian
@@ -75,7 +76,7 @@ def test_a_diffusion_checkpoint_needs_no_other_file(
     assert system.fps == 8
     assert system.tokenizer.fingerprint() == expected
     assert load_tokenizer(path).fingerprint() == expected
-    video = system.generate(["a red circle"], VideoSize(5, 16, 24), [0], num_steps=2)
+    video = system.generate(["a red circle"], "5x16x24", [0], SamplingConfig(num_steps=2))
     assert video.shape == (1, 3, 5, 16, 24)
 
     averaged = dict(system.named_parameters())
@@ -151,7 +152,7 @@ def test_one_class_trains_unconditionally_too(fit, diffusion_model, tmp_path):
     }
     path = fit({"model": model}, tmp_path / "run", "--trainer.max_steps", "2")
     video = DiffusionSystem.from_checkpoint(path).generate(
-        ["", ""], VideoSize(3, 16, 16), [0, 1], num_steps=1, guidance_scale=1.0
+        ["", ""], VideoSize(3, 16, 16), [0, 1], SamplingConfig(num_steps=1)
     )
     assert video.shape == (2, 3, 3, 16, 16)
 

@@ -158,5 +158,5 @@ def test_sides_that_do_not_fit_are_refused(tmp_path: Path, capsys: pytest.Captur
     with pytest.raises(ValueError, match="tile = 50 is not a multiple of the 4 pixels of height"):
         TokenizerSystem(conv(), tiling=Tiling(50, 8))
     sample = ["sample", "--checkpoint", "x.ckpt", "--prompt", "a", "--output", "x.mp4"]
-    assert main([*sample, "--tile-overlap", "8"]) == 2
-    assert "--tile-overlap 8: needs --tile" in capsys.readouterr().err
+    assert main([*sample, "--tile", "96", "--tiling-overlap", "64"]) == 2
+    assert "overlap = 64 of tile = 96: must be positive and at" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -127,17 +127,17 @@ def long(times: int, context_noise: float) -> Make:
         generator, prompts, seeds = batch.model
         back = [turned_round(case).prompt for case in batch.cases]
         video, step = text(batch, windows), windows.short - windows.context
+        noisy = replace(generator, sampling=replace(generator.sampling, frame_noise=context_noise))
         # A shape of the data has room for two seconds, which are two windows' new frames.
         for number in range(-(-(times - 1) * windows.short // step)):
             video = generation.extend(
-                generator,
+                noisy,
                 back if number % 4 < 2 else prompts,
                 [seed + (number + 1 << 40) for seed in seeds],
                 video,
                 video.shape[2] + step,
                 windows.short,
                 windows.context,
-                context_noise,
             )
         return video[:, :, : times * windows.short]
 

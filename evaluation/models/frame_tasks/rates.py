@@ -26,7 +26,7 @@ from evaluation.models.frame_tasks.judging import (
 from evaluation.models.frame_tasks.making import Make, Windows, make_videos
 from evaluation.models.frame_tasks.protocol import TaskProtocol
 from sora_lightning.denoisers import FeatureCaching
-from sora_lightning.generation import VideoGenerator
+from sora_lightning.generation import SamplingConfig, VideoGenerator
 
 _LEAST_PSNR, _LARGEST_SEAM = 40.0, 1.5
 ATTRIBUTES = ("colour", "direction", "shape")
@@ -61,10 +61,15 @@ class Trial:
         make: Make,
         cases: Sequence[Case] | None = None,
         windows: Windows | None = None,
-        **settings: float,
+        sampling: SamplingConfig | None = None,
     ) -> list[Video]:
-        generator = replace(self.generator, **settings)  # type: ignore[arg-type]
+        generator = replace(self.generator, sampling=sampling or self.generator.sampling)
         return make_videos(task, make, generator, cases or self.cases, windows or self.windows)
+
+    def guided(self, scale: float) -> SamplingConfig:
+        """The sampling with another guidance scale."""
+        sampling = self.generator.sampling
+        return replace(sampling, guidance=replace(sampling.guidance, scale=scale))
 
 
 def extend(trial: Trial) -> Outcome:
@@ -135,8 +140,8 @@ def connect(trial: Trial) -> Outcome:
     """Two rendered videos of one shape that leave a way of a second open."""
     context = trial.protocol.context
     gap = trial.protocol.long_frames - 2 * context
-    weight = trial.protocol.join_guidance
-    videos = trial.make("connect", making.connect, trial.pairs, guidance_scale=weight)
+    sampling = trial.guided(trial.protocol.join_guidance)
+    videos = trial.make("connect", making.connect, trial.pairs, sampling=sampling)
     given = trial.make("reconstruct the given frames", making.given_back(context), trial.pairs)
     cut = [np.concatenate([case.video, case.then]) for case in trial.pairs if case.then is not None]
     rates: dict[str, Rate | Mean] = {
@@ -165,8 +170,8 @@ def loop(trial: Trial) -> Outcome:
     """Of the real clips' first ``context`` frames."""
     context, cases = trial.protocol.context, trial.cases
     back = [turned_round(case) for case in cases]
-    weight = trial.protocol.join_guidance
-    videos = trial.make("loop", making.loop, back, guidance_scale=weight)
+    sampling = trial.guided(trial.protocol.join_guidance)
+    videos = trial.make("loop", making.loop, back, sampling=sampling)
     given = trial.make("reconstruct the given frames", making.given_back(context))
     rates: dict[str, Rate | Mean] = {
         "loop/closes": Rate(
@@ -211,11 +216,11 @@ def edit(trial: Trial) -> Outcome:
     """
     protocol = trial.protocol
     cases = [in_colour(case, other_colour(case, i)) for i, case in enumerate(trial.cases)]
-    weight = protocol.edit_guidance
+    sampling = trial.guided(protocol.edit_guidance)
     by_both = making.edit(protocol.strength, protocol.source_guidance)
-    videos = trial.make("edit", by_both, cases, guidance_scale=weight)
+    videos = trial.make("edit", by_both, cases, sampling=sampling)
     by_noise = making.sdedit(protocol.strength)
-    others = trial.make("edit by noise alone", by_noise, cases, guidance_scale=weight)
+    others = trial.make("edit by noise alone", by_noise, cases, sampling=sampling)
     rates = _edited("edit", videos, cases, 0.7) | _edited("edit_sdedit", others, cases, None)
     return Outcome(cases, videos, rates)
 
@@ -281,9 +286,9 @@ def caching(trial: Trial) -> Outcome:
     exact = trial.make("text, all blocks", making.text)
     videos, rates = list(exact), dict[str, Rate | Mean]()
     for interval in (1, *protocol.cache_intervals):
-        cached = replace(trial.generator, caching=FeatureCaching(interval))
-        one = replace(trial, generator=cached)
-        videos = one.make(f"text, blocks at every step of {interval}", making.text)
+        sampling = replace(trial.generator.sampling, cache=FeatureCaching(interval))
+        title = f"text, blocks at every step of {interval}"
+        videos = trial.make(title, making.text, sampling=sampling)
         name = f"cache/{interval}"
         psnr = [
             float(psnr_per_clip(as_batch([a]), as_batch([b]))[0])
