@@ -42,11 +42,6 @@ class TaskInputs:
     strength: float | None = None
     source_prompt: str | None = None
 
-    def __post_init__(self) -> None:
-        for flag, path in self.files.items():
-            if not path.is_file():
-                raise ValueError(f"--{flag} {path}: no such file")
-
     @property
     def files(self) -> dict[str, Path]:
         """The files that are given, by flag."""
@@ -123,7 +118,7 @@ class Task:
 
 
 def check_inputs(name: str, inputs: TaskInputs, sampling: SamplingConfig) -> None:
-    """Raise ``ValueError`` for an input that the task lacks or does not use."""
+    """Raise ``ValueError`` for an input that the task lacks or does not use, or a missing file."""
     task = TASKS[name]
     for missing in sorted(set(task.needs) - inputs.given):
         raise ValueError(f"{_flag(missing)} is missing: --task {name} needs it")
@@ -137,6 +132,9 @@ def check_inputs(name: str, inputs: TaskInputs, sampling: SamplingConfig) -> Non
         raise ValueError(
             f"{_flag(useless)} has no meaning for --task {name}, only for {', '.join(users)}"
         )
+    for flag, path in inputs.files.items():
+        if not path.is_file():
+            raise ValueError(f"--{flag} {path}: no such file")
 
 
 def _used(task: Task) -> set[str]:
