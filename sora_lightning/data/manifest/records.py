@@ -30,7 +30,7 @@ from typing import Any
 
 from sora_lightning.data.decoding.litdata_items import require_litdata
 from sora_lightning.data.decoding.video_metadata import VideoMetadata
-from sora_lightning.data.manifest.tables import Row, read_rows
+from sora_lightning.data.manifest.tables import MEDIA, Row, read_rows
 
 # The first that is there is read.
 CAPTION_COLUMNS = ("caption", "text", "prompt")
@@ -151,7 +151,11 @@ class ManifestRow:
         caption = self.columns.get(key)
         wordings = [caption] if isinstance(caption, str) else caption
         if not isinstance(wordings, list) or not wordings:
-            raise self.error(key, "must be a string or a list of strings")
+            rule = "must be a string or a list of strings"
+            medium = Path(self.place)
+            if medium.suffix.lower() in MEDIA:  # in a folder
+                rule += f", in {medium.with_suffix('.txt').name} beside it"
+            raise self.error(key, rule)
         pairs = [self._wording(key, wording) for wording in wordings]
         total = sum(weight for _, weight in pairs)
         if not total:

@@ -12,7 +12,8 @@ from sora_lightning.data.manifest.tables import Row, read_rows, with_moved_sourc
 def split(source: Path, output: Path, num_held_out: int, seed: int = 0) -> None:
     """Write ``train.jsonl`` and ``test.jsonl``: all rows of a file fall to the same one.
 
-    Which files are held out is drawn by their names and the seed, whatever the order of the rows.
+    Which files are held out is drawn by their paths and the seed, whatever the order of the rows.
+    One file under two paths, and copies of one ``content``, count as one.
 
     Args:
         source: A manifest (JSONL, CSV, Parquet), or a folder of videos with captions beside them.
@@ -22,8 +23,9 @@ def split(source: Path, output: Path, num_held_out: int, seed: int = 0) -> None:
     """
     source, output = Path(source), Path(output)
     folder = source if source.is_dir() else source.parent
-    rows = [(_named(row, place), row) for place, row in read_rows(source)]
-    names = sorted({name for name, _ in rows}, key=lambda name: _draw(name, seed))
+    first_of: dict[str, str] = {}
+    rows = [(_file_of(row, place, folder, first_of), row) for place, row in read_rows(source)]
+    names = sorted({name for name, _ in rows}, key=lambda name: (_draw(name, seed), name))
     if not 0 < num_held_out < len(names):
         raise ValueError(
             f"num_held_out = {num_held_out}: must be from 1 to {len(names) - 1}, since {source} "
@@ -36,14 +38,18 @@ def split(source: Path, output: Path, num_held_out: int, seed: int = 0) -> None:
         print(f"{output / part}.jsonl: {len(chosen)} of {len(rows)} rows")
 
 
-def _named(row: Row, place: str) -> str:
+def _file_of(row: Row, place: str, folder: Path, first_of: dict[str, str]) -> str:
+    """The file of a row, named from the folder; of files of one content, the first."""
     if not isinstance(row.get("path"), str) or not row["path"]:
         raise ValueError(f"{place}: path: must name a file")
-    return str(row["path"])
+    real = os.path.realpath(folder / row["path"])
+    name = Path(os.path.relpath(real, os.path.realpath(folder))).as_posix()
+    content = row.get("content")
+    return first_of.setdefault(content, name) if isinstance(content, str) and content else name
 
 
 def _draw(name: str, seed: int) -> str:
-    return hashlib.sha256(f"{seed} {Path(name).name}".encode()).hexdigest()
+    return hashlib.sha256(f"{seed} {name}".encode()).hexdigest()
 
 
 def _moved(row: Row, folder: Path, output: Path) -> Row:

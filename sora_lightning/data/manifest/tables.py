@@ -8,16 +8,27 @@ import csv
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from sora_lightning.data.decoding.images import IMAGES
+
 SUFFIXES = (".jsonl", ".csv", ".parquet", ".arrow")
 ARROW_ROWS = 2**14
-VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".ts", ".m4v", ".mpg", ".mpeg", ".gif")
-IMAGES = (".png", ".jpg", ".jpeg", ".webp")
+VIDEOS = (
+    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg"),
+    *(".wmv", ".flv", ".3gp", ".ogv", ".gif"),
+)
+MEDIA = VIDEOS + IMAGES
 # Cells of these columns are text, whatever they look like.
-_TEXT = ("path", "caption", "text", "source")
+_TEXT = (
+    *("path", "caption", "text", "prompt", "source", "shard", "litdata", "content", "look"),
+    *("decoder_reason", "duplicate_of"),
+)
+_WORDINGS = ("caption", "text", "prompt")
 
 Row = dict[str, Any]
 
@@ -25,9 +36,11 @@ Row = dict[str, Any]
 def read_rows(source: Path) -> Iterator[tuple[str, Row]]:
     """Each row with its place, for messages: ``file:line``, or the medium's path in a folder.
 
-    In a folder, searched to any depth, a medium's caption is the text file of the same name; its
-    path is relative to the folder. CSV cells that read as numbers are numbers, empty ones are
-    absent, and a caption may be a JSON list. Raises ``ValueError`` for what is no such table.
+    Text is UTF-8, with a byte order mark or without. CSV cells are separated by commas. Those that
+    read as numbers are numbers, empty ones are absent, and a caption may be a JSON list. Folders
+    are searched to any depth, links included, but for hidden files. A medium's caption is the text
+    file of the same name, and its path is relative to the folder. Files of other endings are
+    counted in a warning. Raises ``ValueError`` for what is no such table.
     """
     source = Path(source)
     if source.is_dir():
@@ -35,6 +48,10 @@ def read_rows(source: Path) -> Iterator[tuple[str, Row]]:
         return
     if not source.is_file():
         raise ValueError(f"{source}: no such manifest")
+    if source.suffix not in SUFFIXES:
+        raise ValueError(
+            f"{source}: a manifest must be a folder, or end in one of {', '.join(SUFFIXES)}"
+        )
     try:
         if source.suffix == ".csv":
             yield from _csv(source)
@@ -47,25 +64,54 @@ def read_rows(source: Path) -> Iterator[tuple[str, Row]]:
         else:
             yield from _jsonl(source)
     except UnicodeDecodeError as error:
-        kind = source.suffix.lstrip(".").upper() if source.suffix == ".csv" else "JSONL"
-        raise ValueError(f"{source}: not a {kind} manifest: {error}") from error
+        kind = source.suffix.lstrip(".").upper()
+        raise ValueError(f"{source}: not a {kind} manifest in UTF-8: {error}") from error
 
 
 def _folder(folder: Path) -> Iterator[tuple[str, Row]]:
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in (*VIDEOS, *IMAGES) and path.is_file():
-            row: Row = {"path": path.relative_to(folder).as_posix()}
-            text = path.with_suffix(".txt")
-            if text.is_file():
-                try:
-                    row["caption"] = text.read_text(encoding="utf-8").strip()
-                except UnicodeDecodeError as error:
-                    raise ValueError(f"{text}: not text: {error}") from error
-            yield str(path), row
+    passed_over: Counter[str] = Counter()
+    for path in sorted(_files(folder)):
+        if path.suffix.lower() not in MEDIA:
+            passed_over[path.suffix.lower() or path.name] += path.suffix.lower() != ".txt"
+            continue
+        row: Row = {"path": path.relative_to(folder).as_posix()}
+        text = _text_beside(path)
+        if text is not None:
+            try:
+                row["caption"] = text.read_text(encoding="utf-8-sig").strip()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{text}: not text in UTF-8: {error}") from error
+        yield str(path), row
+    if passed_over := +passed_over:
+        endings = ", ".join(f"{count} {ending}" for ending, count in passed_over.most_common())
+        warnings.warn(f"{folder}: files of other kinds are left out: {endings}", stacklevel=2)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The files of a folder to any depth, but for hidden ones; what links lead to comes once."""
+    waiting, linked, seen = [folder], list[Path](), set[str]()
+    while waiting or linked:
+        inside = waiting.pop() if waiting else linked.pop(0)
+        if (real := os.path.realpath(inside)) in seen:
+            continue
+        seen.add(real)
+        for entry in sorted(os.scandir(inside), key=lambda entry: entry.name):
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                continue
+            if entry.is_dir():
+                (linked if entry.is_symlink() else waiting).append(Path(entry.path))
+            elif entry.is_file():
+                yield Path(entry.path)
+
+
+def _text_beside(medium: Path) -> Path | None:
+    """The text file of a medium's name, its ending in small letters or large."""
+    texts = (medium.with_suffix(suffix) for suffix in (".txt", ".TXT"))
+    return next((text for text in texts if text.is_file()), None)
 
 
 def _jsonl(source: Path) -> Iterator[tuple[str, Row]]:
-    with source.open(encoding="utf-8") as lines:
+    with source.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -82,9 +128,10 @@ def _jsonl(source: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _csv(source: Path) -> Iterator[tuple[str, Row]]:
-    with source.open(encoding="utf-8", newline="") as lines:
+    with source.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines, strict=True)
         try:
+            _check_header(source, reader.fieldnames or ())
             for cells in reader:
                 place = f"{source}:{reader.line_num}"
                 if None in cells or None in cells.values():
@@ -98,9 +145,17 @@ def _csv(source: Path) -> Iterator[tuple[str, Row]]:
             raise ValueError(f"{source}:{reader.line_num}: not CSV: {error}") from error
 
 
+def _check_header(source: Path, names: Sequence[str]) -> None:
+    found = [separator for separator in (";", "\t") if len(names) == 1 and separator in names[0]]
+    if found:
+        raise ValueError(
+            f"{source}:1: {names[0][:60]!r}: cells must be separated by commas, not by {found[0]!r}"
+        )
+
+
 def _cell(column: str, text: str) -> Any:
     if column in _TEXT:
-        if column != "path" and text.startswith("["):
+        if column in _WORDINGS and text.startswith("["):
             try:
                 return json.loads(text)
             except json.JSONDecodeError:

@@ -157,8 +157,13 @@ def random_scene(content: Sequence[Triple], rng: np.random.Generator) -> Scene:
 
 def turning_scene(content: Triple, rng: np.random.Generator) -> Scene:
     """A scene of one shape that turns to another side once or twice, everything else drawn at
-    random. ``content`` names the side to which it moves first.
+    random.
+
+    ``content`` names the side to which it moves first. It never turns to a side with which its
+    shape and colour are held out.
     """
+    held_out = set(triples(held_out=True))
+    allowed = [side for side in DIRECTIONS if content._replace(direction=side) not in held_out]
     scene = random_scene([content], rng)
     (shape,) = scene.shapes
     low, high = shape.diameter / 2 + MARGIN, 1 - shape.diameter / 2 - MARGIN
@@ -167,8 +172,9 @@ def turning_scene(content: Triple, rng: np.random.Generator) -> Scene:
         turns: list[Turn] = []
         for first, last in TURNS[: rng.integers(1, len(TURNS) + 1)]:
             now = turns[-1].direction if turns else shape.direction
-            sides = [side for side in DIRECTIONS if side != now]
-            turns.append(Turn(rng.uniform(first, last) * duration_s, sides[rng.integers(3)]))
+            sides = [side for side in allowed if side != now]
+            side = sides[rng.integers(len(sides))]
+            turns.append(Turn(rng.uniform(first, last) * duration_s, side))
         turning = replace(shape, turns=tuple(turns))
         times_s = [0.0, *(turn.time_s for turn in turns), duration_s]
         corners = turning.moved(np.array(times_s, np.float32))

@@ -122,6 +122,29 @@ def test_a_turning_shape_keeps_to_its_caption_and_to_the_picture() -> None:
     assert counts.keys() == {1, 2}
 
 
+@pytest.mark.parametrize("turns", [0.0, 0.35, 1.0])
+def test_no_training_clip_shows_a_held_out_combination(turns: float, tmp_path: Path) -> None:
+    """Nor does a caption name one: a caption names the sides of its scene."""
+    paths = write_dataset(tmp_path, 40, 1, 1, num_workers=1, turns=turns)
+    shown = {
+        Triple(shape["shape"], shape["colour"], side)
+        for line in paths["train"].read_text().splitlines()
+        for shape in json.loads(line)["scene"]["shapes"]
+        for side in (shape["direction"], *(side for _, side in shape["turns"]))
+    }
+    assert not shown & set(triples(held_out=True))
+
+
+def test_turns_reach_all_sides_but_the_held_out_ones() -> None:
+    rng = np.random.default_rng(2)
+    held_out, reached = set(triples(held_out=True)), set()
+    for content in triples(held_out=False) * 20:
+        (shape,) = turning_scene(content, rng).shapes
+        reached |= {content._replace(direction=turn.direction) for turn in shape.turns}
+    assert reached == set(triples(held_out=False))
+    assert not reached & held_out
+
+
 def test_turns_are_those_of_the_training_alone(tmp_path: Path) -> None:
     paths = write_dataset(tmp_path, 20, 4, 4, num_workers=1, turns=0.5)
     turning = {
