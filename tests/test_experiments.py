@@ -23,8 +23,8 @@ from evaluation.__main__ import main as evaluation_main
 from sora_lightning.__main__ import main
 from sora_lightning.callbacks import EMA
 from sora_lightning.checkpoints import load_tokenizer
-from sora_lightning.cli.sample import read_all
 from sora_lightning.cli.training import TrainingCLI
+from sora_lightning.data.decoding.readers import read_frames
 from sora_lightning.systems import DiffusionSystem, TokenizerSystem
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -241,11 +241,11 @@ def test_a_checkpoint_alone_makes_videos(
     options = ("--num-steps=2", "--num-frames=9", "--seed=1")
     one = ("sample", "--checkpoint", checkpoint, "--prompt", "a red circle moves left", *options)
     _run(*one, "--size=32x32", "--output=x.mp4")
-    assert read_all(Path("x.mp4")).shape == (9, 32, 32, 3)
+    assert read_frames(Path("x.mp4"))[0].shape == (9, 32, 32, 3)
     many = ("sample", "--checkpoint", checkpoint, "--prompts", str(inside / "clips/test.jsonl"))
     _run(*many, "--size=32x32,24x40", "--output=out", *options)
     rows = [json.loads(line) for line in Path("out/prompts.jsonl").read_text().splitlines()]
-    assert [read_all(Path("out", row["path"])).shape[0] for row in rows] == [9, 9, 9]
+    assert [read_frames(Path("out", row["path"]))[0].shape[0] for row in rows] == [9, 9, 9]
 
 
 def test_a_training_goes_on_from_its_checkpoint(

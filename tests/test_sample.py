@@ -18,8 +18,8 @@ from evaluation.inputs import read_entries
 from sora_lightning.cli import sample as sample_module
 from sora_lightning.cli.contact_sheet import contact_sheet, moving_sheet, save_animation
 from sora_lightning.cli.functions import run_function
-from sora_lightning.cli.prompts import read_prompts
-from sora_lightning.cli.sample import Request, read_all, sample, to_frames
+from sora_lightning.cli.sample import Request, sample, to_frames
+from sora_lightning.data.decoding.readers import read_frames
 from sora_lightning.denoisers import FeatureCaching
 from sora_lightning.generation import GuidanceConfig, SamplingConfig
 from sora_lightning.layers.patch import Patch
@@ -75,7 +75,7 @@ def _sample(**changes: object) -> None:
 def test_one_prompt_makes_one_file_of_the_size_asked(painter: Painter) -> None:
     request = Request(prompt=" a red circle ", size="16x24", num_frames=9, seed=3)
     sample(Path("model.ckpt"), Path("new/x.mp4"), request)
-    video = read_all(Path("new/x.mp4"))
+    video = read_frames(Path("new/x.mp4"))[0]
     assert video.shape == (9, 16, 24, 3)
     assert abs(int(video.mean()) - round((0.3 - 0.5 + 1) * 127.5)) <= 2
     assert painter.asked == ["a red circle"]
@@ -241,31 +241,75 @@ def test_what_cannot_be_sampled_is_refused_before_anything_is_made(
     assert not Path("out").exists()
 
 
-def test_a_manifest_gives_captions_and_the_size_nearest_in_proportion(tmp_path: Path) -> None:
+def _shown(folder: str = "out") -> list[tuple[str, str]]:
+    rows = [json.loads(line) for line in Path(folder, "prompts.jsonl").read_text().splitlines()]
+    return [(row["prompt"], row["size"]) for row in rows]
+
+
+def test_a_manifest_gives_captions_and_the_size_nearest_in_proportion(painter: Painter) -> None:
     rows = [
         {"path": "a.mp4", "caption": ["first", "second"], "height": 60, "width": 100},
         {"path": "b.mp4", "caption": "alone", "height": 100, "width": 60},
         {"path": "c.mp4", "caption": "no size"},
+        {"path": "d.mp4", "text": "by its other name"},
+        {"path": "e.mp4", "caption": [{"text": "weighted", "weight": 2}, {"text": "x"}]},
     ]
-    manifest = tmp_path / "test.jsonl"
-    manifest.write_text("\n".join(map(json.dumps, rows)))
-    square, wide, tall = (VideoSize(17, 32, 32), VideoSize(17, 24, 40), VideoSize(17, 40, 24))
-    prompts = read_prompts(manifest, [square, wide, tall])
-    assert [(p.text, p.size) for p in prompts] == [
-        ("first", wide),
-        ("alone", tall),
-        ("no size", square),
+    Path("test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    _sample(prompts="test.jsonl", size="32x32,24x40,40x24")
+    assert _shown() == [
+        ("first", "5x24x40"),
+        ("alone", "5x40x24"),
+        ("no size", "5x32x32"),
+        ("by its other name", "5x32x32"),
+        ("weighted", "5x32x32"),
     ]
 
 
 @pytest.mark.parametrize(
-    ("row", "said"), [("{", "not JSON"), ('{"path": "a"}', "caption"), ("[]", "caption")]
+    ("name", "content", "prompts"),
+    [
+        ("clips.csv", "path,caption\r\na.mp4,a red circle\r\nb.mp4,a square\r\n", None),
+        ("clips.jsonl", '{"caption": "a red circle"}\n{"caption": "a square"}\n', None),
+        (
+            "separated.jsonl",
+            '{"caption": "one\u2028two\u0085three"}\n',
+            ["one\u2028two\u0085three"],
+        ),
+        ("separated.txt", "one\u2028two\u0085three\n", ["one\u2028two\u0085three"]),
+        ("marked.txt", "\ufeffa red circle\n\na square\n", None),
+        ("umlaut.txt", "ein grüner Kreis\n", ["ein grüner Kreis"]),
+    ],
 )
-def test_a_bad_row_is_named_by_its_line(tmp_path: Path, row: str, said: str) -> None:
-    manifest = tmp_path / "test.jsonl"
-    manifest.write_text('{"caption": "a"}\n' + row)
-    with pytest.raises(ValueError, match=f"line 2: .*{said}"):
-        read_prompts(manifest, [VideoSize(17, 32, 32)])
+def test_prompts_are_read_as_the_training_reads_captions(
+    painter: Painter, name: str, content: str, prompts: list[str] | None
+) -> None:
+    Path(name).write_bytes(content.encode())
+    _sample(prompts=name)
+    assert [prompt for prompt, _ in _shown()] == (prompts or ["a red circle", "a square"])
+    assert painter.asked == (prompts or ["a red circle", "a square"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("x.jsonl", b'{"caption": "a"}\n{', r"--prompts x\.jsonl:2: not JSON"),
+        ("x.jsonl", b'{"caption": "a"}\n{"path": "a"}', r"x\.jsonl:2: caption: must be"),
+        ("x.jsonl", b'{"caption": "a"}\n[]', r"x\.jsonl:2: .*caption"),
+        ("x.jsonl", b'{"caption": "a", "height": -32, "width": 32}', r"x\.jsonl:1: height = -32"),
+        ("x.jsonl", b'{"caption": "a", "height": "32", "width": 32}', r"x\.jsonl:1: height = '32'"),
+        ("x.json", b"[]", r"x\.json: must be a text file \(\.txt\) with a prompt a line, or a man"),
+        ("x.txt", "grün".encode("latin-1"), r"x\.txt: not UTF-8 text"),
+        ("x.txt", "red".encode("utf-16"), r"x\.txt: not UTF-8 text"),
+        ("x.txt", b"\n\n", r"x\.txt: holds no prompt"),
+    ],
+)
+def test_what_holds_no_prompts_is_named_with_its_line(
+    painter: Painter, name: str, content: bytes, said: str
+) -> None:
+    Path(name).write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        _sample(prompts=name)
+    assert not painter.asked
 
 
 def test_frames_span_the_range_of_pixels() -> None:

@@ -11,7 +11,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sora_lightning.__main__ import main
-from sora_lightning.cli.sample import read_all
+from sora_lightning.data.decoding.readers import read_frames
 
 _ROOT = Path(__file__).resolve().parents[1]
 _CLIPS = _ROOT.parent / "shared" / "clips"
@@ -52,7 +52,7 @@ def test_real_video_trains_both_models_and_samples(
         "--num-frames=9",
     )
     assert main(["sample", "--checkpoint", checkpoint, *one, "--output=x.mp4"]) == 0
-    assert read_all(Path("x.mp4")).shape == (9, 32, 48, 3)
+    assert read_frames(Path("x.mp4"))[0].shape == (9, 32, 48, 3)
 
 
 def _moved(row: str) -> str:

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from sora_lightning.callbacks.samples import log_video, undisturbed
-from sora_lightning.data.manifest import read_manifest
+from sora_lightning.data.manifest import read_prompts
 from sora_lightning.generation import SamplingConfig
 from sora_lightning.systems import DiffusionSystem
 from sora_lightning.types import VideoSize, as_levels
@@ -179,16 +179,10 @@ class ScoreVideos(Callback):
 
 def _read_prompts(path: Path) -> list[str]:
     """Return the lines of a text file, or the first caption of each row of a manifest."""
-    where = f"ScoreVideos: prompts = {path}"
-    if not path.exists():
-        raise ValueError(f"{where}: no such file")
-    if path.suffix != ".txt":
-        return [record.captions[0] for record in read_manifest(path)]
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise ValueError(f"{where}: holds no prompt")
-    return prompts
+    try:
+        return [row.captions()[0][0] for row in read_prompts(path)]
+    except ValueError as error:
+        raise ValueError(f"ScoreVideos: prompts = {error}") from error
 
 
 def _lay_out_intervals(trainer: Trainer, names: Sequence[str]) -> None:

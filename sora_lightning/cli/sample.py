@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -21,11 +22,11 @@ from tqdm import tqdm
 
 from sora_lightning.cli.contact_sheet import contact_sheet, moving_sheet, save_animation
 from sora_lightning.cli.geometry import check_size
-from sora_lightning.cli.prompts import Prompt, read_prompts
 from sora_lightning.cli.quiet import quieten
 from sora_lightning.cli.sample_tasks import TASKS, Job, TaskInputs, check_inputs
 from sora_lightning.data.decoding.encode import write_video
-from sora_lightning.data.decoding.readers import PyAVReader, read_timeline
+from sora_lightning.data.decoding.readers import read_frames
+from sora_lightning.data.manifest import ManifestRow, read_prompts
 from sora_lightning.files import file_sha256
 from sora_lightning.generation import SamplingConfig, VideoGenerator
 from sora_lightning.systems import DiffusionSystem
@@ -41,8 +42,9 @@ class Request:
 
     Args:
         prompt: What the video shows, in a sentence.
-        prompts: A text file with a prompt a line, or a manifest (.jsonl), whose captions are the
-            prompts and whose clips' proportions choose among the sizes.
+        prompts: A text file (.txt) with a prompt a line, or a manifest (.jsonl, .csv, .parquet,
+            .arrow or a folder), whose captions are the prompts and whose clips' proportions choose
+            among the sizes.
         task: What to make of a prompt: a video (text), a still image (image), an image that moves
             (animate), what follows or precedes --video (extend, extend-backward), a way from
             --video to another one (connect) or back to its own start (loop), a part of it anew
@@ -77,11 +79,14 @@ class Request:
         num_frames = 1 if TASKS[self.task].still else self.num_frames
         return [_parse_size(one, num_frames) for one in self.size.split(",")]
 
-    def read(self) -> list[Prompt]:
-        """The prompts, each with its size."""
-        if self.prompts is not None:
-            return read_prompts(self.prompts, self.sizes())
-        return [Prompt(str(self.prompt).strip(), self.sizes()[0])]
+    def read(self) -> list[ManifestRow]:
+        """Read the prompts: a row for each."""
+        if self.prompts is None:
+            return [ManifestRow("--prompt", {"caption": str(self.prompt)})]
+        try:
+            return read_prompts(self.prompts)
+        except ValueError as error:
+            raise ValueError(f"--prompts {error}") from error
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,8 @@ def sample(
         if number < 1:
             raise ValueError(f"{flag} {number}: must be at least 1")
     check_inputs(request.task, inputs, sampling)
-    prompts = request.read()
+    rows, sizes = request.read(), request.sizes()
+    asked = [(row.captions()[0][0].strip(), _nearest_size(row, sizes)) for row in rows]
     _check_output_name(output, request)
     _check_device(device)
     if not checkpoint.is_file():
@@ -145,17 +151,17 @@ def sample(
             f"--task instruct: {checkpoint} was not trained on edits (its tasks have no Source)"
         )
     generator = system.video_generator(sampling)
-    for size in request.sizes():
+    for size in sizes:
         check_size("--size", size, generator.tokenizer.compression, generator.denoiser.patch)
     files = dict(inputs.files)
     if sampling.guidance.weak_model is not None:
         files["weak_model"] = sampling.guidance.weak_model
     plan = [
         Sample(
-            path=_file_name(i, one.text, ".png" if TASKS[request.task].still else ".mp4"),
-            prompt=one.text,
+            path=_file_name(i, prompt, ".png" if TASKS[request.task].still else ".mp4"),
+            prompt=prompt,
             seed=request.seed + i,
-            size=str(one.size),
+            size=str(size),
             fps=system.fps,
             task=request.task,
             inputs=inputs,
@@ -163,7 +169,7 @@ def sample(
             checkpoint_sha256=file_sha256(checkpoint),
             files_sha256={flag: file_sha256(path) for flag, path in files.items()},
         )
-        for i, one in enumerate(prompts)
+        for i, (prompt, size) in enumerate(asked)
     ]
     if request.prompts is None:
         _prepare(output.parent)
@@ -201,17 +207,20 @@ def to_frames(videos: Float[Tensor, "b 3 F H W"]) -> UInt8[np.ndarray, "b F H W 
     return rearrange(as_levels(videos.detach().cpu()), "b c F H W -> b F H W c").numpy()
 
 
-def read_all(path: Path) -> UInt8[np.ndarray, "F H W 3"]:
-    """Read every frame of a video file."""
-    timeline = read_timeline(path)
-    return PyAVReader().read(path, timeline, range(len(timeline)))
-
-
 def _parse_size(text: str, num_frames: int) -> VideoSize:
     match = re.fullmatch(r"(\d+)x(\d+)", text.strip())
     if match is None:
         raise ValueError(f"--size {text}: must be height x width in pixels, e.g. 32x48")
     return VideoSize(num_frames, int(match[1]), int(match[2]))
+
+
+def _nearest_size(row: ManifestRow, sizes: list[VideoSize]) -> VideoSize:
+    """The size nearest in proportion to the row's clip; the first where the row says none."""
+    height, width = row.count("height"), row.count("width")
+    if not (height and width):
+        return sizes[0]
+    ratio = math.log(height / width)
+    return min(sizes, key=lambda size: abs(math.log(size.height / size.width) - ratio))
 
 
 def _check_output_name(output: Path, request: Request) -> None:
@@ -323,7 +332,7 @@ def _merged(base: dict[str, Any], delta: dict[str, Any]) -> dict[str, Any]:
 def _write_sheet(plan: list[Sample], folder: Path, rows: int) -> None:
     step = max(len(plan) / rows, 1.0)
     shown = [plan[int(i * step)] for i in range(min(rows, len(plan)))]
-    videos = [read_all(folder / one.path) for one in shown]
+    videos = [read_frames(folder / one.path)[0] for one in shown]
     captions, fps = [one.prompt for one in shown], shown[0].fps
     contact_sheet(videos, captions, fps).save(folder / "contact_sheet.png")
     save_animation(moving_sheet(videos, captions), folder / "contact_sheet.gif", fps)

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sora_lightning import generation
 from sora_lightning.data.batching.buckets import fit_frames
-from sora_lightning.data.decoding.readers import PyAVReader, read_timeline
+from sora_lightning.data.decoding.readers import read_frames
 from sora_lightning.generation import SamplingConfig, VideoGenerator
 from sora_lightning.types import VideoSize
 
@@ -151,9 +150,7 @@ def read_video(flag: str, path: Path, fps: float, size: VideoSize) -> Float[Tens
 
     Raises ``ValueError`` naming the flag for frames smaller than the size.
     """
-    timeline = read_timeline(path)
-    indices = timeline.shown_at(np.arange(max(1, round(timeline.end_s * fps))) / fps)
-    frames = PyAVReader().read(path, timeline, indices.tolist())
+    frames, _ = read_frames(path, fps=fps)
     try:
         return fit_frames(torch.from_numpy(frames.copy()), size.height, size.width)[None]
     except ValueError as error:

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from sora_lightning.__main__ import main
-from sora_lightning.cli.sample import read_all, to_frames
+from sora_lightning.cli.sample import to_frames
 from sora_lightning.cli.sample_tasks import TASKS, read_video
 from sora_lightning.data.decoding.encode import write_video
+from sora_lightning.data.decoding.readers import read_frames
 from sora_lightning.diffusion import HybridObjective, MinSNR, VariancePreserving
 from sora_lightning.generation import GuidanceConfig, KnownFrames, SamplingConfig
 from sora_lightning.systems import DiffusionSystem
@@ -97,7 +98,7 @@ def sample(checkpoint: Path, *arguments: str, output: str = "out.mp4") -> int:
 )
 def test_every_task_writes_its_video(checkpoint, clip, arguments, num_frames):
     assert sample(checkpoint, *arguments) == 0
-    assert read_all(Path("out.mp4")).shape == (num_frames, 16, 16, 3)
+    assert read_frames(Path("out.mp4"))[0].shape == (num_frames, 16, 16, 3)
 
 
 def test_a_still_image_is_a_picture(checkpoint, clip):
@@ -107,7 +108,7 @@ def test_a_still_image_is_a_picture(checkpoint, clip):
 
 def test_an_extension_begins_with_the_video(checkpoint, clip):
     assert sample(checkpoint, "--task=extend", "--video=in.mp4", "--frames=3") == 0
-    made = read_all(Path("out.mp4")).astype(float)
+    made = read_frames(Path("out.mp4"))[0].astype(float)
     tokenizer = DiffusionSystem.from_checkpoint(checkpoint).tokenizer
     video = read_video("--video", clip, 8.0, VideoSize(9, 16, 16))
     with torch.no_grad():
@@ -162,7 +163,7 @@ def test_known_frames_as_channels_train_and_extend(fit, diffusion_model, clip, t
     assert system.video_generator().channels == system.concatenation.channels
     for arguments in (("--frames=3",), ("--frame-guidance=1.5", "--frame-noise=0.1")):
         assert sample(checkpoint, "--task=extend", "--video=in.mp4", *arguments) == 0
-        assert read_all(Path("out.mp4")).shape[0] >= 13
+        assert read_frames(Path("out.mp4"))[0].shape[0] >= 13
 
 
 def test_a_picture_as_channels_trains_and_moves(fit, diffusion_model, clip, tmp_path):

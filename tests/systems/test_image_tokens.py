@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sora_lightning.cli.sample import read_all
 from sora_lightning.conditioning import Concatenation, PictureAndPlaces
+from sora_lightning.data.decoding.readers import read_frames
 from sora_lightning.systems import DiffusionSystem
 from tests.conditioning.test_images import TOWER
 from tests.systems.test_frame_tasks import clip, sample, told_by_channels
@@ -35,7 +35,7 @@ def checkpoint(fit, diffusion_model, tmp_path_factory) -> Path:
 @pytest.mark.parametrize("guided", [(), ("--frame-guidance=1.5", "--guidance-scale=3")])
 def test_a_picture_moves(checkpoint, clip, guided):
     assert sample(checkpoint, "--task=animate", "--video=in.png", *guided) == 0
-    assert read_all(Path("out.mp4")).shape == (9, 16, 16, 3)
+    assert read_frames(Path("out.mp4"))[0].shape == (9, 16, 16, 3)
 
 
 def test_the_encoder_trains(checkpoint):
@@ -80,7 +80,7 @@ def test_a_clip_in_a_folder_trains_and_its_checkpoint_needs_no_folder(
     for name, value in tower.state_dict().items():
         torch.testing.assert_close(kept[name], value)
     assert sample(checkpoint, "--task=animate", "--video=in.png") == 0
-    assert read_all(Path("out.mp4")).shape == (9, 16, 16, 3)
+    assert read_frames(Path("out.mp4"))[0].shape == (9, 16, 16, 3)
 
 
 def test_a_picture_that_nothing_would_tell_of_is_refused(fit, diffusion_model, tmp_path):

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sora_lightning.cli.sample import read_all
 from sora_lightning.cli.sample_tasks import read_video
 from sora_lightning.conditioning import Concatenation, FirstFrames, MaskedLatents, Source
+from sora_lightning.data.decoding.readers import read_frames
 from sora_lightning.data.synthetic.render import write_dataset
 from sora_lightning.denoisers import Denoiser
 from sora_lightning.generation import seeded_noise
@@ -42,7 +42,7 @@ def checkpoint(fit, diffusion_model, data, tmp_path_factory) -> Path:
 def test_a_video_is_changed_by_an_instruction(checkpoint, clip):
     scales = ("--frame-guidance=1.5", "--guidance-scale=7.5")
     assert sample(checkpoint, "--task=instruct", "--video=in.mp4", *scales) == 0
-    assert read_all(Path("out.mp4")).shape == (9, 16, 16, 3)
+    assert read_frames(Path("out.mp4"))[0].shape == (9, 16, 16, 3)
 
 
 def test_what_was_not_trained_on_edits_is_refused(clip, fit, diffusion_model, tmp_path, capsys):
