@@ -9,7 +9,7 @@ in [-1, 1], RGB. Diffusion time ``t`` is 0 at data and 1 at noise.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -205,6 +205,36 @@ Latents = TypeVar("Latents", Float[Tensor, "b c f h w"], PackedLatents)
 """A dense batch or a pack: what comes in as one goes out as one."""
 
 
+class Draws(Protocol):
+    """The random numbers of a batch's clips."""
+
+    def uniform(self, *shape: int) -> Float[Tensor, " b *shape"]:
+        """Draw from [0, 1)."""
+
+    def normal(self) -> Float[Tensor, " b"]:
+        """Draw one standard normal number for each clip."""
+
+    def noise(self, like: Latents, offset: float = 0.0) -> Latents:
+        """Draw standard normal noise, with ``offset`` times one more for each frame's mean."""
+
+
+def dense_groups(latents: Latents) -> list[Float[Tensor, "b c f h w"]]:
+    """Return dense batches: a dense batch by itself, or each clip of a pack as a batch of one.
+
+    Mathematics that is written for dense batches holds for packs by way of their groups.
+    """
+    if isinstance(latents, PackedLatents):
+        return [clip[None] for clip in latents.clips]
+    return [latents]
+
+
+def from_groups(groups: Sequence[Float[Tensor, "b c f h w"]], like: Latents) -> Latents:
+    """Return dense groups as a dense batch or a pack, whichever ``like`` is."""
+    if isinstance(like, PackedLatents):
+        return replace(like, clips=tuple(group[0] for group in groups))
+    return groups[0]
+
+
 @dataclass
 class PackedBatch:
     """Clips of any sizes that share one sequence, each with a caption and a time of its own.
@@ -231,6 +261,13 @@ class PackedBatch:
     def __len__(self) -> int:
         return len(self.clip_ids)
 
+    @property
+    def pixels(self) -> list[Float[Tensor, "3 _F _H _W"]]:
+        """The videos. Raises ``ValueError`` for a batch of cached latents."""
+        if self.videos is None:
+            raise ValueError("data.latents serves latents, and pixels are needed: leave it out")
+        return self.videos
+
     def to(self, *args: Any, **kwargs: Any) -> PackedBatch:
         """Move every tensor. Takes what ``Tensor.to`` takes; Lightning calls this for each
         batch.
@@ -248,31 +285,37 @@ class PackedBatch:
         )
 
 
-class MoreTokens(NamedTuple):
-    """Tokens to attend to beside those of the text, and which of them there are."""
+class ImageTokens(NamedTuple):
+    """Tokens to attend to beside those of the text, and a mask that is True where there is one."""
 
     tokens: Float[Tensor, "b m d"]
     mask: Bool[Tensor, "b m"]
 
+    def repeat(self, times: int) -> ImageTokens:
+        """Return the same for a batch that repeats the clips."""
+        return ImageTokens(self.tokens.repeat(times, 1, 1), self.mask.repeat(times, 1))
+
 
 @dataclass
 class Condition:
-    """What the denoiser is told: text tokens to attend to, and one pooled vector that joins the
-    time embedding. ``given`` are channels that stand beside the noisy latents; ``None`` is zeros.
+    """What a denoiser is conditioned on: text tokens to attend to, and one pooled vector that joins
+    the time embedding.
+
+    ``concat_latents`` are channels to concatenate to the noisy latents; ``None`` is zeros.
     """
 
     tokens: Float[Tensor, "b l d"]
     mask: Bool[Tensor, "b l"]
     pooled: Float[Tensor, "b d"]
-    given: Float[Tensor, "b e f h w"] | None = None
+    concat_latents: Float[Tensor, "b e f h w"] | None = None
 
     def __len__(self) -> int:
         return self.pooled.shape[0]
 
     def __getitem__(self, clips: slice) -> Condition:
         """The conditions of some of the clips."""
-        given = None if self.given is None else self.given[clips]
-        return Condition(self.tokens[clips], self.mask[clips], self.pooled[clips], given)
+        channels = None if self.concat_latents is None else self.concat_latents[clips]
+        return Condition(self.tokens[clips], self.mask[clips], self.pooled[clips], channels)
 
     @staticmethod
     def cat(first: Condition, second: Condition) -> Condition:
@@ -283,10 +326,10 @@ class Condition:
             tokens=torch.cat([a.tokens, b.tokens]),
             mask=torch.cat([a.mask, b.mask]),
             pooled=torch.cat([a.pooled, b.pooled]),
-            given=_cat_given(first, second),
+            concat_latents=_cat_concat_latents(first, second),
         )
 
-    def joined(self, more: MoreTokens) -> Condition:
+    def joined(self, more: ImageTokens) -> Condition:
         """The same condition with more tokens to attend to."""
         tokens, mask = more.tokens.to(self.tokens), more.mask
         return replace(
@@ -302,21 +345,18 @@ class Condition:
             tokens=F.pad(self.tokens, (0, 0, 0, missing)),
             mask=F.pad(self.mask, (0, missing)),
             pooled=self.pooled,
-            given=self.given,
+            concat_latents=self.concat_latents,
         )
 
 
-def _cat_given(first: Condition, second: Condition) -> Tensor | None:
-    if first.given is None and second.given is None:
+def _cat_concat_latents(first: Condition, second: Condition) -> Tensor | None:
+    if first.concat_latents is None and second.concat_latents is None:
         return None
-    like = second.given if first.given is None else first.given
+    like = second.concat_latents if first.concat_latents is None else first.concat_latents
     assert like is not None
-    return torch.cat(
-        [
-            like.new_zeros(len(one), *like.shape[1:]) if one.given is None else one.given
-            for one in (first, second)
-        ]
-    )
+    zeros = [like.new_zeros(len(one), *like.shape[1:]) for one in (first, second)]
+    channels = (first.concat_latents, second.concat_latents)
+    return torch.cat([z if c is None else c for z, c in zip(zeros, channels, strict=True)])
 
 
 @runtime_checkable

@@ -146,9 +146,10 @@ def sample(
     if not checkpoint.is_file():
         raise ValueError(f"--checkpoint {checkpoint}: no such file")
     system = DiffusionSystem.from_checkpoint(checkpoint).to(device).eval()
-    if request.task == "instruct" and not system.has_sources:
+    if request.task == "instruct" and not system.known_frames.needs_source:
         raise ValueError(
-            f"--task instruct: {checkpoint} was not trained on edits (its tasks have no Source)"
+            f"--task instruct: {checkpoint} was not trained on edits (its masks have no "
+            "VideoEditing)"
         )
     generator = system.video_generator(sampling)
     for size in sizes:

@@ -1,48 +1,50 @@
-"""Conditioners and frame tasks: what the denoiser is told."""
+"""Conditioners, which read captions, and known frames."""
 
 from sora_lightning.conditioning.base import Conditioner
-from sora_lightning.conditioning.images import ClipEncoder, GlobalEncoder, PictureEncoder
+from sora_lightning.conditioning.images import ClipEncoder, GlobalEncoder, ImageEncoder
 from sora_lightning.conditioning.known_frames import (
-    Concatenation,
-    GivenChannels,
+    ConcatChannels,
+    ConcatConditioning,
+    FirstFrameAndPosition,
+    KnownFrameConditioning,
+    KnownFrames,
+    LatentSpace,
     MaskedLatents,
-    PictureAndPlaces,
+    TimeZeroConditioning,
 )
 from sora_lightning.conditioning.labels import LabelConditioner
 from sora_lightning.conditioning.masks import (
-    NUM_DRAWS,
     BothEnds,
     FirstFrames,
-    FrameTask,
+    FrameMask,
+    Inpainting,
     LastFrames,
-    OutsideBox,
-    Source,
     TextToVideo,
-    check_tasks,
-    draw_known,
+    VideoEditing,
 )
 from sora_lightning.conditioning.text import TextConditioner, Unconditional
 
 __all__ = [
-    "NUM_DRAWS",
     "BothEnds",
     "ClipEncoder",
-    "Concatenation",
+    "ConcatChannels",
+    "ConcatConditioning",
     "Conditioner",
+    "FirstFrameAndPosition",
     "FirstFrames",
-    "FrameTask",
-    "GivenChannels",
+    "FrameMask",
     "GlobalEncoder",
+    "ImageEncoder",
+    "Inpainting",
+    "KnownFrameConditioning",
+    "KnownFrames",
     "LabelConditioner",
     "LastFrames",
+    "LatentSpace",
     "MaskedLatents",
-    "OutsideBox",
-    "PictureAndPlaces",
-    "PictureEncoder",
-    "Source",
     "TextConditioner",
     "TextToVideo",
+    "TimeZeroConditioning",
     "Unconditional",
-    "check_tasks",
-    "draw_known",
+    "VideoEditing",
 ]

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sora_lightning.types import MoreTokens, as_levels
+from sora_lightning.types import ImageTokens, as_levels
 
 Decode = Callable[[Tensor], Tensor]
 """From normalised latents to pixels in [-1, 1]: a tokenizer's."""
@@ -25,7 +25,7 @@ Decode = Callable[[Tensor], Tensor]
 _MEAN, _DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-class PictureEncoder(nn.Module, ABC):
+class ImageEncoder(nn.Module, ABC):
     """Turns a clip's first latent frame into tokens of the conditioner's width.
 
     It is read from the latents in training and in sampling, where a cache serves no pixels and a
@@ -46,15 +46,15 @@ class PictureEncoder(nn.Module, ABC):
 
     def known(
         self, latents: Float[Tensor, "b c f h w"], mask: Bool[Tensor, "b 1 f h w"], decode: Decode
-    ) -> MoreTokens:
+    ) -> ImageTokens:
         """The tokens of each clip of which the whole first frame is known, and none of others."""
         there = mask[:, :, :1].flatten(1).all(1)
         tokens = self(latents[:, :, :1], decode)
         tokens = torch.where(rearrange(there, "b -> b 1 1"), tokens, 0)
-        return MoreTokens(tokens, repeat(there, "b -> b m", m=tokens.shape[1]))
+        return ImageTokens(tokens, repeat(there, "b -> b m", m=tokens.shape[1]))
 
 
-class GlobalEncoder(PictureEncoder):
+class GlobalEncoder(ImageEncoder):
     """Two convolutions over the latents, averaged to ``side`` x ``side`` places, a token each: it
     trains with the denoiser and needs no weights.
     """
@@ -77,12 +77,12 @@ class GlobalEncoder(PictureEncoder):
     def forward(
         self, latents: Float[Tensor, "b c 1 h w"], decode: Decode
     ) -> Float[Tensor, "b m d"]:
-        """See ``PictureEncoder``."""
+        """See ``ImageEncoder``."""
         features = self.features(latents[:, :, 0])
         return self.out(rearrange(features, "b d h w -> b (h w) d")) + self.places
 
 
-class ClipEncoder(PictureEncoder):
+class ClipEncoder(ImageEncoder):
     """I2VGen-XL's two encoders: the picture's embedding by a frozen CLIP, through a perceptron into
     ``num_tokens`` tokens, and the tokens of a ``GlobalEncoder`` that trains.
 
@@ -119,7 +119,7 @@ class ClipEncoder(PictureEncoder):
     def forward(
         self, latents: Float[Tensor, "b c 1 h w"], decode: Decode
     ) -> Float[Tensor, "b m d"]:
-        """See ``PictureEncoder``."""
+        """See ``ImageEncoder``."""
         with torch.no_grad():
             pictures = clip_pixels(decode(latents)[:, :, 0], self.tower.config.image_size)
             embedding = self.tower.eval()(pixel_values=pictures).image_embeds

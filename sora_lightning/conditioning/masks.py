@@ -11,17 +11,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import repeat
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sora_lightning.diffusion import Known
+from sora_lightning.layers.patch import Patch
 from sora_lightning.types import TokenGrid
 
-NUM_DRAWS = 8
+NUM_UNIFORMS = 8
 """Uniform numbers that decide a clip's task and mask."""
 
 
 @dataclass(frozen=True)
-class FrameTask(ABC):
+class FrameMask(ABC):
     """A kind of mask. ``weight`` is its share in the mixture, relative to the others'. ``noise`` is
     the latest time that known tokens stand at, drawn evenly from 0 on.
     """
@@ -38,68 +41,68 @@ class FrameTask(ABC):
             raise ValueError(f"noise = {self.noise} of {type(self).__name__}: must lie in [0, 1)")
 
     @abstractmethod
-    def known(self, grid: TokenGrid, numbers: Sequence[float]) -> Bool[Tensor, "f h w"]:
+    def known(self, grid: TokenGrid, uniforms: Sequence[float]) -> Bool[Tensor, "f h w"]:
         """Which tokens of a clip are known, decided by six numbers in [0, 1). Never all of them,
-        except by ``Source``.
+        except by ``VideoEditing``.
         """
 
 
 @dataclass(frozen=True)
-class TextToVideo(FrameTask):
+class TextToVideo(FrameMask):
     """Nothing is known."""
 
-    def known(self, grid: TokenGrid, numbers: Sequence[float]) -> Bool[Tensor, "f h w"]:
+    def known(self, grid: TokenGrid, uniforms: Sequence[float]) -> Bool[Tensor, "f h w"]:
         return _nothing(grid)
 
 
 @dataclass(frozen=True)
-class FirstFrames(FrameTask):
+class FirstFrames(FrameMask):
     """The first one, up to ``most`` of them: image to video, extension, prediction in chunks."""
 
     most: int | None = None
 
-    def known(self, grid: TokenGrid, numbers: Sequence[float]) -> Bool[Tensor, "f h w"]:
+    def known(self, grid: TokenGrid, uniforms: Sequence[float]) -> Bool[Tensor, "f h w"]:
         known = _nothing(grid)
-        known[: _count(numbers[0], grid.f - 1, self.most)] = True
+        known[: _count(uniforms[0], grid.f - 1, self.most)] = True
         return known
 
 
 @dataclass(frozen=True)
-class LastFrames(FrameTask):
+class LastFrames(FrameMask):
     """The last one, up to ``most`` of them: extension backward."""
 
     most: int | None = None
 
-    def known(self, grid: TokenGrid, numbers: Sequence[float]) -> Bool[Tensor, "f h w"]:
+    def known(self, grid: TokenGrid, uniforms: Sequence[float]) -> Bool[Tensor, "f h w"]:
         known = _nothing(grid)
-        known[grid.f - _count(numbers[0], grid.f - 1, self.most) :] = True
+        known[grid.f - _count(uniforms[0], grid.f - 1, self.most) :] = True
         return known
 
 
 @dataclass(frozen=True)
-class BothEnds(FrameTask):
+class BothEnds(FrameMask):
     """Some of the first and of the last, each up to ``most``: connecting two videos, loops."""
 
     most: int | None = None
 
-    def known(self, grid: TokenGrid, numbers: Sequence[float]) -> Bool[Tensor, "f h w"]:
+    def known(self, grid: TokenGrid, uniforms: Sequence[float]) -> Bool[Tensor, "f h w"]:
         known = _nothing(grid)
-        first = _count(numbers[0], grid.f - 2, self.most)
-        last = _count(numbers[1], grid.f - 1 - first, self.most) if first else 0
+        first = _count(uniforms[0], grid.f - 2, self.most)
+        last = _count(uniforms[1], grid.f - 1 - first, self.most) if first else 0
         known[:first] = True
         known[grid.f - last :] = True
         return known
 
 
 @dataclass(frozen=True)
-class OutsideBox(FrameTask):
+class Inpainting(FrameMask):
     """All but a box in space and time: inpainting."""
 
-    def known(self, grid: TokenGrid, numbers: Sequence[float]) -> Bool[Tensor, "f h w"]:
+    def known(self, grid: TokenGrid, uniforms: Sequence[float]) -> Bool[Tensor, "f h w"]:
         box = []
         for axis, length in enumerate((grid.f, grid.h, grid.w)):
-            extent = _count(numbers[2 * axis], length, None)
-            start = int(numbers[2 * axis + 1] * (length - extent + 1))
+            extent = _count(uniforms[2 * axis], length, None)
+            start = int(uniforms[2 * axis + 1] * (length - extent + 1))
             box.append(slice(start, start + extent))
         known = ~_nothing(grid)
         known[tuple(box)] = False
@@ -107,33 +110,34 @@ class OutsideBox(FrameTask):
 
 
 @dataclass(frozen=True)
-class Source(FrameTask):
+class VideoEditing(FrameMask):
     """All is known, not of the clip itself but of the one that it is an edit of (InstructPix2Pix,
     arXiv 2211.09800): for channels beside the latents alone.
     """
 
-    def known(self, grid: TokenGrid, numbers: Sequence[float]) -> Bool[Tensor, "f h w"]:
+    def known(self, grid: TokenGrid, uniforms: Sequence[float]) -> Bool[Tensor, "f h w"]:
         return ~_nothing(grid)
 
 
 def draw_known(
-    tasks: Sequence[FrameTask], grid: TokenGrid, numbers: Float[Tensor, "b {NUM_DRAWS}"]
-) -> tuple[Bool[Tensor, "b 1 f h w"], Float[Tensor, " b"]]:
-    """A task's mask for each clip, and the time that its known tokens stand at."""
-    weights = torch.tensor([task.weight for task in tasks], dtype=torch.float64)
+    masks: Sequence[FrameMask],
+    patch: Patch,
+    x_0: Float[Tensor, "b c f h w"],
+    uniforms: Float[Tensor, "b {NUM_UNIFORMS}"],
+) -> Known:
+    """Return the known tokens of each clip by the mask that its uniform numbers choose."""
+    weights = torch.tensor([mask.weight for mask in masks], dtype=torch.float64)
     ends = weights.cumsum(0) / weights.sum()
-    masks, times = [], []
-    for choice, noise, *rest in numbers.double().cpu().tolist():
-        task = tasks[min(int((ends <= choice).sum()), len(tasks) - 1)]
-        masks.append(task.known(grid, rest)[None])
-        times.append(noise * task.noise)
-    return torch.stack(masks).to(numbers.device), numbers.new_tensor(times)
-
-
-def check_tasks(tasks: Sequence[FrameTask]) -> None:
-    """Raise ``ValueError`` for tasks of which none can be drawn."""
-    if tasks and sum(task.weight for task in tasks) <= 0:
-        raise ValueError(f"tasks = {list(tasks)}: the weights must not all be 0")
+    grid = patch.grid(*x_0.shape[2:])
+    drawn, times = [], []
+    for choice, noise, *rest in uniforms.double().cpu().tolist():
+        mask = masks[min(int((ends <= choice).sum()), len(masks) - 1)]
+        drawn.append(mask.known(grid, rest)[None])
+        times.append(noise * mask.noise)
+    tokens = torch.stack(drawn).to(uniforms.device)  # b 1 f h w
+    p, q, r = patch.f, patch.h, patch.w
+    positions = repeat(tokens, "b 1 f h w -> b 1 (f p) (h q) (w r)", p=p, q=q, r=r)
+    return Known(positions, uniforms.new_tensor(times), patch)
 
 
 def _nothing(grid: TokenGrid) -> Bool[Tensor, "f h w"]:

@@ -63,6 +63,7 @@ from sora_lightning.data.latents import INDEX, LatentCache
 from sora_lightning.data.manifest.filters import Filter
 from sora_lightning.data.manifest.memory_mapped import cells, clip_ids, joined, open_manifest
 from sora_lightning.data.manifest.records import ClipRecord
+from sora_lightning.data.spec import DataSpec
 from sora_lightning.types import PackedBatch, VideoBatch, VideoSize
 
 # The share of clips that a latent cache may lack, since some cannot be read.
@@ -227,9 +228,16 @@ class VideoDataModule(L.LightningDataModule):
         return dict(self._clips)
 
     @property
-    def tokenizer_fingerprint(self) -> str | None:
-        """The fingerprint of the tokenizer that made the latents served, None while pixels are."""
-        return None if self._cache is None else self._cache.tokenizer
+    def spec(self) -> DataSpec:
+        """What is served. The tokenizer of cached latents is known after ``setup``."""
+        return DataSpec(
+            fps=self.fps,
+            validates=self.val_manifest is not None,
+            sources=self.sources,
+            packing=self.packing,
+            latents=self.latents,
+            tokenizer_fingerprint=None if self._cache is None else self._cache.tokenizer,
+        )
 
     def train_dataloader(self) -> StreamLoader:
         rank, num_ranks = self._ranks()

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sora_lightning.layers.patch import Patch
-from sora_lightning.types import Condition, PackedLatents
+from sora_lightning.types import Condition, Latents, PackedLatents, dense_groups
 
 
 class Denoiser(nn.Module, ABC):
@@ -37,9 +37,10 @@ class Denoiser(nn.Module, ABC):
         ``shown`` are left out, and the prediction is 0 there.
         """
 
-    def num_tokens(self, x_t: PackedLatents) -> list[int]:
+    def num_tokens(self, x_t: Latents) -> list[int]:
         """Number of tokens of each clip."""
-        return [self.patch.grid(*clip.shape[1:]).num_tokens for clip in x_t.clips]
+        groups = dense_groups(x_t)
+        return [self.patch.grid(*x.shape[2:]).num_tokens for x in groups for _ in range(len(x))]
 
 
 def clip_by_clip(

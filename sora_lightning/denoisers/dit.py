@@ -70,8 +70,8 @@ class DiT(Denoiser):
     system passes them. Positions are computed from coordinates, and those of the default parts have
     no size built in. ``patch`` counts latent frames, rows and columns. ``learned_sigma`` doubles
     the channels of the prediction (DiT's variance). ``self_conditioning`` takes an earlier estimate
-    of the latents as more channels (W.A.L.T); ``sees_given`` takes ``Condition.given`` so, one more
-    channel than the latents have. ``activation_checkpointing`` keeps only each block's input
+    of the latents as more channels (W.A.L.T); ``concat_channels`` takes ``concat_latents`` so, one
+    more channel than the latents have. ``activation_checkpointing`` keeps only each block's input
     for the backward pass and computes the rest again. ``time_scale`` is the number of steps that
     the time embedding counts from data to noise: SiT's is 1.
     """
@@ -93,7 +93,7 @@ class DiT(Denoiser):
         self_conditioning: bool = False,
         activation_checkpointing: bool = False,
         time_scale: float = 1000.0,
-        sees_given: bool = False,
+        concat_channels: bool = False,
     ):
         if len(patch) != 3 or min(patch) < 1:
             raise ValueError(
@@ -105,8 +105,8 @@ class DiT(Denoiser):
         self.head_width = width // num_heads
         self.self_conditioning = self_conditioning
         self.activation_checkpointing = activation_checkpointing
-        self.num_given = latent_channels + 1 if sees_given else 0
-        in_channels = latent_channels * (2 if self_conditioning else 1) + self.num_given
+        self.num_concat_channels = latent_channels + 1 if concat_channels else 0
+        in_channels = latent_channels * (2 if self_conditioning else 1) + self.num_concat_channels
         self.x_in = nn.Linear(in_channels * self.patch.volume, width)
         self.time = TimeEmbedding(width, scale=time_scale)
         self.condition = parts.condition(condition_width, width)
@@ -166,7 +166,7 @@ class DiT(Denoiser):
             return self._forward_packed(x_t, t, condition, estimate)
         assert not isinstance(estimate, PackedLatents)
         sequence = self._arrange([x_t.shape[2:]], x_t.device)
-        x_t = self._with_given(self._with_estimate(x_t, estimate), condition.given)
+        x_t = self._with_concat(self._with_estimate(x_t, estimate), condition.concat_latents)
         x = self.patch.patchify(x_t)
         y = self._predict(x, t, condition, sequence, middle)
         return self.patch.unpatchify(y, sequence.grids[0])
@@ -179,7 +179,7 @@ class DiT(Denoiser):
         estimate: PackedLatents | None = None,
     ) -> PackedLatents:
         clips, estimates = x_t.clips, [None] * len(x_t) if estimate is None else estimate.clips
-        if condition.given is not None:
+        if condition.concat_latents is not None:
             raise ValueError("channels beside the latents cannot be packed: clips differ in size")
         kept = self._kept(x_t)
         sequence = self._arrange([clip.shape[1:] for clip in clips], clips[0].device, kept)
@@ -187,7 +187,7 @@ class DiT(Denoiser):
             self._with_estimate(clip[None], None if e is None else e[None])
             for clip, e in zip(clips, estimates, strict=True)
         ]
-        patches = [self.patch.patchify(self._with_given(x, None)) for x in inputs]
+        patches = [self.patch.patchify(self._with_concat(x, None)) for x in inputs]
         if kept is not None:
             patches = [patch[:, tokens] for patch, tokens in zip(patches, kept, strict=True)]
             if len(t) != len(clips):
@@ -227,13 +227,13 @@ class DiT(Denoiser):
             raise ValueError("an estimate is for a network with self_conditioning")
         return x_t
 
-    def _with_given(self, x_t: Tensor, given: Tensor | None) -> Tensor:
-        if self.num_given:
+    def _with_concat(self, x_t: Tensor, given: Tensor | None) -> Tensor:
+        if self.num_concat_channels:
             b, _, f, h, w = x_t.shape
-            zeros = x_t.new_zeros(b, self.num_given, f, h, w)
+            zeros = x_t.new_zeros(b, self.num_concat_channels, f, h, w)
             return torch.cat([x_t, zeros if given is None else given], dim=1)
         if given is not None:
-            raise ValueError("channels beside the latents are for a network with sees_given")
+            raise ValueError("channels beside the latents are for a network with concat_channels")
         return x_t
 
     def _predict(

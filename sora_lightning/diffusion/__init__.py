@@ -10,7 +10,7 @@ from sora_lightning.diffusion.guidance import (
     rescaled,
     three_channel_guidance,
 )
-from sora_lightning.diffusion.known import KeepKnown, Known, SeeKnown, TellKnown
+from sora_lightning.diffusion.known import Known, ReplaceKnown
 from sora_lightning.diffusion.objectives import (
     EDMWeighting,
     HybridObjective,
@@ -18,7 +18,7 @@ from sora_lightning.diffusion.objectives import (
     Objective,
     SquaredError,
     Weighting,
-    offset,
+    add_offset_noise,
 )
 from sora_lightning.diffusion.paths import (
     Betas,
@@ -63,7 +63,6 @@ __all__ = [
     "Epsilon",
     "GuidanceInterval",
     "HybridObjective",
-    "KeepKnown",
     "Known",
     "LinearBetas",
     "LogNormalSigma",
@@ -75,11 +74,10 @@ __all__ = [
     "Prediction",
     "Process",
     "RectifiedFlow",
+    "ReplaceKnown",
     "Sampler",
     "ScaledLinearBetas",
-    "SeeKnown",
     "SquaredError",
-    "TellKnown",
     "TrainingTimes",
     "Transition",
     "TwoConditionGuidance",
@@ -90,13 +88,13 @@ __all__ = [
     "VariancePreserving",
     "Velocity",
     "Weighting",
+    "add_offset_noise",
     "check_interval",
     "dpm_solver",
     "euler",
     "flow_edit",
     "heun",
     "karras_times",
-    "offset",
     "rescaled",
     "spaced_times",
     "three_channel_guidance",

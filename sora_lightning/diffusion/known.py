@@ -4,7 +4,7 @@ are denoised around them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from einops import reduce
@@ -14,7 +14,7 @@ from torch import Tensor
 from sora_lightning.diffusion.paths import broadcast_time
 from sora_lightning.diffusion.predictions import Process
 from sora_lightning.layers.patch import Patch
-from sora_lightning.types import Condition, DenoiserFunction, MoreTokens
+from sora_lightning.types import Condition, DenoiserFunction
 
 
 @dataclass(frozen=True)
@@ -53,61 +53,41 @@ class Known:
         """The time of each token."""
         return torch.where(self.tokens, self.t[:, None].to(t), t[:, None])
 
+    def repeat(self, times: int) -> Known:
+        """Return the same for a batch that repeats the clips."""
+        return Known(self.mask.repeat(times, 1, 1, 1, 1), self.t.repeat(times), self.patch)
+
+    def insert(
+        self,
+        process: Process,
+        inputs: Float[Tensor, "b c f h w"],
+        t: Float[Tensor, " b"],
+        x_0: Float[Tensor, "b c f h w"],
+        noise: Float[Tensor, "b c f h w"],
+    ) -> tuple[Float[Tensor, "b c f h w"], Float[Tensor, "b n"]]:
+        """Return a network's inputs with the known latents at their own time, and the time of each
+        token.
+        """
+        known = process.path.perturb(x_0, noise, self.t)
+        return self.place(inputs, process.inputs(known, self.t)), self.times(t)
+
 
 def mean_where(
-    values: Float[Tensor, "b c f h w"], mask: Bool[Tensor, "b 1 f h w"]
+    values: Float[Tensor, "b c f h w"], mask: Bool[Tensor, "b 1 f h w"] | None
 ) -> Float[Tensor, " b"]:
-    """Mean of each clip over where the mask is true; 0 where it is true nowhere."""
+    """Return each clip's mean over where the mask is true; 0 where it is true nowhere.
+
+    ``None`` is true everywhere.
+    """
+    if mask is None:
+        return values.flatten(1).mean(1)
     weights = mask.to(values.dtype).expand_as(values)
     total = reduce(values * weights, "b c f h w -> b", "sum")
     return total / reduce(weights, "b c f h w -> b", "sum").clamp(min=1)
 
 
 @dataclass(frozen=True)
-class SeeKnown:
-    """A denoiser that sees known latents as they are, at their own time.
-
-    ``x_0`` holds the known latents; ``noise`` is what they carry where ``known.t`` is not 0.
-    """
-
-    denoiser: DenoiserFunction
-    process: Process
-    known: Known
-    x_0: Float[Tensor, "b c f h w"]
-    noise: Float[Tensor, "b c f h w"]
-
-    def __call__(
-        self, x_t: Float[Tensor, "b c f h w"], t: Float[Tensor, " b"], condition: Condition
-    ) -> Float[Tensor, "b out f h w"]:
-        given = self.process.path.perturb(self.x_0, self.noise, self.known.t)
-        inputs = self.known.place(x_t, self.process.inputs(given, self.known.t))
-        return self.denoiser(inputs, self.known.times(t), condition)
-
-
-@dataclass(frozen=True)
-class TellKnown:
-    """A denoiser that is told what is known by channels beside its input, and by tokens beside the
-    text where there are any. Guidance may go around it, and double the batch.
-    """
-
-    denoiser: DenoiserFunction
-    given: Float[Tensor, "b e f h w"]
-    tokens: MoreTokens | None = None
-
-    def __call__(
-        self, x_t: Float[Tensor, "m c f h w"], t: Float[Tensor, " m *n"], condition: Condition
-    ) -> Float[Tensor, "m out f h w"]:
-        times = len(x_t) // len(self.given)
-        condition = replace(condition, given=self.given.repeat(times, 1, 1, 1, 1))
-        if self.tokens is not None:
-            tokens, mask = self.tokens
-            more = MoreTokens(tokens.repeat(times, 1, 1), mask.repeat(times, 1))
-            condition = condition.joined(more)
-        return self.denoiser(x_t, t, condition)
-
-
-@dataclass(frozen=True)
-class KeepKnown:
+class ReplaceKnown:
     """A denoiser that answers, where latents are known, that the data are these: any sampler then
     moves straight to them.
     """

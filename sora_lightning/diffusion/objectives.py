@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,11 +14,7 @@ from torch import Tensor
 from sora_lightning.diffusion.known import Known, mean_where
 from sora_lightning.diffusion.paths import Transition, VariancePreserving, broadcast_time
 from sora_lightning.diffusion.predictions import Process, Shares
-from sora_lightning.types import (
-    Condition,
-    DenoiserFunction,
-    PackedLatents,
-)
+from sora_lightning.types import Condition, Latents, PackedLatents, dense_groups, from_groups
 
 
 class Weighting(ABC):
@@ -58,7 +54,7 @@ class EDMWeighting(Weighting):
         return variance / (shares.sigma * self.data_std).square()
 
 
-def offset(
+def add_offset_noise(
     noise: Float[Tensor, "*b c f h w"], shift: Float[Tensor, "*b c f 1 1"], strength: float
 ) -> Float[Tensor, "*b c f h w"]:
     """Noise that also moves the mean of whole frames, by ``strength`` times ``shift``: without it a
@@ -70,7 +66,8 @@ def offset(
 
 class Objective(ABC):
     """A loss of what the network predicts on ``process``, for dense batches and for packs.
-    ``offset_noise`` is the strength of ``offset``, 0 for none.
+
+    ``offset_noise`` is the strength of ``add_offset_noise``; 0 is none.
     """
 
     process: Process
@@ -88,69 +85,61 @@ class Objective(ABC):
 
     def __call__(
         self,
-        denoiser: DenoiserFunction,
-        x_0: Float[Tensor, "b c f h w"],
-        noise: Float[Tensor, "b c f h w"],
+        denoiser: Callable[[Latents, Tensor, Condition], Latents],
+        x_0: Latents,
+        noise: Latents,
         t: Float[Tensor, " b"],
         condition: Condition,
-        known: Known | None = None,
+        known: Sequence[Known | None] | None = None,
     ) -> Float[Tensor, " b"]:
-        """The loss of each clip at its time. What is ``known`` is given, and not asked for."""
-        inputs, times = self._seen(x_0, noise, t, known)
-        return self._loss(denoiser(inputs, times, condition), x_0, noise, t, known)
+        """Return the loss of each clip at its time ``t``.
 
-    def packed(
-        self,
-        denoiser: Callable[[PackedLatents, Tensor, Condition], PackedLatents],
-        x_0: PackedLatents,
-        noise: PackedLatents,
-        t: Float[Tensor, " b"],
-        condition: Condition,
-        known: Sequence[Known] | None = None,
-    ) -> Float[Tensor, " b"]:
-        """The same for clips that share a sequence, one value for each whatever its size; of each
-        the mean over what of ``x_0`` is shown.
+        ``known`` holds one ``Known`` for each of the dense groups of ``x_0``. Known latents are
+        seen at their own time. The loss is the mean over all that is shown and not known.
         """
-        masks: Sequence[Known | None] = [None] * len(x_0) if known is None else known
-        shown = [None] * len(x_0) if x_0.shown is None else [s[None, None] for s in x_0.shown]
-        clips = [
-            (x[None], e[None], time[None], mask)
-            for x, e, time, mask in zip(x_0.clips, noise.clips, t, masks, strict=True)
-        ]
-        seen = [self._seen(*clip) for clip in clips]
-        times = t if known is None else torch.cat([times[0] for _, times in seen])
-        inputs = replace(x_0, clips=tuple(x[0] for x, _ in seen))
-        triples = zip(denoiser(inputs, times, condition).clips, clips, shown, strict=True)
-        return torch.cat([self._loss(output[None], *clip, mask) for output, clip, mask in triples])
+        data, noises = dense_groups(x_0), dense_groups(noise)
+        masks = [None] * len(data) if known is None else known
+        sizes = [len(x) for x in data]
+        groups = list(zip(data, noises, t.split(sizes), masks, strict=True))
+        seen = [self._inputs(*group) for group in groups]
+        times = join_times([times for _, times in seen], x_0)
+        output = denoiser(from_groups([x_t for x_t, _ in seen], x_0), times, condition)
+        rows = zip(dense_groups(output), groups, loss_masks(x_0, masks), strict=True)
+        return torch.cat(
+            [mean_where(self.error(y, x, e, t), mask) for y, (x, e, t, _), mask in rows]
+        )
 
-    def _seen(
+    def _inputs(
         self,
         x_0: Float[Tensor, "b c f h w"],
         noise: Float[Tensor, "b c f h w"],
         t: Float[Tensor, " b"],
         known: Known | None,
     ) -> tuple[Float[Tensor, "b c f h w"], Float[Tensor, " b *n"]]:
-        """What the network is given, and at which times."""
-        inputs = self.process.inputs(self.process.path.perturb(x_0, noise, t), t)
-        if known is None:
-            return inputs, t
-        given = self.process.path.perturb(x_0, noise, known.t)
-        return known.place(inputs, self.process.inputs(given, known.t)), known.times(t)
+        """Return what the network sees, and the time of each clip or of each token."""
+        x_t = self.process.inputs(self.process.path.perturb(x_0, noise, t), t)
+        return (x_t, t) if known is None else known.insert(self.process, x_t, t, x_0, noise)
 
-    def _loss(
-        self,
-        output: Float[Tensor, "b out f h w"],
-        x_0: Float[Tensor, "b c f h w"],
-        noise: Float[Tensor, "b c f h w"],
-        t: Float[Tensor, " b"],
-        known: Known | None,
-        shown: Bool[Tensor, "b 1 f h w"] | None = None,
-    ) -> Float[Tensor, " b"]:
-        error = self.error(output, x_0, noise, t)
-        asked = None if known is None else ~known.mask
-        if shown is not None:
-            asked = shown if asked is None else asked & shown
-        return error.flatten(1).mean(1) if asked is None else mean_where(error, asked)
+
+def join_times(times: Sequence[Float[Tensor, "..."]], x_0: Latents) -> Float[Tensor, "..."]:
+    """Return the times of dense groups as a denoiser takes them for latents of this kind."""
+    if isinstance(x_0, PackedLatents):
+        return torch.cat([of_group.flatten() for of_group in times])
+    return times[0]
+
+
+def loss_masks(
+    x_0: Latents, known: Sequence[Known | None]
+) -> list[Bool[Tensor, "b 1 f h w"] | None]:
+    """Return where the loss of each dense group is taken: what is shown and not known.
+
+    ``None`` is everywhere.
+    """
+    unknown = [None if group is None else ~group.mask for group in known]
+    if not isinstance(x_0, PackedLatents) or x_0.shown is None:
+        return unknown
+    shown = [mask[None, None] for mask in x_0.shown]
+    return [a if b is None else a & b for a, b in zip(shown, unknown, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """From prompts and frames to videos."""
 
+from sora_lightning.conditioning import KnownFrames
 from sora_lightning.generation.generator import (
     InitLatents,
-    KnownFrames,
     VideoGenerator,
     WeakModel,
     seeded_noise,

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from sora_lightning.conditioning import Conditioner, GivenChannels, PictureEncoder
+from sora_lightning.conditioning import (
+    Conditioner,
+    KnownFrameConditioning,
+    KnownFrames,
+    LatentSpace,
+    TimeZeroConditioning,
+)
+from sora_lightning.conditioning.known_frames import Wrapper
 from sora_lightning.denoisers import Denoiser
 from sora_lightning.diffusion import (
     Autoguidance,
     ClassifierFreeGuidance,
     GuidanceInterval,
-    KeepKnown,
-    Known,
     Process,
-    SeeKnown,
-    TellKnown,
+    ReplaceKnown,
     TwoConditionGuidance,
     flow_edit,
 )
@@ -42,23 +46,6 @@ def _make_rngs(seeds: list[int]) -> list[torch.Generator]:
 def _noise(rngs: list[torch.Generator], channels: int, grid: TokenGrid) -> Tensor:
     shape = (channels, grid.f, grid.h, grid.w)
     return torch.stack([torch.randn(shape, generator=rng) for rng in rngs])
-
-
-@dataclass(frozen=True)
-class KnownFrames:
-    """Latents of a whole clip of which those in ``mask`` are to be kept. ``noise`` is the time that
-    the network sees them at: a little noise hides the faults of frames that it made itself. Without
-    ``keep`` they are told of and made anew: the source of an edit, for a network with channels.
-    """
-
-    latents: Float[Tensor, "b c f h w"]
-    mask: Bool[Tensor, "b 1 f h w"]
-    noise: float = 0.0
-    keep: bool = True
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.noise < 1:
-            raise ValueError(f"noise = {self.noise} on known frames: must lie in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -96,10 +83,9 @@ class WeakModel:
 class VideoGenerator:
     """A trained model and how to sample from it.
 
-    ``training_shift`` gives the shift of the training's times for a number of tokens. ``channels``
-    tell of known frames where the denoiser was trained with them, in place of time 0, and
-    ``picture`` tells of a first frame by tokens beside the text. ``weak_model`` is the loaded
-    ``sampling.guidance.weak_model``.
+    ``training_shift`` gives the shift of the training's times for a number of tokens.
+    ``known_frames`` shows known frames to the denoiser as in its training. ``weak_model`` is the
+    loaded ``sampling.guidance.weak_model``.
     """
 
     tokenizer: VideoTokenizer
@@ -107,8 +93,7 @@ class VideoGenerator:
     denoiser: Denoiser
     process: Process = field(default_factory=Process)
     training_shift: Callable[[int], float] = lambda num_tokens: 1.0
-    channels: GivenChannels | None = None
-    picture: PictureEncoder | None = None
+    known_frames: KnownFrameConditioning = field(default_factory=TimeZeroConditioning)
     weak_model: WeakModel | None = None
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
@@ -157,7 +142,8 @@ class VideoGenerator:
         x = sampler(guided, x, times, condition, self.process, noise_fn)
         if known is None or not known.keep:
             return x
-        return self._known(known).place(x, known.latents.to(x))
+        kept = known.known(self.denoiser.patch, x.device)
+        return kept.place(x, known.latents.to(x))
 
     def edited(
         self,
@@ -198,49 +184,41 @@ class VideoGenerator:
         prompts: list[str],
         frames: KnownFrames | None,
         noise: Float[Tensor, "b c f h w"],
-        draw: Callable[[Tensor], Tensor],
+        noise_fn: Callable[[Tensor], Tensor],
     ) -> DenoiserFunction:
+        """Return the denoiser of one sampling run: guidance around known frames around a cache."""
         guidance, cache = self.sampling.guidance, self.sampling.cache
-        # Guidance wraps the cached network, whose memory lasts for one sampling run.
         network: DenoiserFunction
         network = self.denoiser if cache.interval == 1 else cache.around(self.denoiser)
         if frames is None:
             return self._by_text(network, prompts, guidance.scale)
-        known, latents = self._known(frames), frames.latents.to(noise)
-        told: DenoiserFunction
-        if self.channels is not None:
-            # With noise of its own: what is taken away from the sample stays in what it is told.
-            seen = self.process.path.perturb(latents, draw(noise), known.t)
-            tokens = None
-            if self.picture is not None:
-                tokens = self.picture.known(seen, known.mask, self.tokenizer.decode)
-            told = TellKnown(network, self.channels(seen, known.mask), tokens)
-        elif not frames.keep:
-            raise ValueError(
-                "a source is told by channels beside the latents: this network has none"
-            )
-        else:
-            told = SeeKnown(network, self.process, known, latents, noise)
+        space = LatentSpace(self.process, self.denoiser.patch, self.tokenizer.decode)
+        with_frames = self.known_frames.wrapper(frames, noise, noise_fn, space)
         guided: DenoiserFunction
-        if guidance.frame_guidance is not None:
+        if guidance.frame_guidance is None:
+            guided = self._by_text(network, prompts, guidance.scale, with_frames)
+        else:
             null = self.conditioner.null(len(prompts))
             scales = guidance.frame_guidance, guidance.scale
-            guided = TwoConditionGuidance(told, network, null, *scales)
-        elif isinstance(told, SeeKnown):
-            inner = self._by_text(network, prompts, guidance.scale)
-            guided = replace(told, denoiser=inner)
-        else:
-            guided = self._by_text(told, prompts, guidance.scale)
-        return KeepKnown(guided, self.process, known, latents) if frames.keep else guided
+            guided = TwoConditionGuidance(with_frames(network), network, null, *scales)
+        if not frames.keep:
+            return guided
+        known = frames.known(space.patch, noise.device)
+        return ReplaceKnown(guided, self.process, known, frames.latents.to(noise))
 
     def _by_text(
-        self, denoiser: DenoiserFunction, prompts: list[str], scale: float
+        self,
+        denoiser: DenoiserFunction,
+        prompts: list[str],
+        scale: float,
+        with_frames: Wrapper = lambda denoiser: denoiser,
     ) -> DenoiserFunction:
         """Guide a denoiser by the prompts, or away from the weak model."""
         guidance = self.sampling.guidance
+        denoiser = with_frames(denoiser)
         guided: DenoiserFunction
         if self.weak_model is not None:
-            guided = Autoguidance(denoiser, self.weak_model.given(prompts), scale)
+            guided = Autoguidance(denoiser, with_frames(self.weak_model.given(prompts)), scale)
         else:
             null = self.conditioner.null(len(prompts))
             guided = ClassifierFreeGuidance(
@@ -249,8 +227,3 @@ class VideoGenerator:
         if guidance.interval == (0, 1):
             return guided
         return GuidanceInterval(guided, denoiser, *guidance.interval)
-
-    def _known(self, frames: KnownFrames) -> Known:
-        device = self.tokenizer.latent_mean.device
-        t = torch.full((len(frames.mask),), frames.noise, device=device)
-        return Known.of(frames.mask.to(device), self.denoiser.patch, t)

@@ -1,23 +1,72 @@
-"""Random numbers of a training step as a function of its place, so that a resumed run draws what it
-would have.
-"""
+"""Random numbers of training steps, as functions of their place: a resumed run draws them again."""
+
+from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import lightning as L
 import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sora_lightning.diffusion import add_offset_noise
+from sora_lightning.types import Latents, PackedBatch, VideoBatch, dense_groups, from_groups
 
 
-def generator(device: torch.device, *place: int | str) -> torch.Generator:
-    """A generator on ``device`` whose seed is a hash of ``place``."""
+def make_rng(device: torch.device, *place: int | str) -> torch.Generator:
+    """Return a generator on ``device`` that is seeded by a hash of ``place``."""
     digest = hashlib.sha256(repr(place).encode()).digest()
     seed = int.from_bytes(digest[:8], "little", signed=True)
     return torch.Generator(device).manual_seed(seed)
 
 
-def step_generator(system: L.LightningModule, seed: int, batch_index: int) -> torch.Generator:
-    """The generator of one batch of one rank: seeded by optimiser step, batch within it, and
-    rank.
+class GroupDraws:
+    """Random numbers of a batch, from one generator for each of its dense groups of clips."""
+
+    def __init__(self, rngs: Sequence[torch.Generator], clips_per_group: int):
+        self.rngs = rngs
+        self.clips_per_group = clips_per_group
+
+    @classmethod
+    def of_clips(cls, batch: PackedBatch, seed: int, device: torch.device) -> GroupDraws:
+        """Seed by clip and epoch: a clip draws the same on any rank and in any pack."""
+        places = zip(batch.clip_ids, batch.turns, strict=True)
+        return cls([make_rng(device, seed, int(name, 16), turn) for name, turn in places], 1)
+
+    def uniform(self, *shape: int) -> Float[Tensor, " b *shape"]:
+        """Draw from [0, 1)."""
+        shape = (self.clips_per_group, *shape)
+        return torch.cat([torch.rand(shape, generator=g, device=g.device) for g in self.rngs])
+
+    def normal(self) -> Float[Tensor, " b"]:
+        """Draw one standard normal number for each clip."""
+        n = self.clips_per_group
+        return torch.cat([torch.randn(n, generator=g, device=g.device) for g in self.rngs])
+
+    def noise(self, like: Latents, offset: float = 0.0) -> Latents:
+        """Draw standard normal noise, with ``offset`` of ``add_offset_noise`` on whole frames."""
+        groups = dense_groups(like)
+        noise = self._randn([x.shape for x in groups])
+        if offset:
+            shifts = self._randn([x[..., :1, :1].shape for x in groups])
+            noise = [add_offset_noise(e, s, offset) for e, s in zip(noise, shifts, strict=True)]
+        return from_groups(noise, like)
+
+    def _randn(self, shapes: Sequence[torch.Size]) -> list[Tensor]:
+        rows = zip(shapes, self.rngs, strict=True)
+        return [torch.randn(shape, generator=g, device=g.device) for shape, g in rows]
+
+
+def training_draws(
+    system: L.LightningModule, batch: VideoBatch | PackedBatch, batch_index: int, seed: int
+) -> GroupDraws:
+    """Return the random numbers of a training batch.
+
+    A dense batch draws by optimizer step, batch within the step, and rank; a pack by clip.
     """
+    if isinstance(batch, PackedBatch):
+        return GroupDraws.of_clips(batch, seed, system.device)
     micro_batch = batch_index % system.trainer.accumulate_grad_batches
-    return generator(system.device, seed, system.global_step, micro_batch, system.global_rank)
+    rng = make_rng(system.device, seed, system.global_step, micro_batch, system.global_rank)
+    return GroupDraws([rng], len(batch))

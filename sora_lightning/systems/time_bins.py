@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torchmetrics import Metric
 
-from sora_lightning.systems.draws import generator
+from sora_lightning.systems.draws import make_rng
 
 NUM_BINS = 8
 # The ends of time are left out: some weightings have no value there.
@@ -55,7 +55,7 @@ def fixed_draws(
     """
     times, noises = [], []
     for name, latents in zip(clip_ids, x_0, strict=True):
-        draw = generator(x_0.device, seed, name)
-        times.append(torch.rand((), generator=draw, device=x_0.device))
-        noises.append(torch.randn(latents.shape, generator=draw, device=x_0.device))
+        rng = make_rng(x_0.device, seed, name)
+        times.append(torch.rand((), generator=rng, device=x_0.device))
+        noises.append(torch.randn(latents.shape, generator=rng, device=x_0.device))
     return torch.stack(times).clamp(_MARGIN, 1 - _MARGIN), torch.stack(noises)

@@ -16,23 +16,24 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sora_lightning.checkpoints import load_system, put_specifications
-from sora_lightning.systems.draws import step_generator
-from sora_lightning.systems.optimizers.schedule import (
-    OptimizerFactory,
-    adamw,
-    configure,
-)
-from sora_lightning.systems.packed import (
-    ClipDraws,
-    check_packable,
-    noisy_latents,
-    packed_reconstructions,
-    packed_step,
-)
+from sora_lightning.data import Packing
+from sora_lightning.systems.batches import data_spec, mean_loss, no_losses
+from sora_lightning.systems.draws import training_draws
+from sora_lightning.systems.optimizers import OptimizerFactory, adamw, configure
 from sora_lightning.tokenizers import Adversarial, ReconstructionLoss, Tiling, VideoTokenizer
 from sora_lightning.tokenizers.adversarial import clip_grad_norm_per_module
 from sora_lightning.tokenizers.posterior import DiagonalGaussian
-from sora_lightning.types import PackedBatch, VideoBatch
+from sora_lightning.types import (
+    Draws,
+    PackedBatch,
+    PackedLatents,
+    VideoBatch,
+    dense_groups,
+    from_groups,
+)
+
+Reconstruction = tuple[Float[Tensor, "b 3 F H W"], Float[Tensor, "b 3 F H W"], DiagonalGaussian]
+"""What a group of clips decodes to, the clips, and the posterior of their latents."""
 
 
 class TokenizerSystem(L.LightningModule):
@@ -98,16 +99,17 @@ class TokenizerSystem(L.LightningModule):
         """
         if stage == "fit":
             self._check_trains()
-        data = getattr(self.trainer, "datamodule", None)
-        packing = getattr(data, "packing", None)
-        if stage == "fit" and packing is not None:
-            check_packable(self.tokenizer, packing)
+        spec = data_spec(self)
+        if stage != "fit" or spec is None:
+            return
+        if spec.packing is not None:
+            check_packable(self.tokenizer, spec.packing)
             if self.adversarial is not None:
                 raise ValueError(
                     "model.init_args.adversarial and data.packing are both set: a discriminator "
                     "takes batches of one size; give data.sizes, or leave adversarial out"
                 )
-        if stage == "fit" and getattr(data, "val_manifest", True) is None:
+        if not spec.validates:
             raise ValueError(
                 "data.val_manifest is not set: a tokenizer's latents are normalised by their "
                 "statistics over the validation clips; for lack of others, name the training clips"
@@ -127,32 +129,45 @@ class TokenizerSystem(L.LightningModule):
             )
 
     def training_step(self, batch: VideoBatch | PackedBatch, batch_idx: int) -> Float[Tensor, ""]:
+        if not len(batch):
+            return mean_loss(self, batch, no_losses(self.parameters()))
+        clips = self.reconstructions(batch, training_draws(self, batch, batch_idx, self.seed))
+        losses, terms = zip(*(self.loss(*group) for group in clips), strict=True)
+        loss = mean_loss(self, batch, torch.stack(losses))
         if isinstance(batch, PackedBatch):
-            return packed_step(self, batch, self.packed_losses)
-        video = batch.pixels
-        generator = step_generator(self, self.seed, batch_idx)
-        posterior = self.tokenizer.posterior(video)
-        noise = torch.randn(posterior.mean.shape, generator=generator, device=self.device)
-        if self.decoder_noise is None:
-            latents = posterior.sample(noise)
-        else:
-            shares = torch.rand(len(video), generator=generator, device=self.device)
-            shares = self.decoder_noise * shares
-            latents = noisy_latents(self.tokenizer, posterior.mean, noise, shares)
-        reconstruction = self.tokenizer.decode_raw(latents)
-        loss, terms = self.loss(reconstruction, video, posterior)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+            return loss
+        ((reconstruction, video, _),), (terms,) = clips, terms
         if self.adversarial is not None:
             more, played = self.adversarial_losses(self.adversarial, loss, reconstruction, video)
             loss, terms = loss + more, terms | played
         self.log_dict({f"train/{name}": t for name, t in terms.items()}, batch_size=len(batch))
         return loss
 
-    def packed_losses(self, batch: PackedBatch) -> Float[Tensor, " b"]:
-        """The loss of each clip, with noise that its seed and turn draw."""
-        draws = ClipDraws(batch, self.seed, self.device)
-        clips = packed_reconstructions(self.tokenizer, batch, draws, self.decoder_noise)
-        return torch.stack([self.loss(*clip)[0] for clip in clips])
+    def reconstructions(self, batch: VideoBatch | PackedBatch, rng: Draws) -> list[Reconstruction]:
+        """Encode, draw latents from the posterior or with ``decoder_noise``, decode: a batch as one
+        group, each clip of a pack as one.
+        """
+        posteriors: list[DiagonalGaussian]
+        means: Any
+        if isinstance(batch, PackedBatch):
+            videos = [video[None] for video in batch.pixels]
+            posteriors = self.tokenizer.posterior_packed(batch.pixels)
+            means = PackedLatents(tuple(posterior.mean[0] for posterior in posteriors))
+        else:
+            videos, posteriors = [batch.pixels], [self.tokenizer.posterior(batch.pixels)]
+            means = posteriors[0].mean
+        noise = dense_groups(rng.noise(means))
+        if self.decoder_noise is None:
+            drawn = [posterior.sample(e) for posterior, e in zip(posteriors, noise, strict=True)]
+        else:
+            stds = (self.decoder_noise * rng.uniform()).split([*map(len, noise)])
+            rows = zip(dense_groups(means), noise, stds, strict=True)
+            drawn = [noisy_latents(self.tokenizer, *row) for row in rows]
+        if isinstance(batch, PackedBatch):
+            decoded = [v[None] for v in self.tokenizer.decode_packed(from_groups(drawn, means))]
+        else:
+            decoded = [self.tokenizer.decode_raw(drawn[0])]
+        return [*zip(decoded, videos, posteriors, strict=True)]
 
     def adversarial_losses(
         self,
@@ -218,6 +233,33 @@ class TokenizerSystem(L.LightningModule):
             parts = [p for p in (self.tokenizer, self.adversarial) if p is not None]
             sides = [list(part.parameters()) for part in parts]
             clip_grad_norm_per_module(sides, gradient_clip_val, gradient_clip_algorithm)
+
+
+def noisy_latents(
+    tokenizer: VideoTokenizer,
+    mean: Float[Tensor, "b c f h w"],
+    noise: Float[Tensor, "b c f h w"],
+    stds: Float[Tensor, " b"],
+) -> Float[Tensor, "b c f h w"]:
+    """Return unnormalised latents with noise of ``stds`` standard deviations of the normalised
+    ones.
+    """
+    amount = rearrange(stds, "b -> b 1 1 1 1")
+    return tokenizer.denormalise(tokenizer.normalise(mean) + amount * noise)
+
+
+def check_packable(tokenizer: VideoTokenizer, packing: Packing) -> None:
+    """Raise ``ValueError`` unless the tokenizer trains on packs of this kind."""
+    if not tokenizer.supports_packing:
+        raise ValueError(
+            f"data.packing is set: a {type(tokenizer).__name__} trains on batches of one size; "
+            "give data.sizes, or take a ViViTTokenizer"
+        )
+    if packing.dropping is not None:
+        raise ValueError(
+            "data.packing.dropping is set: a tokenizer gives back every token of a clip: leave the "
+            "key out"
+        )
 
 
 def psnr(

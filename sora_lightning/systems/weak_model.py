@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sora_lightning.conditioning import ConcatConditioning
 from sora_lightning.generation import WeakModel
 
 if TYPE_CHECKING:
@@ -26,9 +27,9 @@ def load_weak_model(system: DiffusionSystem, path: Path) -> WeakModel:
     for what, equal in same.items():
         if not equal:
             raise ValueError(f"guidance.weak_model = {path}: has not the checkpoint's {what}")
-    if any(one.concatenation is not None for one in (weak, system)):
+    if any(isinstance(one.known_frames, ConcatConditioning) for one in (weak, system)):
         raise ValueError(
             f"guidance.weak_model = {path}: known frames as channels "
-            "(model.init_args.concatenation) and a weak model do not go together"
+            "(ConcatConditioning) and a weak model do not go together"
         )
     return WeakModel(weak.conditioner, weak.denoiser)

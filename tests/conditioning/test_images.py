@@ -14,11 +14,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sora_lightning.conditioning import ClipEncoder, GlobalEncoder, PictureEncoder
+from sora_lightning.conditioning import (
+    ClipEncoder,
+    ConcatConditioning,
+    FirstFrames,
+    GlobalEncoder,
+    ImageEncoder,
+    KnownFrames,
+    LatentSpace,
+)
 from sora_lightning.conditioning.images import clip_pixels
 from sora_lightning.denoisers import DiT
-from sora_lightning.diffusion import TellKnown
-from sora_lightning.types import Condition, MoreTokens
+from sora_lightning.diffusion import Process
+from sora_lightning.types import Condition, DenoiserFunction, ImageTokens
 from tests.diffusion.gaussian import condition
 
 WIDTH = 8
@@ -36,7 +44,7 @@ def decode(latents: Tensor) -> Tensor:
     return latents[:, :3].repeat_interleave(8, 3).repeat_interleave(8, 4).tanh()
 
 
-def encoder(kind: str, **arguments: Any) -> PictureEncoder:
+def encoder(kind: str, **arguments: Any) -> ImageEncoder:
     torch.manual_seed(0)
     if kind == "global":
         return GlobalEncoder(4, WIDTH, side=2, **arguments)
@@ -82,25 +90,34 @@ def test_pictures_of_any_size_and_their_order(kind: str) -> None:
         assert (mirrored - one(latents, decode)).abs().max() > 1e-3
 
 
-def told(tokens: MoreTokens | None) -> Condition:
+def told(tokens: ImageTokens | None) -> Condition:
     plain = condition(3)
     return plain if tokens is None else plain.joined(tokens)
 
 
 def test_a_network_attends_to_the_tokens_that_are_there_and_to_no_others() -> None:
     torch.manual_seed(0)
-    network = DiT(4, 2, width=24, depth=1, num_heads=2, patch=(1, 1, 1), sees_given=True)
+    network = DiT(4, 2, width=24, depth=1, num_heads=2, patch=(1, 1, 1), concat_channels=True)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    tokens = MoreTokens(torch.randn(3, 5, 2), torch.tensor([[True] * 5, [True] * 5, [False] * 5]))
+    tokens = ImageTokens(torch.randn(3, 5, 2), torch.tensor([[True] * 5, [True] * 5, [False] * 5]))
     x_t, t = torch.randn_like(LATENTS), torch.full((3,), 0.5)
     with_tokens, without = (network(x_t, t, told(one)) for one in (tokens, None))
     assert (with_tokens - without)[:2].flatten(1).abs().amax(1).min() > 1e-3
     torch.testing.assert_close(with_tokens[2], without[2])
     # In a batch that guidance has doubled, each half is told the same.
-    given = torch.randn(3, 5, 3, 2, 2)
-    telling, plain = TellKnown(network, given, tokens), TellKnown(network, given)
+    space = LatentSpace(Process(), network.patch, decode)
+    frames, noise = KnownFrames(LATENTS, FIRST), torch.randn_like(LATENTS)
+
+    def around(encoder: ImageEncoder | None) -> DenoiserFunction:
+        make = None if encoder is None else lambda channels, width: encoder
+        part = ConcatConditioning([FirstFrames(most=1)], image_encoder=make).build(4, 2, 0.1)
+        return part.wrapper(frames, noise, torch.randn_like, space)(network)
+
+    one = GlobalEncoder(4, 2, side=2)
+    tokens = one.known(LATENTS, FIRST, decode)
+    telling, plain = around(one), around(None)
     both = Condition.cat(told(None), told(None))
     twice = telling(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
     torch.testing.assert_close(twice[:3], telling(x_t, t, told(None)))

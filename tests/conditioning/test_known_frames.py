@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sora_lightning.conditioning import Concatenation, MaskedLatents, PictureAndPlaces
+from sora_lightning.conditioning import (
+    ConcatConditioning,
+    FirstFrameAndPosition,
+    FirstFrames,
+    MaskedLatents,
+)
 from sora_lightning.denoisers import DiT
 from sora_lightning.types import Condition, PackedLatents
 from tests.diffusion.gaussian import condition
@@ -15,7 +20,7 @@ FIRST = torch.zeros(3, 1, 3, 2, 2, dtype=torch.bool)
 FIRST[:2, :, 0] = True
 
 
-@pytest.mark.parametrize("channels", [MaskedLatents(), PictureAndPlaces()], ids=str)
+@pytest.mark.parametrize("channels", [MaskedLatents(), FirstFrameAndPosition()], ids=str)
 def test_nothing_unknown_shows_and_what_is_known_comes_through(channels):
     given = channels(LATENTS, FIRST)
     assert given.shape == (3, 5, 3, 2, 2)
@@ -34,24 +39,32 @@ def test_masked_latents_take_any_mask_and_show_it():
 
 
 def test_later_frames_hold_their_place():
-    given = PictureAndPlaces()(LATENTS, FIRST)
+    given = FirstFrameAndPosition()(LATENTS, FIRST)
     assert (given[:2, :4, 1] == 0.5).all()
     assert (given[:2, :4, 2] == 1).all()
     last = FIRST.flip(2)
     with pytest.raises(ValueError, match="first latent frame alone"):
-        PictureAndPlaces()(LATENTS, last)
+        FirstFrameAndPosition()(LATENTS, last)
 
 
 def test_text_and_frames_are_dropped_apart_and_together():
-    concatenation = Concatenation(drop_text=0.1, drop_frames=0.2, drop_both=0.3)
-    no_text, no_frames = concatenation.drops((torch.arange(1000) + 0.5) / 1000)
+    def part(drop_text: float, **shares: float) -> ConcatConditioning:
+        return ConcatConditioning([FirstFrames()], **shares).build(4, 8, drop_text)
+
+    uniforms = (torch.arange(1000) + 0.5) / 1000
+    no_text = uniforms < 0.4
+    no_frames = part(0.4, drop_frames=0.2, drop_both=0.3).without_frames(uniforms)
     assert (no_text & ~no_frames).sum() == 100
     assert (no_frames & ~no_text).sum() == 200
     assert (no_text & no_frames).sum() == 300
     with pytest.raises(ValueError, match="less than 1 together"):
-        Concatenation(drop_text=0.5, drop_both=0.5)
+        part(0.5, drop_frames=0.5)
+    with pytest.raises(ValueError, match=r"must be at least drop_both = 0\.2"):
+        part(0.1, drop_both=0.2)
     with pytest.raises(ValueError, match="must not be negative"):
-        Concatenation(drop_frames=-0.1)
+        part(0.1, drop_frames=-0.1)
+    with pytest.raises(ValueError, match="nothing would ever be known"):
+        ConcatConditioning([])
 
 
 def dit(**arguments) -> DiT:
@@ -69,7 +82,7 @@ def told(given: torch.Tensor | None) -> Condition:
 
 
 def test_a_network_sees_the_channels_and_takes_none_for_zeros():
-    network, t = dit(sees_given=True), torch.full((3,), 0.5)
+    network, t = dit(concat_channels=True), torch.full((3,), 0.5)
     given = MaskedLatents()(LATENTS, FIRST)
     x_t = torch.randn_like(LATENTS)
     seen, without = (network(x_t, t, told(one)) for one in (given, None))
@@ -78,7 +91,7 @@ def test_a_network_sees_the_channels_and_takes_none_for_zeros():
     torch.testing.assert_close(seen[2], without[2])
     zeros = torch.zeros_like(given)
     torch.testing.assert_close(network(x_t, t, told(zeros)), without)
-    with pytest.raises(ValueError, match="for a network with sees_given"):
+    with pytest.raises(ValueError, match="for a network with concat_channels"):
         dit()(x_t, t, told(given))
     packed = PackedLatents(tuple(x_t))
     alone = network(packed, t, told(None))
@@ -90,9 +103,9 @@ def test_a_network_sees_the_channels_and_takes_none_for_zeros():
 def test_conditions_with_and_without_channels_stand_in_one_batch():
     given = MaskedLatents()(LATENTS, FIRST)
     both = Condition.cat(told(given), told(None))
-    assert both.given is not None
-    assert torch.equal(both.given[:3], given)
-    assert not both.given[3:].any()
-    assert torch.equal(both[1:2].given, given[1:2])
-    assert Condition.cat(told(None), told(None)).given is None
-    assert torch.equal(told(given).pad(5).given, given)
+    assert both.concat_latents is not None
+    assert torch.equal(both.concat_latents[:3], given)
+    assert not both.concat_latents[3:].any()
+    assert torch.equal(both[1:2].concat_latents, given[1:2])
+    assert Condition.cat(told(None), told(None)).concat_latents is None
+    assert torch.equal(told(given).pad(5).concat_latents, given)

@@ -196,8 +196,8 @@ def test_cached_latents_are_those_of_the_clips(shapes: dict[str, Path], tmp_path
     cached = module(shapes, val_manifest=shapes["val"], latents=root, windows_per_clip=3)
     for data in (pixels, cached):
         data.setup("fit")
-    assert pixels.tokenizer_fingerprint is None
-    assert cached.tokenizer_fingerprint == "tokenizer-a"
+    assert pixels.spec.tokenizer_fingerprint is None
+    assert cached.spec.tokenizer_fingerprint == "tokenizer-a"
     pairs = list(zip(pixels.val_dataloader(), cached.val_dataloader(), strict=True))
     for by_pixels, by_cache in pairs:
         assert by_cache.video is None

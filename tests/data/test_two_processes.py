@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from sora_lightning.data import Packing, VideoDataModule, read_manifest, write_shards
-from sora_lightning.systems.packed import mean_over_ranks
+from sora_lightning.systems.batches import mean_over_ranks
 from sora_lightning.types import PackedBatch, VideoBatch
 from tests.data.test_datamodule import trainer
 

@@ -92,7 +92,7 @@ def test_the_loss_asks_for_what_is_shown_and_unknown_alone() -> None:
     known = [Known.of(mask, dit.patch) for mask in first]
     objective = SquaredError()
     for given in (None, known):
-        losses = objective.packed(dit, dropped, noise, t, told, given)
+        losses = objective(dit, dropped, noise, t, told, given)
         clips = zip(x_0.clips, noise.clips, shown, first, strict=True)
         for i, (x, e, mask, image) in enumerate(clips):
             x_t = torch.lerp(x, e, t[i])

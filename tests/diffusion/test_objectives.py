@@ -195,7 +195,7 @@ def test_what_is_known_is_seen_clean_and_not_asked_for():
         answer[0, :, 0] = 100.0  # never to be looked at
         return answer
 
-    loss = SquaredError(process)(denoiser, x_0, noise, t, condition(2), known)
+    loss = SquaredError(process)(denoiser, x_0, noise, t, condition(2), [known])
     torch.testing.assert_close(loss, torch.ones(2))
     assert torch.equal(seen["x"][0, :, 0], x_0[0, :, 0])
     torch.testing.assert_close(seen["x"][1], 0.3 * x_0[1] + 0.7 * noise[1])
@@ -215,7 +215,7 @@ def test_known_latents_may_carry_noise():
         noise,
         torch.tensor([0.5]),
         condition(1),
-        known,
+        [known],
     )
     torch.testing.assert_close(seen[0][:, :, 0], (0.9 * x_0 + 0.1 * noise)[:, :, 0])
     torch.testing.assert_close(seen[1], torch.tensor([[0.1, 0.5]]))

@@ -25,8 +25,8 @@ from sora_lightning.diffusion import (
     VarianceExploding,
     VariancePreserving,
     Velocity,
+    add_offset_noise,
     karras_times,
-    offset,
     spaced_times,
     uniform_times,
 )
@@ -221,7 +221,7 @@ def test_grids_of_times_hold_the_steps_they_name():
 def test_offset_noise_moves_whole_frames_and_has_the_variance_it_should():
     torch.manual_seed(0)
     noise, shift = torch.randn(500, 4, 3, 4, 4), torch.randn(500, 4, 3, 1, 1)
-    moved = offset(noise, shift, 0.5)
+    moved = add_offset_noise(noise, shift, 0.5)
     assert math.isclose(moved.var(), 1.25, rel_tol=0.02)
     within = (moved - noise).std(dim=(3, 4))
     assert within.max() < 1e-6

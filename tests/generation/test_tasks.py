@@ -8,16 +8,15 @@ import pytest
 import torch
 
 from sora_lightning.conditioning import (
-    NUM_DRAWS,
     BothEnds,
     FirstFrames,
+    Inpainting,
     LastFrames,
-    OutsideBox,
     TextConditioner,
     TextToVideo,
-    check_tasks,
-    draw_known,
+    TimeZeroConditioning,
 )
+from sora_lightning.conditioning.masks import NUM_UNIFORMS, draw_known
 from sora_lightning.denoisers import DiT
 from sora_lightning.diffusion import (
     DDIM,
@@ -47,6 +46,7 @@ from sora_lightning.generation import (
     inpaint,
     loop,
 )
+from sora_lightning.layers.patch import Patch
 from sora_lightning.tokenizers import ConvTokenizer
 from sora_lightning.types import TokenGrid, VideoSize
 
@@ -305,7 +305,7 @@ def test_what_does_not_fit_is_refused(generator, video, call, said):
 
 @pytest.mark.parametrize("f", [1, 2, 3, 5])
 @pytest.mark.parametrize(
-    "task", [FirstFrames(), LastFrames(), BothEnds(), OutsideBox(), FirstFrames(most=1)], ids=str
+    "task", [FirstFrames(), LastFrames(), BothEnds(), Inpainting(), FirstFrames(most=1)], ids=str
 )
 def test_a_mask_knows_some_and_never_all(task, f):
     grid = TokenGrid(f, 3, 2)
@@ -323,7 +323,10 @@ def test_a_mask_knows_some_and_never_all(task, f):
 
 def test_a_mixture_draws_each_task_by_its_weight():
     tasks = [TextToVideo(weight=3), FirstFrames(weight=1, most=1, noise=0.2)]
-    masks, t = draw_known(tasks, TokenGrid(3, 2, 2), torch.rand(4000, NUM_DRAWS))
+    x_0, uniforms = torch.zeros(4000, 1, 3, 4, 4), torch.rand(4000, NUM_UNIFORMS)
+    known = draw_known(tasks, Patch(1, 2, 2), x_0, uniforms)
+    masks, t = known.mask, known.t
+    assert masks.shape == (4000, 1, 3, 4, 4)
     first = masks[:, 0, 0, 0, 0]
     assert abs(first.float().mean() - 0.25) < 0.03
     assert not masks[:, :, 1:].any()
@@ -331,7 +334,7 @@ def test_a_mixture_draws_each_task_by_its_weight():
     assert 0.18 < t[first].max() < 0.2
     for tasks in ([TextToVideo(weight=0.0)],):
         with pytest.raises(ValueError, match="must not all be 0"):
-            check_tasks(tasks)
+            TimeZeroConditioning(tasks)
     with pytest.raises(ValueError, match="weight = -1"):
         FirstFrames(weight=-1.0)
     with pytest.raises(ValueError, match=r"noise = 1\.0"):

@@ -12,7 +12,7 @@ import torch
 
 from sora_lightning.checkpoints import load_tokenizer
 from sora_lightning.systems import TokenizerSystem
-from sora_lightning.systems.packed import noisy_latents
+from sora_lightning.systems.tokenizer import noisy_latents
 from sora_lightning.tokenizers import (
     ConvTokenizer,
     VideoTokenizer,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +13,14 @@ from PIL import Image
 from sora_lightning.__main__ import main
 from sora_lightning.cli.sample import to_frames
 from sora_lightning.cli.sample_tasks import TASKS, read_video
+from sora_lightning.conditioning import MaskedLatents
 from sora_lightning.data.decoding.encode import write_video
 from sora_lightning.data.decoding.readers import read_frames
 from sora_lightning.diffusion import HybridObjective, MinSNR, VariancePreserving
 from sora_lightning.generation import GuidanceConfig, KnownFrames, SamplingConfig
 from sora_lightning.systems import DiffusionSystem
-from sora_lightning.types import TokenGrid, VideoSize
+from sora_lightning.systems.draws import GroupDraws
+from sora_lightning.types import Condition, TokenGrid, VideoSize
 
 _PARTS = "sora_lightning.conditioning"
 _DIFFUSION = "sora_lightning.diffusion"
@@ -25,7 +28,7 @@ TASK_MIXTURE = [
     {"class_path": f"{_PARTS}.TextToVideo", "init_args": {"weight": 2}},
     {"class_path": f"{_PARTS}.FirstFrames", "init_args": {"noise": 0.1}},
     {"class_path": f"{_PARTS}.BothEnds"},
-    {"class_path": f"{_PARTS}.OutsideBox"},
+    {"class_path": f"{_PARTS}.Inpainting"},
 ]
 
 
@@ -33,9 +36,13 @@ def part(name: str, **arguments: object) -> dict[str, object]:
     return {"class_path": f"{_DIFFUSION}.{name}", "init_args": arguments}
 
 
+def at_time_zero(masks: list[dict[str, object]]) -> dict[str, object]:
+    return {"class_path": f"{_PARTS}.TimeZeroConditioning", "init_args": {"masks": masks}}
+
+
 @pytest.fixture(scope="module")
 def checkpoint(fit, diffusion_model, tmp_path_factory) -> Path:
-    arguments = {**diffusion_model["init_args"], "tasks": TASK_MIXTURE}
+    arguments = {**diffusion_model["init_args"], "known_frames": at_time_zero(TASK_MIXTURE)}
     model = {**diffusion_model, "init_args": arguments}
     return fit({"model": model}, tmp_path_factory.mktemp("masks") / "run", "--trainer.max_steps=4")
 
@@ -51,7 +58,8 @@ def test_known_frames_that_would_know_later_ones_are_warned_of(
             "encoder": {"depth": 1, "width": 24, "num_heads": 2},
         },
     }
-    arguments = {**diffusion_model["init_args"], "tokenizer": vivit, "tasks": TASK_MIXTURE}
+    more = {"tokenizer": vivit, "known_frames": at_time_zero(TASK_MIXTURE)}
+    arguments = {**diffusion_model["init_args"], **more}
     model = {**diffusion_model, "init_args": arguments}
     with pytest.warns(UserWarning, match="ViViTTokenizer lets a latent frame see later ones"):
         fit({"model": model}, tmp_path / "run", "--trainer.max_steps=1")
@@ -146,21 +154,28 @@ def test_every_task_is_named_in_the_help(capsys):
     assert all(name in shown for name in TASKS)
 
 
-def told_by_channels(diffusion_model, kind: str, tasks: list[dict[str, object]]):
+def with_channels(
+    diffusion_model, kind: str, masks: list[dict[str, object]], **more: object
+) -> dict[str, Any]:
     """The model with known frames beside its input."""
     arguments = diffusion_model["init_args"]
     denoiser = arguments["denoiser"]
-    wider = {**denoiser, "init_args": {**denoiser["init_args"], "sees_given": True}}
+    wider = {**denoiser, "init_args": {**denoiser["init_args"], "concat_channels": True}}
     channels = {"class_path": f"{_PARTS}.{kind}"}
-    more = {"denoiser": wider, "tasks": tasks, "concatenation": {"channels": channels}}
-    return {**diffusion_model, "init_args": {**arguments, **more}}
+    known_frames = {
+        "class_path": f"{_PARTS}.ConcatConditioning",
+        "init_args": {"channels": channels, "masks": masks, **more},
+    }
+    changes = {"denoiser": wider, "known_frames": known_frames}
+    return {**diffusion_model, "init_args": {**arguments, **changes}}
 
 
 def test_known_frames_as_channels_train_and_extend(fit, diffusion_model, clip, tmp_path):
-    model = told_by_channels(diffusion_model, "MaskedLatents", TASK_MIXTURE)
+    model = with_channels(diffusion_model, "MaskedLatents", TASK_MIXTURE)
     checkpoint = fit({"model": model}, tmp_path / "run", "--trainer.max_steps=2")
     system = DiffusionSystem.from_checkpoint(checkpoint)
-    assert system.video_generator().channels == system.concatenation.channels
+    assert isinstance(system.known_frames.channels, MaskedLatents)
+    assert system.video_generator().known_frames is system.known_frames
     for arguments in (("--frames=3",), ("--frame-guidance=1.5", "--frame-noise=0.1")):
         assert sample(checkpoint, "--task=extend", "--video=in.mp4", *arguments) == 0
         assert read_frames(Path("out.mp4"))[0].shape[0] >= 13
@@ -168,23 +183,36 @@ def test_known_frames_as_channels_train_and_extend(fit, diffusion_model, clip, t
 
 def test_a_picture_as_channels_trains_and_moves(fit, diffusion_model, clip, tmp_path):
     tasks = [{"class_path": f"{_PARTS}.FirstFrames", "init_args": {"most": 1}}]
-    model = told_by_channels(diffusion_model, "PictureAndPlaces", tasks)
+    model = with_channels(diffusion_model, "FirstFrameAndPosition", tasks)
     checkpoint = fit({"model": model}, tmp_path / "run", "--trainer.max_steps=2")
     assert sample(checkpoint, "--task=animate", "--video=in.png") == 0
     assert sample(checkpoint, "--task=extend", "--video=in.mp4") == 2
 
 
+def conditioned(
+    system: DiffusionSystem,
+    captions: list[str],
+    uniforms: torch.Tensor,
+    x_0: torch.Tensor,
+    source: torch.Tensor | None = None,
+) -> Condition:
+    """The condition of a training step whose clips drew these numbers."""
+    rng = GroupDraws([torch.Generator().manual_seed(0)], len(captions))
+    text = system.conditioner(captions, uniforms < system.drop_condition)
+    condition, _ = system.known_frames(text, x_0, source, uniforms, rng, system.latent_space)
+    return condition
+
+
 def test_text_and_frames_are_dropped_by_one_number(fit, diffusion_model, tmp_path):
     """The four kinds of clip: with both, and without one of them or either."""
-    model = told_by_channels(diffusion_model, "MaskedLatents", TASK_MIXTURE[1:])
+    model = with_channels(diffusion_model, "MaskedLatents", TASK_MIXTURE[1:])
     checkpoint = fit({"model": model}, tmp_path / "run", "--trainer.max_steps=1")
     system = DiffusionSystem.from_checkpoint(checkpoint)
     numbers = torch.tensor([0.02, 0.07, 0.12, 0.5])  # no text, neither, no frames, both
-    draw = torch.Generator().manual_seed(0)
     x_0 = torch.randn(4, 4, 3, 2, 2)
     captions = ["a red circle moves left"] * 4
-    condition = system.told(system.concatenation, captions, numbers, x_0, draw)
-    known = condition.given.flatten(1).any(1)
+    condition = conditioned(system, captions, numbers, x_0)
+    known = condition.concat_latents.flatten(1).any(1)
     assert known.tolist() == [True, False, False, True]
     null, full = (system.conditioner([text]).pooled for text in ("", captions[0]))
     for pooled, expected in zip(condition.pooled, (null, null, full, full), strict=True):
@@ -193,7 +221,7 @@ def test_text_and_frames_are_dropped_by_one_number(fit, diffusion_model, tmp_pat
 
 def test_two_scales_weigh_text_and_frames_apart(fit, diffusion_model, tmp_path):
     """Frames at 0 and text at 0 is the network told nothing; at 1 and 1 it is told both."""
-    model = told_by_channels(diffusion_model, "MaskedLatents", TASK_MIXTURE)
+    model = with_channels(diffusion_model, "MaskedLatents", TASK_MIXTURE)
     checkpoint = fit({"model": model}, tmp_path / "run", "--trainer.max_steps=3")
     system = DiffusionSystem.from_checkpoint(checkpoint)
     with torch.no_grad():
@@ -218,7 +246,7 @@ def test_two_scales_weigh_text_and_frames_apart(fit, diffusion_model, tmp_path):
 
 def test_a_training_starts_from_another_ones_weights(checkpoint, fit, diffusion_model, tmp_path):
     """Also with more channels, which start at 0: before it learns it says the same."""
-    model = told_by_channels(diffusion_model, "MaskedLatents", TASK_MIXTURE)
+    model = with_channels(diffusion_model, "MaskedLatents", TASK_MIXTURE)
     slow = "--model.init_args.optimizer.init_args.lr=1e-12"
     start = f"--checkpoint.start_from={checkpoint}"
     wider = fit({"model": model}, tmp_path / "run", start, slow, "--trainer.max_steps=1")
@@ -242,7 +270,7 @@ def test_weights_of_another_shape_are_no_start(checkpoint, fit, diffusion_model,
 
 
 def test_channels_without_tasks_are_refused(diffusion_model, fit, tmp_path):
-    model = told_by_channels(diffusion_model, "MaskedLatents", [])
+    model = with_channels(diffusion_model, "MaskedLatents", [])
     with pytest.raises(ValueError, match="nothing would ever be known"):
         fit({"model": model}, tmp_path / "run", "--trainer.max_steps=1")
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from sora_lightning.conditioning import Concatenation, PictureAndPlaces
 from sora_lightning.data.decoding.readers import read_frames
 from sora_lightning.systems import DiffusionSystem
+from sora_lightning.systems.draws import GroupDraws
+from sora_lightning.types import VideoBatch
 from tests.conditioning.test_images import TOWER
-from tests.systems.test_frame_tasks import clip, sample, told_by_channels
+from tests.systems.test_frame_tasks import clip, conditioned, sample, with_channels
 
 __all__ = ["clip"]
 
@@ -21,9 +22,8 @@ ANIMATE = {"class_path": f"{_PARTS}.FirstFrames", "init_args": {"most": 1}}
 
 
 def seeing(diffusion_model, kind: str, **arguments: object):
-    model = told_by_channels(diffusion_model, "PictureAndPlaces", [ANIMATE])
-    picture = {"class_path": f"{_PARTS}.{kind}", "init_args": arguments}
-    return {**model, "init_args": {**model["init_args"], "picture": picture}}
+    encoder = {"class_path": f"{_PARTS}.{kind}", "init_args": arguments}
+    return with_channels(diffusion_model, "FirstFrameAndPosition", [ANIMATE], image_encoder=encoder)
 
 
 @pytest.fixture(scope="module")
@@ -46,22 +46,20 @@ def test_the_encoder_trains(checkpoint):
     assert len(list(states)) > 0
     system = DiffusionSystem.from_checkpoint(checkpoint)
     system.requires_grad_(True)
-    draw = torch.Generator().manual_seed(0)
-    x_0, numbers = torch.randn(2, 4, 3, 2, 2), torch.ones(2)
-    condition = system.told(Concatenation(PictureAndPlaces()), ["x"] * 2, numbers, x_0, draw)
-    system.loss(x_0, condition, draw).backward()
-    assert all(p.grad is not None and p.grad.any() for p in system.picture.parameters())
+    batch = VideoBatch(["x"] * 8, torch.ones(8), ["a"] * 8, latents=torch.randn(8, 4, 3, 2, 2))
+    rng = GroupDraws([torch.Generator().manual_seed(0)], 8)
+    system.losses(batch, rng).mean().backward()
+    parameters = system.known_frames.image_encoder.parameters()
+    assert all(p.grad is not None and p.grad.any() for p in parameters)
 
 
 def test_the_tokens_are_dropped_with_the_channels(checkpoint):
     system = DiffusionSystem.from_checkpoint(checkpoint)
     numbers = torch.tensor([0.02, 0.07, 0.12, 0.5])  # no text, neither, no picture, both
-    x_0, draw = torch.randn(4, 4, 3, 2, 2), torch.Generator().manual_seed(0)
-    concatenation = Concatenation(PictureAndPlaces())
-    condition = system.told(concatenation, ["a red circle"] * 4, numbers, x_0, draw)
+    condition = conditioned(system, ["a red circle"] * 4, numbers, torch.randn(4, 4, 3, 2, 2))
     assert condition.mask[:, -4:].all(1).tolist() == [True, False, False, True]
     assert condition.mask[:, -4:].any(1).tolist() == [True, False, False, True]
-    assert condition.given.flatten(1).any(1).tolist() == [True, False, False, True]
+    assert condition.concat_latents.flatten(1).any(1).tolist() == [True, False, False, True]
     text = system.conditioner(["a red circle"])
     torch.testing.assert_close(condition.tokens[3:, : text.tokens.shape[1]], text.tokens)
 
@@ -76,7 +74,7 @@ def test_a_clip_in_a_folder_trains_and_its_checkpoint_needs_no_folder(
     model = seeing(diffusion_model, "ClipEncoder", folder=str(tmp_path / "clip"), side=2)
     checkpoint = fit({"model": model}, tmp_path / "run", "--trainer.max_steps=2")
     shutil.rmtree(tmp_path / "clip")
-    kept = DiffusionSystem.from_checkpoint(checkpoint).picture.tower.state_dict()
+    kept = DiffusionSystem.from_checkpoint(checkpoint).known_frames.image_encoder.tower.state_dict()
     for name, value in tower.state_dict().items():
         torch.testing.assert_close(kept[name], value)
     assert sample(checkpoint, "--task=animate", "--video=in.png") == 0
@@ -85,9 +83,6 @@ def test_a_clip_in_a_folder_trains_and_its_checkpoint_needs_no_folder(
 
 def test_a_picture_that_nothing_would_tell_of_is_refused(fit, diffusion_model, tmp_path):
     model = seeing(diffusion_model, "GlobalEncoder")
-    without = {k: v for k, v in model["init_args"].items() if k != "concatenation"}
-    with pytest.raises(ValueError, match="picture is set and concatenation is not"):
-        fit({"model": {**model, "init_args": without}}, tmp_path / "a", "--trainer.max_steps=1")
     denoiser = model["init_args"]["denoiser"]
     blind = {"condition": {"class_path": "sora_lightning.denoisers.conditions.NoCondition"}}
     changed = {**denoiser, "init_args": {**denoiser["init_args"], "parts": blind}}

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 from sora_lightning.cli.sample_tasks import read_video
-from sora_lightning.conditioning import Concatenation, FirstFrames, MaskedLatents, Source
+from sora_lightning.conditioning import FirstFrames, MaskedLatents, VideoEditing
 from sora_lightning.data.decoding.readers import read_frames
 from sora_lightning.data.synthetic.render import write_dataset
 from sora_lightning.denoisers import Denoiser
 from sora_lightning.generation import seeded_noise
 from sora_lightning.systems import DiffusionSystem
 from sora_lightning.types import Condition, TokenGrid, VideoSize
-from tests.systems.test_frame_tasks import clip, sample, told_by_channels
+from tests.systems.test_frame_tasks import at_time_zero, clip, conditioned, sample, with_channels
 
 __all__ = ["clip"]
 
-SOURCE = {"class_path": "sora_lightning.conditioning.Source"}
+SOURCE = {"class_path": "sora_lightning.conditioning.VideoEditing"}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def checkpoint(fit, diffusion_model, data, tmp_path_factory) -> Path:
-    model = told_by_channels(diffusion_model, "MaskedLatents", [SOURCE])
+    model = with_channels(diffusion_model, "MaskedLatents", [SOURCE])
     run_dir = tmp_path_factory.mktemp("instruct") / "run"
     return fit({"model": model, "data": data}, run_dir, "--trainer.max_steps=3")
 
@@ -48,7 +48,7 @@ def test_a_video_is_changed_by_an_instruction(checkpoint, clip):
 def test_what_was_not_trained_on_edits_is_refused(clip, fit, diffusion_model, tmp_path, capsys):
     other = fit({"model": diffusion_model}, tmp_path / "run", "--trainer.max_steps=1")
     assert sample(other, "--task=instruct", "--video=in.mp4") == 2
-    assert "was not trained on edits (its tasks have no Source)" in capsys.readouterr().err
+    assert "was not trained on edits (its masks have no VideoEditing)" in capsys.readouterr().err
     assert sample(other, "--task=instruct") == 2
     assert "--video is missing: --task instruct needs it" in capsys.readouterr().err
 
@@ -58,10 +58,10 @@ class Linear(Denoiser):
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         velocity = torch.ones_like(x_t) + 2 * condition.pooled.mean(1)[:, None, None, None, None]
-        if condition.given is None:
+        if condition.concat_latents is None:
             return velocity
-        assert (condition.given[:, -1] == 1).all()
-        return velocity + 0.5 * condition.given[:, :-1]
+        assert (condition.concat_latents[:, -1] == 1).all()
+        return velocity + 0.5 * condition.concat_latents[:, :-1]
 
 
 def test_two_scales_weigh_video_and_instruction_in_closed_form(checkpoint, clip, monkeypatch):
@@ -94,11 +94,10 @@ def test_clips_are_told_of_their_source_and_lose_it_by_their_number(checkpoint):
     numbers = torch.tensor([0.02, 0.07, 0.12, 0.5])  # no text, neither, no source, both
     x_0, source = torch.randn(2, 4, 4, 3, 2, 2)
     captions = ["make it blue"] * 4
-    draw = torch.Generator().manual_seed(0)
-    condition = system.told(Concatenation(), captions, numbers, x_0, draw, source)
+    condition = conditioned(system, captions, numbers, x_0, source)
     told = MaskedLatents()(source, torch.ones(4, 1, 3, 2, 2, dtype=torch.bool))
     told[1:3] = 0
-    torch.testing.assert_close(condition.given, told)
+    torch.testing.assert_close(condition.concat_latents, told)
     null, full = (system.conditioner([text]).pooled for text in ("", captions[0]))
     for pooled, expected in zip(condition.pooled, (null, null, full, full), strict=True):
         torch.testing.assert_close(pooled[None], expected)
@@ -106,10 +105,9 @@ def test_clips_are_told_of_their_source_and_lose_it_by_their_number(checkpoint):
 
 def test_in_a_mixture_other_tasks_tell_of_the_clip_itself(checkpoint):
     system = DiffusionSystem.from_checkpoint(checkpoint)
-    system.tasks = [Source(), FirstFrames(most=1)]
+    system.known_frames.masks = [VideoEditing(), FirstFrames(most=1)]
     x_0, source = torch.zeros(64, 4, 3, 2, 2), torch.ones(64, 4, 3, 2, 2)
-    keep, draw = torch.ones(64), torch.Generator().manual_seed(0)
-    given = system.told(Concatenation(), ["x"] * 64, keep, x_0, draw, source).given
+    given = conditioned(system, ["x"] * 64, torch.ones(64), x_0, source).concat_latents
     whole = given[:, -1].flatten(1).all(1)
     assert 16 < whole.sum() < 48
     assert (given[whole] == 1).all()
@@ -124,7 +122,7 @@ def test_the_latents_of_pairs_are_encoded_and_trained_on(
     encoding = {**data, "windows_per_clip": 2}
     last = ("--ckpt_path", str(tokenizer_checkpoint), "--latents.dtype=float32")
     fit({"model": tokenizer_model, "data": encoding}, tmp_path, *last, verb="predict")
-    model = told_by_channels(diffusion_model, "MaskedLatents", [SOURCE])
+    model = with_channels(diffusion_model, "MaskedLatents", [SOURCE])
     weights = []
     for served in ({"fixed_windows": True}, {"latents": str(tmp_path / "latents")}):
         config = {"model": model, "data": {**encoding, **served}}
@@ -137,7 +135,7 @@ def test_the_latents_of_pairs_are_encoded_and_trained_on(
 @pytest.mark.parametrize(
     ("data_changes", "said"),
     [
-        ({"sources": False}, "tasks has Source and data.sources is not set"),
+        ({"sources": False}, "known_frames has VideoEditing and data.sources is not set"),
         ({"manifest": None}, r"train\.jsonl: source is missing in the row of 0000\d\.mp4"),
     ],
 )
@@ -146,15 +144,16 @@ def test_an_instruct_experiment_without_sources_is_refused(
 ):
     if "manifest" in data_changes:
         data_changes = {"manifest": str(clips["train"])}
-    model = told_by_channels(diffusion_model, "MaskedLatents", [SOURCE])
+    model = with_channels(diffusion_model, "MaskedLatents", [SOURCE])
     with pytest.raises(ValueError, match=said):
         fit({"model": model, "data": {**data, **data_changes}}, tmp_path / "run")
     assert not list((tmp_path / "run").rglob("*.ckpt"))
 
 
 def test_sources_without_channels_are_refused(fit, diffusion_model, data, tmp_path):
-    model = {**diffusion_model, "init_args": {**diffusion_model["init_args"], "tasks": [SOURCE]}}
-    with pytest.raises(ValueError, match="tasks has Source and concatenation is not set"):
+    arguments = {**diffusion_model["init_args"], "known_frames": at_time_zero([SOURCE])}
+    model = {**diffusion_model, "init_args": arguments}
+    with pytest.raises(ValueError, match="masks has VideoEditing: a source is shown by channels"):
         fit({"model": model, "data": data}, tmp_path / "run", "--trainer.max_steps=1")
 
 

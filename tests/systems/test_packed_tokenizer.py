@@ -12,9 +12,9 @@ import torch
 from sora_lightning.checkpoints import load_tokenizer
 from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.systems import TokenizerSystem
-from sora_lightning.systems.draws import generator
+from sora_lightning.systems.draws import make_rng
 from sora_lightning.tokenizers import ViViTTokenizer
-from tests.systems.test_packed_training import PACKED, batch_of, gradients
+from tests.systems.test_packed_training import PACKED, batch_of, gradients, losses_of
 from tests.systems.test_systems import assert_same_weights
 
 VIVIT = {
@@ -43,12 +43,12 @@ def system() -> TokenizerSystem:
 
 def test_a_packed_loss_is_that_of_the_clips_alone(system: TokenizerSystem) -> None:
     batch = batch_of([0, 1, 2, 3, 4])
-    together = system.packed_losses(batch)
+    together = losses_of(system, batch)
     assert together.shape == (5,)
     for i in range(5):
         video = batch.videos[i][None]
         posterior = system.tokenizer.posterior(video)
-        noise = torch.randn(posterior.mean.shape[1:], generator=generator("cpu", 0, i, i % 3))
+        noise = torch.randn(posterior.mean.shape[1:], generator=make_rng("cpu", 0, i, i % 3))
         decoded = system.tokenizer.decode_raw(posterior.sample(noise[None]))
         loss, _ = system.loss(decoded, video, posterior)
         torch.testing.assert_close(together[i], loss, atol=1e-5, rtol=1e-5)

@@ -19,8 +19,8 @@ from torch import Tensor
 from sora_lightning.conditioning import TextConditioner
 from sora_lightning.denoisers import DiT
 from sora_lightning.diffusion import SquaredError
-from sora_lightning.systems import DiffusionSystem
-from sora_lightning.systems.draws import generator
+from sora_lightning.systems import DiffusionSystem, TokenizerSystem
+from sora_lightning.systems.draws import GroupDraws, make_rng
 from sora_lightning.tokenizers import ConvTokenizer
 from sora_lightning.types import PackedBatch
 from tests.systems.test_systems import assert_same_weights
@@ -51,6 +51,13 @@ def system() -> DiffusionSystem:
     for parameter in one.parameters():  # zero-initialised gates would hide half of the gradients
         parameter.data.normal_(std=0.1)
     return one
+
+
+def losses_of(system: DiffusionSystem | TokenizerSystem, batch: PackedBatch) -> Tensor:
+    rng = GroupDraws.of_clips(batch, system.seed, system.device)
+    if isinstance(system, DiffusionSystem):
+        return system.losses(batch, rng)
+    return torch.stack([system.loss(*clip)[0] for clip in system.reconstructions(batch, rng)])
 
 
 def batch_of(numbers: list[int]) -> PackedBatch:
@@ -92,10 +99,10 @@ def gradients(
 
 def test_a_packed_loss_is_that_of_the_clips_alone(system: DiffusionSystem) -> None:
     batch = batch_of([0, 1, 2, 3, 4])
-    together = system.packed_losses(batch)
+    together = losses_of(system, batch)
     assert together.shape == (5,)
     for i in range(5):
-        draw = generator(system.device, system.seed, i, i % 3)
+        draw = make_rng(system.device, system.seed, i, i % 3)
         dropped = torch.rand(1, generator=draw) < system.drop_condition
         t = system.time(torch.randn(1, generator=draw))
         x_0 = system.tokenizer.encode(batch.videos[i][None])
@@ -116,10 +123,10 @@ def test_a_clip_with_dropped_tokens_is_noised_like_the_whole_and_asked_for_the_r
     grids = [system.denoiser.patch.grid(*x.shape[1:]) for x in x_0]
     kept = [torch.randperm(g.num_tokens)[: (g.num_tokens + 1) // 2].sort()[0] for g in grids]
     dropped = replace(batch, videos=None, latents=x_0, kept=kept)
-    losses = system.packed_losses(dropped)
+    losses = losses_of(system, dropped)
     everything = [torch.arange(grid.num_tokens) for grid in grids]
-    whole = system.packed_losses(replace(dropped, kept=everything))
-    torch.testing.assert_close(whole, system.packed_losses(batch), atol=1e-5, rtol=1e-5)
+    whole = losses_of(system, replace(dropped, kept=everything))
+    torch.testing.assert_close(whole, losses_of(system, batch), atol=1e-5, rtol=1e-5)
     assert (losses - whole)[:4].abs().min() > 1e-4
     assert torch.equal(losses[4], whole[4])  # one token, which is kept
     other = []
@@ -127,10 +134,10 @@ def test_a_clip_with_dropped_tokens_is_noised_like_the_whole_and_asked_for_the_r
         seen = torch.zeros(x[0].numel(), dtype=torch.bool)
         seen[tokens] = True
         other.append(torch.where(seen.view(x.shape[1:]), x, torch.randn_like(x)))
-    assert torch.equal(losses, system.packed_losses(replace(dropped, latents=other)))
+    assert torch.equal(losses, losses_of(system, replace(dropped, latents=other)))
     for i in range(5):
         alone = replace(batch_of([i]), videos=None, latents=[x_0[i]], kept=[kept[i]])
-        torch.testing.assert_close(system.packed_losses(alone)[0], losses[i], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(losses_of(system, alone)[0], losses[i], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("deal", [[[0, 1], [2, 3, 4]], [[4], [3, 2, 1, 0]], [[], [0, 1, 2, 3, 4]]])

@@ -80,7 +80,7 @@ def measure_tasks(request: TaskRequest) -> dict[str, Any]:
         "checkpoint": {
             "path": str(request.checkpoint),
             "sha256": file_sha256(request.checkpoint),
-            "trained_with_tasks": bool(system.tasks),
+            "trained_with_tasks": bool(system.known_frames.masks),
         },
         "seconds": round(time.monotonic() - started, 1),
     }

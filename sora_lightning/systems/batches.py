@@ -1,0 +1,73 @@
+"""What systems do with a batch: clips of one size, or packed clips that share one sequence (Patch
+n' Pack, arXiv 2307.06304).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import lightning as L
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sora_lightning.data import VideoDataModule
+from sora_lightning.data.spec import DataSpec
+from sora_lightning.layers.patch import Patch
+from sora_lightning.tokenizers import VideoTokenizer
+from sora_lightning.types import PackedBatch, PackedLatents, VideoBatch
+
+
+def data_spec(system: L.LightningModule) -> DataSpec | None:
+    """Return what the trainer's data module serves; ``None`` where there is no such module."""
+    data = system.trainer.datamodule  # type: ignore[attr-defined]
+    return data.spec if isinstance(data, VideoDataModule) else None
+
+
+@torch.no_grad()
+def packed_latents(tokenizer: VideoTokenizer, batch: PackedBatch, patch: Patch) -> PackedLatents:
+    """Return the cached latents of a pack, or its pixels encoded; only kept tokens are shown."""
+    if batch.latents is not None:
+        latents = PackedLatents(tuple(latents.float() for latents in batch.latents))
+    else:
+        latents = tokenizer.encode_packed(batch.pixels)
+    if batch.kept is None:
+        return latents
+    shown = []
+    for clip, tokens in zip(latents.clips, batch.kept, strict=True):
+        grid = patch.grid(*clip.shape[1:])
+        mask = torch.zeros(1, grid.num_tokens, patch.volume, device=clip.device)
+        mask[:, tokens] = 1
+        shown.append(patch.unpatchify(mask, grid)[0, 0] > 0)
+    return PackedLatents(latents.clips, tuple(shown))
+
+
+def mean_loss(
+    system: L.LightningModule, batch: VideoBatch | PackedBatch, losses: Float[Tensor, " b"]
+) -> Float[Tensor, ""]:
+    """Return and log a batch's loss: the mean over its clips, for packs over those of all ranks."""
+    if isinstance(batch, PackedBatch):
+        loss = mean_over_ranks(system, losses)
+        system.log("data/waste", 1 - batch.fill, on_step=False, on_epoch=True, batch_size=1)
+    else:
+        loss = losses.mean()
+    system.log("train/loss", loss, prog_bar=True, batch_size=max(1, len(batch)))
+    return loss
+
+
+def mean_over_ranks(system: L.LightningModule, losses: Float[Tensor, " b"]) -> Float[Tensor, ""]:
+    """Return the sum of this rank's losses over the mean number of clips on a rank.
+
+    Ranks hold different numbers of clips. Their gradients are averaged afterwards, so that each
+    clip of the step counts alike, on whichever rank.
+    """
+    strategy = system.trainer.strategy
+    num_clips = strategy.reduce(losses.new_tensor(float(len(losses))), reduce_op="mean")
+    return losses.sum() / num_clips.clamp(min=1 / system.trainer.world_size)
+
+
+def no_losses(parameters: Iterable[Tensor]) -> Float[Tensor, "0"]:
+    """Return the losses of no clips. Their sum depends on every parameter, so that a rank without
+    clips takes part in the exchange of gradients.
+    """
+    return torch.cat([p.flatten()[:0] for p in parameters if p.requires_grad])
