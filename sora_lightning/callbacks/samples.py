@@ -1,8 +1,7 @@
-"""Videos that move in TensorBoard while a model trains: samples of prompts, and reconstructions
-beside their originals.
+"""Callbacks that show videos in TensorBoard while a model trains: samples of prompts, and
+reconstructions beside their originals.
 
-Both draw at the end of a validation, when the averaged weights stand in the model and it is in
-evaluation mode.
+Both run during validation, with the averaged weights of ``EMA`` in the model.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from jaxtyping import Float, UInt8
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor, nn
@@ -27,18 +27,18 @@ from sora_lightning.generation import SamplingConfig
 from sora_lightning.systems import DiffusionSystem, TokenizerSystem
 from sora_lightning.types import VideoBatch, VideoSize, as_levels
 
-_SHORT_SIDE = 128  # smaller videos are enlarged by a whole factor up to about this many pixels
+_SHORT_SIDE = 128  # smaller videos are enlarged to about this many pixels
 
 
 class SampleVideos(Callback):
-    """Samples a video of each prompt after every so many validations, always from the same noise.
+    """Samples a video of each prompt after every ``every_n_validations`` validations.
 
     Args:
         prompts: One video each.
         size: Frames x height x width, say 17x32x32.
         every_n_validations: Validations from one set of samples to the next.
         sampling: How to sample.
-        seed: Of the noise of the first prompt; each next prompt takes the next seed.
+        seed: Seed of the first prompt's noise; prompt i always has the noise of ``seed`` + i.
     """
 
     def __init__(
@@ -61,16 +61,26 @@ class SampleVideos(Callback):
         self.seed = seed
         self.num_validations = 0
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Raise ``ValueError`` for another system, and for a size or options that do not fit."""
+        if not isinstance(pl_module, DiffusionSystem):
+            raise ValueError(
+                f"SampleVideos needs a DiffusionSystem, not {type(pl_module).__name__}"
+            )
+        generator = pl_module.video_generator(self.sampling)
+        try:
+            grid = generator.tokenizer.compression.grid(self.size)
+            generator.denoiser.patch.grid(grid.f, grid.h, grid.w)
+        except ValueError as error:
+            raise ValueError(f"SampleVideos: size = {self.size}: {error}") from error
+
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
         self.num_validations += 1
         if self.num_validations % self.every_n_validations:
             return
-        if not isinstance(pl_module, DiffusionSystem):
-            raise ValueError(
-                f"SampleVideos needs a DiffusionSystem, not {type(pl_module).__name__}"
-            )
+        assert isinstance(pl_module, DiffusionSystem)
         seeds = [self.seed + index for index in range(len(self.prompts))]
         # Every rank samples, since sharded weights need all of them; only the first has a writer.
         with undisturbed(pl_module):
@@ -86,10 +96,10 @@ class SampleVideos(Callback):
 
 
 class ReconstructVideos(Callback):
-    """Shows the first clips of the validation, each beside what a tokenizer makes of it.
+    """Shows the first validation clips, each beside the tokenizer's reconstruction.
 
     Args:
-        num_clips: How many of them; at most a batch.
+        num_clips: Number of clips; at most a batch.
     """
 
     def __init__(self, num_clips: int = 4) -> None:
@@ -120,7 +130,7 @@ class ReconstructVideos(Callback):
 
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients within; afterwards modes and random state are as before."""
+    """Set evaluation mode without gradients; restore modes and random state afterwards."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -132,12 +142,15 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
 
 
 def log_video(trainer: Trainer, tag: str, video: Float[Tensor, "3 F H W"], fps: float) -> None:
-    """Give TensorBoard a moving picture of pixels in [-1, 1]. Ranks without a writer do nothing.
+    """Log a video of pixels in [-1, 1] to TensorBoard as an animated image.
 
-    ``SummaryWriter.add_video`` needs an older moviepy and stores nothing beside a newer one,
-    without a word.
+    Only the first rank logs. A video that is not finite is left out with a warning.
+    ``SummaryWriter.add_video`` is not used: beside a newer moviepy it silently stores nothing.
     """
     if not trainer.is_global_zero:
+        return
+    if not video.isfinite().all():
+        rank_zero_warn(f"{tag}: the video is not finite (NaN or infinity) and is not shown")
         return
     frames = rearrange(as_levels(video.cpu()), "c F H W -> F H W c").numpy()
     factor = max(round(_SHORT_SIDE / min(frames.shape[1:3])), 1)
@@ -155,7 +168,7 @@ def log_video(trainer: Trainer, tag: str, video: Float[Tensor, "3 F H W"], fps: 
 
 
 def moving_png(frames: UInt8[np.ndarray, "F H W 3"], fps: float) -> bytes:
-    """An animated PNG that repeats for ever: lossless, and shown by every browser."""
+    """Encode frames as an animated PNG that repeats for ever."""
     images = [Image.fromarray(frame) for frame in frames]
     buffer = io.BytesIO()
     images[0].save(

@@ -173,12 +173,12 @@ def sample(
         for i, (prompt, size) in enumerate(asked)
     ]
     if request.prompts is None:
-        _prepare(output.parent)
+        _prepare(output, output.parent)
         for one, video in make_videos(generator, plan, batch_size):
             _write(output, video, one.fps)
         print(output)
     else:
-        _prepare(output)
+        _prepare(output, output)
         _sample_folder(generator, plan, output, batch_size)
         _write_sheet(plan, output, sheet_rows)
         print(f"{len(plan)} videos, prompts.jsonl and contact_sheet.png in {output}")
@@ -247,15 +247,15 @@ def _check_device(device: str) -> None:
         raise ValueError(f"--device {device}: cannot be used here: {reason}") from error
 
 
-def _prepare(folder: Path) -> None:
-    """Make a folder. Raises ``ValueError`` where no file can be written to it."""
+def _prepare(output: Path, folder: Path) -> None:
+    """Make the folder of an output. Raises ``ValueError`` where no file can be written to it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise ValueError(
-            f"--output: nothing can be written to {folder}: {error.strerror}"
+            f"--output {output}: nothing can be written to {folder}: {error.strerror}"
         ) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,9 +14,17 @@ from torch import nn
 from sora_lightning.callbacks.samples import (
     ReconstructVideos,
     SampleVideos,
+    log_video,
     moving_png,
     undisturbed,
 )
+from sora_lightning.conditioning import TextConditioner
+from sora_lightning.denoisers import DiT
+from sora_lightning.generation import GuidanceConfig, SamplingConfig
+from sora_lightning.systems import DiffusionSystem
+from sora_lightning.tokenizers import ConvTokenizer
+
+FIVE_CHANNELS = GuidanceConfig(channels=5)
 
 
 def test_random_state_and_modes_are_as_before_even_after_an_error() -> None:
@@ -45,6 +54,41 @@ def test_a_moving_png_keeps_every_pixel_and_the_rate() -> None:
         assert np.array_equal(np.asarray(image.convert("RGB")), frame)
         assert image.info["duration"] == pytest.approx(125)
     assert image.n_frames == 5
+
+
+def _system() -> DiffusionSystem:
+    tokenizer = ConvTokenizer(4, [8, 16], down_time=[True], down_space=[True], patch=4)
+
+    def denoiser(channels: int, width: int) -> DiT:
+        return DiT(channels, width, width=16, depth=1, num_heads=2, patch=(1, 2, 2))
+
+    return DiffusionSystem(tokenizer, TextConditioner(16, 1, 2), denoiser)
+
+
+@pytest.mark.parametrize(
+    ("callback", "said"),
+    [
+        (SampleVideos(["a"], "17x30x32"), "SampleVideos: size = 17x30x32: .*height 30"),
+        (SampleVideos(["a"], "17x24x32"), "SampleVideos: size = 17x24x32: "),
+        (SampleVideos(["a"], "16x32x32"), "SampleVideos: size = 16x32x32: .*16 frames"),
+        (
+            SampleVideos(["a"], "17x32x32", sampling=SamplingConfig(guidance=FIVE_CHANNELS)),
+            r"guidance\.channels = 5: the latents have 4",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused_before_the_first_step(
+    callback: SampleVideos, said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        callback.setup(None, _system(), "fit")  # type: ignore[arg-type]
+    SampleVideos(["a"], "17x32x32").setup(None, _system(), "fit")  # type: ignore[arg-type]
+
+
+def test_a_video_that_is_not_finite_is_not_logged() -> None:
+    trainer = SimpleNamespace(is_global_zero=True, loggers=[])
+    with pytest.warns(UserWarning, match="samples/a: the video is not finite"):
+        log_video(trainer, "samples/a", torch.full((3, 1, 8, 8), torch.nan), 8.0)
 
 
 @pytest.mark.parametrize(

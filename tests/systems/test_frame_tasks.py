@@ -17,7 +17,7 @@ from sora_lightning.conditioning import MaskedLatents
 from sora_lightning.data.decoding.encode import write_video
 from sora_lightning.data.decoding.readers import read_frames
 from sora_lightning.diffusion import HybridObjective, MinSNR, VariancePreserving
-from sora_lightning.generation import GuidanceConfig, KnownFrames, SamplingConfig
+from sora_lightning.generation import GuidanceConfig, KnownFrames, SamplingConfig, VideoGenerator
 from sora_lightning.systems import DiffusionSystem
 from sora_lightning.systems.draws import GroupDraws
 from sora_lightning.types import Condition, TokenGrid, VideoSize
@@ -112,6 +112,85 @@ def test_every_task_writes_its_video(checkpoint, clip, arguments, num_frames):
 def test_a_still_image_is_a_picture(checkpoint, clip):
     assert sample(checkpoint, "--task=image", output="out.png") == 0
     assert Image.open("out.png").size == (16, 16)
+
+
+def test_a_mask_may_be_an_image(checkpoint, clip):
+    """It holds for all frames, as the same mask as a video does."""
+    mask = np.zeros((24, 32, 3), np.uint8)
+    mask[:8] = 255
+    Image.fromarray(mask).save("mask.png")
+    write_video(Path("masks.mp4"), np.stack([mask] * 9), 8.0)
+    made = []
+    for name in ("mask.png", "masks.mp4"):
+        arguments = ("--task=inpaint", "--video=in.mp4", f"--mask={name}")
+        assert sample(checkpoint, *arguments, output=f"{name}.mp4") == 0
+        made.append(read_frames(Path(f"{name}.mp4"))[0])
+    assert np.array_equal(*made)
+
+
+def test_images_are_read_as_they_are_shown(tmp_path: Path):
+    """Turned by EXIF's orientation, 16 bits scaled to 8, on white where they are transparent."""
+    frames = np.zeros((16, 32, 3), np.uint8)
+    frames[:, :16, 0] = 200
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn clockwise is needed to show it
+    Image.fromarray(frames).save(tmp_path / "turned.png", exif=exif)
+    shown = read_video("--video", tmp_path / "turned.png", 8.0, VideoSize(9, 32, 16))
+    assert shown.shape == (1, 3, 1, 32, 16)
+    assert shown[0, 0, 0, :14].mean() > 0.5
+    assert shown[0, 0, 0, 18:].mean() < -0.9
+    ramp = np.linspace(16384, 49151, 32).astype(np.uint16)
+    Image.fromarray(np.tile(ramp, (16, 1))).save(tmp_path / "deep.png")
+    deep = read_video("--video", tmp_path / "deep.png", 8.0, VideoSize(1, 16, 32))
+    assert abs(deep[..., 0].mean() - (64 / 127.5 - 1)) < 0.02
+    assert abs(deep[..., -1].mean() - (191 / 127.5 - 1)) < 0.02
+    clear = np.zeros((16, 16, 4), np.uint8)
+    clear[..., 0] = 255
+    Image.fromarray(clear).save(tmp_path / "clear.png")
+    assert read_video("--video", tmp_path / "clear.png", 8.0, VideoSize(1, 16, 16)).min() > 0.99
+
+
+def test_a_video_that_is_not_finite_is_not_written(checkpoint, clip, capsys, monkeypatch):
+    broken = torch.load(checkpoint, weights_only=True)
+    broken["callbacks"] = {}
+    for name, weight in broken["state_dict"].items():
+        if name.startswith("denoiser.") and weight.is_floating_point():
+            weight.fill_(torch.nan)
+    torch.save(broken, "broken.ckpt")
+    for arguments in ((), ("--task=extend", "--video=in.mp4")):
+        assert sample(Path("broken.ckpt"), *arguments) == 2
+        assert "the video is not finite (NaN or infinity)" in capsys.readouterr().err
+        assert not Path("out.mp4").exists()
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("folder.mp4", "--output folder.mp4: is a folder; a single video is written to a file"),
+        ("file.txt/x.mp4", "--output file.txt/x.mp4: nothing can be written to file.txt: "),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    checkpoint, clip, capsys, monkeypatch, output, said
+):
+    Path("folder.mp4").mkdir()
+    Path("file.txt").touch()
+    monkeypatch.setattr(VideoGenerator, "latents", None)
+    assert sample(checkpoint, output=output) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_prompts_of_a_file_take_any_task(checkpoint, clip):
+    Path("prompts.txt").write_text("a red circle\na blue square\n")
+    common = ("--checkpoint", str(checkpoint), "--size=16x16", "--num-frames=9", "--num-steps=2")
+    task = ("--task=extend", "--video=in.mp4")
+    assert main(["sample", *common, *task, "--prompts=prompts.txt", "--output=both"]) == 0
+    alone = ("--prompt=a blue square", "--seed=1", "--output=alone.mp4")
+    assert main(["sample", *common, *task, *alone]) == 0
+    both = sorted(Path("both").glob("*.mp4"))
+    assert len(both) == 2
+    apart = read_frames(both[1])[0].astype(float) - read_frames(Path("alone.mp4"))[0]
+    assert np.abs(apart).max() <= 6
 
 
 def test_an_extension_begins_with_the_video(checkpoint, clip):
