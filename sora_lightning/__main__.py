@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from pathlib import Path
 
 VERBS = {
     "fit": "train the model of an experiment: fit --config experiments/demo/tokenizer.yaml",
@@ -34,16 +32,11 @@ FUNCTIONS = {
     "demo": ("sora_lightning.workflows.demo", "demo"),
     "tasks": ("sora_lightning.workflows.frame_tasks", "frame_tasks"),
 }
-_FOR_USERS = ("StageFailed", "TooManyBadClips")  # errors that a worker process may hand on
-_REFUSED, _INTERRUPTED = (
-    2,
-    130,
-)  # exit codes of a wrong command line and of Ctrl-C, as shells know them
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb with its arguments and return the exit code: 0, 1 failed, 2 refused, 130
-    interrupted.
+    interrupted, 143 terminated.
 
     What a user can put right is one message on stderr; anything else is a defect and keeps its
     traceback.
@@ -52,23 +45,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())
         return 0
+    from sora_lightning.cli.errors import (
+        FAILED,
+        INTERRUPTED,
+        Terminated,
+        exit_code,
+        stopped_by_signals,
+    )
+
     try:
         if any(argument.startswith("--trust") for argument in arguments):
             from sora_lightning.trust import pop_trusted
 
             arguments = pop_trusted(arguments)
-        _verb(arguments[0])(arguments[1:])
+        with stopped_by_signals(saves=arguments[0] == "fit"):
+            _verb(arguments[0])(arguments[1:])
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here where it can", file=sys.stderr)
-        return _INTERRUPTED
+        return INTERRUPTED
+    except Terminated as error:
+        print(f"sora-lightning {arguments[0]}: {error}", file=sys.stderr)
+        return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return FAILED
     except Exception as error:
-        if not _can_be_put_right(error):
+        code = exit_code(error)
+        if code is None:
             raise
         print(f"sora-lightning {arguments[0]}: {error}", file=sys.stderr)
-        return 1 if isinstance(error, RuntimeError) else _REFUSED
+        return code
     return 0
 
 
@@ -89,15 +95,6 @@ def _verb(name: str) -> Callable[[list[str]], None]:
     from sora_lightning.cli.suggest import suggestion
 
     raise ValueError(f"there is no such verb. {suggestion(name, VERBS)}")
-
-
-def _can_be_put_right(error: Exception) -> bool:
-    """Whether the error speaks to the user: raised on purpose by this package, or a file that is
-    not there."""
-    if isinstance(error, FileNotFoundError) or type(error).__name__ in _FOR_USERS:
-        return True
-    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-    return isinstance(error, ValueError) and raised_in.is_relative_to(Path(__file__).parent)
 
 
 def _help() -> str:

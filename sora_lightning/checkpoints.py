@@ -2,17 +2,23 @@
 
 from pathlib import Path
 from typing import Any, TypeVar
+from zipfile import is_zipfile
 
 import lightning as L
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor, nn
 
+from sora_lightning.denoisers import Denoiser
 from sora_lightning.tokenizers.base import VideoTokenizer
 from sora_lightning.trust import check_class_paths, import_class
 
 Part = TypeVar("Part", bound=nn.Module)
 System = TypeVar("System", bound=L.LightningModule)
+
+_INPUT = "denoiser.x_in.weight"
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
@@ -24,10 +30,13 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"checkpoint {path} does not exist")
+    if not is_zipfile(path):
+        raise ValueError(f"{path} cannot be read as a checkpoint: it is damaged or something else")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} cannot be read as a checkpoint: {reason}") from error
     if (
         not isinstance(checkpoint, dict)
         or not {"state_dict", "hyper_parameters"} <= checkpoint.keys()
@@ -123,3 +132,36 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], source: Path | s
     except RuntimeError as error:
         first = str(error).splitlines()[1:2] or [str(error)]
         raise ValueError(f"{source}: its weights do not fit: {first[0].strip()}") from error
+
+
+@torch.no_grad()
+def start_weights(module: L.LightningModule, checkpoint: Path) -> None:
+    """Copy what trains from another training's checkpoint. Channels that only this denoiser takes
+    in start at 0 (InstructPix2Pix, arXiv 2211.09800, section 3.2.1).
+
+    Raises ``ValueError`` naming the first weight that is missing or of another shape.
+    """
+    found = averaged_state_dict(read_checkpoint(checkpoint))
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if name not in found:
+            raise ValueError(f"checkpoint.start_from = {str(checkpoint)!r}: holds no {name}")
+        weight = found[name]
+        if name == _INPUT and parameter.shape[-1] > weight.shape[-1]:
+            weight = _more_channels(weight, parameter.shape[-1], module)
+        if weight.shape != parameter.shape:
+            raise ValueError(
+                f"checkpoint.start_from = {str(checkpoint)!r}: {name} is {tuple(weight.shape)}, "
+                f"and this model's is {tuple(parameter.shape)}"
+            )
+        parameter.copy_(weight)
+
+
+def _more_channels(weight: Tensor, width: int, module: L.LightningModule) -> Tensor:
+    """A patch's values stand channel by channel at each of its positions."""
+    assert isinstance(module.denoiser, Denoiser)
+    positions = module.denoiser.patch.volume
+    apart = rearrange(weight, "d (p c) -> d p c", p=positions)
+    more = (width - weight.shape[-1]) // positions
+    return rearrange(F.pad(apart, (0, more)), "d p c -> d (p c)")

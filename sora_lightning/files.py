@@ -1,6 +1,7 @@
 """What is asked of a file, whatever it holds."""
 
 import hashlib
+import tempfile
 from pathlib import Path
 
 
@@ -8,3 +9,13 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's content, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder. Raises ``ValueError`` naming it where no file can be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"1")
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot be written to: {error.strerror}") from error

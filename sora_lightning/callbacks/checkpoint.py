@@ -8,26 +8,64 @@ its interval.
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from sora_lightning.checkpoints import averaged_state_dict, read_checkpoint
-from sora_lightning.denoisers import Denoiser
+from sora_lightning.checkpoints import start_weights
+from sora_lightning.files import check_writable
 
-_INPUT = "denoiser.x_in.weight"
+
+class NonFiniteError(RuntimeError):
+    """A training's loss or weights are no longer finite."""
+
+
+class SaveError(OSError):
+    """A checkpoint cannot be written."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes each checkpoint beside its target and renames it once it is on the disk.
+
+    Lightning writes to the temporary folder first, and copies where that is another file system.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Path | str, storage_options: Any = None
+    ) -> None:
+        """Raise ``SaveError`` naming ``path`` if it cannot be written; what stood there stays."""
+        path = Path(path)
+        part = path.with_name(f".{path.name}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        except (OSError, RuntimeError) as error:  # torch hides a full disk behind its own error
+            raise SaveError(f"{path} cannot be saved: {_reason(error)}") from error
+        finally:
+            part.unlink(missing_ok=True)
 
 
 class RunCheckpoint(Checkpoint):
     """Saves ``last.ckpt`` every so many steps, at the end of the training, and when an exception
-    ends it early.
+    ends it early. ``previous.ckpt`` is the one before.
+
+    A loss or weights that are not finite end the training with ``NonFiniteError``, and are not
+    saved.
 
     Args:
         dirpath: The folder of the checkpoints.
@@ -57,11 +95,20 @@ class RunCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self.keep_every_n_steps = keep_every_n_steps
         self.start_from = start_from
-        self._saved_step = 0
+        self._saved_step: int | None = None  # None until the training begins
+        self._clip_ids: list[str] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        if stage != "fit":
+            return
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            check_writable(self.dirpath)
+            for left in self.dirpath.glob(".*.ckpt.part"):  # by a process that was killed
+                left.unlink()
         # Before Lightning restores a run that goes on, which then has the last word.
-        if stage == "fit" and self.start_from is not None:
+        if self.start_from is not None:
             start_weights(pl_module, self.start_from)
 
     @property
@@ -71,6 +118,21 @@ class RunCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_step = trainer.global_step
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._clip_ids = getattr(batch, "clip_ids", [])
+
+    def on_before_backward(
+        self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
+    ) -> None:
+        if not loss.isfinite().all():
+            clips = f" on the clips {', '.join(self._clip_ids)}" if self._clip_ids else ""
+            raise NonFiniteError(
+                f"the loss is {loss.mean().item()} at step {trainer.global_step}{clips}. "
+                f"{self._remedy()}"
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -85,7 +147,8 @@ class RunCheckpoint(Checkpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # A validation may set buffers, as the tokenizer's does: a state just saved is saved anew.
-        if trainer.state.fn == TrainerFn.FITTING and trainer.global_step == self._saved_step > 0:
+        step = trainer.global_step
+        if trainer.state.fn == TrainerFn.FITTING and step > 0 and step == self._saved_step:
             self._save(trainer, self.last)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -94,45 +157,58 @@ class RunCheckpoint(Checkpoint):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
+        if self._saved_step is None or isinstance(exception, NonFiniteError | SaveError):
+            return
         # Other ranks may never come here, and saving waits for them.
-        if trainer.training and trainer.world_size == 1 and trainer.global_step > self._saved_step:
+        if trainer.world_size == 1 and trainer.global_step > self._saved_step:
             self._save(trainer, self.last)
 
     def _save(self, trainer: Trainer, path: Path) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        trainer.save_checkpoint(path, weights_only=False)
+        for name, parameter in trainer.lightning_module.named_parameters():
+            if parameter.requires_grad and not parameter.isfinite().all():
+                raise NonFiniteError(
+                    f"{name} is not finite after step {trainer.global_step}. {self._remedy()}"
+                )
+        if path == self.last and trainer.is_global_zero and path.exists():
+            _keep(path, self.dirpath / "previous.ckpt")
+        with _workers_may_die():
+            trainer.save_checkpoint(path, weights_only=False)
         self._saved_step = trainer.global_step
 
-
-@torch.no_grad()
-def start_weights(module: LightningModule, checkpoint: Path) -> None:
-    """Copy what trains from another training's checkpoint. Channels that only this denoiser takes
-    in start at 0 (InstructPix2Pix, arXiv 2211.09800, section 3.2.1).
-
-    Raises ``ValueError`` naming the first weight that is missing or of another shape.
-    """
-    found = averaged_state_dict(read_checkpoint(checkpoint))
-    for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if name not in found:
-            raise ValueError(f"checkpoint.start_from = {str(checkpoint)!r}: holds no {name}")
-        weight = found[name]
-        if name == _INPUT and parameter.shape[-1] > weight.shape[-1]:
-            weight = _more_channels(weight, parameter.shape[-1], module)
-        if weight.shape != parameter.shape:
-            raise ValueError(
-                f"checkpoint.start_from = {str(checkpoint)!r}: {name} is {tuple(weight.shape)}, "
-                f"and this model's is {tuple(parameter.shape)}"
-            )
-        parameter.copy_(weight)
+    def _remedy(self) -> str:
+        kept = f"{self.last} is the last finite state" if self.last.exists() else "Nothing is saved"
+        return f"{kept}. A lower learning rate or gradient clipping may help"
 
 
-def _more_channels(weight: Tensor, width: int, module: LightningModule) -> Tensor:
-    """A patch's values stand channel by channel at each of its positions."""
-    assert isinstance(module.denoiser, Denoiser)
-    positions = module.denoiser.patch.volume
-    apart = rearrange(weight, "d (p c) -> d p c", p=positions)
-    more = (width - weight.shape[-1]) // positions
-    return rearrange(F.pad(apart, (0, more)), "d p c -> d (p c)")
+@contextmanager
+def _workers_may_die() -> Iterator[None]:
+    """Postpone the error that torch raises anywhere when a loader's worker is killed: a signal to
+    the whole process group must not keep this process from saving."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
+
+
+def _keep(path: Path, kept: Path) -> None:
+    """Give a file a second name, so that both exist until the first is replaced."""
+    kept.unlink(missing_ok=True)
+    try:
+        os.link(path, kept)
+    except OSError:  # a file system without hard links
+        os.replace(path, kept)
+
+
+def _reason(error: Exception) -> str:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__context__
+    return str(error).splitlines()[0]

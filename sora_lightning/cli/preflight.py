@@ -3,15 +3,18 @@ clip sizes."""
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch.utilities import rank_zero_info
 
+from sora_lightning.checkpoints import init_args, read_checkpoint
 from sora_lightning.cli.geometry import check_size
 from sora_lightning.cli.suggest import suggestion
 from sora_lightning.conditioning import Conditioner
@@ -19,25 +22,34 @@ from sora_lightning.data import SizeFamily
 from sora_lightning.data.batching.native_sizes import check_geometry
 from sora_lightning.data.latents import LatentCache
 from sora_lightning.denoisers import Denoiser
+from sora_lightning.files import check_writable
 from sora_lightning.tokenizers import VideoTokenizer
+from sora_lightning.trust import import_class
 from sora_lightning.types import VideoSize
 
 # Parameters of these names are read, never written, wherever in a configuration they stand.
 _INPUTS = frozenset({"manifest", "val_manifest", "latents", "checkpoint", "start_from"})
 
 
-def check_run_directory(verb: str, run_dir: Path | None, ckpt_path: str | None) -> str | None:
-    """The checkpoint that ``verb`` starts from, as a path that exists; ``None`` for a training from
-    scratch.
+def check_run_directory(
+    verb: str, run_dir: Path | None, ckpt_path: str | None, model: Namespace
+) -> str | None:
+    """The checkpoint that ``verb`` starts from, as a path that can be read; ``None`` for a training
+    from scratch. Where ``last.ckpt`` is damaged, ``last`` means the newest one that is not.
 
     Raises:
-        ValueError: The run has no folder; the checkpoint is not there; ``validate`` or ``predict``
-            is to judge weights that nothing trained; or ``fit`` would mix a new training into the
-            folder of another.
+        ValueError: The run has no folder, or one that cannot be written to; the checkpoint is not
+            there, damaged or one of another system; ``validate`` or ``predict`` is to judge weights
+            that nothing trained; ``fit`` would mix a new training into the folder of another, or
+            go on with one whose configuration was another.
     """
     if run_dir is None:
         raise ValueError("run_dir is missing: the folder of this run, e.g. --run_dir runs/first")
-    last = Path(run_dir) / "checkpoints" / "last.ckpt"
+    folder = Path(run_dir) / "checkpoints"
+    last = folder / "last.ckpt"
+    if verb == "fit":
+        with _named("run_dir"):
+            check_writable(folder)
     if ckpt_path is None and verb == "fit":
         if last.exists():
             raise ValueError(
@@ -50,9 +62,58 @@ def check_run_directory(verb: str, run_dir: Path | None, ckpt_path: str | None) 
             f"{verb} needs trained weights: give --ckpt_path FILE, or --ckpt_path last for {last}"
         )
     path = last if ckpt_path == "last" else Path(ckpt_path)
-    if not path.is_file():
+    older = [folder / "previous.ckpt", *sorted(folder.glob("step-*.ckpt"), reverse=True)]
+    older = [one for one in older if one.is_file()] if ckpt_path == "last" else []
+    if not path.is_file() and not older:
         raise ValueError(f"ckpt_path = {ckpt_path!r}: there is no file {path}{_instead(path)}")
-    return str(path)
+    with _named(f"ckpt_path = {ckpt_path!r}"):
+        start, content = _readable(path, older)
+        held = str(content["hyper_parameters"].get("_class_path", model.class_path))
+        if held.rpartition(".")[2] != model.class_path.rpartition(".")[2]:
+            raise ValueError(f"{start} holds a {held}, and model.class_path is {model.class_path}")
+    if verb == "fit":
+        _check_unchanged(start, init_args(content), model.init_args.as_dict())
+        if start != path and path.exists():
+            os.replace(path, path.with_name("damaged.ckpt"))
+    return str(start)
+
+
+def _readable(path: Path, older: list[Path]) -> tuple[Path, dict[str, Any]]:
+    """The first checkpoint that can be read, with its content. ``ValueError`` of the first if none
+    can."""
+    try:
+        return path, read_checkpoint(path)
+    except ValueError as error:
+        for one in older:
+            with suppress(ValueError):
+                content = read_checkpoint(one)
+                rank_zero_info(f"{error}. Goes on from {one} (step {content['global_step']})")
+                return one, content
+        raise
+
+
+def _check_unchanged(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise ``ValueError`` naming the first key of a model that a resumed training changes."""
+    for name, part in now.items():
+        if isinstance(part, dict) and not isinstance(import_class(part["class_path"]), type):
+            continue  # a function that loads the part: the checkpoint holds what it loaded
+        for key, was, given in _changes(before.get(name, part), part, name):
+            raise ValueError(
+                f"model.init_args.{key} = {given!r}: {path} was trained with {was!r}. Leave it as "
+                "it was, or start a new run from these weights with --checkpoint.start_from"
+            )
+
+
+def _changes(before: Any, now: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+    """Each key that both have with two values, and these."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() & now.keys()):
+            yield from _changes(before[key], now[key], f"{path}.{key}")
+    elif isinstance(before, list | tuple) and isinstance(now, list | tuple):
+        if list(map(str, before)) != list(map(str, now)):
+            yield path, list(before), list(now)
+    elif str(before) != str(now):
+        yield path, before, now
 
 
 def check_inputs(config: Namespace) -> None:

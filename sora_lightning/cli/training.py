@@ -9,19 +9,26 @@ sentence.
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import (
+    ArgsType,
+    LightningArgumentParser,
+    LightningCLI,
+    SaveConfigCallback,
+)
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf.errors import OmegaConfBaseException
 
-from sora_lightning.callbacks.checkpoint import RunCheckpoint
+from sora_lightning.callbacks.checkpoint import NonFiniteError, RunCheckpoint, SaveError
 from sora_lightning.callbacks.progress import Progress
 from sora_lightning.callbacks.writers import LatentWriter
+from sora_lightning.cli.errors import Terminated
 from sora_lightning.cli.explain import explain_refusal
 from sora_lightning.cli.preflight import (
     check_inputs,
@@ -85,7 +92,7 @@ class TrainingCLI(LightningCLI):
         config = self.config[verb]
         if config.weights_only is False:
             raise ValueError("weights_only = False: a checkpoint that needs it may run any program")
-        config.ckpt_path = check_run_directory(verb, config.run_dir, config.ckpt_path)
+        config.ckpt_path = check_run_directory(verb, config.run_dir, config.ckpt_path, config.model)
         check_inputs(config)
         check_latents(verb, config)
         # Not a link: with one, jsonargparse 4.53 takes no key of the model on the command line as
@@ -108,6 +115,33 @@ class TrainingCLI(LightningCLI):
         if config.trainer.enable_progress_bar is not False:
             config.trainer.callbacks = [*(config.trainer.callbacks or []), Progress()]
         return super().instantiate_trainer(**kwargs)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except BaseException as error:
+            if isinstance(error.__context__, KeyboardInterrupt):  # Lightning exits with code 1
+                raise KeyboardInterrupt from error
+            if self.trainer.received_sigterm and not isinstance(error, SaveError | NonFiniteError):
+                raise Terminated(signal.SIGTERM, self._how_to_go_on()) from error
+            raise
+
+    def _how_to_go_on(self) -> str:
+        config = self.config[self.subcommand]
+        if self.subcommand != "fit" or not (Path(config.checkpoint.dirpath) / "last.ckpt").exists():
+            return ""
+        step = self.trainer.global_step
+        return f" after step {step}: the same command with --ckpt_path last goes on from it"
+
+
+class ConfigAtStart(SaveConfigCallback):
+    """Writes ``config.yaml`` once the training begins: a resume that is refused leaves the file."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        pass
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().setup(trainer, pl_module, "fit")
 
 
 def run_training(argv: list[str]) -> None:
@@ -132,6 +166,7 @@ def run_training(argv: list[str]) -> None:
                 "use_distributed_sampler": False
             },  # the data module serves each rank its own clips
             seed_everything_default=0,
+            save_config_callback=ConfigAtStart,
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
             parser_kwargs={**PARSER, **{verb: dict(PARSER) for verb in VERBS}},

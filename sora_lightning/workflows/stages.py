@@ -1,7 +1,7 @@
 """Runs commands one after the other, and skips those whose result still stands.
 
 A stage's key is a hash of all that decides its result: its command, the YAMLs and sources it reads,
-and the key of the stage before it. Its stamp holds the key and the size and hash of every file it
+and the stamp of the stage before it. Its stamp holds the key and the size and hash of every file it
 wrote. Only when both still hold is the stage skipped, so neither an edited YAML nor a file lost or
 replaced leaves a stale result behind.
 """
@@ -20,7 +20,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
+from sora_lightning.cli.errors import Terminated
 from sora_lightning.files import file_sha256
 
 _PROGRAMS = {"sora-lightning": ("-m", "sora_lightning"), "python": ()}
@@ -75,16 +77,17 @@ def run_stages(stages: Sequence[Stage], output: Path) -> None:
         print(f"\n[{number}/{len(stages)}] {stage.name}", flush=True)
         if _stands(stage, previous, stamp):
             print("  stands as it is", flush=True)
-            continue
-        begun = time.monotonic()
-        _run(stage, previous, stamp)
-        print(f"  {stage.name}: {_duration(time.monotonic() - begun)}", flush=True)
+        else:
+            begun = time.monotonic()
+            _run(stage, previous, stamp)
+            print(f"  {stage.name}: {_duration(time.monotonic() - begun)}", flush=True)
+        previous = hashlib.sha256(stamp.read_bytes()).hexdigest()
     print(f"\nall stages: {_duration(time.monotonic() - started)}", flush=True)
 
 
 def stage_key(stage: Stage, previous: str) -> str:
-    """SHA-256 over all that decides the stage's result; ``previous`` is the key of the stage before
-    it."""
+    """SHA-256 over all that decides the stage's result; ``previous`` is the hash of the stamp of
+    the stage before it."""
     digest = hashlib.sha256(json.dumps([previous, stage.command, version("torch")]).encode())
     for path in stage.reads:
         if not path.exists():
@@ -107,7 +110,7 @@ def _run(stage: Stage, key: str, stamp: Path) -> None:
     before = _read(stamp)
     interrupted = before.get("key") == key and "wrote" not in before
     command = stage.command
-    if interrupted and stage.checkpoint is not None and stage.checkpoint.is_file():
+    if interrupted and stage.checkpoint is not None and _whole_checkpoint(stage.checkpoint.parent):
         command = (*command, "--ckpt_path", "last")
     elif not (interrupted and stage.resumes):
         _remove(stage)
@@ -123,16 +126,22 @@ def _run(stage: Stage, key: str, stamp: Path) -> None:
     stamp.write_text(json.dumps({"key": key, "command": command, "wrote": wrote}, indent=1))
 
 
+def _whole_checkpoint(folder: Path) -> bool:
+    """Whether one of the checkpoints there is not cut short."""
+    return any(is_zipfile(path) for path in folder.glob("*.ckpt"))
+
+
 def _call(arguments: list[str]) -> int:
-    """Run a process. Ctrl-C reaches it too: wait until it has saved its state before passing the
-    interrupt on."""
+    """Run a process. An interrupt is passed on to it, and goes on once it has saved its state."""
     process = subprocess.Popen(arguments)
     try:
         return process.wait()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated) as error:
+        if isinstance(error, Terminated):  # Ctrl-C reaches the process by itself
+            process.terminate()
         try:
             process.wait(timeout=60)
-        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        except (subprocess.TimeoutExpired, KeyboardInterrupt, Terminated):
             process.kill()
         raise
 

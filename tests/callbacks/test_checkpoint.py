@@ -4,15 +4,20 @@ exception.
 
 from __future__ import annotations
 
+import errno
+import math
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from sora_lightning.callbacks.checkpoint import RunCheckpoint
+from sora_lightning.callbacks.checkpoint import NonFiniteError, RunCheckpoint, SaveError
 
 
 class Measured(BoringModel):
@@ -64,7 +69,7 @@ def test_the_last_step_and_the_validation_after_it_are_saved(
         val_check_interval=4,
     )
     assert _load(tmp_path) == (4, 4)
-    assert [path.name for path in tmp_path.glob("*.ckpt")] == ["last.ckpt"]
+    assert {path.name for path in tmp_path.iterdir()} - {"previous.ckpt"} == {"last.ckpt"}
 
 
 def test_a_state_is_saved_anew_when_a_validation_has_changed_it(tmp_path: Path) -> None:
@@ -83,7 +88,7 @@ def test_a_second_training_goes_on_and_overwrites_the_same_file(tmp_path: Path) 
     _fit(tmp_path, RunCheckpoint(tmp_path, 2), Measured(), max_steps=2, val_check_interval=2)
     _fit(tmp_path, RunCheckpoint(tmp_path, 2), Measured(), max_steps=4, val_check_interval=2)
     assert _load(tmp_path) == (4, 4)
-    assert [path.name for path in tmp_path.glob("*.ckpt")] == ["last.ckpt"]
+    assert {path.name for path in tmp_path.iterdir()} == {"last.ckpt", "previous.ckpt"}
 
 
 def test_an_exception_leaves_the_state_before_the_step_that_raised_it(tmp_path: Path) -> None:
@@ -96,7 +101,7 @@ def test_numbered_checkpoints_stay(tmp_path: Path) -> None:
     checkpoint = RunCheckpoint(tmp_path, every_n_steps=3, keep_every_n_steps=2)
     _fit(tmp_path, checkpoint, Measured(), max_steps=5)
     names = sorted(path.name for path in tmp_path.glob("*.ckpt"))
-    assert names == ["last.ckpt", "step-00000002.ckpt", "step-00000004.ckpt"]
+    assert names == ["last.ckpt", "previous.ckpt", "step-00000002.ckpt", "step-00000004.ckpt"]
     assert _load(tmp_path, "step-00000002.ckpt")[0] == 2
 
 
@@ -110,6 +115,107 @@ def test_accumulated_batches_are_saved_once(tmp_path: Path) -> None:
 
     _fit(tmp_path, Counted(tmp_path, 1), Measured(), max_steps=2, accumulate_grad_batches=3)
     assert saved == [1, 2, 2]  # each step once, and the end
+
+
+class Diverging(Measured):
+    """Its loss, or a weight after an optimizer step, is not finite from a step on."""
+
+    def __init__(self, loss_at: int | None = None, weight_at: int | None = None) -> None:
+        super().__init__()
+        self.loss_at, self.weight_at = loss_at, weight_at
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)["loss"]
+        return loss * (math.nan if self.global_step == self.loss_at else 1)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.global_step == self.weight_at:
+            self.layer.bias.data[0] = math.inf
+
+
+def test_the_first_loss_that_is_not_finite_ends_the_training_and_saves_nothing(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(NonFiniteError, match=r"the loss is nan at step 5.*last\.ckpt is the last"):
+        _fit(tmp_path, RunCheckpoint(tmp_path, 2), Diverging(loss_at=5), max_steps=9)
+    assert _load(tmp_path)[0] == 4
+
+
+def test_the_clips_of_a_loss_that_is_not_finite_are_named(tmp_path: Path) -> None:
+    checkpoint = RunCheckpoint(tmp_path)
+    trainer = Trainer(logger=False, callbacks=[checkpoint], default_root_dir=tmp_path)
+    checkpoint.on_train_batch_start(trainer, Measured(), SimpleNamespace(clip_ids=["a", "b"]), 0)
+    with pytest.raises(NonFiniteError, match=r"inf at step 0 on the clips a, b\. Nothing"):
+        checkpoint.on_before_backward(trainer, Measured(), torch.tensor(math.inf))
+
+
+def test_weights_that_are_not_finite_do_not_replace_the_good_ones(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match=r"layer\.bias is not finite after step 4"):
+        _fit(tmp_path, RunCheckpoint(tmp_path, 1), Diverging(weight_at=3), max_steps=9)
+    assert _load(tmp_path)[0] == 3
+    assert all(
+        w.isfinite().all() for w in torch.load(tmp_path / "last.ckpt")["state_dict"].values()
+    )
+
+
+def test_a_save_that_fails_keeps_the_checkpoint_before_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = torch.save
+
+    def full(content: Any, file: Any) -> None:
+        save(content, file)
+        if content["global_step"] == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(SaveError, match=r"last\.ckpt cannot be saved: No space left on device"):
+        _fit(tmp_path, RunCheckpoint(tmp_path, 2), Measured(), max_steps=8)
+    assert _load(tmp_path)[0] == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"last.ckpt", "previous.ckpt"}
+
+
+def test_saving_needs_no_temporary_folder_and_sweeps_what_a_killed_process_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".last.ckpt.part").write_bytes(b"half")
+    (folder / ".step-00000002.ckpt.part").write_bytes(b"half")
+    _fit(folder, RunCheckpoint(folder, 2), Measured(), max_steps=4)
+    assert _load(folder)[0] == 4
+    assert {path.name for path in folder.iterdir()} == {"last.ckpt", "previous.ckpt"}
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    folder, model = tmp_path / "file" / "checkpoints", Measured(fail_at=0)
+    with pytest.raises(ValueError, match=r"file/checkpoints: cannot be written to: Not a"):
+        _fit(tmp_path, RunCheckpoint(folder, 2), model, max_steps=4)
+
+
+def test_a_signal_during_validation_saves_the_newest_state(tmp_path: Path) -> None:
+    class Stopped(Measured):
+        def validation_step(self, batch: Any, batch_idx: int) -> Any:
+            raise SIGTERMException
+
+    with pytest.raises(SIGTERMException):
+        _fit(tmp_path, RunCheckpoint(tmp_path, 100), Stopped(), max_steps=9, val_check_interval=5)
+    assert _load(tmp_path)[0] == 5
+
+
+def test_an_error_before_the_first_step_of_a_resumed_run_saves_nothing(tmp_path: Path) -> None:
+    class Refusing(Measured):
+        def on_fit_start(self) -> None:
+            raise ArithmeticError("other data")
+
+    _fit(tmp_path, RunCheckpoint(tmp_path, 2), Measured(), max_steps=2)
+    before = (tmp_path / "last.ckpt").read_bytes()
+    with pytest.raises(ArithmeticError):
+        _fit(tmp_path, RunCheckpoint(tmp_path, 2), Refusing(), max_steps=4)
+    assert (tmp_path / "last.ckpt").read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["every_n_steps", "keep_every_n_steps"])

@@ -1,0 +1,66 @@
+"""Ends a command: signals become exceptions, and refusals one sentence and an exit code."""
+
+from __future__ import annotations
+
+import signal
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import current_thread, main_thread
+from types import FrameType
+
+FAILED, REFUSED, INTERRUPTED = 1, 2, 130
+_OURS = Path(__file__).parents[1]
+_FOR_USERS = ("StageFailed", "TooManyBadClips", "NonFiniteError")  # some come from worker processes
+
+
+class Terminated(BaseException):
+    """SIGTERM or SIGHUP ended the command."""
+
+    def __init__(self, number: int, remedy: str = "") -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}{remedy}")
+        self.exit_code = 128 + number
+
+
+@contextmanager
+def stopped_by_signals(saves: bool) -> Iterator[None]:
+    """Raise ``Terminated`` on SIGTERM and SIGHUP within, unless they were ignored before.
+
+    With ``saves`` SIGTERM is left to Lightning, which ends a training between two steps, and SIGHUP
+    stands for it.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated(number)
+
+    def hang_up(number: int, frame: FrameType | None) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    handlers = {signal.SIGHUP: hang_up} if saves else {signal.SIGTERM: stop, signal.SIGHUP: stop}
+    before = {number: signal.getsignal(number) for number in handlers}
+    mine = [number for number in handlers if before[number] is signal.SIG_DFL]
+    if current_thread() is not main_thread():
+        mine = []
+    for number in mine:
+        signal.signal(number, handlers[number])
+    try:
+        yield
+    finally:
+        for number in mine:
+            signal.signal(number, before[number])
+
+
+def exit_code(error: Exception) -> int | None:
+    """The exit code for an error that its message explains; ``None`` for a defect, which keeps its
+    traceback."""
+    if isinstance(error, FileNotFoundError):
+        return REFUSED
+    if isinstance(error, OSError):
+        return FAILED
+    if type(error).__name__ in _FOR_USERS:
+        return FAILED
+    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    if isinstance(error, ValueError) and raised_in.is_relative_to(_OURS):
+        return REFUSED
+    return None

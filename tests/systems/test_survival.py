@@ -1,0 +1,204 @@
+"""A training that is stopped, or finds its files damaged, loses nothing and says what to do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from sora_lightning.__main__ import main
+
+Fit = Callable[..., int]
+
+
+class Kill(Callback):
+    """Sends this process a signal after a step, or in the validation after it."""
+
+    def __init__(self, step: int, number: int, validating: bool = False) -> None:
+        self.step, self.number, self.validating = step, number, validating
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.global_step == self.step and not self.validating:
+            os.kill(os.getpid(), self.number)
+
+    def on_validation_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.global_step == self.step and self.validating:
+            os.kill(os.getpid(), self.number)
+
+
+class Poison(Callback):
+    """Makes a weight infinite, as an overflow does."""
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        if trainer.global_step == 3:
+            next(pl_module.parameters()).data.fill_(torch.inf)
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def fit(clips: dict[str, Path], tokenizer_model: Any, run_dir: Path, tmp_path: Path) -> Fit:
+    """Run ``fit`` by the program's own ``main``, and return its exit code."""
+
+    def run(*arguments: str, callbacks: list[Any] | None = None, max_steps: int = 6) -> int:
+        config = {
+            "run_dir": str(run_dir),
+            "data": {
+                "manifest": str(clips["train"]),
+                "val_manifest": str(clips["val"]),
+                "sizes": ["5x16x16"],
+                "fps": 8,
+                "pixels_per_batch": 2 * 5 * 16 * 16,
+                "steps_per_epoch": 4,
+            },
+            "trainer": {
+                "logger": False,
+                "num_sanity_val_steps": 0,
+                "enable_progress_bar": False,
+                "enable_model_summary": False,
+                "accelerator": "cpu",
+                "max_steps": max_steps,
+                "callbacks": callbacks or [],
+            },
+            "checkpoint": {"every_n_steps": 2},
+            "model": tokenizer_model,
+        }
+        path = tmp_path / "experiment.yaml"
+        path.write_text(yaml.safe_dump(config))
+        return main(["fit", "--config", str(path), *arguments, "--trust", __name__])
+
+    return run
+
+
+def _part(kind: type, **init_args: Any) -> dict[str, Any]:
+    return {"class_path": f"{__name__}.{kind.__name__}", "init_args": init_args}
+
+
+def _step(path: Path) -> int:
+    return torch.load(path, weights_only=True)["global_step"]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("validating", [False, True])
+def test_a_signal_saves_the_newest_state_and_says_how_to_go_on(
+    fit: Fit, run_dir: Path, capsys: pytest.CaptureFixture[str], name: str, validating: bool
+) -> None:
+    step = 4 if validating else 3
+    kill = _part(Kill, step=step, number=int(signal.Signals[name]), validating=validating)
+    assert fit(callbacks=[kill]) == 143
+    assert _step(run_dir / "checkpoints" / "last.ckpt") == step
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"after step {step}: the same command with --ckpt_path last goes on from it" in said
+    assert fit("--ckpt_path", "last") == 0
+    assert _step(run_dir / "checkpoints" / "last.ckpt") == 6
+
+
+def test_weights_that_overflow_end_the_training_and_leave_the_finite_checkpoint(
+    fit: Fit, run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(callbacks=[_part(Poison)]) == 1
+    assert _step(run_dir / "checkpoints" / "last.ckpt") == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "at step 3 on the clips" in said
+    assert "last.ckpt is the last finite state" in said
+
+
+def test_a_learning_rate_far_too_high_ends_the_training_with_a_sentence(
+    fit: Fit, run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rate = "--model.init_args.optimizer.init_args.lr=1e30"
+    assert fit(rate, "--model.init_args.warmup_steps=1") == 1
+    assert "the loss is nan at step 1 on the clips" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.fixture
+def trained(fit: Fit, run_dir: Path) -> Path:
+    assert fit(max_steps=5) == 0
+    return run_dir / "checkpoints"
+
+
+def _damage(path: Path, how: str) -> None:
+    content = {"truncated": path.read_bytes()[:20000], "empty": b"", "text": b"no checkpoint"}
+    path.write_bytes(content[how])
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "text"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    fit: Fit, trained: Path, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    assert [_step(trained / f"{name}.ckpt") for name in ("previous", "last")] == [4, 5]
+    _damage(trained / "last.ckpt", how)
+    assert fit("--ckpt_path", "last", max_steps=7) == 0
+    assert f"Goes on from {trained / 'previous.ckpt'} (step 4)" in caplog.text
+    assert [_step(trained / f"{name}.ckpt") for name in ("previous", "last")] == [6, 7]
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "text"])
+def test_without_another_checkpoint_a_damaged_one_is_refused_in_a_sentence(
+    fit: Fit, trained: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    (trained / "previous.ckpt").unlink()
+    _damage(trained / "last.ckpt", how)
+    assert fit("--ckpt_path", "last", max_steps=7) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "ckpt_path = 'last': " in said
+    assert "last.ckpt cannot be read as a checkpoint" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("tokenizer.init_args.widths=[16,32]", "widths = [16, 32]: .* trained with [8, 16]"),
+        ("optimizer.init_args.lr=0.5", "lr = 0.5: .* trained with 0.003"),
+        ("optimizer=torch.optim.AdamW", "optimizer.class_path = 'torch.optim.AdamW': "),
+        ("whiten=true", "whiten = True: "),
+    ],
+)
+def test_a_resume_with_another_model_or_optimizer_is_refused(
+    fit: Fit, trained: Path, capsys: pytest.CaptureFixture[str], change: str, said: str
+) -> None:
+    before = {path: path.read_bytes() for path in trained.iterdir()}
+    assert fit("--ckpt_path", "last", f"--model.init_args.{change}", max_steps=7) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    for part in said.split(".*"):
+        assert part.strip() in message
+    assert "checkpoint.start_from" in message
+    assert before == {path: path.read_bytes() for path in trained.iterdir()}
+
+
+def test_a_resume_that_is_refused_changes_no_file(
+    fit: Fit, trained: Path, clips: dict[str, Path], tmp_path: Path
+) -> None:
+    kept = {path: path.read_bytes() for path in trained.parent.rglob("*") if path.is_file()}
+    assert fit("--ckpt_path", "last", "--data.pixels_per_batch=7680", max_steps=9) == 2
+    assert kept == {path: path.read_bytes() for path in trained.parent.rglob("*") if path.is_file()}
+    assert fit("--ckpt_path", "last", max_steps=7) == 0
+
+
+@pytest.mark.skipif(
+    os.getuid() != 0 or shutil.which("setpriv") is None, reason="sets aside root's rights"
+)
+def test_a_folder_without_the_right_to_write_is_refused(tmp_path: Path) -> None:
+    code = f"from sora_lightning.files import *; check_writable(Path({str(tmp_path / 'new')!r}))"
+    drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    root = Path(__file__).parents[2]
+    ended = subprocess.run(
+        [*drop, sys.executable, "-S", "-c", code], cwd=root, capture_output=True, text=True
+    )
+    assert f"ValueError: {tmp_path / 'new'}: cannot be written to: Perm" in ended.stderr
