@@ -1,4 +1,4 @@
-"""What a forward pass tells every block: the c that modulates the tokens, text, and places."""
+"""What a forward pass tells every block: conditioning embedding, text and positions."""
 
 from __future__ import annotations
 

@@ -245,7 +245,7 @@ class DiT(Denoiser):
         middle: Middle | None = None,
     ) -> Float[Tensor, "b n out"]:
         """Patches in, patches out."""
-        c = self._signal(Timesteps.of(t, sequence), self.condition.pooled(condition))
+        c = self._conditioning(Timesteps.of(t, sequence), self.condition.pooled(condition))
         text = self.condition.text(condition)
         x = self._add_positions(self.x_in(x), 0, sequence)  # b n d
         first = self.blocks[0]
@@ -280,7 +280,7 @@ class DiT(Denoiser):
                 x = x + position(sequence).to(x.dtype)
         return x
 
-    def _signal(
+    def _conditioning(
         self, times: Timesteps, pooled: Float[Tensor, "clips d"] | None
     ) -> ConditioningEmbedding:
         if pooled is not None and times.clip is not None:

@@ -18,9 +18,9 @@ def zero_init(linear: nn.Linear) -> None:
 
 
 class Modulation(nn.Module, ABC):
-    """``num_parts`` vectors of ``width`` for each row of the c. A new one gives zeros.
+    """``num_parts`` vectors of ``width`` for each row of ``c``. A new one gives zeros.
 
-    ``is_shared`` says that the c must carry one modulation for all blocks to start from.
+    ``is_shared`` says that ``c`` must carry one modulation for all blocks to start from.
     """
 
     is_shared = False

@@ -94,7 +94,7 @@ def test_groups_of_one_length_share_a_batch_and_come_back_in_place():
     sequence = PackedSequence([TokenGrid(2, 2, 2), TokenGrid(3, 1, 4), TokenGrid(4, 3, 1)])
     grouping = sequence.grouping(PER_FRAME)
     assert grouping.runs == ((4, 3), (5, 4))  # four frames of 3 tokens, two and three of 4
-    assert grouping.starts.tolist() == [0, 3, 6, 9, 12, 16, 20, 24, 28, 32]
+    assert grouping.cu_seqlens.tolist() == [0, 3, 6, 9, 12, 16, 20, 24, 28, 32]
     assert grouping.longest == 4
     x = torch.randn(1, 2, 32, 5)
     assert torch.equal(grouping.ungroup(grouping.group(x)), x)
