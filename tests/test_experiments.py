@@ -74,7 +74,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         sources = ("--data.sources=true", "--latents.root=runs/instruct/latents")
         encode = ("predict", "--config", config, *_SMALL, _NARROW[config], "--ckpt_path", "last")
         _run(*encode, *pairs, *sources)
-        small = ("--model.init_args.denoiser.init_args.depth=2", *_SMALL, *_FEW)
+        small = ("--model.init_args.denoiser.init_args.size.depth=2", *_SMALL, *_FEW)
         _run("fit", "--config", "experiments/demo/text_to_video.yaml", *small)
         train_tiny = ("train-tiny", "--manifest", "clips/train.jsonl", "--steps", "1")
         assert evaluation_main([*train_tiny, "--output", "runs/demo/judge.pt"]) == 0
@@ -182,7 +182,7 @@ def test_fvd_and_clip_score_are_logged_while_a_model_trains_on_one_and_on_two_ra
     configs = ("experiments/demo/text_to_video.yaml", "experiments/text_to_video/scored.yaml")
     command = [sys.executable, "-m", "sora_lightning", "fit"]
     command += [part for config in configs for part in ("--config", config)]
-    small = ["--model.init_args.denoiser.init_args.depth=2", *_SMALL, *_FEW]
+    small = ["--model.init_args.denoiser.init_args.size.depth=2", *_SMALL, *_FEW]
     # Next to no step: the weights that are scored are those that the seed drew.
     small += ["--seed_everything=3", "--model.init_args.optimizer.init_args.lr=1e-9"]
     runs = []
@@ -273,8 +273,8 @@ def test_a_training_goes_on_from_its_checkpoint(
     [
         (("fit", "--data.latentz=1"), "data.latentz: no such key in VideoDataModule. Did"),
         (("fit", "--trainer.max_step=3"), "trainer.max_step: no such key in Trainer. Did you mean"),
-        (("fit", f"{_DENOISER}.width=abc"), "denoiser.init_args.width = 'abc': expected a whole"),
-        (("fit", f"{_DENOISER}.num_heads=3"), "model.init_args.denoiser: "),
+        (("fit", f"{_DENOISER}.size.width=abc"), "init_args.size.width = 'abc': expected a whole"),
+        (("fit", f"{_DENOISER}.size.num_heads=3"), "model.init_args.denoiser: "),
         (("fit", "--data.sizes=[17x32x32,17x30x32]"), "data.sizes[1] = '17x30x32': height 30"),
         (("fit", "--data.sizes=[32x32]"), "data.sizes[0]: '32x32' is not a video size"),
         (("fit", "--data.manifest=x/trian.jsonl"), "data.manifest = 'x/trian.jsonl': there is"),

@@ -37,7 +37,10 @@ def test_real_video_trains_both_models_and_samples(
     )
     assert main(["fit", *tokenizer, *common, *often, *narrow]) == 0
     assert main(["predict", *tokenizer, *common, *narrow, "--ckpt_path", "last"]) == 0
-    little = ("--model.init_args.denoiser.init_args.depth=4", "--model.init_args.warmup_steps=5")
+    little = (
+        "--model.init_args.denoiser.init_args.size.depth=4",
+        "--model.init_args.warmup_steps=5",
+    )
     text = ("--config", "experiments/text_to_video/clips.yaml")
     assert main(["fit", *text, *common, *often, *little]) == 0
     for run in ("tokenizer", "text_to_video"):

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import is_dataclass
+from typing import Any, get_args
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -109,13 +110,24 @@ def _check_parameters(values: Any, signature: Signature, path: str, linked: froz
         _check_keys(values, signature.hints, path, signature.name)
     for key, value in values.items():
         hint = signature.hints.get(key, Any)
-        if isinstance(value, dict) and "class_path" not in value and isinstance(hint, type):
-            _check_group(value, hint, f"{path}.{key}", linked)
+        group = _group_class(hint)
+        if isinstance(value, dict) and "class_path" not in value and group is not None:
+            _check_group(value, group, f"{path}.{key}", linked)
         else:
             _check_value(value, hint, f"{path}.{key}", linked)
     for key in signature.required:
         if values.get(key) is None and f"{path}.{key}" not in linked:
             raise Mistake(f"{path}.{key}", f"{path}.{key} is missing: {signature.name} needs it")
+
+
+def _group_class(hint: Any) -> type | None:
+    """Return the class whose parameters a dict without ``class_path`` gives: the hint itself, or
+    the only dataclass of a union.
+    """
+    if isinstance(hint, type):
+        return hint
+    members = [member for member in get_args(hint) if is_dataclass(member)]
+    return members[0] if len(members) == 1 and isinstance(members[0], type) else None
 
 
 def _check_keys(values: dict[str, Any], valid: Mapping[str, Any], path: str, owner: str) -> None:

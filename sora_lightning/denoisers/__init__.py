@@ -3,7 +3,8 @@
 from sora_lightning.denoisers.base import Denoiser
 from sora_lightning.denoisers.caching import CachedDenoiser, FeatureCaching
 from sora_lightning.denoisers.dit import DiT, DiTParts
-from sora_lightning.denoisers.sizes import SIZES, image_dit, latte, sized_dit
+from sora_lightning.denoisers.published import image_dit, latte
+from sora_lightning.denoisers.sizes import SIZES
 from sora_lightning.denoisers.uvit import UViT
 
 __all__ = [
@@ -16,5 +17,4 @@ __all__ = [
     "UViT",
     "image_dit",
     "latte",
-    "sized_dit",
 ]

@@ -1,16 +1,15 @@
-"""Feature caching while sampling: at most steps the middle blocks of a network are not computed,
-and what they added at an earlier step is added again (Delta-DiT, arXiv 2406.01125; FORA, arXiv
-2407.01425).
+"""Feature caching: most sampling steps skip the middle blocks of a network and add what they added
+at an earlier step (Delta-DiT, arXiv 2406.01125; FORA, arXiv 2407.01425).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from jaxtyping import Float
 from torch import Tensor
 
+from sora_lightning.denoisers.conditioning_embedding import BlockContext
 from sora_lightning.denoisers.dit import DiT
 from sora_lightning.types import Condition
 
@@ -19,10 +18,10 @@ Tokens = Float[Tensor, "b n d"]
 
 @dataclass(frozen=True)
 class FeatureCaching:
-    """The middle blocks are computed at every ``interval``-th step of a sampler; 1 computes all.
+    """Compute the middle blocks at every ``interval``-th step of a sampler only; 1 computes all.
 
-    ``first`` blocks at the beginning and ``last`` at the end are computed at every step: they see
-    the new noise and the new time.
+    The ``first`` blocks and the ``last`` ones are computed at every step, since they see the new
+    noise and the new time.
     """
 
     interval: int = 1
@@ -38,8 +37,9 @@ class FeatureCaching:
             )
 
     def around(self, denoiser: object) -> CachedDenoiser:
-        """The denoiser for one sampling run. ``ValueError`` for a network that is no ``DiT`` or has
-        no blocks left to cache.
+        """Return the cached denoiser for one sampling run.
+
+        Raises ``ValueError`` for a network that is no ``DiT`` or has no blocks left to cache.
         """
         if not isinstance(denoiser, DiT):
             raise ValueError(f"a cache of features is for a DiT, not {type(denoiser).__name__}")
@@ -53,10 +53,10 @@ class FeatureCaching:
 
 @dataclass
 class CachedDenoiser:
-    """A ``DiT`` as a ``DenoiserFunction`` that remembers; it serves one sampling run.
+    """A ``DenoiserFunction`` that runs a ``DiT`` with cached middle blocks, for one sampling run.
 
-    Guidance goes around it. A sampler's step is known by its time; where guidance calls several
-    times at one step, each call has a memory of its own.
+    Guidance goes around it. A new time begins a new step of the sampler. If guidance calls several
+    times in a step, each call has a cache of its own.
     """
 
     denoiser: DiT
@@ -71,20 +71,23 @@ class CachedDenoiser:
     def __call__(
         self, x_t: Float[Tensor, "b c f h w"], t: Float[Tensor, " b *n"], condition: Condition
     ) -> Float[Tensor, "b out f h w"]:
-        # Known tokens stand before the others: the largest time is that of the sampler.
-        time = float(t.max())
+        self._count(float(t.max()))  # known tokens have smaller times than the sampler's
+        first, last = self.caching.first, len(self.denoiser.blocks) - self.caching.last
+        x, context = self.denoiser.embed(x_t, t, condition)  # b n d
+        x = self.denoiser.run_blocks(x, context, slice(first))
+        x = self._run_middle(x, context, slice(first, last))
+        x = self.denoiser.run_blocks(x, context, slice(last, None))
+        prediction = self.denoiser.to_latents(x, context, x_t)
+        assert isinstance(prediction, Tensor)
+        return prediction
+
+    def _count(self, time: float) -> None:
+        """Count the steps by their times, and the calls of a step."""
         new = time != self._time
         self._step, self._call = (self._step + 1, 0) if new else (self._step, self._call + 1)
         self._time = time
-        return self.denoiser(x_t, t, condition, middle=self)
 
-    @property
-    def blocks(self) -> slice:
-        """Which blocks are in the middle."""
-        return slice(self.caching.first, len(self.denoiser.blocks) - self.caching.last)
-
-    def run(self, x: Tokens, compute: Callable[[Tokens], Tokens]) -> Tokens:
-        """The tokens after the middle blocks, which ``compute`` runs."""
+    def _run_middle(self, x: Tokens, context: BlockContext, middle: slice) -> Tokens:
         added = self._added.get(self._call)
         # Guidance that begins or ends between two steps changes the number of clips in a call.
         if added is not None and added.shape != x.shape:
@@ -93,6 +96,6 @@ class CachedDenoiser:
             self.num_reused += 1
             return x + added
         self.num_computed += 1
-        y = compute(x)
+        y = self.denoiser.run_blocks(x, context, middle)
         self._added[self._call] = y - x
         return y

@@ -1,4 +1,4 @@
-"""What a forward pass tells every block: conditioning embedding, text and positions."""
+"""The conditioning embedding ``c`` of a forward pass, and what else a block takes beside tokens."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sora_lightning.layers.packed_sequence import PackedSequence
 
 @dataclass(frozen=True)
 class Timesteps:
-    """Diffusion times, each distinct pair of clip and time once: one clip's tokens may stand at
-    several times, known frames at 0, but rarely at many.
+    """Distinct diffusion times of each clip, one row for each.
 
-    ``row_of_token`` is ``None`` where row i is clip i of a dense batch, whole.
+    The tokens of a clip may have several times, since known frames have time 0, but rarely many.
+    ``row_of_token`` is ``None`` if row i is the one time of clip i of a dense batch.
     """
 
     t: Float[Tensor, " r"]
@@ -26,9 +26,9 @@ class Timesteps:
 
     @classmethod
     def of(cls, t: Float[Tensor, "*shape"], sequence: PackedSequence) -> Timesteps:
-        """From a time for each clip, or for each token (``b n`` dense, ``n`` packed).
+        """Return the rows for a time of each clip, or of each token (``b n`` dense, ``n`` packed).
 
-        ``ValueError`` for any other number of times.
+        Raises ``ValueError`` for any other number of times.
         """
         num_tokens = sum(sequence.num_tokens)
         if sequence.is_packed:
@@ -55,10 +55,10 @@ class Timesteps:
 
 @dataclass(frozen=True)
 class ConditioningEmbedding:
-    """Time and pooled condition: a row for each of ``Timesteps``.
+    """Embedding of time plus pooled condition, one row for each of ``Timesteps``.
 
-    ``embedding`` is their sum and ``activated`` its SiLU, which every modulation starts from.
-    ``shared`` is one modulation that all blocks start from, where they share one.
+    ``embedding`` is the sum and ``activated`` its SiLU, which every modulation projects. ``shared``
+    is the modulation that all blocks start from, for blocks that share one.
     """
 
     time: Float[Tensor, "r d"]
@@ -69,8 +69,9 @@ class ConditioningEmbedding:
     shared: Float[Tensor, "r p"] | None = None
 
     def tokens(self, num_clips: int) -> Float[Tensor, "clips m d"]:
-        """Time and pooled condition as tokens of each clip. ``ValueError`` where a clip has several
-        times.
+        """Return time and pooled condition as tokens of each clip.
+
+        Raises ``ValueError`` if a clip has several times.
         """
         if len(self.time) != num_clips:
             raise ValueError("blocks without adaptive norm take one time for each clip")
@@ -78,7 +79,7 @@ class ConditioningEmbedding:
         return torch.stack(parts, dim=1)
 
     def expand_to_tokens(self, rows: Float[Tensor, "r e"]) -> Float[Tensor, "b m e"]:
-        """Each token's row (m = n), or each clip's to broadcast over its tokens (m = 1)."""
+        """Return the row of each token (m = n), or of each clip, to broadcast (m = 1)."""
         if self.row_of_token is None:
             return rows[:, None]
         return F.embedding(self.row_of_token, rows)
@@ -86,10 +87,10 @@ class ConditioningEmbedding:
 
 @dataclass(frozen=True)
 class BlockContext:
-    """All that a block takes beside the tokens, made once for a forward pass.
+    """What a block takes beside the tokens, computed once for a forward pass.
 
-    ``angles`` are of the rotary positions. ``text`` has a row for each clip; both it and its mask
-    are ``None`` where there is nothing to attend to.
+    ``angles`` are rotary positions. ``text`` has a row for each clip; it and its mask are ``None``
+    if no block attends to text.
     """
 
     sequence: PackedSequence

@@ -1,15 +1,5 @@
-"""The sizes that denoisers come in, and the DiT and Latte of their papers whole."""
+"""The sizes of DiTs by name."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from functools import partial
-
-from sora_lightning.denoisers.blocks import AdaLNBlock
-from sora_lightning.denoisers.conditions import NoCondition, PooledOnly
-from sora_lightning.denoisers.dit import DiT, DiTParts
-from sora_lightning.layers.partitions import Alternating, AttentionLayout, Joint
-from sora_lightning.layers.positions.absolute import SinusoidalPlane, SinusoidalTime
 from sora_lightning.layers.transformer import TransformerSize
 
 SIZES = {
@@ -23,78 +13,13 @@ SIZES = {
 }
 
 
-def named_size(name: str) -> TransformerSize:
-    """The row of this name. ``ValueError`` names the rows there are."""
-    if name not in SIZES:
-        raise ValueError(f"size = {name!r}: the sizes are {', '.join(SIZES)}")
-    return SIZES[name]
+def named_size(size: TransformerSize | str) -> TransformerSize:
+    """Return a size as it is, or the row of ``SIZES`` of this name.
 
-
-def sized_dit(
-    latent_channels: int,
-    condition_width: int,
-    size: str = "S",
-    patch: Sequence[int] = (1, 2, 2),
-    layout: AttentionLayout | None = None,
-    parts: DiTParts | None = None,
-    learned_sigma: bool = False,
-    self_conditioning: bool = False,
-    activation_checkpointing: bool = False,
-) -> DiT:
-    """A ``DiT`` whose depth, width and heads are those of a row of ``SIZES``."""
-    row = named_size(size)
-    return DiT(
-        latent_channels,
-        condition_width,
-        width=row.width,
-        depth=row.depth,
-        num_heads=row.num_heads,
-        patch=patch,
-        layout=layout,
-        parts=parts,
-        learned_sigma=learned_sigma,
-        self_conditioning=self_conditioning,
-        activation_checkpointing=activation_checkpointing,
-    )
-
-
-def image_dit(latent_channels: int, condition_width: int, size: str = "XL", patch: int = 2) -> DiT:
-    """The class-conditional image DiT as published: no rotary positions, no query-key norm, learned
-    sigma; the label's embedding is the pooled vector of the condition, of the network's width.
+    Raises ``ValueError`` for a name that is not in the table.
     """
-    parts = DiTParts(
-        block=partial(AdaLNBlock, qk_norm=None),
-        condition=PooledOnly,
-        positions=[SinusoidalPlane],
-        rotary=None,
-    )
-    return sized_dit(
-        latent_channels,
-        condition_width,
-        size=size,
-        patch=(1, patch, patch),
-        layout=Joint(),
-        parts=parts,
-        learned_sigma=True,
-    )
-
-
-def latte(latent_channels: int, condition_width: int, size: str = "XL", patch: int = 2) -> DiT:
-    """The unconditional Latte as published (arXiv 2401.03048): the image DiT's blocks alternate
-    between frames and time, with the temporal positions added before the first temporal block.
-    """
-    parts = DiTParts(
-        block=partial(AdaLNBlock, qk_norm=None),
-        condition=NoCondition,
-        positions=[SinusoidalPlane, SinusoidalTime],
-        rotary=None,
-    )
-    return sized_dit(
-        latent_channels,
-        condition_width,
-        size=size,
-        patch=(1, patch, patch),
-        layout=Alternating(),
-        parts=parts,
-        learned_sigma=True,
-    )
+    if isinstance(size, TransformerSize):
+        return size
+    if size not in SIZES:
+        raise ValueError(f"size = {size!r}: the sizes are {', '.join(SIZES)}")
+    return SIZES[size]

@@ -14,7 +14,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sora_lightning.denoisers.base import Denoiser, clip_by_clip
-from sora_lightning.layers.inflation import central_frame, same_for_every_frame
 from sora_lightning.layers.patch import Patch
 from sora_lightning.layers.positions.absolute import LearnedPositions, sinusoidal
 from sora_lightning.layers.transformer import TransformerSize
@@ -53,15 +52,15 @@ class UViTBlock(nn.Module):
     block's output by concatenation and a linear layer (the best of the paper's Figure 2a).
     """
 
-    def __init__(self, width: int, num_heads: int, mlp_ratio: float, skip: bool):
+    def __init__(self, size: TransformerSize, skip: bool):
         super().__init__()
-        self.num_heads = num_heads
+        width, hidden = size.width, size.hidden_width
+        self.num_heads = size.num_heads
         self.skip = nn.Linear(2 * width, width) if skip else None
         self.norm_1 = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width)
         self.norm_2 = nn.LayerNorm(width)
-        hidden = int(width * mlp_ratio)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
     def forward(
@@ -99,26 +98,19 @@ class UViT(Denoiser):
         latent_channels: int,
         condition_width: int,
         size: TransformerSize | None = None,
-        mlp_ratio: float = 4.0,
         patch: Sequence[int] = (1, 2, 2),
         extent: LearnedExtent | None = None,
         project_condition: bool = True,
         smooth: bool = True,
         time_scale: float = 1000.0,
     ):
-        if len(patch) != 3 or min(patch) < 1:
-            raise ValueError(
-                f"patch = {list(patch)} must be three positive numbers: frames, rows, columns"
-            )
-        super().__init__(Patch(*patch))
+        super().__init__(Patch.of(patch))
         size, self.extent = size or UVIT_SIZES["S"], extent or LearnedExtent()
         width = size.width
         if size.depth % 2 == 0:
             raise ValueError(f"depth {size.depth} must be odd: as many blocks before the middle")
-        if width % size.num_heads or width % 2:
-            raise ValueError(
-                f"width {width} must be even and a multiple of num_heads {size.num_heads}"
-            )
+        if width % 2:
+            raise ValueError(f"width {width} must be even")
         if not project_condition and condition_width != width:
             raise ValueError(
                 f"project_condition is off: condition width {condition_width} must be {width}"
@@ -134,7 +126,7 @@ class UViT(Denoiser):
         self.time_position = nn.Parameter(torch.empty(1, width))
         self.positions = LearnedPositions(e.frames, e.rows, e.columns, width)
         self.down, self.middle, self.up = (
-            nn.ModuleList(UViTBlock(width, size.num_heads, mlp_ratio, skip) for _ in range(count))
+            nn.ModuleList(UViTBlock(size, skip) for _ in range(count))
             for count, skip in ((size.depth // 2, False), (1, False), (size.depth // 2, True))
         )
         self.norm = nn.LayerNorm(width)
@@ -199,20 +191,3 @@ class UViT(Denoiser):
             )
         tokens = self.condition_in(condition.tokens) + self.condition_position[:length]
         return torch.cat([tokens, time], dim=1), F.pad(condition.mask, (0, 1), value=True)
-
-    def start_from_image_model(self, image: UViT) -> None:
-        """Take an image model's weights: positions of its one frame for every frame of this one.
-
-        The patch's first layer takes the image's weights on its middle frame alone (ViViT, arXiv
-        2103.15691, equation 9), the last layer gives every frame of a patch the image's values.
-        """
-        state = image.state_dict()
-        if image.patch.f != 1 or image.extent.frames != 1:
-            raise ValueError(f"{image.patch} and {image.extent}: an image model has one frame")
-        frames = self.patch.f
-        state["x_in.weight"] = central_frame(state["x_in.weight"], frames)
-        for name in ("out.weight", "out.bias"):
-            state[name] = same_for_every_frame(state[name], frames)
-        table = self.positions.table
-        state["positions.table"] = state["positions.table"].expand_as(table)
-        self.load_state_dict(state)

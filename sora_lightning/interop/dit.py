@@ -1,10 +1,11 @@
 """DiT: weights of github.com/facebookresearch/DiT, ``models.py``.
 
-Its 1000 steps count up with the noise, as the house's ``1000 t`` does: step s is t = s / 1000.
+Its 1000 steps count up with the noise, from 0: step n is t = (n + 1) / 1000.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from math import isqrt
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from sora_lightning.denoisers.blocks import AdaLNBlock
+from sora_lightning.denoisers.blocks import AdaLNBlock, TimeEmbedding
 from sora_lightning.denoisers.conditions import PooledOnly
 from sora_lightning.denoisers.dit import DiT
 from sora_lightning.denoisers.sizes import SIZES
@@ -22,12 +23,16 @@ from sora_lightning.interop.pretrained import Pretrained, describe
 from sora_lightning.interop.renaming import Rule, Weights, apply_rules, count, linear, same
 from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.positions.absolute import PositionEmbedding, SinusoidalPlane
+from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.types import TokenGrid
+
+STEPS_FROM_0 = describe(TimeEmbedding, offset=-1.0)
 
 
 def to_ours(weights: Weights, num_heads: int | None = None) -> Pretrained:
-    """A class-conditional ``DiT`` and its labels. ``num_heads`` is needed for a width that the
-    paper does not have.
+    """Return a class-conditional ``DiT`` and its labels.
+
+    ``num_heads`` is needed for a width that the paper does not have.
     """
     parts = public_parts(weights, num_heads)
     side = isqrt(weights["pos_embed"].shape[1])
@@ -36,16 +41,17 @@ def to_ours(weights: Weights, num_heads: int | None = None) -> Pretrained:
 
 
 def to_theirs(pretrained: Pretrained) -> dict[str, Tensor]:
-    """The reference's names. Raises ``ValueError`` for a network that is not the class-conditional
-    image DiT.
+    """Return the weights under the reference's names.
+
+    Raises ``ValueError`` for a network that is not the class-conditional image DiT.
     """
-    check_public(pretrained.init_args("denoiser"))
+    check_public(pretrained.init_args("denoiser"), STEPS_FROM_0)
     rules = _rules(pretrained.parts, pretrained.known_grid())
     return apply_rules(pretrained.weights, rules, to_ours=False)
 
 
 def public_parts(weights: Weights, num_heads: int | None) -> dict[str, Any]:
-    """``DiT`` and ``LabelConditioner`` of the sizes that the reference's weights show."""
+    """Describe the ``DiT`` and ``LabelConditioner`` that the reference's weights fill."""
     for name in ("x_embedder.proj.weight", "blocks.0.mlp.fc1.weight", "pos_embed"):
         if name not in weights:
             raise ValueError(f"missing: {name}; these are not DiT's weights")
@@ -53,10 +59,12 @@ def public_parts(weights: Weights, num_heads: int | None) -> dict[str, Any]:
     labels = weights.get("y_embedder.embedding_table.weight")
     denoiser = image_dit(
         latent_channels=channels,
-        width=width,
-        depth=count(weights, "blocks.{}.mlp.fc1.weight"),
-        num_heads=num_heads or heads(width),
-        mlp_ratio=weights["blocks.0.mlp.fc1.weight"].shape[0] / width,
+        size=TransformerSize(
+            depth=count(weights, "blocks.{}.mlp.fc1.weight"),
+            width=width,
+            num_heads=num_heads or heads(width),
+            mlp_ratio=weights["blocks.0.mlp.fc1.weight"].shape[0] / width,
+        ),
         patch=patch,
         learned_sigma=weights["final_layer.linear.bias"].numel() == 2 * channels * patch**2,
     )
@@ -67,41 +75,50 @@ def public_parts(weights: Weights, num_heads: int | None) -> dict[str, Any]:
 
 
 def heads(width: int) -> int:
-    """The attention heads of the public model of this width."""
+    """Return the number of attention heads of the public model of this width."""
     for name in ("S", "B", "L", "XL"):
         if SIZES[name].width == width:
             return SIZES[name].num_heads
     raise ValueError(f"width {width} is none of the paper's: say num_heads")
 
 
-def image_dit(latent_channels: int, width: int, patch: int, **init_args: Any) -> dict[str, Any]:
-    """The public DiT as the house describes it: no query-key norm, no rotary positions, no text."""
+def image_dit(
+    latent_channels: int, size: TransformerSize, patch: int, learned_sigma: bool
+) -> dict[str, Any]:
+    """Describe the public DiT: no query-key norm, no rotary positions, no text."""
     return describe(
         DiT,
         latent_channels=latent_channels,
-        condition_width=width,
-        width=width,
+        condition_width=size.width,
+        size=asdict(size),
         patch=[1, patch, patch],
         parts={
             "block": describe(AdaLNBlock, qk_norm=None),
             "condition": describe(PooledOnly),
             "positions": [describe(SinusoidalPlane)],
             "rotary": None,
+            "time": STEPS_FROM_0,
         },
-        **init_args,
+        learned_sigma=learned_sigma,
     )
 
 
-def check_public(init_args: dict[str, Any], time_scale: float = 1000.0) -> None:
-    """``ValueError`` for arguments of a ``DiT`` that the public one has no place for."""
-    sizes = ("latent_channels", "width", "depth", "num_heads", "mlp_ratio", "learned_sigma")
+def check_public(init_args: dict[str, Any], time: dict[str, Any]) -> None:
+    """Raise ``ValueError`` for arguments of a ``DiT`` that the public one, with this embedding of
+    time, does not have.
+    """
     public = image_dit(
-        patch=init_args["patch"][-1],
-        time_scale=time_scale,
-        **{name: init_args[name] for name in sizes if name in init_args},
+        init_args["latent_channels"],
+        TransformerSize(**init_args["size"]),
+        init_args["patch"][-1],
+        init_args["learned_sigma"],
     )["init_args"]
-    given = {"time_scale": 1000.0, **init_args}
-    for name in public.keys() | given.keys():
+    public, given = (
+        {**args, **{f"parts.{name}": part for name, part in args["parts"].items()}}
+        for args in (public, init_args)
+    )
+    public["parts.time"] = time
+    for name in (public.keys() | given.keys()) - {"parts"}:
         if public.get(name) != given.get(name):
             raise ValueError(f"{name} = {given.get(name)}: the public network has none such")
 
@@ -115,7 +132,7 @@ def _rules(parts: dict[str, Any], grid: TokenGrid) -> list[Rule]:
 
 
 def network_rules(init_args: dict[str, Any]) -> list[Rule]:
-    """What DiT, SiT and Latte name alike."""
+    """Return the rules for the names that DiT, SiT and Latte share."""
     rules = [
         *patch_layer("x_embedder.proj", init_args["patch"][-1]),
         *linear("t_embedder.mlp.0", "denoiser.time.hidden"),
@@ -123,7 +140,7 @@ def network_rules(init_args: dict[str, Any]) -> list[Rule]:
         *linear("final_layer.adaLN_modulation.1", "denoiser.final.modulation.linear"),
         *linear("final_layer.linear", "denoiser.final.out"),
     ]
-    for i in range(init_args["depth"]):
+    for i in range(init_args["size"]["depth"]):
         theirs, ours = f"blocks.{i}", f"denoiser.blocks.{i}"
         rules += [
             *linear(f"{theirs}.attn.qkv", f"{ours}.attentions.0.qkv"),
@@ -136,7 +153,7 @@ def network_rules(init_args: dict[str, Any]) -> list[Rule]:
 
 
 def patch_layer(theirs: str, patch: int) -> list[Rule]:
-    """A convolution over patches, which the house keeps as a linear layer on their values."""
+    """Return the rules for a convolution over patches, here a linear layer on their values."""
     return [
         same(f"{theirs}.bias", "denoiser.x_in.bias"),
         Rule(
@@ -151,8 +168,10 @@ def patch_layer(theirs: str, patch: int) -> list[Rule]:
 def position_table(
     theirs: str, embedding: type[PositionEmbedding], grid: TokenGrid, parts: dict[str, Any]
 ) -> Rule:
-    """A fixed table that the house computes: checked on the way here, made on the way back."""
-    width = parts["denoiser"]["init_args"]["width"]
+    """Return the rule for a fixed table that is computed here: checked when read, made when
+    written.
+    """
+    width = parts["denoiser"]["init_args"]["size"]["width"]
     table = embedding(width)(PackedSequence([grid]))[None]
 
     def check(found: Tensor) -> tuple[Tensor, ...]:

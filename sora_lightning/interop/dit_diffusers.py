@@ -17,6 +17,7 @@ from sora_lightning.interop import dit
 from sora_lightning.interop.labels import label_table
 from sora_lightning.interop.pretrained import Pretrained
 from sora_lightning.interop.renaming import Rule, Weights, apply_rules, count, joined, linear
+from sora_lightning.layers.transformer import TransformerSize
 
 _EMBEDDINGS = "transformer_blocks.{}.norm1.emb"
 
@@ -32,10 +33,12 @@ def to_ours(weights: Weights, num_heads: int | None = None) -> Pretrained:
     hidden = weights["transformer_blocks.0.ff.net.0.proj.weight"].shape[0]
     denoiser = dit.image_dit(
         latent_channels=channels,
-        width=width,
-        depth=count(weights, "transformer_blocks.{}.norm1.linear.weight"),
-        num_heads=num_heads or dit.heads(width),
-        mlp_ratio=hidden / width,
+        size=TransformerSize(
+            depth=count(weights, "transformer_blocks.{}.norm1.linear.weight"),
+            width=width,
+            num_heads=num_heads or dit.heads(width),
+            mlp_ratio=hidden / width,
+        ),
         patch=patch,
         learned_sigma=weights["proj_out_2.bias"].numel() == 2 * channels * patch**2,
     )
@@ -48,14 +51,14 @@ def to_theirs(pretrained: Pretrained) -> dict[str, Tensor]:
     """The names of ``DiTTransformer2DModel``. Raises ``ValueError`` for a network that is not the
     class-conditional image DiT.
     """
-    dit.check_public(pretrained.init_args("denoiser"))
+    dit.check_public(pretrained.init_args("denoiser"), dit.STEPS_FROM_0)
     pretrained.init_args("conditioner")
     return apply_rules(pretrained.weights, _rules(pretrained.parts), to_ours=False)
 
 
 def _rules(parts: dict[str, Any]) -> list[Rule]:
     init_args = parts["denoiser"]["init_args"]
-    depth = init_args["depth"]
+    depth = init_args["size"]["depth"]
     rules = [
         *dit.patch_layer("pos_embed.proj", init_args["patch"][-1]),
         *_in_every_block("timestep_embedder.linear_1", "denoiser.time.hidden", depth),

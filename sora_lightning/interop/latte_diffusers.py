@@ -6,6 +6,7 @@ ones attend to the text, and all start from one modulation with a table of offse
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
@@ -28,6 +29,7 @@ from sora_lightning.interop.renaming import (
 )
 from sora_lightning.layers.partitions import Alternating
 from sora_lightning.layers.positions.absolute import SinusoidalPlane, SinusoidalTime
+from sora_lightning.layers.transformer import TransformerSize
 
 _MARKS = ("caption_projection.linear_1.weight", "temporal_transformer_blocks.0.scale_shift_table")
 
@@ -44,10 +46,14 @@ def to_ours(weights: Weights, num_heads: int | None = None) -> Pretrained:
     denoiser = _denoiser(
         latent_channels=channels,
         condition_width=weights["caption_projection.linear_1.weight"].shape[1],
-        width=width,
-        depth=2 * count(weights, "transformer_blocks.{}.scale_shift_table"),
-        num_heads=num_heads or dit.heads(width),
-        mlp_ratio=weights["transformer_blocks.0.ff.net.0.proj.bias"].numel() / width,
+        size=asdict(
+            TransformerSize(
+                depth=2 * count(weights, "transformer_blocks.{}.scale_shift_table"),
+                width=width,
+                num_heads=num_heads or dit.heads(width),
+                mlp_ratio=weights["transformer_blocks.0.ff.net.0.proj.bias"].numel() / width,
+            )
+        ),
         patch=[1, patch, patch],
         learned_sigma=weights["proj_out.bias"].numel() == 2 * channels * patch**2,
     )
@@ -75,6 +81,7 @@ def _denoiser(**init_args: Any) -> dict[str, Any]:
             "condition": describe(TextOnly, text_every=2),
             "positions": [describe(SinusoidalPlane), describe(SinusoidalTime)],
             "rotary": None,
+            "time": dit.STEPS_FROM_0,
         },
         **init_args,
     )
@@ -92,7 +99,7 @@ def _rules(parts: dict[str, Any]) -> list[Rule]:
         same("scale_shift_table", "denoiser.final.modulation.table"),
         *linear("proj_out", "denoiser.final.out"),
     ]
-    for i in range(init_args["depth"]):
+    for i in range(init_args["size"]["depth"]):
         kind = "temporal_transformer_blocks" if i % 2 else "transformer_blocks"
         theirs, ours = f"{kind}.{i // 2}", f"denoiser.blocks.{i}"
         rules += block_rules(theirs, ours)

@@ -13,6 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from sora_lightning.denoisers.blocks import TimeEmbedding
 from sora_lightning.interop import dit
 from sora_lightning.interop.labels import label_rules
 from sora_lightning.interop.pretrained import Pretrained, describe
@@ -20,6 +21,7 @@ from sora_lightning.interop.renaming import Rule, Weights, apply_rules
 from sora_lightning.layers.positions.absolute import SinusoidalPlane
 from sora_lightning.types import TokenGrid
 
+_TIME = describe(TimeEmbedding, scale=1.0)
 _UNUSED = "unused"  # the part that keeps what SiT's network gives and its forward throws away
 
 
@@ -31,9 +33,10 @@ def to_ours(weights: Weights, num_heads: int | None = None) -> Pretrained:
     init_args = parts["denoiser"]["init_args"]
     if init_args["learned_sigma"]:
         values = init_args["latent_channels"] * init_args["patch"][-1] ** 2
-        unused = {"in_features": init_args["width"], "out_features": values}
+        unused = {"in_features": init_args["size"]["width"], "out_features": values}
         parts[_UNUSED] = describe(nn.Linear, **unused)
-    init_args |= {"learned_sigma": False, "time_scale": 1.0}
+    init_args["learned_sigma"] = False
+    init_args["parts"]["time"] = _TIME
     side = round(weights["pos_embed"].shape[1] ** 0.5)
     grid = TokenGrid(1, side, side)
     return Pretrained(parts, apply_rules(weights, _rules(parts, grid), to_ours=True), grid)
@@ -42,7 +45,7 @@ def to_ours(weights: Weights, num_heads: int | None = None) -> Pretrained:
 def to_theirs(pretrained: Pretrained) -> dict[str, Tensor]:
     """The reference's names. Raises ``ValueError`` for a network that is not SiT's."""
     init_args = pretrained.init_args("denoiser")
-    dit.check_public(init_args, time_scale=1.0)
+    dit.check_public(init_args, _TIME)
     if init_args["learned_sigma"]:
         raise ValueError("learned_sigma: SiT predicts a velocity alone")
     rules = _rules(pretrained.parts, pretrained.known_grid())

@@ -50,14 +50,14 @@ def to_ours(weights: Weights, num_heads: int | None = None) -> Pretrained:
     shape = _foreign_shape(weights)
     width = weights["pos_embed"].shape[-1]
     text = weights.get("context_embed.weight")
-    size = TransformerSize(2 * shape.half + 1, width, num_heads or _heads(width))
+    mlp_ratio = weights["mid_block.mlp.fc1.weight"].shape[0] / width
+    size = TransformerSize(2 * shape.half + 1, width, num_heads or _heads(width), mlp_ratio)
     parts: dict[str, Any] = {
         "denoiser": describe(
             UViT,
             latent_channels=shape.channels,
             condition_width=width if text is None else text.shape[1],
             size=asdict(size),
-            mlp_ratio=weights["mid_block.mlp.fc1.weight"].shape[0] / width,
             patch=[1, shape.patch, shape.patch],
             extent=asdict(
                 LearnedExtent(condition=shape.condition, rows=shape.side, columns=shape.side)

@@ -43,14 +43,13 @@ def to_ours(weights: Weights, num_heads: int | None = None) -> Pretrained:
     depth = count(weights, "layers.{}.layernorm_before.weight")
     hidden = weights["layers.0.mlp.fc1.weight"].shape[0]
     grid = _grid(weights["embeddings.position_embeddings"].shape[1] - 1)
-    size = TransformerSize(depth, width, num_heads or _heads(width))
+    size = TransformerSize(depth, width, num_heads or _heads(width), hidden / width)
     parts: dict[str, Any] = {
         "encoder": describe(
             ViViT,
             channels=channels,
             size=asdict(size),
             tubelets=asdict(Tubelets(patch[0], patch[1], patch[2], grid)),
-            mlp_ratio=hidden / width,
         )
     }
     for theirs, ours in _HEADS.items():

@@ -114,6 +114,28 @@ class PackedSequence:
         clips = x.split(self.lengths, dim=1)
         return torch.cat([clip[:, self.num_context :] for clip in clips], dim=1)
 
+    def select(self, clips: Sequence[Float[Tensor, "b _n d"]]) -> list[Float[Tensor, "b _k d"]]:
+        """Return the kept tokens of each clip from all of its tokens."""
+        if self.kept is None:
+            return list(clips)
+        return [clip[:, kept] for clip, kept in zip(clips, self.kept, strict=True)]
+
+    def scatter(self, clips: Sequence[Float[Tensor, "b _k d"]]) -> list[Float[Tensor, "b _n d"]]:
+        """Return all tokens of each clip from the kept ones, with zeros for the others."""
+        if self.kept is None:
+            return list(clips)
+        return [
+            clip.new_zeros(len(clip), grid.num_tokens, clip.shape[2]).index_copy(1, kept, clip)
+            for clip, kept, grid in zip(clips, self.kept, self.grids, strict=True)
+        ]
+
+    def times(self, t: Float[Tensor, " times"]) -> Float[Tensor, "*times"]:
+        """Return a pack's times of clips, or of all tokens, without those of dropped tokens."""
+        if self.kept is not None and len(t) != len(self.grids):
+            clips = t.split([grid.num_tokens for grid in self.grids])
+            t = torch.cat(self.select([clip[None, :, None] for clip in clips]), dim=1)[0, :, 0]
+        return t if self.is_packed or len(t) == 1 else t[None]
+
     def grouping(self, partition: TokenPartition) -> Grouping:
         """The groups of this partition, kept for the blocks that follow."""
         if partition not in self._groupings:

@@ -1,12 +1,17 @@
 """Latents to spacetime tokens and back."""
 
-from dataclasses import dataclass
+from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from sora_lightning.types import Compression, TokenGrid
+from sora_lightning.layers.packed_sequence import PackedSequence
+from sora_lightning.types import Compression, PackedLatents, TokenGrid
 
 
 @dataclass(frozen=True)
@@ -16,6 +21,15 @@ class Patch:
     f: int = 1
     h: int = 1
     w: int = 1
+
+    @classmethod
+    def of(cls, patch: Sequence[int]) -> Patch:
+        """Return the patch of three numbers. Raises ``ValueError`` for anything else."""
+        if len(patch) != 3 or min(patch) < 1:
+            raise ValueError(
+                f"patch = {list(patch)} must be three positive numbers: frames, rows, columns"
+            )
+        return cls(*patch)
 
     @property
     def volume(self) -> int:
@@ -60,3 +74,41 @@ class Patch:
             q=self.h,
             r=self.w,
         )
+
+    def sequence(self, x: Float[Tensor, "b c F H W"] | PackedLatents) -> PackedSequence:
+        """Return the sequence that the tokens of a batch or pack form. A token of a pack is kept if
+        all of its latents are ``shown``.
+        """
+        if not isinstance(x, PackedLatents):
+            return PackedSequence([self.grid(*x.shape[2:])], x.device)
+        kept = None
+        if x.shown is not None:
+            masks = [self.patchify(mask[None, None].float()) for mask in x.shown]  # 1 n d
+            kept = [torch.nonzero(mask[0].amin(-1) > 0)[:, 0] for mask in masks]
+        grids = [self.grid(*clip.shape[1:]) for clip in x.clips]
+        return PackedSequence(grids, x.clips[0].device, kept=kept)
+
+    def to_tokens(
+        self, x: Float[Tensor, "b c F H W"] | PackedLatents, sequence: PackedSequence
+    ) -> Float[Tensor, "b n d"]:
+        """Return the tokens of a batch or pack in their sequence."""
+        if not isinstance(x, PackedLatents):
+            return self.patchify(x)
+        clips = [self.patchify(clip[None]) for clip in x.clips]
+        return torch.cat(sequence.select(clips), dim=1)
+
+    def from_tokens(
+        self,
+        tokens: Float[Tensor, "b n d"],
+        sequence: PackedSequence,
+        like: Float[Tensor, "b c F H W"] | PackedLatents,
+    ) -> Float[Tensor, "b out F H W"] | PackedLatents:
+        """Return the latents of tokens in a sequence, as a batch or pack as ``like`` is.
+
+        Latents of dropped tokens are 0.
+        """
+        if not isinstance(like, PackedLatents):
+            return self.unpatchify(tokens, sequence.grids[0])
+        clips = sequence.scatter(tokens.split(sequence.num_tokens, dim=1))
+        outputs = map(self.unpatchify, clips, sequence.grids)
+        return replace(like, clips=tuple(output[0] for output in outputs))

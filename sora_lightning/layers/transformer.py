@@ -10,11 +10,26 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class TransformerSize:
-    """Depth in blocks, width in channels, heads of an attention."""
+    """Depth in blocks, width in channels, heads of an attention, hidden width of a feed-forward
+    layer as a multiple of the width.
+    """
 
     depth: int
     width: int
     num_heads: int
+    mlp_ratio: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.num_heads
+
+    @property
+    def hidden_width(self) -> int:
+        return int(self.width * self.mlp_ratio)
 
 
 class LayerNorm(nn.LayerNorm):

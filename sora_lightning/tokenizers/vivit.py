@@ -63,7 +63,6 @@ class ViViTTokenizer(VideoTokenizer):
         decoder: TransformerSize | None = None,
         layout: AttentionLayout | None = None,
         positions: Positions | None = None,
-        mlp_ratio: float = 4.0,
     ):
         if len(tubelet) != 3 or min(tubelet) < 1:
             raise ValueError(
@@ -73,7 +72,7 @@ class ViViTTokenizer(VideoTokenizer):
         self.patch = Patch(*tubelet)
         encoder = encoder or VIT_SIZES["S"]
         decoder = decoder or encoder
-        shared = (layout or Joint(), positions or Positions(), mlp_ratio)
+        shared = (layout or Joint(), positions or Positions())
         values = 3 * self.patch.volume
         self.pixels_in = nn.Linear(values, encoder.width)
         self.encoder = Transformer(encoder, *shared)
@@ -150,10 +149,9 @@ class Transformer(nn.Module):
         size: TransformerSize,
         layout: AttentionLayout,
         positions: Positions,
-        mlp_ratio: float,
     ):
         super().__init__()
-        width, num_heads = size.width, size.num_heads
+        width = size.width
         self.positions = nn.ModuleList(position(width) for position in positions.added)
         for one in self.positions:
             assert isinstance(one, PositionEmbedding)
@@ -163,12 +161,12 @@ class Transformer(nn.Module):
                     f"{size.depth} blocks"
                 )
         self.blocks = nn.ModuleList(
-            EncoderBlock(width, num_heads, mlp_ratio, partitions, qk_norm=RMSNorm)
+            EncoderBlock(size, partitions, qk_norm=RMSNorm)
             for partitions in layout.schedule(size.depth)
         )
         self.norm = LayerNorm(width, affine=True)
         self.rotary = positions.rotary
-        self.head_width = width // num_heads
+        self.head_width = size.head_width
 
     def forward(
         self, x: Float[Tensor, "b n d"], sequence: PackedSequence

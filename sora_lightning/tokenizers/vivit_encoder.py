@@ -14,7 +14,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sora_lightning.layers.attention import NormFactory, SelfAttention
-from sora_lightning.layers.inflation import central_frame
 from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.partitions import AttentionLayout, BlockPartitions, Joint
 from sora_lightning.layers.patch import Patch
@@ -66,19 +65,18 @@ class EncoderBlock(nn.Module):
 
     def __init__(
         self,
-        width: int,
-        num_heads: int,
-        mlp_ratio: float,
+        size: TransformerSize,
         partitions: BlockPartitions,
         qk_norm: NormFactory | None = None,
     ):
         super().__init__()
+        width = size.width
         self.attentions = nn.ModuleList(
-            SelfAttention(width, num_heads, partition, qk_norm) for partition in partitions
+            SelfAttention(width, size.num_heads, partition, qk_norm) for partition in partitions
         )
         self.norms = nn.ModuleList(LayerNorm(width, affine=True) for _ in partitions)
         self.mlp_norm = LayerNorm(width, affine=True)
-        self.mlp = FeedForward(width, int(width * mlp_ratio))
+        self.mlp = FeedForward(width, size.hidden_width)
 
     def forward(
         self,
@@ -106,7 +104,6 @@ class ViViT(nn.Module):
         tubelets: Tubelets | None = None,
         layout: AttentionLayout | None = None,
         class_token: bool = True,
-        mlp_ratio: float = 4.0,
     ):
         super().__init__()
         size, tubelets, layout = (
@@ -124,8 +121,7 @@ class ViViT(nn.Module):
         self.positions = LearnedPositions(grid.f, grid.h, grid.w, width)
         self.class_token = ClassToken(width) if class_token else None
         self.blocks = nn.ModuleList(
-            EncoderBlock(width, size.num_heads, mlp_ratio, partitions)
-            for partitions in layout.schedule(size.depth)
+            EncoderBlock(size, partitions) for partitions in layout.schedule(size.depth)
         )
         self.norm = LayerNorm(width, affine=True)
         initialise(self)
@@ -144,26 +140,6 @@ class ViViT(nn.Module):
         pooled = reduce(x, "b n d -> b d", "mean") if num_context == 0 else x[:, 0]
         return Encoded(x[:, num_context:], pooled, grid)
 
-    def start_from_image_model(self, image: ViViT) -> None:
-        """Take the weights of an encoder of images: tubelets and grid of one frame, and joint
-        attention or this layout.
-
-        Tubelets take the image's layer on their middle frame (equation 9) and every frame its
-        positions (section 3.4). Attentions that the image model lacks, through time, begin at zero.
-        ``ValueError`` for any other image model.
-        """
-        own, state = self.state_dict(), dict(image.state_dict())
-        if image.patch.f != 1 or len(image.positions.table) != 1 or state.keys() - own.keys():
-            raise ValueError(
-                f"{image.patch}, positions for {len(image.positions.table)} frames: an encoder of "
-                "images has one of each, and no part that this encoder lacks"
-            )
-        state["x_in.weight"] = central_frame(state["x_in.weight"], self.patch.f)
-        state["positions.table"] = state["positions.table"].expand_as(own["positions.table"])
-        for name in own.keys() - state.keys():
-            state[name] = torch.zeros_like(own[name]) if ".out." in name else own[name]
-        self.load_state_dict(state)
-
 
 class FactorisedViViT(nn.Module):
     """Model 2: every frame of tokens to a vector, then those through time.
@@ -177,7 +153,6 @@ class FactorisedViViT(nn.Module):
         size: TransformerSize | None = None,
         tubelets: Tubelets | None = None,
         temporal_depth: int = 4,
-        mlp_ratio: float = 4.0,
     ):
         super().__init__()
         if temporal_depth < 0:
@@ -189,9 +164,7 @@ class FactorisedViViT(nn.Module):
         self.positions = LearnedPositions(1, grid.h, grid.w, width)
         self.class_token = ClassToken(width)
         self.blocks, self.temporal_blocks = (
-            nn.ModuleList(
-                EncoderBlock(width, size.num_heads, mlp_ratio, joint) for _ in range(depth)
-            )
+            nn.ModuleList(EncoderBlock(size, joint) for _ in range(depth))
             for depth in (size.depth, temporal_depth)
         )
         self.norm = LayerNorm(width, affine=True)

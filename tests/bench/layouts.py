@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from sora_lightning.denoisers import sized_dit
+from sora_lightning.denoisers import DiT
 from sora_lightning.layers.partitions import Alternating, FactorisedSelfAttention, Joint
 from tests.bench.models import CHANNELS, backward, condition, forward, forward_gmac, latents
 from tests.bench.report import Report
@@ -25,7 +25,7 @@ def run(report: Report) -> None:
     for frames in FRAMES:
         passes, gmac = {}, {}
         for name, layout in LAYOUTS.items():
-            make = partial(sized_dit, CHANNELS, WIDTH, "tiny", layout=layout)
+            make = partial(DiT, CHANNELS, WIDTH, "tiny", layout=layout)
             model, (x, t), told = make(), latents(1, frames, SIDE), condition(1, WIDTH)
             call = partial(model, x, t, told)
             passes[name] = (forward(call), backward(model, call))

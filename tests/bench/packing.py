@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sora_lightning.denoisers import sized_dit
+from sora_lightning.denoisers import DiT
 from sora_lightning.layers.partitions import FactorisedSelfAttention, Joint
 from sora_lightning.types import PackedLatents
 from tests.bench.models import CHANNELS, backward, condition, forward, forward_gmac
@@ -34,7 +34,7 @@ def run(report: Report) -> None:
         PackedLatents(tuple(clips)),
     )
     for name, layout in (("joint", Joint()), ("factorised", FactorisedSelfAttention())):
-        make = partial(sized_dit, CHANNELS, WIDTH, SIZE, layout=layout)
+        make = partial(DiT, CHANNELS, WIDTH, SIZE, layout=layout)
         model = make()
         gmac = {
             "padded": len(clips) * forward_gmac(make, longest, WIDTH),

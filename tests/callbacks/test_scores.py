@@ -264,7 +264,9 @@ def test_in_a_training_scores_and_samples_are_logged_and_the_weights_are_untouch
                     "sora_lightning.conditioning.TextConditioner", width=16, depth=1, num_heads=2
                 ),
                 denoiser=part(
-                    "sora_lightning.denoisers.DiT", width=16, depth=1, num_heads=2, patch=[1, 1, 1]
+                    "sora_lightning.denoisers.DiT",
+                    size={"depth": 1, "width": 16, "num_heads": 2},
+                    patch=[1, 1, 1],
                 ),
                 optimizer=optimizer,
             ),

@@ -75,7 +75,7 @@ def config(folder: Path, clips: Path, devices: int) -> dict[str, Any]:
         f"{lightning}.systems.DiffusionSystem",
         tokenizer=tokenizer,
         conditioner=part(f"{lightning}.conditioning.TextConditioner", **small),
-        denoiser=part(f"{lightning}.denoisers.DiT", patch=[1, 1, 1], **small),
+        denoiser=part(f"{lightning}.denoisers.DiT", patch=[1, 1, 1], size=small),
         optimizer=part("torch.optim.SGD", lr=0.0),
     )
     trainer = {

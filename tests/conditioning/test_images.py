@@ -26,6 +26,7 @@ from sora_lightning.conditioning import (
 from sora_lightning.conditioning.images import clip_pixels
 from sora_lightning.denoisers import DiT
 from sora_lightning.diffusion import Process
+from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.types import Condition, DenoiserFunction, ImageTokens
 from tests.diffusion.gaussian import condition
 
@@ -97,7 +98,7 @@ def told(tokens: ImageTokens | None) -> Condition:
 
 def test_a_network_attends_to_the_tokens_that_are_there_and_to_no_others() -> None:
     torch.manual_seed(0)
-    network = DiT(4, 2, width=24, depth=1, num_heads=2, patch=(1, 1, 1), concat_channels=True)
+    network = DiT(4, 2, size=TransformerSize(1, 24, 2), patch=(1, 1, 1), concat_channels=True)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

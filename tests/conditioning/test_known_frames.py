@@ -12,6 +12,7 @@ from sora_lightning.conditioning import (
     MaskedLatents,
 )
 from sora_lightning.denoisers import DiT
+from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.types import Condition, PackedLatents
 from tests.diffusion.gaussian import condition
 
@@ -69,7 +70,7 @@ def test_text_and_frames_are_dropped_apart_and_together():
 
 def dit(**arguments) -> DiT:
     torch.manual_seed(0)
-    network = DiT(4, 2, width=24, depth=1, num_heads=2, patch=(1, 1, 1), **arguments)
+    network = DiT(4, 2, size=TransformerSize(1, 24, 2), patch=(1, 1, 1), **arguments)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -15,13 +15,14 @@ from sora_lightning.diffusion import (
     heun,
     uniform_times,
 )
+from sora_lightning.layers.transformer import TransformerSize
 from tests.diffusion.gaussian import condition
 
 
 @pytest.fixture(scope="module")
 def network() -> DiT:
     torch.manual_seed(0)
-    network = DiT(3, 2, width=24, depth=5, num_heads=2, patch=(1, 1, 1))
+    network = DiT(3, 2, size=TransformerSize(5, 24, 2), patch=(1, 1, 1))
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

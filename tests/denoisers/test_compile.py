@@ -7,12 +7,13 @@ import sys
 _PROGRAM = """
 import torch
 from sora_lightning.denoisers import DiT
+from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.layers.partitions import JOINT, PER_FRAME, PER_POSITION, HeadSplit, Periodic
 from sora_lightning.types import Condition
 
 torch.manual_seed(0)
 layout = Periodic([(JOINT, PER_FRAME, HeadSplit((PER_POSITION, PER_FRAME)))])
-dit = DiT(4, 16, width=24, depth=1, num_heads=2, layout=layout)
+dit = DiT(4, 16, size=TransformerSize(1, 24, 2), layout=layout)
 for parameter in dit.parameters():
     torch.nn.init.normal_(parameter, std=0.15)
 mask = torch.ones(2, 3, dtype=torch.bool)

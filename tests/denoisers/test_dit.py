@@ -7,6 +7,7 @@ from sora_lightning.denoisers.conditioning_embedding import BlockContext, Condit
 from sora_lightning.generation import GuidanceConfig, SamplingConfig, VideoGenerator
 from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.partitions import Alternating, FactorisedSelfAttention, Joint
+from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.tokenizers import ConvTokenizer
 from sora_lightning.types import Condition, VideoSize
 
@@ -14,7 +15,7 @@ LAYOUTS = [Joint(), FactorisedSelfAttention(), Alternating()]
 
 
 def small_dit(layout=None, patch=(1, 2, 2), trained=True):
-    dit = DiT(4, 16, width=24, depth=2, num_heads=2, patch=patch, layout=layout)
+    dit = DiT(4, 16, size=TransformerSize(2, 24, 2), patch=patch, layout=layout)
     if trained:
         for parameter in dit.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
@@ -70,7 +71,7 @@ def test_clips_of_a_batch_do_not_see_each_other():
     ],
 )
 def test_layouts_decide_how_far_one_block_reaches(layout, reaches):
-    dit = DiT(4, 16, width=24, depth=1, num_heads=2, patch=(1, 1, 1), layout=layout)
+    dit = DiT(4, 16, size=TransformerSize(1, 24, 2), patch=(1, 1, 1), layout=layout)
     for parameter in dit.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     x, t, condition = torch.randn(1, 4, 3, 2, 2), torch.rand(1), text(1)
@@ -101,7 +102,7 @@ def test_sizes_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="5 latent positions along h are no multiple of 2"):
         small_dit()(torch.zeros(1, 4, 1, 5, 4), torch.rand(1), text(1))
     with pytest.raises(ValueError, match="width 24 is not a multiple of num_heads 5"):
-        DiT(4, 16, width=24, num_heads=5)
+        DiT(4, 16, TransformerSize(12, 24, 5))
     with pytest.raises(ValueError, match="must be three positive numbers"):
         DiT(4, 16, patch=(2, 2))
 

@@ -9,7 +9,7 @@ import torch
 
 from sora_lightning.denoisers import DiT, UViT
 from sora_lightning.denoisers.base import clip_by_clip
-from sora_lightning.denoisers.blocks import CrossAttentionBlock, InContextBlock
+from sora_lightning.denoisers.conditioning_variants import CrossAttentionDiT, InContextDiT
 from sora_lightning.denoisers.dit import DiTParts
 from sora_lightning.diffusion import SquaredError
 from sora_lightning.diffusion.known import Known
@@ -17,11 +17,11 @@ from sora_lightning.layers.positions.absolute import Fractional
 from sora_lightning.types import PackedLatents
 from tests.denoisers.test_packed import EXTENTS, LAYOUTS, pack, trained_dit
 
-PARTS = [
-    DiTParts(),
-    DiTParts(block=InContextBlock),
-    DiTParts(block=CrossAttentionBlock),
-    DiTParts(positions=(Fractional,)),
+NETWORKS = [
+    {},
+    {"network": InContextDiT},
+    {"network": CrossAttentionDiT},
+    {"parts": DiTParts(positions=(Fractional,))},
 ]
 
 
@@ -68,9 +68,9 @@ def test_a_video_of_which_the_first_frame_is_kept_is_that_image(layout) -> None:
         torch.testing.assert_close(a[:, :1], b, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("parts", PARTS, ids=["plain", "in-context", "cross", "fractional"])
-def test_clips_with_dropped_tokens_are_packed_as_they_stand_alone(parts: DiTParts) -> None:
-    dit = trained_dit(parts=parts)
+@pytest.mark.parametrize("options", NETWORKS, ids=["plain", "in-context", "cross", "fractional"])
+def test_clips_with_dropped_tokens_are_packed_as_they_stand_alone(options: dict) -> None:
+    dit = trained_dit(**options)
     x_t, t, told = pack()
     shown = masks(dit)
     together = dit(replace(x_t, shown=shown), t, told).clips

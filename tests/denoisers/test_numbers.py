@@ -12,12 +12,15 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sora_lightning.conditioning import LabelConditioner
-from sora_lightning.denoisers import SIZES, DiT, DiTParts, image_dit, latte, sized_dit
+from sora_lightning.denoisers import SIZES, DiT, DiTParts, image_dit, latte
 from sora_lightning.denoisers.blocks import (
     AdaLNBlock,
-    AttentionKinds,
-    CrossAttentionBlock,
-    InContextBlock,
+)
+from sora_lightning.denoisers.conditioning_variants import (
+    CrossAttentionDiT,
+    InContextDiT,
+    PlainBlock,
+    UngatedAdaLNBlock,
 )
 from sora_lightning.denoisers.conditions import NoCondition, PooledOnly
 from sora_lightning.denoisers.modulation import AdaLN, AdaLNLoRA
@@ -84,19 +87,19 @@ def test_dit_xl_trains_as_many_parameters_as_published():
 
 # block, GMAC and million trained parameters: arXiv 2212.09748, figure 5 and table 4
 @pytest.mark.parametrize(
-    ("block", "macs", "millions"),
+    ("network", "block", "macs", "millions"),
     [
-        (partial(InContextBlock, qk_norm=None), 119.37, 449),
-        (partial(CrossAttentionBlock, qk_norm=None), 137.62, 598),
-        (partial(AdaLNBlock, qk_norm=None, gated=False), 118.56, 600),
-        (partial(AdaLNBlock, qk_norm=None), 118.64, 675),
+        (InContextDiT, PlainBlock, 119.37, 449),
+        (CrossAttentionDiT, PlainBlock, 137.62, 598),
+        (DiT, UngatedAdaLNBlock, 118.56, 600),
+        (DiT, AdaLNBlock, 118.64, 675),
     ],
     ids=["in-context", "cross-attention", "adaLN", "adaLN-Zero"],
 )
-def test_block_variants_have_the_published_cost(block, macs, millions):
-    parts = DiTParts(block, PooledOnly, [SinusoidalPlane], rotary=None)
+def test_block_variants_have_the_published_cost(network, block, macs, millions):
+    parts = DiTParts(partial(block, qk_norm=None), PooledOnly, [SinusoidalPlane], rotary=None)
     with torch.device("meta"):
-        dit = sized_dit(4, 1152, "XL", parts=parts, learned_sigma=True)
+        dit = network(4, 1152, "XL", parts=parts, learned_sigma=True)
         label = LabelConditioner(_CLASSES, 1152)
     assert giga_macs(dit, 1152, (1, 32, 32)) == pytest.approx(macs, rel=1e-3)
     assert num_trained(dit, label) / 1e6 == pytest.approx(millions, rel=1e-3)
@@ -116,16 +119,15 @@ def test_latte_trains_as_many_parameters_as_published():
 
 def walt(size, modulation):
     """W.A.L.T on 17 x 128 x 128 video, 5 x 16 x 16 latents of 8 channels, patch 1, without text."""
-    kinds = AttentionKinds(among_tokens=RelativeSelfAttention)
     parts = DiTParts(
-        block=partial(AdaLNBlock, modulation=modulation, kinds=kinds),
+        block=partial(AdaLNBlock, modulation=modulation, self_attention=RelativeSelfAttention),
         condition=NoCondition,
         positions=[partial(Learned, grid=(5, 16, 16))],
         rotary=None,
     )
     layout = Windows([[1, 16, 16], [5, 8, 8]])
     with torch.device("meta"):
-        return sized_dit(8, 1, size, (1, 1, 1), layout=layout, parts=parts, self_conditioning=True)
+        return DiT(8, 1, size, (1, 1, 1), layout=layout, parts=parts, self_conditioning=True)
 
 
 # size, rank of the correction, million parameters: arXiv 2312.06662, tables 3 and 6
@@ -150,7 +152,7 @@ def test_low_rank_modulation_saves_what_walt_says_it_saves():
 
 def test_billions_are_counted_without_memory():
     with torch.device("meta"):
-        model = sized_dit(16, 4096, "3B", layout=Joint(), parts=DiTParts(condition=NoCondition))
+        model = DiT(16, 4096, "3B", layout=Joint(), parts=DiTParts(condition=NoCondition))
     d, depth = 2304, 52
     assert num_trained(model) == pytest.approx(depth * (12 + 6) * d**2, rel=0.01)
     assert giga_macs(model, 4096, (5, 16, 16), channels=16) > 1000
@@ -159,9 +161,9 @@ def test_billions_are_counted_without_memory():
 @pytest.mark.parametrize("size", SIZES)
 def test_every_size_of_the_table_builds(size):
     with torch.device("meta"):
-        assert isinstance(sized_dit(4, 8, size), DiT)
+        assert isinstance(DiT(4, 8, size), DiT)
 
 
 def test_an_unknown_size_is_refused():
     with pytest.raises(ValueError, match="size = 'XXL': the sizes are tiny, S, B, L, XL, 3B"):
-        sized_dit(4, 8, "XXL")
+        DiT(4, 8, "XXL")

@@ -14,6 +14,7 @@ from sora_lightning.layers.partitions import (
     Skiparse,
     Windows,
 )
+from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.types import Condition, PackedLatents
 
 LAYOUTS = [
@@ -28,8 +29,10 @@ LAYOUTS = [
 EXTENTS = [(3, 4, 4), (1, 2, 6), (5, 6, 2), (3, 4, 4), (1, 8, 6), (2, 2, 2)]
 
 
-def trained_dit(layout=None, depth=4, **options):
-    dit = DiT(4, 16, width=24, depth=depth, num_heads=2, patch=(1, 2, 2), layout=layout, **options)
+def trained_dit(layout=None, depth=4, network=DiT, **options):
+    dit = network(
+        4, 16, size=TransformerSize(depth, 24, 2), patch=(1, 2, 2), layout=layout, **options
+    )
     for parameter in dit.parameters():
         torch.nn.init.normal_(parameter, std=0.15)
     return dit

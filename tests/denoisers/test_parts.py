@@ -10,9 +10,11 @@ from sora_lightning.denoisers import DiT, DiTParts
 from sora_lightning.denoisers.base import clip_by_clip
 from sora_lightning.denoisers.blocks import (
     AdaLNBlock,
-    AttentionKinds,
-    CrossAttentionBlock,
-    InContextBlock,
+)
+from sora_lightning.denoisers.conditioning_variants import (
+    CrossAttentionDiT,
+    InContextDiT,
+    UngatedAdaLNBlock,
 )
 from sora_lightning.denoisers.conditions import NoCondition, PooledOnly, TextAndPooled, TextOnly
 from sora_lightning.denoisers.modulation import AdaLNLoRA, AdaLNTable
@@ -26,33 +28,51 @@ from sora_lightning.layers.positions.absolute import (
     SinusoidalTime,
 )
 from sora_lightning.layers.positions.relative import RelativeSelfAttention
-from sora_lightning.layers.transformer import RMSNorm, SwiGLU
+from sora_lightning.layers.transformer import RMSNorm, SwiGLU, TransformerSize
 from sora_lightning.types import Condition, PackedLatents
 
-PARTS = {
-    "adaLN": DiTParts(partial(AdaLNBlock, gated=False)),
-    "in-context": DiTParts(InContextBlock),
-    "cross-attention": DiTParts(CrossAttentionBlock, PooledOnly),
-    "adaLN-LoRA": DiTParts(partial(AdaLNBlock, modulation=partial(AdaLNLoRA, rank=3))),
-    "adaLN-single": DiTParts(partial(AdaLNBlock, modulation=AdaLNTable, text_norm=None), TextOnly),
-    "W.A.L.T's attentions": DiTParts(
-        partial(AdaLNBlock, kinds=AttentionKinds(RelativeSelfAttention, JointTextAttention))
+NETWORKS = {
+    "adaLN": partial(DiT, parts=DiTParts(UngatedAdaLNBlock)),
+    "in-context": InContextDiT,
+    "cross-attention": partial(CrossAttentionDiT, parts=DiTParts(condition=PooledOnly)),
+    "adaLN-LoRA": partial(
+        DiT, parts=DiTParts(partial(AdaLNBlock, modulation=partial(AdaLNLoRA, rank=3)))
     ),
-    "RMS, SwiGLU, plain heads": DiTParts(
-        partial(AdaLNBlock, norm=RMSNorm, feed_forward=SwiGLU, qk_norm=None, bias=False)
+    "adaLN-single": partial(
+        DiT, parts=DiTParts(partial(AdaLNBlock, modulation=AdaLNTable, text_norm=None), TextOnly)
     ),
-    "text in every second block": DiTParts(condition=partial(TextAndPooled, text_every=2)),
-    "unconditional": DiTParts(condition=NoCondition),
-    "learned": DiTParts(positions=[partial(Learned, grid=(5, 4, 4))], rotary=None),
-    "fractional": DiTParts(positions=[Fractional], rotary=None),
-    "plane and time": DiTParts(positions=[SinusoidalPlane, SinusoidalTime], rotary=None),
-    "rotary alone": DiTParts(positions=[]),
+    "W.A.L.T's attentions": partial(
+        DiT,
+        parts=DiTParts(
+            partial(
+                AdaLNBlock, self_attention=RelativeSelfAttention, cross_attention=JointTextAttention
+            )
+        ),
+    ),
+    "RMS, SwiGLU, plain heads": partial(
+        DiT,
+        parts=DiTParts(
+            partial(AdaLNBlock, norm=RMSNorm, feed_forward=SwiGLU, qk_norm=None, bias=False)
+        ),
+    ),
+    "text in every second block": partial(
+        DiT, parts=DiTParts(condition=partial(TextAndPooled, text_every=2))
+    ),
+    "unconditional": partial(DiT, parts=DiTParts(condition=NoCondition)),
+    "learned": partial(
+        DiT, parts=DiTParts(positions=[partial(Learned, grid=(5, 4, 4))], rotary=None)
+    ),
+    "fractional": partial(DiT, parts=DiTParts(positions=[Fractional], rotary=None)),
+    "plane and time": partial(
+        DiT, parts=DiTParts(positions=[SinusoidalPlane, SinusoidalTime], rotary=None)
+    ),
+    "rotary alone": partial(DiT, parts=DiTParts(positions=[])),
 }
 EXTENTS = [(3, 4, 4), (1, 2, 6), (5, 6, 2), (3, 4, 4)]
 
 
-def build(parts=None, trained=True, **options):
-    dit = DiT(4, 24, width=24, depth=3, num_heads=2, patch=(1, 2, 2), parts=parts, **options)
+def build(network=DiT, trained=True, **options):
+    dit = network(4, 24, size=TransformerSize(3, 24, 2), patch=(1, 2, 2), **options)
     if trained:
         for parameter in dit.parameters():
             nn.init.normal_(parameter, std=0.15)
@@ -69,9 +89,9 @@ def packed():
     return PackedLatents(clips), torch.rand(len(clips)), condition(len(clips))
 
 
-@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
-def test_packed_equals_separate_with_every_part(parts):
-    dit = build(parts)
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+def test_packed_equals_separate_with_every_part(network):
+    dit = build(network)
     x_t, t, told = packed()
     together = dit(x_t, t, told)
     for one, other in zip(together.clips, clip_by_clip(dit, x_t, t, told).clips, strict=True):
@@ -82,15 +102,15 @@ def test_packed_equals_separate_with_every_part(parts):
         assert parameter.grad.abs().max() > 0 or "k_norm" in name, name
 
 
-@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
-def test_a_new_network_predicts_zero_whatever_its_parts(parts):
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+def test_a_new_network_predicts_zero_whatever_its_parts(network):
     x = torch.randn(2, 4, 3, 4, 4)
-    assert torch.equal(build(parts, trained=False)(x, torch.rand(2), condition(2)), 0 * x)
+    assert torch.equal(build(network, trained=False)(x, torch.rand(2), condition(2)), 0 * x)
 
 
 @pytest.mark.parametrize("modulation", [partial(AdaLNLoRA, rank=3), AdaLNTable])
 def test_a_new_block_is_the_identity_where_blocks_share_a_modulation(modulation):
-    dit = build(DiTParts(partial(AdaLNBlock, modulation=modulation)), trained=False)
+    dit = build(parts=DiTParts(partial(AdaLNBlock, modulation=modulation)), trained=False)
     nn.init.normal_(dit.final.out.weight)  # so that the tokens are seen
     x, t, told = torch.randn(2, 4, 3, 4, 4), torch.rand(2), condition(2)
     through = dit(x, t, told)
@@ -102,25 +122,25 @@ def test_a_new_block_is_the_identity_where_blocks_share_a_modulation(modulation)
 def test_times_of_tokens_need_adaptive_norm():
     known = torch.rand(2, 1).repeat(1, 12)
     known[:, :4] = 0
-    for parts in (PARTS["in-context"], PARTS["cross-attention"]):
+    for network in (NETWORKS["in-context"], NETWORKS["cross-attention"]):
         with pytest.raises(ValueError, match="one time for each clip"):
-            build(parts)(torch.randn(2, 4, 3, 4, 4), known, condition(2))
+            build(network)(torch.randn(2, 4, 3, 4, 4), known, condition(2))
 
 
 def test_in_context_blocks_ask_for_joint_attention():
     with pytest.raises(ValueError, match="layout: in-context blocks"):
-        build(PARTS["in-context"], layout=Alternating())
+        build(NETWORKS["in-context"], layout=Alternating())
 
 
 def test_text_reaches_every_second_block_alone():
-    dit = build(PARTS["text in every second block"])
+    dit = build(NETWORKS["text in every second block"])
     assert [block.text is not None for block in dit.blocks] == [True, False, True]
-    assert build(PARTS["unconditional"]).blocks[0].text is None
+    assert build(NETWORKS["unconditional"]).blocks[0].text is None
 
 
 def test_a_label_of_another_width_is_refused():
     with pytest.raises(ValueError, match="width 16 is added to a network of width 24"):
-        DiT(4, 16, width=24, num_heads=2, parts=DiTParts(condition=PooledOnly))
+        DiT(4, 16, TransformerSize(12, 24, 2), parts=DiTParts(condition=PooledOnly))
 
 
 def test_recomputed_blocks_give_the_same_gradients_and_are_recomputed():
@@ -170,9 +190,9 @@ def test_swiglu_has_as_many_parameters_as_gelu():
 
 def test_positions_stand_before_the_block_that_they_name():
     with pytest.raises(ValueError, match="before_block = 3 of SinusoidalTime: must be at most 2"):
-        build(DiTParts(positions=[Sinusoidal, partial(SinusoidalTime, before_block=3)]))
-    early = build(DiTParts(positions=[partial(SinusoidalTime, before_block=0)], rotary=None))
-    late = build(DiTParts(positions=[partial(SinusoidalTime, before_block=1)], rotary=None))
+        build(parts=DiTParts(positions=[Sinusoidal, partial(SinusoidalTime, before_block=3)]))
+    early = build(parts=DiTParts(positions=[partial(SinusoidalTime, before_block=0)], rotary=None))
+    late = build(parts=DiTParts(positions=[partial(SinusoidalTime, before_block=1)], rotary=None))
     late.load_state_dict(early.state_dict())
     x, t, told = torch.randn(1, 4, 3, 4, 4), torch.rand(1), condition(1)
     assert not torch.allclose(early(x, t, told), late(x, t, told), atol=1e-4)

@@ -3,11 +3,12 @@ import torch
 from sora_lightning.denoisers import DiT
 from sora_lightning.denoisers.self_conditioning import SelfConditioned, with_own_estimate
 from sora_lightning.diffusion.paths import data_from_velocity
+from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.types import Condition
 
 
 def setting():
-    dit = DiT(4, 8, width=24, depth=1, num_heads=2, self_conditioning=True)
+    dit = DiT(4, 8, size=TransformerSize(1, 24, 2), self_conditioning=True)
     for parameter in dit.parameters():
         torch.nn.init.normal_(parameter, std=0.15)
     told = Condition(torch.randn(2, 3, 8), torch.ones(2, 3, dtype=torch.bool), torch.randn(2, 8))

@@ -118,27 +118,6 @@ def test_time_and_text_matter_and_the_pooled_vector_does_not():
     assert torch.equal(uvit(x, t, pooled), base)
 
 
-@pytest.mark.parametrize("frames", [1, 2])
-def test_an_image_models_weights_start_a_video_model(frames):
-    """One frame: the same network. A still video: first layer and positions of every frame agree
-    with the image's, so each frame holds the image's tokens."""
-    image = small_uvit(extent=LearnedExtent(3, 1, 3, 2))
-    video = small_uvit(extent=LearnedExtent(3, 4, 3, 2), patch=(frames, 2, 2))
-    video.start_from_image_model(image)
-    x, t, condition = torch.randn(2, 4, 1, 6, 4), torch.rand(2), text(2)
-    expected = image(x, t, condition)
-    if frames == 1:
-        torch.testing.assert_close(video(x, t, condition), expected, atol=1e-5, rtol=1e-5)
-    still = x.expand(-1, -1, 4 * frames, -1, -1)
-    tokens = video.x_in(video.patch.patchify(still)).unflatten(1, (4, 6))
-    torch.testing.assert_close(
-        tokens, image.x_in(image.patch.patchify(x))[:, None].expand_as(tokens)
-    )
-    made = video(still, t, condition)
-    assert made.shape == still.shape
-    torch.testing.assert_close(made, made[:, :, :1].expand_as(made), atol=1e-5, rtol=1e-5)
-
-
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="depth 4 must be odd"):
         small_uvit(size=TransformerSize(4, 24, 2))

@@ -146,7 +146,9 @@ def checkpoint(dataset: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
         "DiffusionSystem",
         tokenizer=part("checkpoints.load_tokenizer", checkpoint=str(trained)),
         conditioner=part("conditioning.TextConditioner", width=16, depth=1, num_heads=2),
-        denoiser=part("denoisers.DiT", width=16, depth=1, num_heads=2, patch=[1, 1, 1]),
+        denoiser=part(
+            "denoisers.DiT", size={"depth": 1, "width": 16, "num_heads": 2}, patch=[1, 1, 1]
+        ),
     )
 
 

@@ -20,6 +20,7 @@ from sora_lightning.generation import (
     VideoGenerator,
     WeakModel,
 )
+from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.systems import DiffusionSystem
 from sora_lightning.systems.weak_model import load_weak_model
 from sora_lightning.tokenizers import ConvTokenizer
@@ -33,7 +34,7 @@ def network(seed: int, width: int = 24) -> tuple[TextConditioner, DiT]:
     """A model that has not been trained, made to say something all the same."""
     torch.manual_seed(seed)
     conditioner = TextConditioner(width=16, depth=1, num_heads=2)
-    denoiser = DiT(4, 16, width=width, depth=3, num_heads=2, patch=(1, 1, 1))
+    denoiser = DiT(4, 16, size=TransformerSize(3, width, 2), patch=(1, 1, 1))
     with torch.no_grad():
         for parameter in denoiser.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -163,7 +164,7 @@ def test_a_weak_model_must_speak_of_the_same_latents(
         tokenizer = ConvTokenizer(4, [8, 16], down_time=[True], down_space=[True], patch=4)
 
         def denoiser(channels: int, width: int) -> DiT:
-            return DiT(channels, width, width=16, depth=1, num_heads=2, patch=(1, 1, 1))
+            return DiT(channels, width, size=TransformerSize(1, 16, 2), patch=(1, 1, 1))
 
         return DiffusionSystem(tokenizer, TextConditioner(16, 1, 2), denoiser)
 

@@ -47,6 +47,7 @@ from sora_lightning.generation import (
     loop,
 )
 from sora_lightning.layers.patch import Patch
+from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.tokenizers import ConvTokenizer
 from sora_lightning.types import TokenGrid, VideoSize
 
@@ -62,7 +63,7 @@ def generator() -> VideoGenerator:
         4, [8, 16], down_time=[True], down_space=[True], patch=4, blocks_per_level=1
     )
     conditioner = TextConditioner(width=16, depth=1, num_heads=2)
-    denoiser = DiT(4, 16, width=24, depth=1, num_heads=2, patch=(1, 1, 1))
+    denoiser = DiT(4, 16, size=TransformerSize(1, 24, 2), patch=(1, 1, 1))
     with torch.no_grad():
         for parameter in denoiser.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

@@ -95,7 +95,10 @@ def diffusion_model(tokenizer_checkpoint):
             },
             "denoiser": {
                 "class_path": "sora_lightning.denoisers.DiT",
-                "init_args": {"width": 24, "depth": 2, "num_heads": 2, "patch": [1, 1, 1]},
+                "init_args": {
+                    "size": {"depth": 2, "width": 24, "num_heads": 2},
+                    "patch": [1, 1, 1],
+                },
             },
             "optimizer": MUON,
             "warmup_steps": 2,

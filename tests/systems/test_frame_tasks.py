@@ -340,7 +340,7 @@ def test_a_training_starts_from_another_ones_weights(checkpoint, fit, diffusion_
 
 def test_weights_of_another_shape_are_no_start(checkpoint, fit, diffusion_model, tmp_path):
     arguments = diffusion_model["init_args"]
-    wide = {**arguments["denoiser"]["init_args"], "width": 48}
+    wide = {**arguments["denoiser"]["init_args"], "size": {"depth": 2, "width": 48, "num_heads": 2}}
     other = {**arguments, "denoiser": {**arguments["denoiser"], "init_args": wide}}
     model = {**diffusion_model, "init_args": other}
     start = f"--checkpoint.start_from={checkpoint}"

@@ -33,7 +33,8 @@ def reference(tmp_path_factory) -> Path:
 def checkpoint(fit, diffusion_model, tmp_path_factory) -> Path:
     arguments = diffusion_model["init_args"]
     denoiser = arguments["denoiser"]
-    deeper = {**denoiser, "init_args": {**denoiser["init_args"], "depth": 3}}
+    size = {**denoiser["init_args"]["size"], "depth": 3}
+    deeper = {**denoiser, "init_args": {**denoiser["init_args"], "size": size}}
     model = {**diffusion_model, "init_args": {**arguments, "denoiser": deeper}}
     return fit({"model": model}, tmp_path_factory.mktemp("tasks") / "run", "--trainer.max_steps=2")
 

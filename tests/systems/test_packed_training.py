@@ -19,6 +19,7 @@ from torch import Tensor
 from sora_lightning.conditioning import TextConditioner
 from sora_lightning.denoisers import DiT
 from sora_lightning.diffusion import SquaredError
+from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.systems import DiffusionSystem, TokenizerSystem
 from sora_lightning.systems.draws import GroupDraws, make_rng
 from sora_lightning.tokenizers import ConvTokenizer
@@ -45,7 +46,7 @@ def system() -> DiffusionSystem:
     one = DiffusionSystem(
         tokenizer,
         TextConditioner(width=16, depth=1, num_heads=2),
-        lambda channels, width: DiT(channels, width, 24, 2, 2, patch=(1, 1, 1)),
+        lambda channels, width: DiT(channels, width, TransformerSize(2, 24, 2), patch=(1, 1, 1)),
         drop_condition=0.5,
     )
     for parameter in one.parameters():  # zero-initialised gates would hide half of the gradients

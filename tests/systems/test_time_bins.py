@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from sora_lightning.conditioning import TextConditioner
 from sora_lightning.denoisers import DiT
+from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.systems import DiffusionSystem
 from sora_lightning.systems.time_bins import NUM_BINS, LossPerTime, fixed_draws
 from sora_lightning.tokenizers import ConvTokenizer
@@ -51,7 +52,7 @@ def system() -> DiffusionSystem:
     one = DiffusionSystem(
         ConvTokenizer(4, [8, 16], [True], [True], patch=4, blocks_per_level=1),
         TextConditioner(width=16, depth=1, num_heads=2),
-        lambda channels, width: DiT(channels, width, 16, 1, 2, patch=(1, 1, 1)),
+        lambda channels, width: DiT(channels, width, TransformerSize(1, 16, 2), patch=(1, 1, 1)),
     )
     for parameter in one.parameters():  # zero-initialised, it would predict nothing at any time
         parameter.data.normal_(std=0.1)

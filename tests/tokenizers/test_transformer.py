@@ -39,10 +39,9 @@ def tokenizer_of(layout: AttentionLayout | None = None, **options: object) -> Vi
     tokenizer = ViViTTokenizer(
         4,
         (4, 8, 8),
-        TransformerSize(3, 24, 2),
-        TransformerSize(4, 36, 2),
+        TransformerSize(3, 24, 2, mlp_ratio=2.0),
+        TransformerSize(4, 36, 2, mlp_ratio=2.0),
         layout,
-        mlp_ratio=2.0,
         **options,
     )
     return tokenizer.eval()

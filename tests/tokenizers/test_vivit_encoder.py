@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sora_lightning.layers.inflation import central_frame, filter_inflation
 from sora_lightning.layers.partitions import FactorisedDotProduct, FactorisedSelfAttention
 from sora_lightning.layers.positions.absolute import LearnedPositions
 from sora_lightning.layers.transformer import TransformerSize
@@ -91,29 +90,6 @@ def test_positions_of_the_learned_grid_are_the_table_and_a_constant_stays_one():
     torch.testing.assert_close(positions(TokenGrid(5, 2, 9)), torch.full((90, 8), 0.5))
 
 
-def test_tubelets_start_on_their_middle_frame_or_on_all():
-    weight, frames = torch.randn(5, 12), torch.randn(4, 12)
-    central = central_frame(weight, 4)
-    torch.testing.assert_close(central @ frames.flatten(), weight @ frames[2])  # t // 2 = 2
-    inflated = filter_inflation(weight, 4)
-    torch.testing.assert_close(inflated @ frames.flatten(), weight @ frames.mean(0))
-
-
-def test_an_image_encoder_starts_model_3_frame_by_frame():
-    """Attention through time begins at zero, so each pair of frames is seen as its second frame is
-    by the image encoder."""
-    image = ViViT(size=SMALL, tubelets=Tubelets(1, 4, 4, TokenGrid(1, 2, 2)), class_token=False)
-    for parameter in image.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    video = MODELS["3"](size=SMALL, tubelets=TUBELETS)
-    video.start_from_image_model(image)
-    clip = torch.randn(2, 3, 6, 8, 8)
-    tokens = video(clip).tokens.unflatten(1, (3, 4))
-    for pair in range(3):
-        frame = clip[:, :, 2 * pair + 1 : 2 * pair + 2]
-        torch.testing.assert_close(tokens[:, pair], image(frame).tokens, atol=1e-5, rtol=1e-5)
-
-
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="class_token with FactorisedSelfAttention"):
         ViViT(layout=FactorisedSelfAttention())
@@ -121,7 +97,5 @@ def test_what_does_not_fit_is_refused():
         FactorisedViViT(temporal_depth=-1)
     with pytest.raises(ValueError, match="5 latent positions along f are no multiple of 2"):
         small("1")(torch.zeros(1, 3, 5, 8, 8))
-    with pytest.raises(ValueError, match="an encoder of images has one of each"):
-        small("3").start_from_image_model(small("4"))
     with pytest.raises(ValueError, match="0 x 1 x 1 positions"):
         LearnedPositions(0, 1, 1, 8)
