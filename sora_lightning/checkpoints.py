@@ -122,6 +122,7 @@ def load_system(kind: type[System], path: Path | str, use_ema: bool = True) -> S
     system = build(kind, {"class_path": class_path, "init_args": init_args(checkpoint)}, path)
     weights = averaged_state_dict(checkpoint) if use_ema else checkpoint["state_dict"]
     load_weights(system, weights, path)
+    system.on_load_checkpoint(checkpoint)
     return system.eval().requires_grad_(False)
 
 

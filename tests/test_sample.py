@@ -38,6 +38,8 @@ class Painter(nn.Module):
         self.tokenizer = SimpleNamespace(compression=Compression(4, 8, 8), latent_channels=4)
         self.denoiser = SimpleNamespace(patch=Patch(1, 1, 1))
         self.fps = 8.0
+        self.training_sizes = (VideoSize(17, 32, 32), VideoSize(17, 24, 40), VideoSize(25, 32, 32))
+        self.known_frames = SimpleNamespace(masks=[], needs_source=False)
         self.asked: list[str] = []
 
     def video_generator(self, sampling: SamplingConfig) -> Painter:
@@ -91,6 +93,29 @@ def test_prompts_make_a_folder_that_says_how_each_was_made(painter: Painter) -> 
     assert all((Path("out") / row["path"]).is_file() for row in rows)
     assert Image.open("out/contact_sheet.png").format == "PNG"
     assert Image.open("out/contact_sheet.gif").format == "GIF"
+
+
+def test_size_and_length_are_those_of_the_training_unless_others_are_asked_for(
+    painter: Painter,
+) -> None:
+    row = {"path": "a.mp4", "caption": "a wide one", "height": 24, "width": 40}
+    Path("wide.jsonl").write_text(json.dumps(row) + '\n{"caption": "any"}\n')
+    sizes = {
+        "training": {},
+        "lower": {"size": "16x16"},
+        "longer": {"num_frames": 25},
+        "image": {"task": "image"},
+    }
+    for name, changes in sizes.items():
+        _sample(prompts="wide.jsonl", output=name, **{"num_frames": None, **changes})
+    assert _shown("training") == [("a wide one", "17x24x40"), ("any", "17x32x32")]
+    assert [size for _, size in _shown("lower")] == ["17x16x16"] * 2
+    assert [size for _, size in _shown("longer")] == ["25x24x40", "25x32x32"]
+    assert [size for _, size in _shown("image")] == ["1x24x40", "1x32x32"]
+    painter.training_sizes = ()
+    for changes, flag in (({"size": "16x16"}, "--num-frames"), ({"num_frames": 5}, "--size")):
+        with pytest.raises(ValueError, match=f"{flag} is missing: the checkpoint names no size"):
+            _sample(output="new", **{"num_frames": None, **changes})
 
 
 def test_an_interrupted_call_makes_only_what_is_missing(painter: Painter) -> None:
@@ -158,6 +183,14 @@ def test_a_folder_from_before_a_setting_existed_goes_on(painter: Painter) -> Non
         _sample(cache_interval=2)
 
 
+@pytest.mark.parametrize("line", ["[]", "3", '{"path": "other.mp4"}', '{"path": ["x"]}'])
+def test_a_record_that_is_not_its_own_is_refused(painter: Painter, line: str) -> None:
+    Path("out").mkdir()
+    Path("out/prompts.jsonl").write_text(line + "\n")
+    with pytest.raises(ValueError, match=r"prompts\.jsonl, line 1: a video of other settings"):
+        _sample()
+
+
 def test_a_tile_makes_the_tokenizer_decode_by_tiles(painter: Painter) -> None:
     """And counts as another setting of the folder."""
     painter.tokenizer = ConvTokenizer(4, (8, 8), (True,), (True,), patch=4, blocks_per_level=1)
@@ -193,6 +226,12 @@ def test_another_checkpoint_counts_as_other_settings(painter: Painter) -> None:
         ({"size": "30x32"}, "--size = '5x30x32': height 30 does not divide"),
         ({"size": "32"}, "--size 32: must be height x width in pixels, e.g. 32x48"),
         ({"size": "17x32x32"}, "--size 17x32x32: must be height x width"),
+        ({"size": "32x32,0x32"}, "--size 32x32,0x32: must be height x width"),
+        ({"num_frames": 0}, "--num-frames 0: must be at least 1"),
+        (
+            {"task": "extend", "video": Path("model.ckpt")},
+            r"--task extend: model.ckpt was not trained on known frames \(its known_frames has no",
+        ),
         ({"output": Path("prompts.txt")}, "must be a folder"),
         ({"guidance_interval": "0.8"}, "--guidance-interval 0.8: must be two times"),
         ({"guidance_interval": "0.8,0.1"}, "0 <= LOW <= HIGH <= 1"),

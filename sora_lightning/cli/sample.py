@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
@@ -50,16 +50,18 @@ class Request:
             --video to another one (connect) or back to its own start (loop), a part of it anew
             (inpaint), it as the prompt says (edit), it changed as the prompt asks (instruct, for a
             training with sources), or a video in windows longer than the training (long).
-        size: Height x width in pixels. Several, for a manifest to choose among: 32x32,24x40.
-        num_frames: Frames of each video, or of each window. The rate is that of the training.
-        seed: Of the noise: video number i of the prompts takes seed + i, in any batch.
+        size: Height x width in pixels, by default those of the training. Several, for a manifest to
+            choose among: 32x32,24x40.
+        num_frames: Frames of each video, or of each window; by default as in the training, whose
+            frame rate is taken too.
+        seed: Seed of the noise: prompt i takes seed + i, in any batch.
     """
 
     prompt: str | None = None
     prompts: Path | None = None
     task: str = "text"
-    size: str = "32x32"
-    num_frames: int = 17
+    size: str | None = None
+    num_frames: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -69,15 +71,33 @@ class Request:
             raise ValueError('give either --prompt "..." or --prompts FILE')
         if self.prompt is not None and not self.prompt.strip():
             raise ValueError(f"--prompt {self.prompt!r}: is empty")
+        if self.num_frames is not None and self.num_frames < 1:
+            raise ValueError(f"--num-frames {self.num_frames}: must be at least 1")
+        self.heights_and_widths()
         if not 0 <= self.seed < _NUM_SEEDS:
             raise ValueError(
                 f"--seed {self.seed}: must be a whole number from 0 to {_NUM_SEEDS - 1}"
             )
 
-    def sizes(self) -> list[VideoSize]:
-        """The video sizes to choose among."""
+    def heights_and_widths(self) -> list[tuple[int, int]]:
+        """The sizes that are asked for, in pixels."""
+        texts = [] if self.size is None else self.size.split(",")
+        matches = [re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text.strip()) for text in texts]
+        if not all(matches):
+            raise ValueError(
+                f"--size {self.size}: must be height x width in pixels, e.g. 32x48 or 32x48,48x32"
+            )
+        return [(int(match[1]), int(match[2])) for match in matches if match]
+
+    def sizes(self, training: Sequence[VideoSize]) -> list[VideoSize]:
+        """The video sizes to choose among; what is not asked for is as in the training."""
         num_frames = 1 if TASKS[self.task].still else self.num_frames
-        return [_parse_size(one, num_frames) for one in self.size.split(",")]
+        for flag, value in (("--size", self.size), ("--num-frames", num_frames)):
+            if value is None and not training:
+                raise ValueError(f"{flag} is missing: the checkpoint names no size of its training")
+        num_frames = num_frames or training[0].num_frames
+        asked = self.heights_and_widths() or [(one.height, one.width) for one in training]
+        return [VideoSize(num_frames, *one) for one in dict.fromkeys(asked)]
 
     def read(self) -> list[ManifestRow]:
         """Read the prompts: a row for each."""
@@ -139,39 +159,28 @@ def sample(
         if number < 1:
             raise ValueError(f"{flag} {number}: must be at least 1")
     check_inputs(request.task, inputs, sampling)
-    rows, sizes = request.read(), request.sizes()
-    asked = [(row.captions()[0][0].strip(), _nearest_size(row, sizes)) for row in rows]
+    rows = request.read()
     _check_output_name(output, request)
     _check_device(device)
-    if not checkpoint.is_file():
-        raise ValueError(f"--checkpoint {checkpoint}: no such file")
-    system = DiffusionSystem.from_checkpoint(checkpoint).to(device).eval()
-    if request.task == "instruct" and not system.known_frames.needs_source:
-        raise ValueError(
-            f"--task instruct: {checkpoint} was not trained on edits (its masks have no "
-            "VideoEditing)"
-        )
+    system = _load(checkpoint, request.task).to(device)
     generator = system.video_generator(sampling)
+    sizes = request.sizes(system.training_sizes)
     for size in sizes:
         check_size("--size", size, generator.tokenizer.compression, generator.denoiser.patch)
-    files = dict(inputs.files)
-    if sampling.guidance.weak_model is not None:
-        files["weak_model"] = sampling.guidance.weak_model
-    plan = [
-        Sample(
-            path=_file_name(i, prompt, ".png" if TASKS[request.task].still else ".mp4"),
-            prompt=prompt,
-            seed=request.seed + i,
-            size=str(size),
-            fps=system.fps,
-            task=request.task,
-            inputs=inputs,
-            sampling=sampling,
-            checkpoint_sha256=file_sha256(checkpoint),
-            files_sha256={flag: file_sha256(path) for flag, path in files.items()},
-        )
-        for i, (prompt, size) in enumerate(asked)
-    ]
+    files = {"weak_model": sampling.guidance.weak_model, **inputs.files}
+    first = Sample(
+        path="",
+        prompt="",
+        seed=request.seed,
+        size=str(sizes[0]),
+        fps=system.fps,
+        task=request.task,
+        inputs=inputs,
+        sampling=sampling,
+        checkpoint_sha256=file_sha256(checkpoint),
+        files_sha256={flag: file_sha256(path) for flag, path in files.items() if path},
+    )
+    plan = [_planned(first, i, row, sizes) for i, row in enumerate(rows)]
     if request.prompts is None:
         _prepare(output, output.parent)
         for one, video in make_videos(generator, plan, batch_size):
@@ -208,11 +217,34 @@ def to_frames(videos: Float[Tensor, "b 3 F H W"]) -> UInt8[np.ndarray, "b F H W 
     return rearrange(as_levels(videos.detach().cpu()), "b c F H W -> b F H W c").numpy()
 
 
-def _parse_size(text: str, num_frames: int) -> VideoSize:
-    match = re.fullmatch(r"(\d+)x(\d+)", text.strip())
-    if match is None:
-        raise ValueError(f"--size {text}: must be height x width in pixels, e.g. 32x48")
-    return VideoSize(num_frames, int(match[1]), int(match[2]))
+def _load(checkpoint: Path, task: str) -> DiffusionSystem:
+    """Load a system for a task. Raises ``ValueError`` where it was not trained for it."""
+    if not checkpoint.is_file():
+        raise ValueError(f"--checkpoint {checkpoint}: no such file")
+    system = DiffusionSystem.from_checkpoint(checkpoint)
+    if task == "instruct" and not system.known_frames.needs_source:
+        raise ValueError(
+            f"--task instruct: {checkpoint} was not trained on edits (its masks have no "
+            "VideoEditing)"
+        )
+    if TASKS[task].knows_frames and not system.known_frames.masks:
+        raise ValueError(
+            f"--task {task}: {checkpoint} was not trained on known frames (its known_frames has no "
+            "masks), and would ignore those that it is given"
+        )
+    return system
+
+
+def _planned(first: Sample, index: int, row: ManifestRow, sizes: list[VideoSize]) -> Sample:
+    """The video of the prompt at ``index``, in the settings of the first one."""
+    prompt = row.captions()[0][0].strip()
+    return replace(
+        first,
+        path=_file_name(index, prompt, ".png" if TASKS[first.task].still else ".mp4"),
+        prompt=prompt,
+        seed=first.seed + index,
+        size=str(_nearest_size(row, sizes)),
+    )
 
 
 def _nearest_size(row: ManifestRow, sizes: list[VideoSize]) -> VideoSize:
@@ -294,7 +326,8 @@ def _finished(record: Path, plan: list[Sample]) -> set[str]:
     """
     done: set[str] = set()
     planned = {one.path: one for one in plan}
-    lines = record.read_text(encoding="utf-8").split("\n") if record.is_file() else []
+    text = record.read_text(encoding="utf-8", errors="replace") if record.is_file() else ""
+    lines = text.split("\n")
     for number, line in enumerate(lines, 1):
         if not line:
             continue
@@ -304,10 +337,11 @@ def _finished(record: Path, plan: list[Sample]) -> set[str]:
             if number < len(lines):
                 raise ValueError(f"{record}, line {number}: not JSON") from None
             continue  # the last line of a call that was killed while it wrote
-        match = planned.get(row.get("path"))
+        path = str(row.get("path")) if isinstance(row, dict) else ""
+        match = planned.get(path)
         if match is None or match.row() != _completed(match, row):
             raise ValueError(
-                f"{record}, line {number}: a video of other settings ({row.get('path')}). "
+                f"{record}, line {number}: a video of other settings ({path}). "
                 "Give another --output, or remove that folder"
             )
         if (record.parent / match.path).is_file():

@@ -233,6 +233,7 @@ class VideoDataModule(L.LightningDataModule):
         return DataSpec(
             fps=self.fps,
             validates=self.val_manifest is not None,
+            sizes=tuple(self.sizes.sizes),
             sources=self.sources,
             packing=self.packing,
             latents=self.latents,

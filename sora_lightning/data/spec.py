@@ -6,18 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sora_lightning.data.batching.native_sizes import Packing
+from sora_lightning.types import VideoSize
 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Frames per second, packing, and where clips, their sources and their latents come from.
+    """Frames per second, sizes, packing, and where clips, sources and latents come from.
 
-    ``tokenizer_fingerprint`` is that of the tokenizer that made ``latents``; ``None`` while pixels
-    are served.
+    ``sizes`` is empty where clips keep their own. ``tokenizer_fingerprint`` is that of the
+    tokenizer that made ``latents``; ``None`` while pixels are served.
     """
 
     fps: float
     validates: bool
+    sizes: tuple[VideoSize, ...] = ()
     sources: bool = False
     packing: Packing | None = None
     latents: Path | None = None

@@ -96,6 +96,7 @@ class DiffusionSystem(L.LightningModule):
         self.fps = fps
         self.seed = seed
         self.loss_per_time = LossPerTime()
+        self.training_sizes: tuple[VideoSize, ...] = ()
 
     @classmethod
     def from_checkpoint(cls, path: Path | str, use_ema: bool = True) -> DiffusionSystem:
@@ -115,6 +116,8 @@ class DiffusionSystem(L.LightningModule):
             )
         if (spec := data_spec(self)) is not None:
             self._check_data(spec)
+            if stage == "fit":
+                self.training_sizes = spec.sizes
 
     def _check_data(self, spec: DataSpec) -> None:
         if self.known_frames.needs_source and not spec.sources:
@@ -234,7 +237,12 @@ class DiffusionSystem(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure(self, self.optimizer, self.warmup_steps)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = tuple(map(VideoSize.parse, checkpoint.get("training_sizes", [])))
+        self.training_sizes = self.training_sizes or saved
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["training_sizes"] = [str(size) for size in self.training_sizes]
         put_specifications(checkpoint, tokenizer=self.tokenizer)
         encoder = self.known_frames.image_encoder
         if encoder is not None and encoder.specification is not None:

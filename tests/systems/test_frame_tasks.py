@@ -109,6 +109,23 @@ def test_every_task_writes_its_video(checkpoint, clip, arguments, num_frames):
     assert read_frames(Path("out.mp4"))[0].shape == (num_frames, 16, 16, 3)
 
 
+def test_the_size_of_the_training_is_the_default(checkpoint, clip):
+    system = DiffusionSystem.from_checkpoint(checkpoint)
+    assert list(map(str, system.training_sizes)) == ["5x16x16", "5x24x16"]
+    files = ("--checkpoint", str(checkpoint), "--output", "out.mp4")
+    assert main(["sample", *files, "--prompt=a red square", "--num-steps=2"]) == 0
+    assert read_frames(Path("out.mp4"))[0].shape == (5, 16, 16, 3)
+
+
+def test_a_task_that_the_training_did_not_know_is_refused(fit, diffusion_model, clip, capsys):
+    plain = fit({"model": diffusion_model}, Path("plain"), "--trainer.max_steps=1")
+    for task in ("extend", "loop", "animate"):
+        assert sample(plain, f"--task={task}", "--video=in.mp4") == 2
+        said = f"--task {task}: {plain} was not trained on known frames"
+        assert said in capsys.readouterr().err
+    assert sample(plain, "--task=edit", "--video=in.mp4", "--strength=0.5") == 0
+
+
 def test_a_still_image_is_a_picture(checkpoint, clip):
     assert sample(checkpoint, "--task=image", output="out.png") == 0
     assert Image.open("out.png").size == (16, 16)
