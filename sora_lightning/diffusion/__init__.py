@@ -8,7 +8,6 @@ from sora_lightning.diffusion.guidance import (
     TwoConditionGuidance,
     check_interval,
     rescaled,
-    three_channel_guidance,
 )
 from sora_lightning.diffusion.known import Known, ReplaceKnown
 from sora_lightning.diffusion.objectives import (
@@ -97,6 +96,5 @@ __all__ = [
     "karras_times",
     "rescaled",
     "spaced_times",
-    "three_channel_guidance",
     "uniform_times",
 ]

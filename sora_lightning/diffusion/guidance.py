@@ -1,14 +1,13 @@
-"""Guidance wraps a denoiser and returns a denoiser: models and samplers know nothing of it.
+"""Guidance: each class wraps a denoiser and is a denoiser.
 
-Predictions are affine in each other at one ``x_t``, so each formula means the same for noise, data,
-v and velocity. Only the prediction is guided; a variance learned beside it stays the conditional's.
+Predictions are affine in each other at one ``x_t``, so each formula has the same effect for noise,
+data, v and velocity. Only the prediction is guided; a learned variance stays the conditional one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -52,15 +51,11 @@ class ClassifierFreeGuidance:
         return torch.cat([guided, conditional[:, c:]], dim=1)
 
 
-three_channel_guidance = partial(ClassifierFreeGuidance, guided_channels=3)
-"""DiT's habit: the fourth channel of its latents is not guided."""
-
-
 def rescaled(
     guided: Float[Tensor, "b c f h w"], conditional: Float[Tensor, "b c f h w"], share: float
 ) -> Float[Tensor, "b c f h w"]:
-    """Guidance that keeps the conditional's deviation, in this share (arXiv 2305.08891, equations
-    15 and 16): large scales overexpose otherwise.
+    """Rescale a guided prediction to the conditional's standard deviation, by ``share`` of the way
+    (arXiv 2305.08891, equations 15 and 16): large scales overexpose otherwise.
     """
     wanted, found = (x.flatten(1).std(1)[:, None, None, None, None] for x in (conditional, guided))
     return share * guided * (wanted / found) + (1 - share) * guided
@@ -100,8 +95,10 @@ def check_interval(name: str, interval: Sequence[float]) -> None:
 
 @dataclass(frozen=True)
 class Autoguidance:
-    """``w + scale (d - w)`` away from what a weaker network says under the same condition (arXiv
-    2406.02507, equation 3): smaller, or trained for less time.
+    """Autoguidance, ``w + scale (d - w)``, away from a weaker network under the same condition
+    (arXiv 2406.02507, equation 3).
+
+    The weaker network is smaller, or trained for less time.
     """
 
     denoiser: DenoiserFunction
@@ -121,11 +118,11 @@ class Autoguidance:
 
 @dataclass(frozen=True)
 class TwoConditionGuidance:
-    """``u + s_I (i - u) + s_T (c - i)`` (InstructPix2Pix, arXiv 2211.09800, equation 3): ``i`` is
-    told the image but not the text, ``u`` neither.
+    """``u + s_I (i - u) + s_T (c - i)`` (InstructPix2Pix, arXiv 2211.09800, equation 3).
 
-    ``with_image`` and ``without_image`` are the same network around the image and without it; each
-    scale at 1 is ``with_image`` under the text.
+    ``c`` is conditioned on image and text, ``i`` on the image alone, ``u`` on neither.
+    ``with_image`` and ``without_image`` are the same network with and without the image. With both
+    scales at 1 the result is ``with_image`` under the text.
     """
 
     with_image: DenoiserFunction

@@ -1,5 +1,5 @@
-"""Latents that are known: they stand at their own time, by default that of data, while all others
-are denoised around them.
+"""Known latents: they have a diffusion time of their own, by default 0, while the others are
+denoised.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from sora_lightning.types import Condition, DenoiserFunction
 
 @dataclass(frozen=True)
 class Known:
-    """Which latent positions are known, in whole tokens, and the time that each clip's stand at: 0,
-    or a little more where they carry noise.
+    """Which latent positions are known, in whole tokens, and at which time each clip's are seen: 0,
+    or a little later where they carry noise.
     """
 
     mask: Bool[Tensor, "b 1 f h w"]
@@ -31,7 +31,7 @@ class Known:
     def of(
         cls, mask: Bool[Tensor, "b 1 f h w"], patch: Patch, t: Float[Tensor, " b"] | None = None
     ) -> Known:
-        """A token that is known in part counts as unknown."""
+        """Return the tokens that ``mask`` covers whole; one covered in part counts as unknown."""
         f, h, w = mask.shape[2:]
         whole = patch.patchify(mask.float()).amin(-1, keepdim=True)
         spread = patch.unpatchify(whole.expand(-1, -1, patch.volume), patch.grid(f, h, w))
@@ -44,13 +44,13 @@ class Known:
         return self.patch.patchify(self.mask.float())[..., 0] > 0
 
     def place(
-        self, x: Float[Tensor, "b c f h w"], given: Float[Tensor, "b c f h w"]
+        self, x: Float[Tensor, "b c f h w"], known: Float[Tensor, "b c f h w"]
     ) -> Float[Tensor, "b c f h w"]:
-        """``given`` where it is known, ``x`` elsewhere."""
-        return torch.where(self.mask, given, x)
+        """Return ``known`` at known positions and ``x`` elsewhere."""
+        return torch.where(self.mask, known, x)
 
     def times(self, t: Float[Tensor, " b"]) -> Float[Tensor, "b n"]:
-        """The time of each token."""
+        """Return the time of each token."""
         return torch.where(self.tokens, self.t[:, None].to(t), t[:, None])
 
     def repeat(self, times: int) -> Known:
@@ -88,8 +88,9 @@ def mean_where(
 
 @dataclass(frozen=True)
 class ReplaceKnown:
-    """A denoiser that answers, where latents are known, that the data are these: any sampler then
-    moves straight to them.
+    """A denoiser whose prediction at known positions is that of the known data.
+
+    Any sampler then moves straight to them.
     """
 
     denoiser: DenoiserFunction
@@ -102,14 +103,14 @@ class ReplaceKnown:
     ) -> Float[Tensor, "b out f h w"]:
         output = self.denoiser(x_t, t, condition)
         c = self.x_0.shape[1]
-        kept = self.known.place(output[:, :c], self._answer(x_t, t))
+        kept = self.known.place(output[:, :c], self._output(x_t, t))
         return torch.cat([kept, output[:, c:]], dim=1)
 
-    def _answer(
+    def _output(
         self, inputs: Float[Tensor, "b c f h w"], t: Float[Tensor, " b"]
     ) -> Float[Tensor, "b c f h w"]:
-        """The output that says, at these inputs, that the data are the known ones."""
+        """Return the output that implies the known data at these inputs."""
         path = self.process.path
         x_t = inputs / self.process.inputs(torch.ones_like(inputs), t)
-        alpha, sigma = (broadcast_time(share(t), x_t) for share in (path.alpha, path.sigma))
+        alpha, sigma = (broadcast_time(f(t), x_t) for f in (path.alpha, path.sigma))
         return self.process.target(self.x_0, (x_t - alpha * self.x_0) / sigma, t)

@@ -1,4 +1,4 @@
-"""What a denoiser is trained for. Values in, values out: noise and time are passed in."""
+"""Losses of a denoiser. They are pure: noise and time are passed in."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from torch import Tensor
 
 from sora_lightning.diffusion.known import Known, mean_where
 from sora_lightning.diffusion.paths import Transition, VariancePreserving, broadcast_time
-from sora_lightning.diffusion.predictions import Process, Shares
+from sora_lightning.diffusion.predictions import Coefficients, Process
 from sora_lightning.types import Condition, Latents, PackedLatents, dense_groups, from_groups
 
 
 class Weighting(ABC):
-    """How much the error of the data counts at each time; objectives convert it to the error of
-    whatever the network predicts.
+    """Weight of the data's squared error at each time.
+
+    Objectives convert it to a weight of the error of what the network predicts.
     """
 
     @abstractmethod
-    def __call__(self, shares: Shares) -> Tensor:
-        """The weight of the data's squared error."""
+    def __call__(self, c: Coefficients) -> Tensor:
+        """Return the weight of the data's squared error."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class MinSNR(Weighting):
         if self.gamma <= 0:
             raise ValueError(f"gamma = {self.gamma} must be positive")
 
-    def __call__(self, shares: Shares) -> Tensor:
-        return (shares.alpha / shares.sigma).square().clamp(max=self.gamma)
+    def __call__(self, c: Coefficients) -> Tensor:
+        return (c.alpha / c.sigma).square().clamp(max=self.gamma)
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,18 @@ class EDMWeighting(Weighting):
 
     data_std: float = 1.0
 
-    def __call__(self, shares: Shares) -> Tensor:
-        variance = (shares.alpha * self.data_std).square() + shares.sigma.square()
-        return variance / (shares.sigma * self.data_std).square()
+    def __call__(self, c: Coefficients) -> Tensor:
+        variance = (c.alpha * self.data_std).square() + c.sigma.square()
+        return variance / (c.sigma * self.data_std).square()
 
 
 def add_offset_noise(
     noise: Float[Tensor, "*b c f h w"], shift: Float[Tensor, "*b c f 1 1"], strength: float
 ) -> Float[Tensor, "*b c f h w"]:
-    """Noise that also moves the mean of whole frames, by ``strength`` times ``shift``: without it a
-    model that never sees pure noise keeps every video's mean near that of the data (I2VGen-XL,
-    arXiv 2311.04145, trains with 0.1).
+    """Return noise that also shifts the mean of whole frames, by ``strength`` times ``shift``.
+
+    Without it, a model that never sees pure noise keeps every video's mean near that of the data
+    (I2VGen-XL, arXiv 2311.04145, trains with 0.1).
     """
     return noise + strength * shift
 
@@ -81,7 +83,7 @@ class Objective(ABC):
         noise: Float[Tensor, "b c f h w"],
         t: Float[Tensor, " b"],
     ) -> Float[Tensor, "b c f h w"]:
-        """The loss of each value."""
+        """Return the loss of each value."""
 
     def __call__(
         self,
@@ -144,8 +146,8 @@ def loss_masks(
 
 @dataclass(frozen=True)
 class SquaredError(Objective):
-    """Mean squared error of the prediction. Without ``weighting`` every time counts the same in the
-    prediction's own terms.
+    """Mean squared error of the prediction. Without ``weighting``, the error of the network's
+    output has the same weight at every time.
     """
 
     process: Process = field(default_factory=Process)
@@ -163,25 +165,26 @@ class SquaredError(Objective):
         noise: Float[Tensor, "b c f h w"],
         t: Float[Tensor, " b"],
     ) -> Float[Tensor, "b c f h w"]:
-        shares = Shares.at(self.process.path, t, x_0)
-        target = self.process.prediction.target(x_0, noise, shares)
+        c = Coefficients.at(self.process.path, t, x_0)
+        target = self.process.prediction.target(x_0, noise, c)
         error = (output[:, : x_0.shape[1]] - target).square()
         if self.weighting is None:
             return error
-        return error * self.weighting(shares) / self.process.prediction.gain(shares).square()
+        return error * self.weighting(c) / self.process.prediction.output_scale(c).square()
 
 
 @dataclass(frozen=True)
 class HybridObjective(SquaredError):
-    """The mean squared error and, for a variance learned beside it, the variational bound (arXiv
-    2102.09672, section 3.1), as DiT trains: the network gives twice the channels, the second half
-    places the variance of one of ``path.num_steps`` steps between its two bounds.
+    """Mean squared error, and the variational lower bound for a learned variance (arXiv 2102.09672,
+    section 3.1), as DiT trains.
 
-    The mean takes no gradient from the bound. ``bound_weight`` is 1 in DiT, whose bound is counted
-    in bits for each value and not multiplied by the number of steps.
+    The network gives twice the channels; the second half interpolates the variance of one of
+    ``path.num_steps`` steps between its two bounds. The mean takes no gradient from the bound.
+    ``vlb_weight`` is 1 in DiT, whose bound is counted in bits for each value and not multiplied by
+    the number of steps.
     """
 
-    bound_weight: float = 1.0
+    vlb_weight: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -205,35 +208,41 @@ class HybridObjective(SquaredError):
                 "twice those of the latents"
             )
         frozen_mean = torch.cat([output[:, :c].detach(), output[:, c:]], dim=1)
-        bound = self.bound(frozen_mean, x_0, noise, t)
-        return super().error(output, x_0, noise, t) + self.bound_weight * bound
+        vlb = self.vlb(frozen_mean, x_0, noise, t)
+        return super().error(output, x_0, noise, t) + self.vlb_weight * vlb
 
-    def bound(
+    def vlb(
         self,
         output: Float[Tensor, "b two_c f h w"],
         x_0: Float[Tensor, "b c f h w"],
         noise: Float[Tensor, "b c f h w"],
         t: Float[Tensor, " b"],
     ) -> Float[Tensor, "b c f h w"]:
-        """Bits for each value: the divergence of the network's step from the true posterior; at the
-        last step, which ends at the data, their likelihood in bins of 2 / 255 (arXiv 2006.11239,
-        equation 13).
+        """Return the bound in bits for each value.
+
+        It is the divergence of the network's step from the true posterior. At the last step, which
+        ends at the data, it is their likelihood in bins of 2 / 255 (arXiv 2006.11239, equation 13).
         """
         path = self.process.path
         assert isinstance(path, VariancePreserving)
         x_t = path.perturb(x_0, noise, t)
-        estimate = self.process.read(output, x_t, t)
+        estimate = self.process.to_x0_and_noise(output, x_t, t)
         assert estimate.variance is not None
         s = one_step_before(t, path.num_steps)
         step = Transition.of(path, s, t)
-        from_data, from_noisy, posterior, beta = (
+        on_x_0, on_x_t, posterior, beta = (
             broadcast_time(value, x_0).to(x_0)
-            for value in (step.from_data, step.from_noisy, step.posterior, step.beta)
+            for value in (
+                step.x_0_coefficient,
+                step.x_t_coefficient,
+                step.posterior_variance,
+                step.beta,
+            )
         )
         smallest = _smallest_log_variance(path, s, t, x_0)
         log_variance = interpolated_log_variance(estimate.variance, smallest, beta.log())
-        true_mean = from_data * x_0 + from_noisy * x_t
-        mean = from_data * estimate.x_0 + from_noisy * x_t
+        true_mean = on_x_0 * x_0 + on_x_t * x_t
+        mean = on_x_0 * estimate.x_0 + on_x_t * x_t
         divergence = gaussian_divergence(true_mean, posterior, mean, log_variance)
         likelihood = binned_log_likelihood(x_0, mean, log_variance / 2)
         last = broadcast_time(s, x_0) == 0
@@ -241,7 +250,7 @@ class HybridObjective(SquaredError):
 
 
 def one_step_before(t: Float[Tensor, " b"], num_steps: int) -> Float[Tensor, " b"]:
-    """The time one discrete step nearer to the data, in float64; exactly 0 where that is it."""
+    """Return the time one discrete step nearer to the data, in float64; exactly 0 at the data."""
     s = t.double() - 1 / num_steps
     return torch.where(s < 0.5 / num_steps, torch.zeros_like(s), s)
 
@@ -249,23 +258,26 @@ def one_step_before(t: Float[Tensor, " b"], num_steps: int) -> Float[Tensor, " b
 def _smallest_log_variance(
     path: VariancePreserving, s: Float[Tensor, " b"], t: Float[Tensor, " b"], like: Tensor
 ) -> Tensor:
-    """The posterior's log variance; for the step that ends at the data, whose posterior has none,
-    that of the step before it.
+    """Return the posterior's log variance.
+
+    The step that ends at the data has no posterior variance: it takes that of the step before.
     """
     one = torch.full_like(s, 1 / path.num_steps)
     at_data = s == 0
     step = Transition.of(path, torch.where(at_data, one, s), torch.where(at_data, 2 * one, t))
-    return broadcast_time(step.posterior.log(), like).to(like)
+    return broadcast_time(step.posterior_variance.log(), like).to(like)
 
 
 def interpolated_log_variance(
-    share: Float[Tensor, "b c f h w"],
+    fraction: Float[Tensor, "b c f h w"],
     smallest: Float[Tensor, "..."],
     largest: Float[Tensor, "..."],
 ) -> Float[Tensor, "b c f h w"]:
-    """Between two bounds, -1 the lower and 1 the upper (arXiv 2102.09672, equation 15)."""
-    share = (share + 1) / 2
-    return share * largest + (1 - share) * smallest
+    """Interpolate between two bounds: -1 is the lower and 1 the upper (arXiv 2102.09672, equation
+    15).
+    """
+    fraction = (fraction + 1) / 2
+    return fraction * largest + (1 - fraction) * smallest
 
 
 def gaussian_divergence(
@@ -274,8 +286,9 @@ def gaussian_divergence(
     other_mean: Float[Tensor, "b c f h w"],
     other_log_variance: Float[Tensor, "b c f h w"],
 ) -> Float[Tensor, "b c f h w"]:
-    """Kullback-Leibler divergence of the second Gaussian from the first, in nats; where the first
-    has no variance it means nothing, and is finite.
+    """Return the Kullback-Leibler divergence of the second Gaussian from the first, in nats.
+
+    Where the first has no variance it is meaningless, and finite.
     """
     tiny = torch.finfo(variance.dtype).tiny
     ratio = (variance + (mean - other_mean).square()) * torch.exp(-other_log_variance)
@@ -288,8 +301,8 @@ def binned_log_likelihood(
     log_std: Float[Tensor, "b c f h w"],
     half_bin: float = 1 / 255,
 ) -> Float[Tensor, "b c f h w"]:
-    """The log of a Gaussian's mass in the bin around ``x``; the outermost bins are open (arXiv
-    2006.11239, equation 13).
+    """Return the log of a Gaussian's mass in the bin around ``x``; the outermost bins are open
+    (arXiv 2006.11239, equation 13).
     """
     scale = torch.exp(-log_std)
     upper = torch.special.ndtr((x - mean + half_bin) * scale)

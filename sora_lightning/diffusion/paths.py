@@ -15,30 +15,8 @@ from torch import Tensor
 
 
 def broadcast_time(t: Float[Tensor, " b"], like: Float[Tensor, "b ..."]) -> Tensor:
-    """A time for each clip, shaped to multiply its tensor."""
+    """Reshape a time for each clip to multiply the clips' tensor."""
     return t.reshape(-1, *[1] * (like.ndim - 1))
-
-
-def interpolate(
-    x_0: Float[Tensor, "b ..."], noise: Float[Tensor, "b ..."], t: Float[Tensor, " b"]
-) -> Float[Tensor, "b ..."]:
-    """Rectified flow's straight line ``(1 - t) x_0 + t noise`` (arXiv 2209.03003, equation 1, time
-    reversed).
-    """
-    t = broadcast_time(t, x_0)
-    return (1 - t) * x_0 + t * noise
-
-
-def velocity(x_0: Float[Tensor, "b ..."], noise: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
-    """``dx_t / dt`` of the straight line: ``noise - x_0``, the same at every time."""
-    return noise - x_0
-
-
-def data_from_velocity(
-    x_t: Float[Tensor, "b ..."], v: Float[Tensor, "b ..."], t: Float[Tensor, " b"]
-) -> Float[Tensor, "b ..."]:
-    """The data that a velocity at ``x_t`` points back to: ``x_t - t v``."""
-    return x_t - broadcast_time(t, x_t) * v
 
 
 def shift_time(t: Float[Tensor, "..."], shift: float | Tensor) -> Float[Tensor, "..."]:
@@ -49,43 +27,43 @@ def shift_time(t: Float[Tensor, "..."], shift: float | Tensor) -> Float[Tensor, 
 
 
 class Path(ABC):
-    """How much of the data and of the noise ``x_t`` holds. ``alpha(0) = 1`` and ``sigma(0) = 0``
-    exactly: at time 0 stands the data itself.
+    """Coefficients of data and noise in ``x_t``. ``alpha(0) = 1`` and ``sigma(0) = 0`` exactly.
 
     Every function takes times of any shape and returns that shape in their precision.
     """
 
     @abstractmethod
     def alpha(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-        """The share of the data."""
+        """Return the coefficient of the data."""
 
     @abstractmethod
     def sigma(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-        """The share of the noise."""
+        """Return the coefficient of the noise."""
 
     @abstractmethod
     def d_alpha(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-        """``d alpha / dt``."""
+        """Return ``d alpha / dt``."""
 
     @abstractmethod
     def d_sigma(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-        """``d sigma / dt``; infinite at 0 where the variance is what grows evenly."""
+        """Return ``d sigma / dt``; infinite at 0 where the variance grows linearly."""
 
-    def normaliser(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-        """``x_t`` divided by this runs straight while the prediction stands still; a method of
-        second order averages two slopes on that line (EDM, arXiv 2206.00364, section 4: alpha).
+    def scale(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        """Return EDM's s(t) (arXiv 2206.00364, section 4): ``x_t / s(t)`` is a straight line while
+        the prediction is constant, and a second-order method averages two slopes on it.
         """
         return self.alpha(t)
 
     def perturb(
         self, x_0: Float[Tensor, "b ..."], noise: Float[Tensor, "b ..."], t: Float[Tensor, " b"]
     ) -> Float[Tensor, "b ..."]:
-        """``x_t``: exactly ``x_0`` at time 0."""
+        """Return ``x_t``: exactly ``x_0`` at time 0."""
         return broadcast_time(self.alpha(t), x_0) * x_0 + broadcast_time(self.sigma(t), x_0) * noise
 
     def half_log_snr(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-        """``log(alpha / sigma)``, the lambda of DPM-Solver (arXiv 2206.00927): infinite at the
-        ends where one of the two is 0.
+        """Return ``log(alpha / sigma)``, the lambda of DPM-Solver (arXiv 2206.00927).
+
+        It is infinite at the ends, where one of the two is 0.
         """
         return torch.log(self.alpha(t)) - torch.log(self.sigma(t))
 
@@ -106,16 +84,16 @@ class RectifiedFlow(Path):
     def d_sigma(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
         return torch.ones_like(t)
 
-    def normaliser(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+    def scale(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
         return torch.ones_like(t)
 
 
 class Betas(ABC):
-    """The variances that the steps of a discrete diffusion add."""
+    """Variances that the steps of a discrete diffusion add."""
 
     @abstractmethod
     def __call__(self, num_steps: int) -> Float[Tensor, " {num_steps}"]:
-        """In float64, from the step next to the data on."""
+        """Return them in float64, beginning with the step next to the data."""
 
 
 @dataclass(frozen=True)
@@ -131,9 +109,7 @@ class LinearBetas(Betas):
 
 @dataclass(frozen=True)
 class ScaledLinearBetas(Betas):
-    """Evenly spaced square roots, which latent diffusion calls linear; Stable Diffusion's
-    values.
-    """
+    """Evenly spaced square roots, called linear in latent diffusion; Stable Diffusion's values."""
 
     start: float = 0.00085
     end: float = 0.012
@@ -145,7 +121,7 @@ class ScaledLinearBetas(Betas):
 
 @dataclass(frozen=True)
 class CosineBetas(Betas):
-    """Those of ``cos^2`` in the squared alpha (arXiv 2102.09672, equation 17), none above
+    """Betas of a squared alpha that is a ``cos^2`` (arXiv 2102.09672, equation 17), clamped to
     ``largest``.
     """
 
@@ -160,12 +136,11 @@ class CosineBetas(Betas):
 
 @dataclass(frozen=True)
 class VariancePreserving(Path):
-    """``alpha^2 + sigma^2 = 1``, with the alphas of a discrete diffusion: its step n, counted from
-    0, stands at time ``(n + 1) / num_steps``, the data before it at 0; between them alpha runs
-    straight.
+    """``alpha^2 + sigma^2 = 1``, with the alphas of a discrete diffusion.
 
-    ``zero_terminal_snr`` moves and stretches the alphas so that nothing of the data is left at
-    time 1 (arXiv 2305.08891, algorithm 1).
+    Step n, counted from 0, has time ``(n + 1) / num_steps``; the data have time 0. Between steps
+    alpha is interpolated linearly. ``zero_terminal_snr`` shifts and scales the alphas so that
+    nothing of the data is left at time 1 (arXiv 2305.08891, algorithm 1).
     """
 
     betas: Betas = LinearBetas()
@@ -181,7 +156,7 @@ class VariancePreserving(Path):
 
     @cached_property
     def alphas(self) -> Float[Tensor, " points"]:
-        """Alpha at 0, 1 / num_steps, ..., 1, in float64."""
+        """Alphas at times 0, 1 / num_steps, ..., 1, in float64."""
         alphas = (1 - self.betas(self.num_steps)).cumprod(0).sqrt()
         if self.zero_terminal_snr:
             alphas = (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])
@@ -202,8 +177,8 @@ class VariancePreserving(Path):
 
     def _alpha(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
         # In float64: near the data sigma is the root of a small difference.
-        left, right, share = self._around(t)
-        return left + (right - left) * share
+        left, right, fraction = self._around(t)
+        return left + (right - left) * fraction
 
     def _around(self, t: Float[Tensor, "*s"]) -> tuple[Tensor, Tensor, Tensor]:
         place = t.double() * self.num_steps
@@ -240,34 +215,36 @@ class VarianceExploding(Path):
         return self.sigma_max * self.rho * t ** (self.rho - 1)
 
     def time(self, sigma: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-        """When the noise has this deviation."""
+        """Return the time at which the noise has standard deviation ``sigma``."""
         return (sigma / self.sigma_max) ** (1 / self.rho)
 
 
 @dataclass(frozen=True)
 class Transition:
-    """The Gaussian step between two times ``s < t`` of a path: ``q(x_t | x_s)`` has variance
-    ``beta``, and ``q(x_s | x_t, x_0)`` the mean ``from_data x_0 + from_noisy x_t`` and variance
-    ``posterior`` (arXiv 2006.11239, equation 7; arXiv 2107.00630, appendix A.4).
+    """The Gaussian step between two times ``s < t`` of a path.
+
+    ``q(x_t | x_s)`` has variance ``beta``. The posterior ``q(x_s | x_t, x_0)`` has the mean
+    ``x_0_coefficient x_0 + x_t_coefficient x_t`` and the variance ``posterior_variance`` (arXiv
+    2006.11239, equation 7; arXiv 2107.00630, appendix A.4).
     """
 
-    from_data: Float[Tensor, "*s"]
-    from_noisy: Float[Tensor, "*s"]
+    x_0_coefficient: Float[Tensor, "*s"]
+    x_t_coefficient: Float[Tensor, "*s"]
     beta: Float[Tensor, "*s"]
-    posterior: Float[Tensor, "*s"]
+    posterior_variance: Float[Tensor, "*s"]
 
     @classmethod
     def of(cls, path: Path, s: Float[Tensor, "*s"], t: Float[Tensor, "*s"]) -> Transition:
-        """In float64. ``beta`` is relative to a unit share of the data at ``s``: where alpha(s) is
-        0 there is no such step.
+        """Compute the step in float64. ``beta`` is for a coefficient 1 of the data at ``s``: where
+        alpha(s) is 0 there is no such step.
         """
         s, t = s.double(), t.double()
         ratio = path.alpha(t) / path.alpha(s)
         before, after = path.sigma(s).square(), path.sigma(t).square()
         beta = after - ratio.square() * before
         return cls(
-            from_data=path.alpha(s) * beta / after,
-            from_noisy=ratio * before / after,
+            x_0_coefficient=path.alpha(s) * beta / after,
+            x_t_coefficient=ratio * before / after,
             beta=beta,
-            posterior=beta * before / after,
+            posterior_variance=beta * before / after,
         )

@@ -1,4 +1,4 @@
-"""At which times a denoiser trains, and which times a sampler visits."""
+"""Distributions of training times, and time grids of samplers."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ NumTokens = int | Tensor | None
 
 
 class TrainingTimes(ABC):
-    """Draws of training times. What the sampler's times have in common with them is the shift."""
+    """A distribution of training times. Its shift is shared with the sampler's time grid."""
 
     @abstractmethod
     def __call__(
         self, normal: Float[Tensor, " b"], num_tokens: NumTokens = None
     ) -> Float[Tensor, " b"]:
-        """Times in [0, 1] for standard normal draws. ``num_tokens`` is one number for all clips, or
-        a tensor with one for each.
+        """Return times in [0, 1] for standard normal numbers. ``num_tokens`` is one number for all
+        clips, or a tensor with one for each.
         """
 
     def sampling_shift(self, num_tokens: int) -> float:
-        """The shift of a sampler's times for clips of so many tokens; 1 is none."""
+        """Return the shift of a sampler's times for clips of ``num_tokens`` tokens; 1 is none."""
         return 1.0
 
 
 @dataclass(frozen=True)
 class ShiftedTimes(TrainingTimes):
-    """Times that are moved in the end: ``shift`` > 1 favours noise.
+    """A base class of distributions that are shifted: ``shift`` > 1 favours noise.
 
     With ``base_tokens`` the shift holds for clips of that many tokens, and grows with the root of
     their number (arXiv 2403.03206, equation 23): the more pixels show a thing, the more noise it
@@ -64,8 +64,10 @@ class ShiftedTimes(TrainingTimes):
 
 @dataclass(frozen=True)
 class Uniform(ShiftedTimes):
-    """Even over [0, 1], then shifted; over the last points of ``num_values`` equal parts where that
-    is given, as a discrete diffusion draws its steps.
+    """Uniform over [0, 1], then shifted.
+
+    With ``num_values``, uniform over ``1 / num_values, 2 / num_values, ..., 1``, as the steps of a
+    discrete diffusion.
     """
 
     num_values: int | None = None
@@ -103,7 +105,9 @@ class LogitNormal(ShiftedTimes):
 
 @dataclass(frozen=True)
 class LogNormalSigma(TrainingTimes):
-    """Noise whose logarithm is normal, on a path that explodes (EDM, arXiv 2206.00364, table 1)."""
+    """Noise levels whose logarithm is normal, on a variance-exploding path (EDM, arXiv 2206.00364,
+    table 1).
+    """
 
     mean: float = -1.2
     std: float = 1.2
@@ -120,15 +124,16 @@ class LogNormalSigma(TrainingTimes):
 
 
 def uniform_times(num_steps: int, shift: float = 1.0) -> Float[Tensor, " s"]:
-    """``num_steps + 1`` times from 1 to 0, shifted towards noise for ``shift`` > 1."""
+    """Return ``num_steps + 1`` times from 1 to 0, shifted towards noise for ``shift`` > 1."""
     if num_steps < 1:
         raise ValueError(f"num_steps = {num_steps}: must be at least 1")
     return shift_time(torch.linspace(1, 0, num_steps + 1), shift)
 
 
 def spaced_times(num_steps: int, num_values: int = 1000) -> Float[Tensor, " s"]:
-    """Times of ``num_steps`` of a discrete diffusion's ``num_values`` steps, the first and the last
-    among them, and 0: the grid of DiT's sampling (arXiv 2102.09672, section 4). In float64.
+    """Return the times of ``num_steps`` of a discrete diffusion's ``num_values`` steps, and 0, in
+    float64: the grid of DiT's sampling (arXiv 2102.09672, section 4). The first and the last step
+    are among them.
     """
     if not 2 <= num_steps <= num_values:
         raise ValueError(f"num_steps = {num_steps}: must lie between 2 and {num_values}")
@@ -140,8 +145,8 @@ def spaced_times(num_steps: int, num_values: int = 1000) -> Float[Tensor, " s"]:
 def karras_times(
     num_steps: int, path: VarianceExploding, sigma_min: float = 0.002
 ) -> Float[Tensor, " s"]:
-    """EDM's grid (arXiv 2206.00364, equation 5): even in ``sigma^(1 / rho)`` from ``sigma_max`` to
-    ``sigma_min``, and 0. In float64.
+    """Return EDM's grid (arXiv 2206.00364, equation 5) in float64: even in ``sigma^(1 / rho)`` from
+    ``sigma_max`` to ``sigma_min``, and 0.
     """
     if num_steps < 2 or not 0 < sigma_min < path.sigma_max:
         raise ValueError(

@@ -9,6 +9,8 @@ import torch
 from sora_lightning.diffusion import (
     ClassifierFreeGuidance,
     LogitNormal,
+    Process,
+    RectifiedFlow,
     SquaredError,
     euler,
     heun,
@@ -16,10 +18,7 @@ from sora_lightning.diffusion import (
 )
 from sora_lightning.diffusion.paths import (
     broadcast_time,
-    data_from_velocity,
-    interpolate,
     shift_time,
-    velocity,
 )
 from sora_lightning.types import Condition
 
@@ -48,11 +47,13 @@ def exact_endpoint(noise):
 def test_the_line_runs_from_data_to_noise():
     x_0, noise = torch.randn(2, 3, 4, 1, 2, 2, dtype=torch.float64)
     zeros, ones = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
-    torch.testing.assert_close(interpolate(x_0, noise, zeros), x_0)
-    torch.testing.assert_close(interpolate(x_0, noise, ones), noise)
+    path, process = RectifiedFlow(), Process()
+    torch.testing.assert_close(path.perturb(x_0, noise, zeros), x_0)
+    torch.testing.assert_close(path.perturb(x_0, noise, ones), noise)
     t = torch.rand(3, dtype=torch.float64)
-    x_t = interpolate(x_0, noise, t)
-    torch.testing.assert_close(data_from_velocity(x_t, velocity(x_0, noise), t), x_0)
+    x_t, velocity = path.perturb(x_0, noise, t), process.target(x_0, noise, t)
+    torch.testing.assert_close(velocity, noise - x_0)
+    torch.testing.assert_close(process.to_x0_and_noise(velocity, x_t, t).x_0, x_0)
 
 
 def test_the_optimal_denoiser_reaches_the_known_loss_and_no_other_beats_it():

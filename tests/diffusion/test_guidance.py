@@ -63,7 +63,7 @@ def test_guidance_means_the_same_in_every_prediction():
             return torch.stack(halves)
 
         guided = ClassifierFreeGuidance(network, NULL, 2.5)(x_t, t, GIVEN)
-        estimates.append(process.read(guided, x_t, t).x_0)
+        estimates.append(process.to_x0_and_noise(guided, x_t, t).x_0)
     expected = data[-1.0] + 2.5 * (data[1.0] - data[-1.0])
     for estimate in estimates:
         torch.testing.assert_close(estimate, expected)

@@ -26,7 +26,7 @@ from sora_lightning.diffusion import (
     Velocity,
 )
 from sora_lightning.diffusion.objectives import binned_log_likelihood, one_step_before
-from sora_lightning.diffusion.predictions import Shares
+from sora_lightning.diffusion.predictions import Coefficients
 from sora_lightning.layers.patch import Patch
 from tests.diffusion.gaussian import Gaussian, condition
 
@@ -55,8 +55,8 @@ def test_the_best_denoiser_reaches_the_known_minimum_and_no_other_beats_it(proce
     n = 20_000
     x_0, noise, times = draws(n, t)
     best = DATA.denoiser(process)
-    gain = process.prediction.gain(Shares.at(process.path, times[:1], x_0[:1]))
-    known = (gain**2).squeeze() * DATA.data_variance(process, times[:1])
+    scale = process.prediction.output_scale(Coefficients.at(process.path, times[:1], x_0[:1]))
+    known = (scale**2).squeeze() * DATA.data_variance(process, times[:1])
     reached = SquaredError(process)(best, x_0, noise, times, condition(n)).mean()
     assert math.isclose(reached, known, rel_tol=0.04)
     for change in (-0.1, 0.1):
@@ -69,18 +69,18 @@ def test_the_best_denoiser_reaches_the_known_minimum_and_no_other_beats_it(proce
 @pytest.mark.parametrize("weighting", [MinSNR(5.0), EDMWeighting(0.5)], ids=str)
 @pytest.mark.parametrize("t", TIMES)
 def test_a_weighting_is_the_same_whatever_the_network_predicts(weighting, t):
-    """A wrong estimate of the data costs the same, told as noise, data, v or velocity."""
+    """A wrong estimate of the data costs the same, expressed as noise, data, v or velocity."""
     x_0, noise, times = draws(5, t)
     for path in (VP, RectifiedFlow()):
-        shares = Shares.at(path, times, x_0)
-        expected = (weighting(shares) * 0.1**2).flatten()
+        c = Coefficients.at(path, times, x_0)
+        expected = (weighting(c) * 0.1**2).flatten()
         x_t = path.perturb(x_0, noise, times)
         for prediction in (Data(), V(), Velocity(), Preconditioned(0.5)):
             process = Process(path, prediction)
             wrong = x_0 + 0.1
-            told = process.target(wrong, (x_t - shares.alpha * wrong) / shares.sigma, times)
+            output = process.target(wrong, (x_t - c.alpha * wrong) / c.sigma, times)
             loss = SquaredError(process, weighting)(
-                lambda *_, told=told: told, x_0, noise, times, condition(5)
+                lambda *_, output=output: output, x_0, noise, times, condition(5)
             )
             torch.testing.assert_close(loss, expected)
 
@@ -114,7 +114,9 @@ COARSE = VariancePreserving(LinearBetas(0.02, 0.6), num_steps=20)
 def exact_variance(t: torch.Tensor) -> tuple[Transition, torch.Tensor]:
     """Var(x_s | x_t) of Gaussian data: the posterior's, and what is unknown of the data."""
     step = Transition.of(COARSE, one_step_before(t, 20), t)
-    return step, step.posterior + step.from_data**2 * DATA.data_variance(Process(COARSE), t)
+    return step, step.posterior_variance + step.x_0_coefficient**2 * DATA.data_variance(
+        Process(COARSE), t
+    )
 
 
 @pytest.mark.parametrize("t", [0.15, 0.5, 0.9])
@@ -125,15 +127,15 @@ def test_the_bound_is_least_at_the_true_variance(t):
     objective = HybridObjective(process)
     best = DATA.denoiser(process)(COARSE.perturb(x_0, noise, times), times, condition(n))
     step, variance = exact_variance(times[:1])
-    smallest, largest = step.posterior.log(), step.beta.log()
+    smallest, largest = step.posterior_variance.log(), step.beta.log()
     truth = 2 * (variance.log() - smallest) / (largest - smallest) - 1
 
-    def bound(share: torch.Tensor) -> float:
-        output = torch.cat([best, share.expand_as(best)], dim=1)
-        return objective.bound(output, x_0, noise, times).mean().item()
+    def bound(fraction: torch.Tensor) -> float:
+        output = torch.cat([best, fraction.expand_as(best)], dim=1)
+        return objective.vlb(output, x_0, noise, times).mean().item()
 
     # At the truth it is the divergence of two Gaussians of known variances.
-    expected = 0.5 * (variance / step.posterior).log().item() / math.log(2)
+    expected = 0.5 * (variance / step.posterior_variance).log().item() / math.log(2)
     assert math.isclose(bound(truth), expected, rel_tol=0.05)
     a_nat = 2 / (largest - smallest)
     for shift in (-0.3, 0.3):
@@ -146,9 +148,9 @@ def test_the_hybrid_loss_is_the_sum_and_the_mean_learns_nothing_from_the_bound()
     output = torch.randn(6, 2, 1, 1, 1, dtype=torch.float64, requires_grad=True)
     arguments = (x_0, noise, t)
     plain = SquaredError(process).error(output, *arguments)
-    bound = HybridObjective(process).bound(output, *arguments)
-    hybrid = HybridObjective(process, bound_weight=0.5).error(output, *arguments)
-    torch.testing.assert_close(hybrid, plain + 0.5 * bound)
+    vlb = HybridObjective(process).vlb(output, *arguments)
+    hybrid = HybridObjective(process, vlb_weight=0.5).error(output, *arguments)
+    torch.testing.assert_close(hybrid, plain + 0.5 * vlb)
     (from_hybrid,) = torch.autograd.grad(hybrid.sum(), output)
     (from_plain,) = torch.autograd.grad(plain.sum(), output, retain_graph=True)
     torch.testing.assert_close(from_hybrid[:, :1], from_plain[:, :1])
@@ -161,14 +163,14 @@ def test_the_last_step_is_the_likelihood_of_the_data_and_has_gradients():
     x_0 = x_0.clamp(-0.9, 0.9)  # the outermost bins are open
     t = torch.full((4,), 0.001, dtype=torch.float64)
     output = torch.cat([noise, torch.zeros_like(noise)], dim=1).requires_grad_()
-    bound = HybridObjective(process).bound(output, x_0, noise, t)
+    vlb = HybridObjective(process).vlb(output, x_0, noise, t)
     # A perfect mean, and a variance half way (in logarithms) between those of the first two steps.
     first = Transition.of(VP, t[:1] * 0, t[:1]).beta
-    second = Transition.of(VP, t[:1], 2 * t[:1]).posterior
+    second = Transition.of(VP, t[:1], 2 * t[:1]).posterior_variance
     deviation = (first * second) ** 0.25
     mass = torch.special.erf(1 / 255 / deviation / math.sqrt(2))
-    torch.testing.assert_close(bound.flatten(), -mass.log().expand(4) / math.log(2))
-    bound.sum().backward()
+    torch.testing.assert_close(vlb.flatten(), -mass.log().expand(4) / math.log(2))
+    vlb.sum().backward()
     assert output.grad is not None
     assert torch.isfinite(output.grad).all()
 

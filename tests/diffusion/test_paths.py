@@ -31,7 +31,7 @@ from sora_lightning.diffusion import (
     uniform_times,
 )
 from sora_lightning.diffusion.paths import Betas
-from sora_lightning.diffusion.predictions import Shares
+from sora_lightning.diffusion.predictions import Coefficients
 
 ZERO_SNR = VariancePreserving(zero_terminal_snr=True)
 PATHS = [
@@ -112,7 +112,7 @@ def test_a_perfect_prediction_gives_back_the_data_and_the_noise(process):
     x_0, noise = torch.randn(2, 4, 3, 1, 2, 2, dtype=torch.float64)
     t = torch.tensor([0.3, 0.5, 0.71, 0.98], dtype=torch.float64)
     x_t = process.path.perturb(x_0, noise, t)
-    estimate = process.read(process.target(x_0, noise, t), x_t, t)
+    estimate = process.to_x0_and_noise(process.target(x_0, noise, t), x_t, t)
     torch.testing.assert_close(estimate.x_0, x_0)
     torch.testing.assert_close(estimate.noise, noise)
     assert estimate.variance is None
@@ -122,12 +122,12 @@ def test_a_perfect_prediction_gives_back_the_data_and_the_noise(process):
 def test_gain_is_how_errors_of_the_data_grow_in_the_prediction(process):
     x_0, noise = torch.randn(2, 4, 1, 1, 1, 1, dtype=torch.float64)
     t = torch.tensor([0.3, 0.5, 0.71, 0.98], dtype=torch.float64)
-    shares = Shares.at(process.path, t, x_0)
+    c = Coefficients.at(process.path, t, x_0)
     x_t = process.path.perturb(x_0, noise, t)
     wrong = x_0 + 0.1
-    wrong_noise = (x_t - shares.alpha * wrong) / shares.sigma  # the same x_t, other data
+    wrong_noise = (x_t - c.alpha * wrong) / c.sigma  # the same x_t, other data
     change = process.target(wrong, wrong_noise, t) - process.target(x_0, noise, t)
-    torch.testing.assert_close(change.abs(), 0.1 * process.prediction.gain(shares))
+    torch.testing.assert_close(change.abs(), 0.1 * process.prediction.output_scale(c))
 
 
 def test_preconditioning_with_unit_data_on_a_preserving_path_is_minus_v():
@@ -156,8 +156,8 @@ def test_a_step_and_its_reverse_are_one_joint_distribution(path):
     s, t = torch.tensor([0.2, 0.4]).double(), torch.tensor([0.3, 0.9]).double()
     step = Transition.of(path, s, t)
     # Mean and variance of x_s by way of x_t are those of x_s itself.
-    mean = step.from_data + step.from_noisy * path.alpha(t)
-    variance = step.posterior + step.from_noisy**2 * path.sigma(t) ** 2
+    mean = step.x_0_coefficient + step.x_t_coefficient * path.alpha(t)
+    variance = step.posterior_variance + step.x_t_coefficient**2 * path.sigma(t) ** 2
     torch.testing.assert_close(mean, path.alpha(s))
     torch.testing.assert_close(variance, path.sigma(s) ** 2)
     exact = VariancePreserving()
@@ -237,7 +237,7 @@ def test_offset_noise_moves_whole_frames_and_has_the_variance_it_should():
         (lambda: Uniform(shift=0.0), "shift = 0.0"),
         (lambda: LogNormalSigma(std=0.0), "std = 0.0"),
         (
-            lambda: Process().read(
+            lambda: Process().to_x0_and_noise(
                 torch.ones(1, 3, 1, 1, 1), torch.ones(1, 2, 1, 1, 1), torch.ones(1)
             ),
             "3 channels: must be 2",

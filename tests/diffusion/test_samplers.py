@@ -105,9 +105,11 @@ def exact_moments(process, times, *, eta=None, large=False):
         slope = alpha * DATA.std**2 / (alpha**2 * DATA.std**2 + sigma**2)  # of x_0 in x_t
         start = DATA.mean * (1 - slope * alpha)
         step = Transition.of(path, s, t)
-        fresh = float(step.beta if large else step.posterior) * (1 if eta is None else eta**2)
+        fresh = float(step.beta if large else step.posterior_variance) * (
+            1 if eta is None else eta**2
+        )
         fresh *= float(s > 0)
-        to_data, to_noisy = float(step.from_data), float(step.from_noisy)
+        to_data, to_noisy = float(step.x_0_coefficient), float(step.x_t_coefficient)
         if eta is not None:
             to_noisy = math.sqrt(sigma_s**2 - fresh) / sigma
             to_data = alpha_s - alpha * to_noisy
@@ -166,10 +168,12 @@ def test_few_steps_with_the_learned_variance_keep_the_deviation_that_fixed_ones_
     def learned(x, t, c):
         now = next((t_, s) for t_, s in steps if math.isclose(t_, float(t[0]), rel_tol=1e-9))
         step = Transition.of(VP, now[1], now[0])
-        variance = step.posterior + step.from_data**2 * DATA.data_variance(process, now[0])
+        variance = step.posterior_variance + step.x_0_coefficient**2 * DATA.data_variance(
+            process, now[0]
+        )
         share = torch.tensor(0.0)
         if now[1] > 0:
-            smallest, largest = step.posterior.log(), step.beta.log()
+            smallest, largest = step.posterior_variance.log(), step.beta.log()
             share = 2 * (variance.log() - smallest) / (largest - smallest) - 1
         return torch.cat([best(x, t, c), share.expand_as(x)], dim=1)
 
@@ -186,7 +190,7 @@ def test_few_steps_with_the_learned_variance_keep_the_deviation_that_fixed_ones_
 
 def test_noise_is_asked_for_by_name_where_it_is_needed():
     times = spaced_times(4)
-    with pytest.raises(ValueError, match="give it draw"):
+    with pytest.raises(ValueError, match="give it noise_fn"):
         run(DDPM(), Process(VP, Epsilon()), times)
     with pytest.raises(ValueError, match=r"eta = 1\.5"):
         DDIM(eta=1.5)
