@@ -12,10 +12,12 @@ from sora_lightning.types import Condition, Latents, PackedLatents, dense_groups
 class Denoiser(nn.Module, ABC):
     """A network that predicts from noisy latents, which it cuts into patches of ``patch``.
 
-    ``drops_tokens`` says whether it can leave out tokens that are not ``shown`` in a pack.
+    ``drops_tokens`` says whether it can leave out tokens that are not ``shown`` in a pack,
+    ``self_conditioning`` whether ``forward`` takes an estimate of the data as fourth argument.
     """
 
     drops_tokens = False
+    self_conditioning = False
 
     def __init__(self, patch: Patch):
         super().__init__()

@@ -69,11 +69,15 @@ class CachedDenoiser:
     _added: dict[int, Tokens] = field(default_factory=dict)
 
     def __call__(
-        self, x_t: Float[Tensor, "b c f h w"], t: Float[Tensor, " b *n"], condition: Condition
+        self,
+        x_t: Float[Tensor, "b c f h w"],
+        t: Float[Tensor, " b *n"],
+        condition: Condition,
+        estimate: Float[Tensor, "b c f h w"] | None = None,
     ) -> Float[Tensor, "b out f h w"]:
         self._count(float(t.max()))  # known tokens have smaller times than the sampler's
         first, last = self.caching.first, len(self.denoiser.blocks) - self.caching.last
-        x, context = self.denoiser.embed(x_t, t, condition)  # b n d
+        x, context = self.denoiser.embed(x_t, t, condition, estimate)  # b n d
         x = self.denoiser.run_blocks(x, context, slice(first))
         x = self._run_middle(x, context, slice(first, last))
         x = self.denoiser.run_blocks(x, context, slice(last, None))

@@ -40,6 +40,7 @@ from sora_lightning.diffusion.predictions import (
     Velocity,
 )
 from sora_lightning.diffusion.samplers import DDIM, DDPM, Sampler, UniPC, dpm_solver, euler, heun
+from sora_lightning.diffusion.self_conditioning import SelfConditioned, with_own_estimate
 from sora_lightning.diffusion.times import (
     LogitNormal,
     LogNormalSigma,
@@ -76,6 +77,7 @@ __all__ = [
     "ReplaceKnown",
     "Sampler",
     "ScaledLinearBetas",
+    "SelfConditioned",
     "SquaredError",
     "TrainingTimes",
     "Transition",
@@ -97,4 +99,5 @@ __all__ = [
     "rescaled",
     "spaced_times",
     "uniform_times",
+    "with_own_estimate",
 ]

@@ -69,11 +69,13 @@ def add_offset_noise(
 class Objective(ABC):
     """A loss of what the network predicts on ``process``, for dense batches and for packs.
 
-    ``offset_noise`` is the strength of ``add_offset_noise``; 0 is none.
+    ``offset_noise`` is the strength of ``add_offset_noise``; 0 is none. ``self_conditioning`` is
+    the share of clips that see their own estimate (``with_own_estimate``).
     """
 
     process: Process
     offset_noise: float
+    self_conditioning: float
 
     @abstractmethod
     def error(
@@ -153,10 +155,13 @@ class SquaredError(Objective):
     process: Process = field(default_factory=Process)
     weighting: Weighting | None = None
     offset_noise: float = 0.0
+    self_conditioning: float = 0.0
 
     def __post_init__(self) -> None:
         if self.offset_noise < 0:
             raise ValueError(f"offset_noise = {self.offset_noise} must not be negative")
+        if not 0 <= self.self_conditioning <= 1:
+            raise ValueError(f"self_conditioning = {self.self_conditioning}: must lie in [0, 1]")
 
     def error(
         self,

@@ -14,9 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def broadcast_time(t: Float[Tensor, " b"], like: Float[Tensor, "b ..."]) -> Tensor:
-    """Reshape a time for each clip to multiply the clips' tensor."""
-    return t.reshape(-1, *[1] * (like.ndim - 1))
+def broadcast_time(t: Float[Tensor, " b *s"], like: Float[Tensor, "b ..."]) -> Tensor:
+    """Reshape a time for each clip to multiply the clips' tensor; a time for each position is
+    returned as it is.
+    """
+    return t if t.ndim == like.ndim else t.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def shift_time(t: Float[Tensor, "..."], shift: float | Tensor) -> Float[Tensor, "..."]:

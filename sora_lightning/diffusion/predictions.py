@@ -23,7 +23,9 @@ class Coefficients(NamedTuple):
     d_sigma: Tensor
 
     @classmethod
-    def at(cls, path: Path, t: Float[Tensor, " b"], like: Float[Tensor, "b ..."]) -> Coefficients:
+    def at(
+        cls, path: Path, t: Float[Tensor, " b *s"], like: Float[Tensor, "b ..."]
+    ) -> Coefficients:
         values = path.alpha(t), path.sigma(t), path.d_alpha(t), path.d_sigma(t)
         return cls(*(broadcast_time(value, like).to(like) for value in values))
 
@@ -192,7 +194,7 @@ class Process:
         return float(self.path.alpha(torch.ones((), dtype=torch.float64)))
 
     def inputs(
-        self, x_t: Float[Tensor, "b c f h w"], t: Float[Tensor, " b"]
+        self, x_t: Float[Tensor, "b c f h w"], t: Float[Tensor, " b *s"]
     ) -> Float[Tensor, "b c f h w"]:
         """Return the network's input at ``x_t``."""
         return x_t * self.prediction.input_scale(Coefficients.at(self.path, t, x_t))
@@ -209,7 +211,7 @@ class Process:
         self,
         output: Float[Tensor, "b out f h w"],
         x_t: Float[Tensor, "b c f h w"],
-        t: Float[Tensor, " b"],
+        t: Float[Tensor, " b *s"],
     ) -> Estimate:
         """Convert an output at ``x_t`` to an estimate of the data and the noise.
 

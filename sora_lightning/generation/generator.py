@@ -24,6 +24,7 @@ from sora_lightning.diffusion import (
     GuidanceInterval,
     Process,
     ReplaceKnown,
+    SelfConditioned,
     TwoConditionGuidance,
     flow_edit,
 )
@@ -186,10 +187,15 @@ class VideoGenerator:
         noise: Float[Tensor, "b c f h w"],
         noise_fn: Callable[[Tensor], Tensor],
     ) -> DenoiserFunction:
-        """Return the denoiser of one sampling run: guidance around known frames around a cache."""
+        """Return the denoiser of one sampling run.
+
+        Guidance goes around known frames, these around self-conditioning, and that around a cache.
+        """
         guidance, cache = self.sampling.guidance, self.sampling.cache
         network: DenoiserFunction
         network = self.denoiser if cache.interval == 1 else cache.around(self.denoiser)
+        if self.denoiser.self_conditioning:
+            network = SelfConditioned(network, self.process, self.denoiser.patch)
         if frames is None:
             return self._by_text(network, prompts, guidance.scale)
         space = LatentSpace(self.process, self.denoiser.patch, self.tokenizer.decode)

@@ -29,6 +29,7 @@ from sora_lightning.diffusion import (
     Objective,
     SquaredError,
     TrainingTimes,
+    with_own_estimate,
 )
 from sora_lightning.generation import SamplingConfig, VideoGenerator
 from sora_lightning.systems.batches import data_spec, mean_loss, no_losses, packed_latents
@@ -90,6 +91,12 @@ class DiffusionSystem(L.LightningModule):
             _check_reads_tokens(self.denoiser)
         self.time = time or LogitNormal()
         self.objective = objective or SquaredError()
+        if self.denoiser.self_conditioning != (self.objective.self_conditioning > 0):
+            raise ValueError(
+                f"objective.self_conditioning = {self.objective.self_conditioning} and "
+                f"denoiser.self_conditioning = {self.denoiser.self_conditioning}: set both, the "
+                "share of clips and the network's channels, or neither"
+            )
         self.drop_condition = drop_condition
         self.optimizer = optimizer
         self.warmup_steps = warmup_steps
@@ -162,7 +169,14 @@ class DiffusionSystem(L.LightningModule):
         )
         t = self.time(rng.normal(), uniforms.new_tensor(self.denoiser.num_tokens(x_0)))
         noise = rng.noise(x_0, self.objective.offset_noise)
-        return self.objective(self.denoiser, x_0, noise, t, condition, known)
+        return self.objective(self._network(rng), x_0, noise, t, condition, known)
+
+    def _network(self, rng: Draws) -> Callable[..., Any]:
+        """Return the denoiser; with self-conditioning, drawn clips see their own estimate."""
+        if not self.objective.self_conditioning:
+            return self.denoiser
+        chosen = rng.uniform() < self.objective.self_conditioning
+        return with_own_estimate(self.denoiser, self.objective.process, self.denoiser.patch, chosen)
 
     def validation_step(self, batch: VideoBatch, batch_idx: int) -> None:
         rng = GroupDraws(

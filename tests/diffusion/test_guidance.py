@@ -18,7 +18,6 @@ from sora_lightning.diffusion import (
     V,
     VariancePreserving,
     rescaled,
-    three_channel_guidance,
 )
 from tests.diffusion.gaussian import condition
 
@@ -39,8 +38,8 @@ def test_only_the_prediction_is_guided_and_the_variance_is_the_conditionals():
     assert torch.equal(guided[:, 4:], full[:, 4:])
 
 
-def test_the_three_channel_habit_leaves_the_fourth_alone():
-    guided = three_channel_guidance(shifted_by_condition, NULL, 3.0)(X, T, GIVEN)
+def test_guidance_of_three_channels_leaves_the_fourth_alone():
+    guided = ClassifierFreeGuidance(shifted_by_condition, NULL, 3.0, guided_channels=3)(X, T, GIVEN)
     torch.testing.assert_close(guided[:, :3], X[:, :3] + 5)
     torch.testing.assert_close(guided[:, 3], X[:, 3] + 1)
 
