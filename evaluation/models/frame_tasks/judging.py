@@ -13,11 +13,13 @@ from evaluation.inputs import as_batch
 from evaluation.metrics.alignment import ExpectedShape, align
 from evaluation.metrics.intervals import bootstrap_interval, wilson_interval
 from evaluation.metrics.reconstruction import psnr_per_clip
-from evaluation.metrics.shapes import find_shapes
+from evaluation.metrics.shapes import find_shapes, regions
 from evaluation.metrics.tracks import centres, distance_of_tracks, steps
 
 Video = UInt8[np.ndarray, "F H W 3"]
 
+LEAST_TRAVEL = 0.06
+"""Short sides of all steps together, below which nothing moves."""
 LONGEST_STEP = 0.08
 """Short sides from one frame to the next; the quickest shape of the data moves 0.027."""
 SAME_TRACK = 0.1
@@ -99,9 +101,17 @@ def moves(video: Video, direction: str) -> bool:
 
 
 def moves_evenly(video: Video, closed: bool = False) -> bool:
-    """Whether every frame shows a shape, and it never jumps."""
+    """Whether every frame shows one shape and no other, of one colour, that moves and never jumps.
+
+    A ``closed`` video repeats for ever: its last frame comes before its first.
+    """
+    colours = regions(video)
+    if any(len(frame) != 1 for frame in colours) or len({frame[0] for frame in colours}) != 1:
+        return False
     moved = steps(centres(video), closed)
-    return bool(np.isfinite(moved).all() and moved.max() <= LONGEST_STEP)
+    if not np.isfinite(moved).all():
+        return False
+    return bool(moved.max() <= LONGEST_STEP and moved.sum() >= LEAST_TRAVEL)
 
 
 def follows(video: Video, other: Video) -> bool:

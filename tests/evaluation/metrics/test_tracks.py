@@ -23,6 +23,7 @@ from evaluation.models.frame_tasks.judging import (
 )
 from sora_lightning.data.synthetic.scenes import DIRECTIONS
 from tests.evaluation.conftest import SIZES, Known
+from tests.evaluation.drawing import BLUE, RED, YELLOW, drawn, polygon, regular
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,24 @@ def test_a_jump_and_an_open_circle_are_seen(single: list[Known]) -> None:
         assert moves_evenly(there_and_back, closed=True)
         cut = np.concatenate([one.video[:4], one.video[-4:]])
         assert not moves_evenly(cut)
+
+
+def test_one_shape_without_a_jump_is_one_shape_of_one_colour_that_moves() -> None:
+    circle = regular(60, 6)
+
+    def high(frame: int) -> tuple[float, float]:
+        return 22 - 0.6 * frame, 10.0
+
+    alone = drawn(circle, high)
+    assert moves_evenly(alone)
+    second = alone.astype(float)
+    for frame in range(len(second)):
+        cover = polygon(regular(4, 4, 45), 6 if frame % 2 else 26, 26)[..., None]
+        second[frame] += cover * (BLUE - second[frame])
+    assert not moves_evenly(second.clip(0, 255).astype(np.uint8))
+    assert not moves_evenly(drawn(circle, high, lambda frame: (RED, BLUE, YELLOW)[frame % 3]))
+    assert not moves_evenly(drawn(circle, high, lambda frame: RED if frame < 9 else BLUE))
+    assert not moves_evenly(drawn(circle, lambda frame: (16.0, 16.0)), closed=True)
 
 
 def test_tracks_are_compared_where_both_are_seen(single: list[Known]) -> None:
