@@ -8,6 +8,9 @@ eigenvalues of one symmetric matrix, whatever the number of videos.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import reduce
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -15,22 +18,26 @@ from torch import Tensor
 from evaluation.metrics.moments import Moments
 
 
-def distances_without_each_group(
+def distances_without_groups(
     first: Float[Tensor, "n d"],
     second: Float[Tensor, "m d"],
     groups: tuple[Int[Tensor, " n"], Int[Tensor, " m"]],
-    num_groups: int,
+    left_out: Sequence[Sequence[int]],
     ddof: int,
-) -> Float[Tensor, " g"]:
-    """``ddof`` is 1 for unbiased covariances, 0 for those of the sets. For sets that hold more rows
-    than features without any of their groups.
+) -> Float[Tensor, " l"]:
+    """Distances without the groups of each entry of ``left_out``, for sets that hold more rows than
+    features without them. ``ddof`` is 1 for unbiased covariances, 0 for those of the sets.
     """
     sides = list(zip((first, second), groups, strict=True))
     wholes = [Moments.of(x) for x, _ in sides]
+    of_group: list[dict[int, Moments]] = [
+        {g: Moments.of(x[of == g]) for g in of.unique().tolist()} for x, of in sides
+    ]
     parts = []
-    for g in range(num_groups):
+    for out in left_out:
         one, two = (
-            whole.less(Moments.of(x[of == g])) for whole, (x, of) in zip(wholes, sides, strict=True)
+            reduce(Moments.less, [moments[g] for g in out], whole)
+            for whole, moments in zip(wholes, of_group, strict=True)
         )
         parts.append(distance_by_eigenvalues(one, two, ddof))
     return torch.stack(parts)

@@ -13,7 +13,7 @@ from evaluation.metrics.frechet import (
     jackknife_interval,
 )
 from evaluation.metrics.kernel import kernel_distances_without_each_group
-from evaluation.metrics.leave_out import distance_by_eigenvalues, distances_without_each_group
+from evaluation.metrics.leave_out import distance_by_eigenvalues, distances_without_groups
 from evaluation.metrics.moments import Moments
 
 
@@ -45,8 +45,10 @@ def test_parts_by_one_pass_are_those_of_sets_cut_anew(ddof, of, constant) -> Non
     if constant:
         x[:, 3] = y[:, 3] = 0
     groups = torch.arange(160) % 6, torch.arange(120) % 6
-    parts = distances_without_each_group(x, y, groups, 6, ddof)
-    anew = [of(x[groups[0] != g], y[groups[1] != g]) for g in range(6)]
+    left_out = [*([g] for g in range(6)), [1, 4]]
+    parts = distances_without_groups(x, y, groups, left_out, ddof)
+    kept = [[~torch.isin(side, torch.tensor(out)) for side in groups] for out in left_out]
+    anew = [of(x[of_x], y[of_y]) for of_x, of_y in kept]
     torch.testing.assert_close(parts, torch.stack(anew), rtol=1e-6, atol=0)
     assert parts.std() > 1e-3 * parts.mean()  # parts differ by much more than they are compared to
 
@@ -58,16 +60,18 @@ def test_eigenvalues_and_singular_values_agree() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_intervals_are_those_of_the_plain_jackknife(rows: int) -> None:
+def test_intervals_are_those_of_sets_cut_anew(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = uneven(180, 10, 0), 0.3 + 2 * uneven(240, 10, 1)
 
-    def plain(a: Tensor, b: Tensor) -> Tensor:
-        return frechet_distance(a, b)
+    def anew(a: Tensor, b: Tensor, groups: tuple[Tensor, Tensor], left_out, ddof: int) -> Tensor:
+        kept = [[~torch.isin(side, torch.tensor(out)) for side in groups] for out in left_out]
+        return torch.stack([frechet_distance(a[of_a], b[of_b]) for of_a, of_b in kept])
 
     quick = jackknife_interval(x, y, 8, rows_per_video=rows)
-    assert quick == pytest.approx(jackknife_interval(x, y, 8, 0, rows, plain), rel=1e-5)
     pairs = jackknife_difference(x, y[:180], y[180:], 8)
-    assert pairs == pytest.approx(jackknife_difference(x, y[:180], y[180:], 8, 0, plain), rel=1e-5)
+    monkeypatch.setattr("evaluation.metrics.frechet.distances_without_groups", anew)
+    assert quick == pytest.approx(jackknife_interval(x, y, 8, rows_per_video=rows), rel=1e-5)
+    assert pairs == pytest.approx(jackknife_difference(x, y[:180], y[180:], 8), rel=1e-5)
 
 
 def test_kernel_parts_by_one_pass_are_those_of_sets_cut_anew() -> None:
