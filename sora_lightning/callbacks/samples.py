@@ -67,10 +67,10 @@ class SampleVideos(Callback):
             raise ValueError(
                 f"SampleVideos needs a DiffusionSystem, not {type(pl_module).__name__}"
             )
-        generator = pl_module.video_generator(self.sampling)
+        video_generator = pl_module.video_generator(self.sampling)
         try:
-            grid = generator.tokenizer.compression.grid(self.size)
-            generator.denoiser.patch.grid(grid.f, grid.h, grid.w)
+            grid = video_generator.tokenizer.compression.grid(self.size)
+            video_generator.denoiser.patch.grid(grid.f, grid.h, grid.w)
         except ValueError as error:
             raise ValueError(f"SampleVideos: size = {self.size}: {error}") from error
 

@@ -163,46 +163,39 @@ def sample(
     _check_output_name(output, request)
     _check_device(device)
     system = _load(checkpoint, request.task).to(device)
-    generator = system.video_generator(sampling)
+    video_generator = system.video_generator(sampling)
     sizes = request.sizes(system.training_sizes)
     for size in sizes:
-        check_size("--size", size, generator.tokenizer.compression, generator.denoiser.patch)
+        check_size(
+            "--size", size, video_generator.tokenizer.compression, video_generator.denoiser.patch
+        )
     files = {"weak_model": sampling.guidance.weak_model, **inputs.files}
-    first = Sample(
-        path="",
-        prompt="",
-        seed=request.seed,
-        size=str(sizes[0]),
-        fps=system.fps,
-        task=request.task,
-        inputs=inputs,
-        sampling=sampling,
-        checkpoint_sha256=file_sha256(checkpoint),
-        files_sha256={flag: file_sha256(path) for flag, path in files.items() if path},
-    )
+    hashes = {flag: file_sha256(path) for flag, path in files.items() if path}
+    options = request.task, inputs, sampling, file_sha256(checkpoint), hashes
+    first = Sample("", "", request.seed, str(sizes[0]), system.fps, *options)
     plan = [_planned(first, i, row, sizes) for i, row in enumerate(rows)]
     if request.prompts is None:
         _prepare(output, output.parent)
-        for one, video in make_videos(generator, plan, batch_size):
+        for one, video in make_videos(video_generator, plan, batch_size):
             _write(output, video, one.fps)
         print(output)
     else:
         _prepare(output, output)
-        _sample_folder(generator, plan, output, batch_size)
+        _sample_folder(video_generator, plan, output, batch_size)
         _write_sheet(plan, output, sheet_rows)
         print(f"{len(plan)} videos, prompts.jsonl and contact_sheet.png in {output}")
 
 
 @torch.no_grad()
 def make_videos(
-    generator: VideoGenerator, plan: list[Sample], batch_size: int
+    video_generator: VideoGenerator, plan: list[Sample], batch_size: int
 ) -> Iterator[tuple[Sample, UInt8[np.ndarray, "F H W 3"]]]:
     """Make the planned videos in batches of one size and yield each with its row."""
     for size, group in groupby(sorted(plan, key=lambda one: one.size), key=lambda one: one.size):
         while batch := list(islice(group, batch_size)):
             first = batch[0]
             job = Job(
-                generator,
+                video_generator,
                 [one.prompt for one in batch],
                 [one.seed for one in batch],
                 VideoSize.parse(size),
@@ -299,7 +292,7 @@ def _write(output: Path, frames: UInt8[np.ndarray, "F H W 3"], fps: float) -> No
 
 
 def _sample_folder(
-    generator: VideoGenerator, plan: list[Sample], folder: Path, batch_size: int
+    video_generator: VideoGenerator, plan: list[Sample], folder: Path, batch_size: int
 ) -> None:
     """Write the videos that are missing. Each is recorded in ``prompts.jsonl`` as soon as its file
     is complete.
@@ -312,7 +305,7 @@ def _sample_folder(
         tqdm(total=len(plan), initial=len(done), desc="videos", unit="video") as bar,
         record.open("a") as rows,
     ):
-        for one, video in make_videos(generator, left, batch_size):
+        for one, video in make_videos(video_generator, left, batch_size):
             _write(folder / one.path, video, one.fps)
             rows.write(_line(one))
             rows.flush()

@@ -57,7 +57,7 @@ class TaskInputs:
 class Job:
     """A batch of prompts of one size, each with a seed, and the inputs that they share."""
 
-    generator: VideoGenerator
+    video_generator: VideoGenerator
     prompts: list[str]
     seeds: list[int]
     size: VideoSize
@@ -67,7 +67,7 @@ class Job:
     @property
     def model(self) -> tuple[VideoGenerator, list[str], list[int]]:
         """The first three arguments of the functions in ``generation``."""
-        return self.generator, self.prompts, self.seeds
+        return self.video_generator, self.prompts, self.seeds
 
     @property
     def window(self) -> int:
@@ -77,13 +77,13 @@ class Job:
     @property
     def context(self) -> int:
         """Number of context frames, two latent frames by default."""
-        default = 1 + self.generator.tokenizer.compression.frames
+        default = 1 + self.video_generator.tokenizer.compression.frames
         return default if self.inputs.frames is None else self.inputs.frames
 
     def read(self, flag: str) -> Float[Tensor, "b 3 _F H W"]:
         """Read the video of a flag at the model's frame rate and in the size of the job."""
         video = read_video(f"--{flag}", self.inputs.files[flag], self.fps, self.size)
-        device = self.generator.tokenizer.latent_mean.device
+        device = self.video_generator.tokenizer.latent_mean.device
         return video.to(device).expand(len(self.prompts), -1, -1, -1, -1)
 
     def read_window(self, flag: str) -> Float[Tensor, "b 3 F H W"]:
@@ -158,7 +158,7 @@ def read_video(flag: str, path: Path, fps: float, size: VideoSize) -> Float[Tens
 
 
 def _text(job: Job) -> Tensor:
-    return job.generator.videos(job.prompts, job.size, job.seeds)
+    return job.video_generator.videos(job.prompts, job.size, job.seeds)
 
 
 def _animate(job: Job) -> Tensor:
@@ -213,8 +213,8 @@ def _long(job: Job) -> Tensor:
     total = job.total(job.window, job.context)
     # The first window has the seed's own noise; those that follow have other noise.
     later = [seed + (1 << 62) for seed in job.seeds]
-    generator, prompts, _ = job.model
-    return generation.extend(generator, prompts, later, start, total, job.window, job.context)
+    video_generator, prompts, _ = job.model
+    return generation.extend(video_generator, prompts, later, start, total, job.window, job.context)
 
 
 _GROWN = ("frames", "total_frames")

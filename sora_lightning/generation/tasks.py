@@ -26,7 +26,7 @@ from sora_lightning.types import Compression, TokenGrid, VideoSize
 
 
 def extend(
-    generator: VideoGenerator,
+    video_generator: VideoGenerator,
     prompts: list[str],
     seeds: list[int],
     video: Float[Tensor, "b 3 F H W"],
@@ -39,21 +39,21 @@ def extend(
     Each window of ``window`` frames begins with the last ``context`` frames so far. Frames before
     the first context are returned unchanged, those of a context as the tokenizer reconstructs them.
     """
-    grid = _window(generator, video, window, context)
-    head = generator.tokenizer.compression.grid(_size(video, context)).f
+    grid = _window(video_generator, video, window, context)
+    head = video_generator.tokenizer.compression.grid(_size(video, context)).f
     for chunk in _chunks(video.shape[2], num_frames, window - context):
-        latents = _empty(generator, video, grid)
-        latents[:, :, :head] = generator.tokenizer.encode(video[:, :, -context:])
+        latents = _empty(video_generator, video, grid)
+        latents[:, :, :head] = video_generator.tokenizer.encode(video[:, :, -context:])
         known = KnownFrames(
-            latents, _frames_mask(latents, first=head), generator.sampling.frame_noise
+            latents, _frames_mask(latents, first=head), video_generator.sampling.frame_noise
         )
-        made = _decode(generator, prompts, seeds, chunk, known, grid)
+        made = _decode(video_generator, prompts, seeds, chunk, known, grid)
         video = torch.cat([video[:, :, :-context], made], dim=2)
     return video[:, :, :num_frames]
 
 
 def extend_backward(
-    generator: VideoGenerator,
+    video_generator: VideoGenerator,
     prompts: list[str],
     seeds: list[int],
     video: Float[Tensor, "b 3 F H W"],
@@ -65,19 +65,19 @@ def extend_backward(
 
     Each window ends with the first ``context`` frames so far. See ``extend``.
     """
-    grid = _window(generator, video, window, context)
+    grid = _window(video_generator, video, window, context)
     for chunk in _chunks(video.shape[2], num_frames, window - context):
-        latents, tail, given = _place_end(generator, video[:, :, :context], grid)
+        latents, tail, given = _place_end(video_generator, video[:, :, :context], grid)
         known = KnownFrames(
-            latents, _frames_mask(latents, last=tail), generator.sampling.frame_noise
+            latents, _frames_mask(latents, last=tail), video_generator.sampling.frame_noise
         )
-        made = _decode_to(generator, prompts, seeds, chunk, known, given)
+        made = _decode_to(video_generator, prompts, seeds, chunk, known, given)
         video = torch.cat([made, video[:, :, context:]], dim=2)
     return video[:, :, -num_frames:]
 
 
 def connect(
-    generator: VideoGenerator,
+    video_generator: VideoGenerator,
     prompts: list[str],
     seeds: list[int],
     first: Float[Tensor, "b 3 F H W"],
@@ -89,12 +89,12 @@ def connect(
 
     The new frames are sampled with ``context`` frames of each video known.
     """
-    bridge = _bridge(generator, prompts, seeds, (first, second), window, context)
+    bridge = _bridge(video_generator, prompts, seeds, (first, second), window, context)
     return torch.cat([first[:, :, :-context], bridge, second[:, :, context:]], dim=2)
 
 
 def loop(
-    generator: VideoGenerator,
+    video_generator: VideoGenerator,
     prompts: list[str],
     seeds: list[int],
     video: Float[Tensor, "b 3 F H W"],
@@ -106,7 +106,7 @@ def loop(
     The first and the last ``context`` frames are returned as the tokenizer reconstructs them.
     Frames that are both are reconstructed as the first.
     """
-    bridge = _bridge(generator, prompts, seeds, (video, video), window, context)
+    bridge = _bridge(video_generator, prompts, seeds, (video, video), window, context)
     start, end, new = (
         bridge[:, :, -context:],
         bridge[:, :, :context],
@@ -118,7 +118,7 @@ def loop(
 
 
 def inpaint(
-    generator: VideoGenerator,
+    video_generator: VideoGenerator,
     prompts: list[str],
     seeds: list[int],
     video: Float[Tensor, "b 3 F H W"],
@@ -134,18 +134,18 @@ def inpaint(
             f"a mask of {tuple(repaint.shape[2:])} for a video of {tuple(video.shape[2:])}: both "
             "must have the same frames, rows and columns"
         )
-    compression = generator.tokenizer.compression
+    compression = video_generator.tokenizer.compression
     grid = compression.grid(_size(video))
-    latents = generator.tokenizer.encode(video)
-    whole = Known.of(~_touched(repaint, compression), generator.denoiser.patch)
-    known = KnownFrames(latents, whole.mask, generator.sampling.frame_noise)
-    made = _decode(generator, prompts, seeds, 0, known, grid)
+    latents = video_generator.tokenizer.encode(video)
+    whole = Known.of(~_touched(repaint, compression), video_generator.denoiser.patch)
+    known = KnownFrames(latents, whole.mask, video_generator.sampling.frame_noise)
+    made = _decode(video_generator, prompts, seeds, 0, known, grid)
     kept = _to_pixels(known.mask, compression).to(made.device)
-    return torch.where(kept, generator.tokenizer.decode(latents), made)
+    return torch.where(kept, video_generator.tokenizer.decode(latents), made)
 
 
 def edit(
-    generator: VideoGenerator,
+    video_generator: VideoGenerator,
     prompts: list[str],
     seeds: list[int],
     video: Float[Tensor, "b 3 F H W"],
@@ -159,16 +159,18 @@ def edit(
     their difference to the prompts is applied (FlowEdit, arXiv 2412.08629); ``source_guidance`` is
     their guidance scale.
     """
-    grid = generator.tokenizer.compression.grid(_size(video))
-    init = InitLatents(generator.tokenizer.encode(video), strength)
+    grid = video_generator.tokenizer.compression.grid(_size(video))
+    init = InitLatents(video_generator.tokenizer.encode(video), strength)
     if sources is not None:
-        edited = generator.edited(prompts, sources, seeds, init, source_guidance)
-        return generator.tokenizer.decode(edited)
-    return generator.tokenizer.decode(generator.latents(prompts, grid, seeds, init=init))
+        edited = video_generator.edited(prompts, sources, seeds, init, source_guidance)
+        return video_generator.tokenizer.decode(edited)
+    return video_generator.tokenizer.decode(
+        video_generator.latents(prompts, grid, seeds, init=init)
+    )
 
 
 def instruct(
-    generator: VideoGenerator,
+    video_generator: VideoGenerator,
     prompts: list[str],
     seeds: list[int],
     video: Float[Tensor, "b 3 F H W"],
@@ -179,15 +181,15 @@ def instruct(
     ``guidance.frame_guidance`` is the weight of the video, ``guidance.scale`` that of the
     instruction.
     """
-    latents = generator.tokenizer.encode(video)
+    latents = video_generator.tokenizer.encode(video)
     whole = torch.ones_like(latents[:, :1], dtype=torch.bool)
-    source = KnownFrames(latents, whole, generator.sampling.frame_noise, keep=False)
-    grid = generator.tokenizer.compression.grid(_size(video))
-    return _decode(generator, prompts, seeds, 0, source, grid)
+    source = KnownFrames(latents, whole, video_generator.sampling.frame_noise, keep=False)
+    grid = video_generator.tokenizer.compression.grid(_size(video))
+    return _decode(video_generator, prompts, seeds, 0, source, grid)
 
 
 def _bridge(
-    generator: VideoGenerator,
+    video_generator: VideoGenerator,
     prompts: list[str],
     seeds: list[int],
     ends: tuple[Tensor, Tensor],
@@ -198,18 +200,20 @@ def _bridge(
     first, second = ends
     if first.shape[3:] != second.shape[3:]:
         raise ValueError(f"videos of {_size(first)} and {_size(second)}: must be of one size")
-    _window(generator, second, window, context)
-    grid = _window(generator, first, window, context, both_ends=True)
-    latents, tail, given = _place_end(generator, second[:, :, :context], grid)
-    begin = generator.tokenizer.encode(first[:, :, -context:])
+    _window(video_generator, second, window, context)
+    grid = _window(video_generator, first, window, context, both_ends=True)
+    latents, tail, given = _place_end(video_generator, second[:, :, :context], grid)
+    begin = video_generator.tokenizer.encode(first[:, :, -context:])
     head = begin.shape[2]
     latents[:, :, :head] = begin
-    known = KnownFrames(latents, _frames_mask(latents, head, tail), generator.sampling.frame_noise)
-    return _decode_to(generator, prompts, seeds, 0, known, given)
+    known = KnownFrames(
+        latents, _frames_mask(latents, head, tail), video_generator.sampling.frame_noise
+    )
+    return _decode_to(video_generator, prompts, seeds, 0, known, given)
 
 
 def _window(
-    generator: VideoGenerator,
+    video_generator: VideoGenerator,
     video: Float[Tensor, "b 3 F H W"],
     window: int,
     context: int,
@@ -218,7 +222,7 @@ def _window(
     """Return the latent grid of a window. Raises ``ValueError`` for numbers of frames that do not
     fit.
     """
-    compression, patch = generator.tokenizer.compression, generator.denoiser.patch
+    compression, patch = video_generator.tokenizer.compression, video_generator.denoiser.patch
     grid = compression.grid(_size(video, window))
     head = compression.grid(_size(video, context)).f
     if video.shape[2] < context:
@@ -240,28 +244,28 @@ def _window(
 
 
 def _place_end(
-    generator: VideoGenerator, frames: Float[Tensor, "b 3 k H W"], grid: TokenGrid
+    video_generator: VideoGenerator, frames: Float[Tensor, "b 3 k H W"], grid: TokenGrid
 ) -> tuple[Float[Tensor, "b c f h w"], int, Float[Tensor, "b 3 k H W"]]:
     """Return latents that end with the frames, the number of these latent frames, and the frames
     as reconstructed.
 
     Raises ``ValueError`` for a single frame, which makes no later latent frame.
     """
-    encoded = generator.tokenizer.encode(frames)
+    encoded = video_generator.tokenizer.encode(frames)
     tail = encoded.shape[2] - 1
     if not tail:
-        step = generator.tokenizer.compression.frames
+        step = video_generator.tokenizer.compression.frames
         raise ValueError(
             f"context = 1 frame: at the end of a clip a latent frame holds {step} frames, so the "
             f"context must be 1 + a multiple of {step}, at least {1 + step}"
         )
-    latents = _empty(generator, frames, grid)
+    latents = _empty(video_generator, frames, grid)
     latents[:, :, -tail:] = encoded[:, :, 1:]
-    return latents, tail, generator.tokenizer.decode(encoded)
+    return latents, tail, video_generator.tokenizer.decode(encoded)
 
 
 def _decode_to(
-    generator: VideoGenerator,
+    video_generator: VideoGenerator,
     prompts: list[str],
     seeds: list[int],
     chunk: int,
@@ -269,14 +273,14 @@ def _decode_to(
     given: Float[Tensor, "b 3 k H W"],
 ) -> Float[Tensor, "b 3 F H W"]:
     """Sample a window that ends with the given frames, then resample its last steps."""
-    tokenizer = generator.tokenizer
+    tokenizer = video_generator.tokenizer
     together, grid = tokenizer.compression.frames, TokenGrid(*known.latents.shape[2:])
-    made = _decode(generator, prompts, seeds, chunk, known, grid)
+    made = _decode(video_generator, prompts, seeds, chunk, known, grid)
     video = _leading_to(made, given, together)
-    if not (strength := generator.sampling.resample_strength):
+    if not (strength := video_generator.sampling.resample_strength):
         return video
     init = InitLatents(tokenizer.encode(video), strength)
-    made = _decode(generator, prompts, seeds, chunk, known, grid, init)
+    made = _decode(video_generator, prompts, seeds, chunk, known, grid, init)
     return _leading_to(made, given, together)
 
 
@@ -297,7 +301,7 @@ def _leading_to(
 
 
 def _decode(
-    generator: VideoGenerator,
+    video_generator: VideoGenerator,
     prompts: list[str],
     seeds: list[int],
     chunk: int,
@@ -307,7 +311,9 @@ def _decode(
 ) -> Float[Tensor, "b 3 F H W"]:
     # Each window has its own noise; that of the first is the seed's.
     own = [seed + (chunk << 32) for seed in seeds]
-    return generator.tokenizer.decode(generator.latents(prompts, grid, own, known, init))
+    return video_generator.tokenizer.decode(
+        video_generator.latents(prompts, grid, own, known, init)
+    )
 
 
 def _chunks(given: int, wanted: int, step: int) -> range:
@@ -317,8 +323,10 @@ def _chunks(given: int, wanted: int, step: int) -> range:
     return range(-(-(wanted - given) // step))
 
 
-def _empty(generator: VideoGenerator, like: Tensor, grid: TokenGrid) -> Float[Tensor, "b c f h w"]:
-    channels = generator.tokenizer.latent_channels
+def _empty(
+    video_generator: VideoGenerator, like: Tensor, grid: TokenGrid
+) -> Float[Tensor, "b c f h w"]:
+    channels = video_generator.tokenizer.latent_channels
     return like.new_zeros(len(like), channels, grid.f, grid.h, grid.w)
 
 

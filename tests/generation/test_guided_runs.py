@@ -42,7 +42,7 @@ def network(seed: int, width: int = 24) -> tuple[TextConditioner, DiT]:
 
 
 @pytest.fixture(scope="module")
-def generator() -> VideoGenerator:
+def video_generator() -> VideoGenerator:
     tokenizer = ConvTokenizer(
         4, [8, 16], down_time=[True], down_space=[True], patch=4, blocks_per_level=1
     )
@@ -54,8 +54,8 @@ def guided(**changes: object) -> SamplingConfig:
 
 
 @torch.no_grad()
-def made(generator: VideoGenerator, **changes: object) -> Tensor:
-    return replace(generator, **changes).latents(PROMPTS, GRID, SEEDS)  # type: ignore[arg-type]
+def made(video_generator: VideoGenerator, **changes: object) -> Tensor:
+    return replace(video_generator, **changes).latents(PROMPTS, GRID, SEEDS)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -67,73 +67,76 @@ def made(generator: VideoGenerator, **changes: object) -> Tensor:
         {"interval": (0.0, 1.0), "rescale": 0.0, "channels": 4},
     ],
 )
-def test_what_limits_nothing_is_plain_guidance(generator, changes):
-    assert torch.equal(made(generator, sampling=guided(**changes)), made(generator))
+def test_what_limits_nothing_is_plain_guidance(video_generator, changes):
+    assert torch.equal(made(video_generator, sampling=guided(**changes)), made(video_generator))
 
 
 @pytest.mark.parametrize(
     "changes",
     [{"interval": (0.0, 0.5)}, {"interval": (0.5, 1.0)}, {"rescale": 0.7}, {"channels": 3}],
 )
-def test_what_limits_changes_the_videos(generator, changes):
-    changed = made(generator, sampling=guided(**changes))
-    assert not torch.allclose(changed, made(generator), atol=1e-3)
-    assert not torch.allclose(changed, made(generator, sampling=guided(scale=1.0)), atol=1e-3)
+def test_what_limits_changes_the_videos(video_generator, changes):
+    changed = made(video_generator, sampling=guided(**changes))
+    assert not torch.allclose(changed, made(video_generator), atol=1e-3)
+    assert not torch.allclose(changed, made(video_generator, sampling=guided(scale=1.0)), atol=1e-3)
 
 
-def test_more_channels_than_the_latents_have_are_refused(generator):
+def test_more_channels_than_the_latents_have_are_refused(video_generator):
     with pytest.raises(ValueError, match=r"guidance\.channels = 5: the latents have 4"):
-        made(generator, sampling=guided(channels=5))
+        made(video_generator, sampling=guided(channels=5))
 
 
-def test_an_interval_without_a_step_is_no_guidance(generator):
+def test_an_interval_without_a_step_is_no_guidance(video_generator):
     """Times of six steps are sixths, and none is asked at 0."""
-    unguided = made(generator, sampling=guided(scale=1.0))
+    unguided = made(video_generator, sampling=guided(scale=1.0))
     for interval in ((0.0, 0.0), (0.4, 0.45)):
-        assert torch.equal(made(generator, sampling=guided(interval=interval)), unguided)
+        assert torch.equal(made(video_generator, sampling=guided(interval=interval)), unguided)
 
 
-def test_a_weak_model_that_is_the_model_itself_is_no_guidance(generator):
-    same = WeakModel(generator.conditioner, generator.denoiser)
+def test_a_weak_model_that_is_the_model_itself_is_no_guidance(video_generator):
+    same = WeakModel(video_generator.conditioner, video_generator.denoiser)
     torch.testing.assert_close(
-        made(generator, weak_model=same),
-        made(generator, sampling=guided(scale=1.0)),
+        made(video_generator, weak_model=same),
+        made(video_generator, sampling=guided(scale=1.0)),
         rtol=0,
         atol=1e-5,
     )
 
 
-def test_a_weak_model_reads_the_prompts_by_its_own_conditioner(generator):
+def test_a_weak_model_reads_the_prompts_by_its_own_conditioner(video_generator):
     weaker = WeakModel(*network(1, width=16))
-    away = made(generator, weak_model=weaker)
-    assert not torch.allclose(away, made(generator), atol=1e-3)
+    away = made(video_generator, weak_model=weaker)
+    assert not torch.allclose(away, made(video_generator), atol=1e-3)
     assert torch.equal(
-        made(generator, weak_model=weaker, sampling=guided(scale=1.0)),
-        made(generator, sampling=guided(scale=1.0)),
+        made(video_generator, weak_model=weaker, sampling=guided(scale=1.0)),
+        made(video_generator, sampling=guided(scale=1.0)),
     )
-    swapped = WeakModel(generator.conditioner, weaker.denoiser)
-    assert not torch.allclose(made(generator, weak_model=swapped), away, atol=1e-3)
+    swapped = WeakModel(video_generator.conditioner, weaker.denoiser)
+    assert not torch.allclose(made(video_generator, weak_model=swapped), away, atol=1e-3)
     # A scale of 0 leaves the weak model alone.
     alone = made(
-        replace(generator, conditioner=weaker.conditioner, denoiser=weaker.denoiser),
+        replace(video_generator, conditioner=weaker.conditioner, denoiser=weaker.denoiser),
         sampling=guided(scale=1.0),
     )
     torch.testing.assert_close(
-        made(generator, weak_model=weaker, sampling=guided(scale=0.0)), alone, rtol=0, atol=1e-5
+        made(video_generator, weak_model=weaker, sampling=guided(scale=0.0)),
+        alone,
+        rtol=0,
+        atol=1e-5,
     )
 
 
-def test_known_frames_are_kept_under_every_guidance(generator):
+def test_known_frames_are_kept_under_every_guidance(video_generator):
     latents = torch.randn(2, 4, 2, 2, 2, generator=torch.Generator().manual_seed(5))
     mask = torch.zeros(2, 1, 2, 2, 2, dtype=torch.bool)
     mask[:, :, 0] = True
     known = KnownFrames(latents, mask)
-    plain = generator.latents(PROMPTS, GRID, SEEDS, known)
+    plain = video_generator.latents(PROMPTS, GRID, SEEDS, known)
     for changes in (
         {"sampling": guided(interval=(0.2, 0.6), rescale=0.5)},
         {"weak_model": WeakModel(*network(1, width=16))},
     ):
-        sampled = replace(generator, **changes).latents(PROMPTS, GRID, SEEDS, known)
+        sampled = replace(video_generator, **changes).latents(PROMPTS, GRID, SEEDS, known)
         assert torch.equal(sampled[:, :, 0], latents[:, :, 0])
         assert not torch.allclose(sampled, plain, atol=1e-3)
 
@@ -141,18 +144,18 @@ def test_known_frames_are_kept_under_every_guidance(generator):
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (0.3, 0.7)])
 @pytest.mark.parametrize("sampler", ["heun", "unipc"])
 def test_caching_makes_a_clip_the_same_in_any_batch_within_any_interval(
-    generator, interval, sampler
+    video_generator, interval, sampler
 ):
     """Where guidance begins or ends, a call has other clips than the one before."""
     config = replace(guided(interval=interval), sampler=sampler, num_steps=9)
-    exact = made(generator, sampling=config)
-    cached = replace(generator, sampling=replace(config, cache=FeatureCaching(3)))
+    exact = made(video_generator, sampling=config)
+    cached = replace(video_generator, sampling=replace(config, cache=FeatureCaching(3)))
     together = made(cached)
     for i in range(2):
         alone = cached.latents(PROMPTS[i : i + 1], GRID, SEEDS[i : i + 1])
         torch.testing.assert_close(alone, together[i : i + 1], rtol=0, atol=1e-4)
     assert not torch.allclose(together, exact, atol=1e-4)
-    once = made(generator, sampling=replace(config, cache=FeatureCaching(1)))
+    once = made(video_generator, sampling=replace(config, cache=FeatureCaching(1)))
     torch.testing.assert_close(once, exact, rtol=0, atol=1e-6)
 
 
@@ -172,9 +175,9 @@ def test_a_weak_model_must_speak_of_the_same_latents(
     path.touch()
     ours, weak = system(0), system(0)
     monkeypatch.setattr(DiffusionSystem, "from_checkpoint", lambda _: weak)
-    generator = ours.video_generator(guided(weak_model=path))
-    assert generator.weak_model is not None
-    assert generator.weak_model.denoiser is weak.denoiser
+    video_generator = ours.video_generator(guided(weak_model=path))
+    assert video_generator.weak_model is not None
+    assert video_generator.weak_model.denoiser is weak.denoiser
     weak = system(1)
     with pytest.raises(ValueError, match="its tokenizer is another"):
         load_weak_model(ours, path)

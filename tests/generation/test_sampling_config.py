@@ -58,13 +58,15 @@ def test_the_sampler_visits_the_times_of_the_grid() -> None:
         num_steps=5, time_grid=TimeGrid("karras"), guidance=GuidanceConfig(scale=1.0)
     )
     conditioner, denoiser = network(0)
-    generator = VideoGenerator(tokenizer, conditioner, denoiser, process=process, sampling=sampling)
-    made = generator.latents(["a red circle"], GRID, [3])
+    video_generator = VideoGenerator(
+        tokenizer, conditioner, denoiser, process=process, sampling=sampling
+    )
+    made = video_generator.latents(["a red circle"], GRID, [3])
     times = karras_times(5, EXPLODING)
     x = EXPLODING.perturb(torch.zeros(1, 4, 2, 2, 2), seeded_noise([3], 4, GRID), times[:1].float())
     expected = euler(denoiser, x, times, conditioner(["a red circle"]), process)
     torch.testing.assert_close(made, expected, rtol=0, atol=1e-5)
-    uniform = replace(generator, sampling=replace(sampling, time_grid=TimeGrid()))
+    uniform = replace(video_generator, sampling=replace(sampling, time_grid=TimeGrid()))
     assert not torch.allclose(uniform.latents(["a red circle"], GRID, [3]), made, atol=1e-3)
 
 

@@ -1,4 +1,4 @@
-"""Makes the videos of every task with a model, cases of one size at a time."""
+"""Samples the videos of every task with a model, in batches of one size."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BATCH = 16
 
 @dataclass(frozen=True)
 class Windows:
-    """How many frames a model makes at a time, and how many of them it is given."""
+    """Number of frames of a short and of a long window, and of the given context."""
 
     short: int
     long: int
@@ -33,15 +33,15 @@ class Windows:
 
 @dataclass(frozen=True)
 class Batch:
-    """Cases of one size, ready for a task."""
+    """A batch of cases of one size, with the model and a seed for each."""
 
-    generator: VideoGenerator
+    video_generator: VideoGenerator
     cases: list[Case]
     seeds: list[int]
 
     @property
     def model(self) -> tuple[VideoGenerator, list[str], list[int]]:
-        return self.generator, [case.prompt for case in self.cases], self.seeds
+        return self.video_generator, [case.prompt for case in self.cases], self.seeds
 
     def given(self, num_frames: int | None = None) -> Pixels:
         return _pixels([case.video[:num_frames] for case in self.cases], self.device)
@@ -51,7 +51,7 @@ class Batch:
 
     @property
     def device(self) -> torch.device:
-        return self.generator.tokenizer.latent_mean.device
+        return self.video_generator.tokenizer.latent_mean.device
 
     def size(self, num_frames: int) -> VideoSize:
         return VideoSize(num_frames, *self.cases[0].size)
@@ -61,7 +61,7 @@ Make = Callable[[Batch, Windows], Pixels]
 
 
 def text(batch: Batch, windows: Windows) -> Pixels:
-    return batch.generator.videos(batch.model[1], batch.size(windows.short), batch.seeds)
+    return batch.video_generator.videos(batch.model[1], batch.size(windows.short), batch.seeds)
 
 
 def animate(batch: Batch, windows: Windows) -> Pixels:
@@ -86,13 +86,13 @@ def connect(batch: Batch, windows: Windows) -> Pixels:
 
 
 def loop(batch: Batch, windows: Windows) -> Pixels:
-    """The prompts are those of the way back."""
+    """Loop the given frames; the prompts describe the way back."""
     given = batch.given(windows.context)
     return generation.loop(*batch.model, given, windows.long, windows.context)
 
 
 def inpaint(batch: Batch, windows: Windows) -> Pixels:
-    """The last of the frames, in the left half of the picture."""
+    """Inpaint the left half of the frames after the context."""
     given = batch.given(windows.short)
     repaint = torch.zeros_like(given[:, :1], dtype=torch.bool)
     repaint[:, :, windows.context :, :, : given.shape[-1] // 2] = True
@@ -100,7 +100,7 @@ def inpaint(batch: Batch, windows: Windows) -> Pixels:
 
 
 def edit(strength: float, source_guidance: float) -> Make:
-    """The prompts of the cases say what is to be, ``was`` what the video shows."""
+    """Edit by two prompts: a case's ``prompt`` is the target, ``was`` describes its video."""
 
     def make(batch: Batch, windows: Windows) -> Pixels:
         given, sources = batch.given(windows.short), [case.was for case in batch.cases]
@@ -110,7 +110,7 @@ def edit(strength: float, source_guidance: float) -> Make:
 
 
 def sdedit(strength: float) -> Make:
-    """The same by noise alone, without a word of what the video shows."""
+    """Edit by noise and the target prompt alone (SDEdit)."""
 
     def make(batch: Batch, windows: Windows) -> Pixels:
         return generation.edit(*batch.model, batch.given(windows.short), strength)
@@ -119,15 +119,19 @@ def sdedit(strength: float) -> Make:
 
 
 def long(times: int, context_noise: float) -> Make:
-    """So many times as long as a window, each window but the first from the end of the last, seen
-    with a little noise. The prompts turn round before the shape would leave the picture.
+    """Sample a video ``times`` as long as a window, each window from the end of the one before.
+
+    The context is seen at ``context_noise``. The prompts reverse the direction before the shape
+    would leave the picture.
     """
 
     def make(batch: Batch, windows: Windows) -> Pixels:
-        generator, prompts, seeds = batch.model
+        video_generator, prompts, seeds = batch.model
         back = [turned_round(case).prompt for case in batch.cases]
         video, step = text(batch, windows), windows.short - windows.context
-        noisy = replace(generator, sampling=replace(generator.sampling, frame_noise=context_noise))
+        noisy = replace(
+            video_generator, sampling=replace(video_generator.sampling, frame_noise=context_noise)
+        )
         # A shape of the data has room for two seconds, which are two windows' new frames.
         for number in range(-(-(times - 1) * windows.short // step)):
             video = generation.extend(
@@ -145,10 +149,10 @@ def long(times: int, context_noise: float) -> Make:
 
 
 def given_back(frames: int | None) -> Make:
-    """The first so many frames as the tokenizer alone gives them back."""
+    """Reconstruct the first ``frames`` frames with the tokenizer alone."""
 
     def make(batch: Batch, windows: Windows) -> Pixels:
-        tokenizer = batch.generator.tokenizer
+        tokenizer = batch.video_generator.tokenizer
         return tokenizer.decode(tokenizer.encode(batch.given(frames)))
 
     return make
@@ -156,9 +160,9 @@ def given_back(frames: int | None) -> Make:
 
 @torch.no_grad()
 def make_videos(
-    task: str, make: Make, generator: VideoGenerator, cases: Sequence[Case], windows: Windows
+    task: str, make: Make, video_generator: VideoGenerator, cases: Sequence[Case], windows: Windows
 ) -> list[Video]:
-    """A video for each case, in their order; case i has seed i."""
+    """Sample a video for each case, in their order; case i has seed i."""
     made: dict[int, Video] = {}
     by_size: dict[tuple[int, int], list[int]] = {}
     for index, case in enumerate(cases):
@@ -167,7 +171,7 @@ def make_videos(
         for indices in by_size.values():
             for start in range(0, len(indices), _BATCH):
                 chosen = indices[start : start + _BATCH]
-                batch = Batch(generator, [cases[i] for i in chosen], chosen)
+                batch = Batch(video_generator, [cases[i] for i in chosen], chosen)
                 videos = rearrange(as_levels(make(batch, windows).cpu()), "b c F H W -> b F H W c")
                 made |= zip(chosen, videos.numpy(), strict=True)
                 bar.update(len(chosen))

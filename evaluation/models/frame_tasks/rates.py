@@ -45,7 +45,7 @@ class Outcome:
 class Trial:
     """A model, cases, and how tasks are done with them."""
 
-    generator: VideoGenerator
+    video_generator: VideoGenerator
     cases: list[Case]
     pairs: list[Case]
     protocol: TaskProtocol
@@ -63,12 +63,16 @@ class Trial:
         windows: Windows | None = None,
         sampling: SamplingConfig | None = None,
     ) -> list[Video]:
-        generator = replace(self.generator, sampling=sampling or self.generator.sampling)
-        return make_videos(task, make, generator, cases or self.cases, windows or self.windows)
+        video_generator = replace(
+            self.video_generator, sampling=sampling or self.video_generator.sampling
+        )
+        return make_videos(
+            task, make, video_generator, cases or self.cases, windows or self.windows
+        )
 
     def guided(self, scale: float) -> SamplingConfig:
         """The sampling with another guidance scale."""
-        sampling = self.generator.sampling
+        sampling = self.video_generator.sampling
         return replace(sampling, guidance=replace(sampling.guidance, scale=scale))
 
 
@@ -286,7 +290,7 @@ def caching(trial: Trial) -> Outcome:
     exact = trial.make("text, all blocks", making.text)
     videos, rates = list(exact), dict[str, Rate | Mean]()
     for interval in (1, *protocol.cache_intervals):
-        sampling = replace(trial.generator.sampling, cache=FeatureCaching(interval))
+        sampling = replace(trial.video_generator.sampling, cache=FeatureCaching(interval))
         title = f"text, blocks at every step of {interval}"
         videos = trial.make(title, making.text, sampling=sampling)
         name = f"cache/{interval}"

@@ -106,7 +106,7 @@ def _trial(request: TaskRequest, system: DiffusionSystem) -> Trial:
     """The model with the cases that it is tried on."""
     protocol = request.protocol
     guidance = GuidanceConfig(protocol.guidance_scale)
-    generator = system.video_generator(
+    video_generator = system.video_generator(
         SamplingConfig(num_steps=protocol.num_steps, guidance=guidance)
     )
     drawn = protocol.cases, protocol.frames, system.fps, protocol.sizes
@@ -115,7 +115,7 @@ def _trial(request: TaskRequest, system: DiffusionSystem) -> Trial:
     pairs = pairs_to_connect(
         protocol.cases, protocol.context, gap, round(system.fps), protocol.sizes
     )
-    return Trial(generator, cases, pairs, protocol)
+    return Trial(video_generator, cases, pairs, protocol)
 
 
 def _outcomes(trial: Trial, tasks: tuple[str, ...]) -> dict[str, Outcome]:
