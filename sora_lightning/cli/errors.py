@@ -54,13 +54,39 @@ def stopped_by_signals(saves: bool) -> Iterator[None]:
 def exit_code(error: Exception) -> int | None:
     """The exit code for an error that its message explains; ``None`` for a defect, which keeps its
     traceback."""
-    if isinstance(error, FileNotFoundError):
-        return REFUSED
-    if isinstance(error, OSError):
-        return FAILED
-    if type(error).__name__ in _FOR_USERS:
-        return FAILED
     raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-    if isinstance(error, ValueError) and raised_in.is_relative_to(_OURS):
+    ours = isinstance(error, ValueError) and raised_in.is_relative_to(_OURS)
+    if ours or isinstance(error, FileNotFoundError) or _is_misconfiguration(error):
         return REFUSED
+    callback = isinstance(error, RuntimeError) and raised_in.parent.match(
+        "lightning/pytorch/callbacks"
+    )
+    if callback or isinstance(error, OSError) or type(error).__name__ in _FOR_USERS:
+        return FAILED
     return None
+
+
+@contextmanager
+def refused_as(key: str) -> Iterator[None]:
+    """Turn what constructors refuse within, ours and Lightning's, into a ``ValueError`` that names
+    ``key``."""
+    try:
+        yield
+    except Exception as error:
+        if not (isinstance(error, ValueError) or _is_misconfiguration(error)):
+            raise
+        raise ValueError(f"{key}: {_first_cause(error)}") from error
+
+
+def _is_misconfiguration(error: BaseException) -> bool:
+    return type(error).__name__ == "MisconfigurationException"  # Lightning is not imported for this
+
+
+def _first_cause(error: BaseException) -> str:
+    """The message of the constructor, which jsonargparse buries in those of its search."""
+    innermost = error
+    while (cause := innermost.__cause__ or innermost.__context__) is not None:
+        if not isinstance(cause, ValueError):
+            break
+        innermost = cause
+    return " ".join(str(innermost).split())

@@ -3,16 +3,17 @@ clip sizes."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from sora_lightning.checkpoints import init_args, read_checkpoint
 from sora_lightning.cli.geometry import check_size
@@ -76,6 +77,37 @@ def check_run_directory(
         if start != path and path.exists():
             os.replace(path, path.with_name("damaged.ckpt"))
     return str(start)
+
+
+def lock(run_dir: Path) -> IO[str] | None:
+    """Keep other trainings out of a run's folder for as long as the file that is returned is open.
+
+    Raises ``ValueError`` where another process holds it. Only the first rank locks.
+    """
+    if getattr(rank_zero_only, "rank", 0):
+        return None
+    file = (run_dir / ".lock").open("w")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        raise ValueError(
+            f"run_dir = {str(run_dir)!r}: another training writes into it at this moment. "
+            "Choose another --run_dir"
+        ) from error
+    except OSError:  # a file system without locks
+        pass
+    return file
+
+
+def check_trainer(trainer: Namespace) -> None:
+    """Raise ``ValueError`` naming a key of the trainer that cannot be used here."""
+    if (batches := trainer.accumulate_grad_batches) < 1:
+        raise ValueError(f"trainer.accumulate_grad_batches = {batches}: must be 1 or more")
+    if trainer.overfit_batches:
+        raise ValueError(
+            f"trainer.overfit_batches = {trainer.overfit_batches}: the data module plans the "
+            "batches. To overfit, give data.manifest a file with a few clips"
+        )
 
 
 def _readable(path: Path, older: list[Path]) -> tuple[Path, dict[str, Any]]:

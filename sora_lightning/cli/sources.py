@@ -67,7 +67,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         known = [str(p) for p in Path("experiments").glob("**/*.yaml")]
         raise ValueError(f"--config {path}: no such file. {suggestion(str(path), known)}".rstrip())
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is not text in UTF-8 ({error.reason})") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ValueError(f"{path}, line {line}: not YAML: {error.problem}") from error

@@ -28,13 +28,15 @@ from omegaconf.errors import OmegaConfBaseException
 from sora_lightning.callbacks.checkpoint import NonFiniteError, RunCheckpoint, SaveError
 from sora_lightning.callbacks.progress import Progress
 from sora_lightning.callbacks.writers import LatentWriter
-from sora_lightning.cli.errors import Terminated
+from sora_lightning.cli.errors import Terminated, refused_as
 from sora_lightning.cli.explain import explain_refusal
 from sora_lightning.cli.preflight import (
     check_inputs,
     check_latents,
     check_run_directory,
     check_sizes,
+    check_trainer,
+    lock,
 )
 from sora_lightning.cli.quiet import quieten
 from sora_lightning.cli.sources import Source, merge, read_sources
@@ -92,7 +94,9 @@ class TrainingCLI(LightningCLI):
         config = self.config[verb]
         if config.weights_only is False:
             raise ValueError("weights_only = False: a checkpoint that needs it may run any program")
+        check_trainer(config.trainer)
         config.ckpt_path = check_run_directory(verb, config.run_dir, config.ckpt_path, config.model)
+        self._lock = lock(Path(config.run_dir)) if verb == "fit" else None
         check_inputs(config)
         check_latents(verb, config)
         # Not a link: with one, jsonargparse 4.53 takes no key of the model on the command line as
@@ -101,6 +105,14 @@ class TrainingCLI(LightningCLI):
             config.model.init_args.fps = config.data.fps
         check_sizes(config)
         _leave_cores_to(config.data.num_workers)
+
+    def _set_seed(self) -> None:
+        with refused_as("seed_everything"):
+            super()._set_seed()
+
+    def instantiate_classes(self) -> None:
+        with refused_as("the configuration"):
+            super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config: Namespace = self.config_init[self.subcommand]
@@ -124,6 +136,11 @@ class TrainingCLI(LightningCLI):
                 raise KeyboardInterrupt from error
             if self.trainer.received_sigterm and not isinstance(error, SaveError | NonFiniteError):
                 raise Terminated(signal.SIGTERM, self._how_to_go_on()) from error
+            if isinstance(error, RuntimeError) and "loading state_dict" in str(error):
+                path, first = self.config[subcommand].ckpt_path, str(error).splitlines()[1].strip()
+                raise ValueError(
+                    f"ckpt_path = {path!r}: its weights do not fit: {first}"
+                ) from error
             raise
 
     def _how_to_go_on(self) -> str:

@@ -191,6 +191,67 @@ def test_a_resume_that_is_refused_changes_no_file(
     assert fit("--ckpt_path", "last", max_steps=7) == 0
 
 
+def test_a_second_training_in_the_same_folder_is_refused(
+    fit: Fit, run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir.mkdir()
+    code = "import fcntl, sys; file = open('.lock', 'w'); fcntl.lockf(file, fcntl.LOCK_EX)\n"
+    code += "print('locked', flush=True); sys.stdin.read()"
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=run_dir, stdin=pipe, stdout=pipe, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        assert fit() == 2
+        other.communicate("")
+    assert "another training writes into it" in capsys.readouterr().err.splitlines()[-1]
+    assert fit(max_steps=1) == 0
+
+
+_STOPPING = "lightning.pytorch.callbacks.EarlyStopping"
+
+
+@pytest.mark.parametrize(
+    ("argument", "code", "said"),
+    [
+        ("accelerator=nonsense", 2, "invalid accelerator name"),
+        ("devices=0", 2, "`Trainer(devices='0')` value is not a valid input"),
+        ("strategy=nonsense", 2, "invalid strategy name"),
+        ("max_time=2 hours", 2, "is not a valid duration"),
+        ("limit_train_batches=1.5", 2, "invalid value 1.5 for limit_train_batches"),
+        ("accumulate_grad_batches=0", 2, "trainer.accumulate_grad_batches = 0: must be 1 or more"),
+        ("overfit_batches=1", 2, "trainer.overfit_batches = 1: the data module plans"),
+        ("callbacks=[{class_path: EMA, init_args: {decay: 2.0}}]", 2, "decay = 2.0 must lie"),
+        (
+            f"callbacks=[{{class_path: {_STOPPING}, init_args: {{monitor: nothing}}}}]",
+            1,
+            "conditioned on metric `nothing`",
+        ),
+    ],
+)
+def test_what_the_trainer_refuses_is_one_line(
+    fit: Fit, capsys: pytest.CaptureFixture[str], argument: str, code: int, said: str
+) -> None:
+    argument = argument.replace("EMA", "sora_lightning.callbacks.EMA")
+    every = ("--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=2")
+    assert fit(f"--trainer.{argument}", *every) == code
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_seed_out_of_range_is_refused(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit("--seed_everything=-1") == 2
+    assert "seed_everything: -1 is not in bounds" in capsys.readouterr().err
+
+
+def test_a_yaml_in_another_encoding_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "latin.yaml").write_bytes("run_dir: grün".encode("latin-1"))
+    assert main(["fit", "--config", str(tmp_path / "latin.yaml")]) == 2
+    assert "latin.yaml: is not text in UTF-8" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(
     os.getuid() != 0 or shutil.which("setpriv") is None, reason="sets aside root's rights"
 )
