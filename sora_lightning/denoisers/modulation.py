@@ -1,6 +1,7 @@
 """Where a block's shifts, scales and gates come from: adaptive layer norm in three economies."""
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from einops import rearrange
@@ -8,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sora_lightning.denoisers.conditioning_embedding import ConditioningEmbedding
+from sora_lightning.layers.tables import HasTables
 
 
 def zero_init(linear: nn.Linear) -> None:
@@ -74,12 +76,14 @@ class AdaLNLoRA(Modulation):
         zero_init(self.up)
 
 
-class AdaLNTable(Modulation):
+class AdaLNTable(Modulation, HasTables):
     """One projection for all blocks, and a learned offset for each: "adaLN-single" (PixArt, arXiv
     2310.00426, section 2.3).
     """
 
     is_shared = True
+
+    table_names: ClassVar[tuple[str, ...]] = ("table",)
 
     def __init__(self, width: int, num_parts: int):
         super().__init__()
@@ -97,8 +101,10 @@ class AdaLNTable(Modulation):
         return TiledTable(width, num_parts)
 
 
-class TiledTable(Modulation):
+class TiledTable(Modulation, HasTables):
     """The embedding itself, once for each part, and a learned offset: PixArt's final layer."""
+
+    table_names: ClassVar[tuple[str, ...]] = ("table",)
 
     def __init__(self, width: int, num_parts: int):
         super().__init__()

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from sora_lightning.denoisers.base import Denoiser, clip_by_clip
 from sora_lightning.layers.patch import Patch
 from sora_lightning.layers.positions.absolute import LearnedPositions, sinusoidal
+from sora_lightning.layers.tables import HasTables
 from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.types import Condition, PackedLatents
 
@@ -83,7 +85,7 @@ class UViTBlock(nn.Module):
         return x + self.mlp(self.norm_2(x))
 
 
-class UViT(Denoiser):
+class UViT(Denoiser, HasTables):
     """Condition tokens, one time token and patches through one plain transformer with long skips.
 
     The pooled vector of the condition is not used. ``project_condition`` is off where condition
@@ -92,6 +94,8 @@ class UViT(Denoiser):
     1000 as counted in steps; the reference's continuous models (CIFAR-10, ImageNet 64) have 999.
     One time holds for a whole clip, since it is one token.
     """
+
+    table_names: ClassVar[tuple[str, ...]] = ("condition_position", "time_position")
 
     def __init__(
         self,

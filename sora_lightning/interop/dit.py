@@ -175,7 +175,8 @@ def position_table(
     table = embedding(width)(PackedSequence([grid]))[None]
 
     def check(found: Tensor) -> tuple[Tensor, ...]:
-        if found.shape != table.shape or not torch.allclose(found.float(), table, atol=1e-4):
+        atol = max(1e-4, torch.finfo(found.dtype).eps)
+        if found.shape != table.shape or not torch.allclose(found.float(), table, atol=atol):
             raise ValueError(f"{theirs} is not the fixed table of sines and cosines")
         return ()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from sora_lightning.checkpoints import build
 from sora_lightning.tokenizers import VideoTokenizer
 from sora_lightning.types import TokenGrid
 
+_DDP = "module."  # before each name of a DistributedDataParallel
 _METADATA = "sora_lightning"  # the key of the safetensors metadata that holds the parts
 
 
@@ -103,20 +105,22 @@ def describe(target: Any, **init_args: Any) -> dict[str, Any]:
 
 
 def read_foreign(path: Path) -> dict[str, Tensor]:
-    """The weights in a ``.safetensors`` file or in one that ``torch.save`` wrote; where that holds
-    a training's state, its ``ema`` before its ``model``.
+    """Return the weights of a ``.safetensors`` file or of one that ``torch.save`` wrote.
 
-    Only tensors are unpickled. Raises ``ValueError`` for a file that holds no weights.
+    Of a training's state these are its ``ema``, or else its ``model``. The prefix of
+    ``DistributedDataParallel`` is removed. Only tensors and plain values are unpickled. Raises
+    ``ValueError`` for a file that holds no weights.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            return _without_prefix(load_file(path))
         except SafetensorError as error:
             raise ValueError(f"{path}: not a safetensors file ({error})") from error
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments of a training
+            held = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(f"{path}: holds more than weights, or none ({error})") from error
     for key in ("ema", "model", "state_dict"):
@@ -125,7 +129,13 @@ def read_foreign(path: Path) -> dict[str, Tensor]:
             break
     if not isinstance(held, Mapping) or not all(isinstance(v, Tensor) for v in held.values()):
         raise ValueError(f"{path}: is not a table of weights")
-    return dict(held)
+    return _without_prefix(held)
+
+
+def _without_prefix(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if weights and all(name.startswith(_DDP) for name in weights):
+        return {name.removeprefix(_DDP): tensor for name, tensor in weights.items()}
+    return dict(weights)
 
 
 def write_foreign(weights: Mapping[str, Tensor], path: Path) -> None:

@@ -181,6 +181,23 @@ def test_self_conditioning_reads_the_estimate_and_none_is_zeros():
         build()(x, torch.rand(2), condition(2), x)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+def test_every_network_computes_in_the_precision_of_its_weights(network, dtype):
+    """Known frames, packed and dense; the latents may come in another precision."""
+    dit = build(network)
+    x, t, told = torch.randn(2, 4, 3, 4, 4), torch.tensor([0.25, 0.75]), condition(2)
+    expected = dit(x, t, told)[0]
+    dit.to(dtype)
+    told = Condition(told.tokens.to(dtype), told.mask, told.pooled.to(dtype))
+    tolerance = 0.2 if dtype == torch.bfloat16 else 1e-5
+    for latents in (x, x.to(dtype)):
+        (y,) = dit(PackedLatents((latents[0],)), t[:1].to(dtype), told[:1]).clips
+        for made in (dit(latents, t.to(dtype), told)[0], y):
+            assert made.dtype == dtype
+            assert (made.float() - expected).norm() < tolerance * expected.norm()
+
+
 def test_swiglu_has_as_many_parameters_as_gelu():
     width = 96
     gated, plain = (sum(p.numel() for p in ff.parameters() if p.ndim == 2) for ff in (

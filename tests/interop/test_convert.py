@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,36 @@ def test_there_and_back_through_files(tmp_path: Path, key: str | None, suffix: s
     returned = load_file(back) if suffix == ".safetensors" else torch.load(back)
     assert returned.keys() == weights.keys()
     assert all(torch.equal(returned[name], weights[name]) for name in weights)
+
+
+def test_a_trainings_checkpoint_is_read_and_so_are_ddp_and_half_precision(tmp_path: Path) -> None:
+    """As DiT's and SiT's ``train.py`` write them."""
+    weights = Golden.load("dit").weights
+    ours, theirs = tmp_path / "ours.safetensors", tmp_path / "theirs.pt"
+    training = {
+        "model": {},
+        "ema": weights,
+        "opt": {"state": {}, "param_groups": [{"lr": 1e-4}]},
+        "args": argparse.Namespace(model="DiT-S/2", global_batch_size=256),
+    }
+    files: list[tuple[dict, float]] = [
+        (training, 0.0),
+        ({f"module.{name}": tensor for name, tensor in weights.items()}, 0.0),
+        ({name: tensor.half() for name, tensor in weights.items()}, 1e-3),
+        ({name: tensor.bfloat16() for name, tensor in weights.items()}, 1e-2),
+    ]
+    for held, tolerance in files:
+        torch.save(held, theirs)
+        assert convert("dit", "sora-lightning", theirs, ours, "--num-heads=2") == 0
+        network = Pretrained.load(ours).build()["denoiser"].state_dict()
+        torch.testing.assert_close(
+            network["blocks.0.mlp.0.weight"],
+            weights["blocks.0.mlp.fc1.weight"],
+            atol=tolerance,
+            rtol=tolerance,
+        )
+    torch.save({**weights, "pos_embed": weights["pos_embed"].half() + 0.01}, theirs)
+    assert convert("dit", "sora-lightning", theirs, ours, "--num-heads=2") == 2
 
 
 def test_what_is_refused_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from sora_lightning.diffusion import DDIM, Epsilon, Process, VariancePreserving, uniform_times
 from sora_lightning.interop import dit, dit_diffusers, latte, latte_diffusers, sit
 from sora_lightning.types import Condition, TokenGrid
 from tests.interop.golden import Golden, seeded
@@ -113,6 +114,38 @@ def test_diffusers_dit_gives_its_output():
     for block in model.transformer_blocks:
         block.norm1.emb.time_proj.downscale_freq_shift = 0
     torch.testing.assert_close(*both(steps), **CLOSE)
+
+
+@torch.no_grad()
+def test_a_converted_dit_samples_as_the_public_one_does():
+    """DDIM of diffusers' model at its own steps 0 to 999, and of ours on the discrete path."""
+    diffusers = pytest.importorskip("diffusers")
+    model = diffusers_dit()
+    for block in model.transformer_blocks:
+        block.norm1.emb.time_proj.downscale_freq_shift = 0  # the public code's frequencies
+    built = dit_diffusers.to_ours(model.state_dict(), num_heads=2).build()
+    x, y, num_steps = torch.randn(2, 4, 8, 8), torch.tensor([0, 3]), 10
+    scheduler = diffusers.DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=1e-4,
+        beta_end=0.02,
+        timestep_spacing="trailing",
+        clip_sample=False,
+    )
+    scheduler.set_timesteps(num_steps)
+    sample = x
+    for step in scheduler.timesteps:
+        noise = model(sample, step.expand(2), y).sample[:, :4]
+        sample = scheduler.step(noise, step, sample, eta=0.0).prev_sample
+    ours = DDIM()(
+        built["denoiser"],
+        x[:, :, None],
+        uniform_times(num_steps).double(),
+        built["conditioner"].of_rows(y),
+        Process(VariancePreserving(), Epsilon()),
+        torch.zeros_like,
+    )
+    torch.testing.assert_close(ours[:, :, 0], sample, atol=1e-3, rtol=1e-3)
 
 
 @torch.no_grad()

@@ -1,10 +1,18 @@
 import itertools
+from functools import partial
 
 import pytest
 import torch
 
+from sora_lightning.denoisers import DiT, DiTParts, UViT
+from sora_lightning.denoisers.blocks import AdaLNBlock
+from sora_lightning.denoisers.modulation import AdaLNTable
+from sora_lightning.layers.positions.absolute import Fractional, Learned
+from sora_lightning.layers.positions.relative import RelativeSelfAttention
+from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.systems.optimizers.muon import NEWTON_SCHULZ, MuonAdamW, orthogonalise
 from sora_lightning.systems.optimizers.schedule import parameter_groups, warmup_cosine
+from sora_lightning.tokenizers.vivit_encoder import ViViT
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (8, 40), (40, 8)])
@@ -89,6 +97,29 @@ def test_groups_hold_each_trained_parameter_once_and_tables_stay_whole():
         id(module[2].bias),
     }
     assert others["weight_decay"] == 0
+
+
+def test_learned_positions_and_other_tables_are_neither_decayed_nor_orthogonalised():
+    parts = DiTParts(
+        block=partial(AdaLNBlock, modulation=AdaLNTable, self_attention=RelativeSelfAttention),
+        positions=[partial(Learned, grid=(2, 4, 4)), Fractional],
+    )
+    size = TransformerSize(1, 12, 2)
+    tables = [
+        (DiT(4, 12, size, parts=parts), ("positions.", "table")),
+        (UViT(4, 12, size), ("position",)),
+        (ViViT(size=size), ("position", "class_token")),
+    ]
+    for network, marks in tables:
+        names = {id(parameter): name for name, parameter in network.named_parameters()}
+        matrices, others = (
+            {names[id(p)] for p in group["params"]} for group in parameter_groups(network)
+        )
+        expected = {name for name in names.values() if any(mark in name for mark in marks)}
+        assert expected
+        assert expected <= others
+        assert not expected & matrices
+        assert all(name.endswith("weight") for name in matrices)
 
 
 def test_rates_warm_up_and_end_at_the_floor():

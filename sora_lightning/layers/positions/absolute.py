@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.positions.coordinates import axis_widths
+from sora_lightning.layers.tables import HasTables
 from sora_lightning.types import TokenGrid
 
 
@@ -99,12 +101,14 @@ class SinusoidalTime(PositionEmbedding):
         return _sines_first(sequence.coordinates[:, 0].float(), self.width)
 
 
-class Learned(PositionEmbedding):
+class Learned(PositionEmbedding, HasTables):
     """A learned vector for each frame and one for each place of a frame, up to a largest ``grid``
     of frames, rows and columns (W.A.L.T, arXiv 2312.06662, section 4.1).
 
     ``ValueError`` for a clip that reaches beyond the grid.
     """
+
+    table_names: ClassVar[tuple[str, ...]] = ("time", "space")
 
     def __init__(self, width: int, grid: Sequence[int], before_block: int = 0):
         super().__init__(before_block)
@@ -125,13 +129,15 @@ class Learned(PositionEmbedding):
         return self.time[frame] + self.space[row, column]
 
 
-class Fractional(PositionEmbedding):
+class Fractional(PositionEmbedding, HasTables):
     """A learned curve along each axis, read at the token's share of its clip's extent, the three
     added up: factorised fractional positions (NaViT, arXiv 2307.06304, section 2.1).
 
     A curve has ``num_points`` learned vectors and runs straight between them; position p of s
     stands at (p + 1/2) / s, so a clip twice as fine passes the same curve in half the steps.
     """
+
+    table_names: ClassVar[tuple[str, ...]] = ("curves",)
 
     def __init__(self, width: int, num_points: int = 32, before_block: int = 0):
         super().__init__(before_block)
@@ -150,10 +156,12 @@ class Fractional(PositionEmbedding):
         return torch.lerp(low, high, weight.to(low)).sum(dim=0)
 
 
-class LearnedPositions(nn.Module):
+class LearnedPositions(nn.Module, HasTables):
     """A table over ``frames`` x ``rows`` x ``columns`` tokens. A grid of another extent takes its
     positions from it by trilinear interpolation.
     """
+
+    table_names: ClassVar[tuple[str, ...]] = ("table",)
 
     def __init__(self, frames: int, rows: int, columns: int, width: int):
         super().__init__()

@@ -3,6 +3,7 @@ learned positions (arXiv 2312.06662, section 4.1; one table over displacements: 
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,14 +15,17 @@ from sora_lightning.layers.attention import NormFactory, SelfAttention
 from sora_lightning.layers.groupings import SortedGroups
 from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.partitions import JOINT, HeadSplit, Partition, TokenPartition
+from sora_lightning.layers.tables import HasTables
 from sora_lightning.layers.transformer import RMSNorm
 
 
-class RelativeSelfAttention(SelfAttention):
+class RelativeSelfAttention(SelfAttention, HasTables):
     """``reach`` is the largest displacement in frames, rows and columns with a value of its own for
     each head; tokens further apart share the last. W.A.L.T's windows of 1 x 16 x 16 and 5 x 8 x 8
     lie within the default.
     """
+
+    table_names: ClassVar[tuple[str, ...]] = ("table",)
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from sora_lightning.layers.positions.coordinates import axis_widths
 
 
 def rotary_frequencies(width: int, base: float, device: torch.device) -> Float[Tensor, " pairs"]:
-    """Radians a token of each channel pair along one axis, from 1 down towards 1 / ``base``."""
+    """Return the radians per token of each channel pair, from 1 to almost 1 / ``base``."""
     half = width // 2
     exponent = torch.arange(half, dtype=torch.float32, device=device) / max(half, 1)
     return base**-exponent
@@ -24,11 +24,10 @@ def rotary_frequencies(width: int, base: float, device: torch.device) -> Float[T
 def rotary_angles(
     coordinates: Int[Tensor, "n 3"], head_width: int, base: float = 100.0
 ) -> Float[Tensor, "n {head_width}//2"]:
-    """Rotation angle of each channel pair: 3-D rotary embedding, axes on separate channels (arXiv
-    2104.09864).
+    """Return the rotation angle of each channel pair, axes on separate channels.
 
-    ``base`` is the longest wavelength over 2 pi, in tokens: far shorter than for text, since axes
-    are short.
+    ``base`` is the longest wavelength over 2 pi, in tokens. It is far shorter than for text, since
+    axes are short.
     """
     angles = []
     for axis, share in enumerate(axis_widths(head_width)):
@@ -40,7 +39,7 @@ def rotary_angles(
 def rotate(
     x: Float[Tensor, "... n d"], angles: Float[Tensor, "... n d//2"]
 ) -> Float[Tensor, "... n d"]:
-    """Turn each pair of channels by its angle."""
+    """Rotate each pair of channels by its angle."""
     if x.dtype in (torch.float32, torch.float64):
         # One product of complex numbers, in half the time of real ones on a CPU.
         pairs = torch.view_as_complex(rearrange(x, "... (pair two) -> ... pair two", two=2))
@@ -55,12 +54,12 @@ def rotate(
 
 @dataclass(frozen=True)
 class Rotary:
-    """3-D rotary positions: time, rows and columns turn channels of their own (arXiv 2104.09864).
+    """3-D rotary positions: time, rows and columns rotate separate channels (arXiv 2104.09864).
 
-    ``base`` is the longest wavelength over 2 pi, in tokens. Where a clip has more frames than
-    ``trained_frames``, the channels that turn less than once over that many frames turn slower in
-    proportion and all others as ever ("NTK-by-parts", arXiv 2309.00071, section 3.2): no channel
-    then shows an angle that training did not. Null leaves every clip as it is.
+    ``base`` is the longest wavelength over 2 pi, in tokens. In a clip of more frames than
+    ``trained_frames``, channels that turn less than once over that many frames turn more slowly
+    ("NTK-by-parts", arXiv 2309.00071, section 3.2): no channel has an angle that training did not
+    show. Null leaves all clips as they are.
     """
 
     base: float = 100.0
@@ -73,19 +72,19 @@ class Rotary:
             raise ValueError(f"trained_frames = {self.trained_frames} must be at least 1")
 
     def angles(self, sequence: PackedSequence, head_width: int) -> Float[Tensor, "n a"]:
-        """The angle of each pair of channels of a head, for each token."""
-        parts = []
-        for axis, share in enumerate(axis_widths(head_width)):
-            position = sequence.coordinates[:, axis, None].float()
-            turns = position * rotary_frequencies(share, self.base, sequence.device)
-            parts.append(turns)
-        if self.trained_frames is not None:
-            parts[0] = parts[0] * self._slowing(sequence, axis_widths(head_width)[0])
-        return torch.cat(parts, dim=-1)
+        """Return the angle of each pair of channels of a head, for each token."""
+        angles = rotary_angles(sequence.coordinates, head_width, self.base)
+        if self.trained_frames is None:
+            return angles
+        of_time, of_space = angles.tensor_split([axis_widths(head_width)[0] // 2], dim=-1)
+        return torch.cat([of_time * self._slowing(sequence, 2 * of_time.shape[-1]), of_space], -1)
 
     def _slowing(self, sequence: PackedSequence, width: int) -> Float[Tensor, "n a"]:
+        """Return the factor of each time channel: the last frame of a longer clip then has the
+        angle of the last trained one.
+        """
         assert self.trained_frames is not None
         frequencies = rotary_frequencies(width, self.base, sequence.device)
-        longer = self.trained_frames / sequence.extents[:, :1].clamp(min=self.trained_frames)
+        last = (sequence.extents[:, :1].clamp(min=self.trained_frames) - 1).clamp(min=1)
         turns_once = frequencies * self.trained_frames >= 2 * math.pi
-        return torch.where(turns_once, 1.0, longer)
+        return torch.where(turns_once, 1.0, (self.trained_frames - 1) / last)

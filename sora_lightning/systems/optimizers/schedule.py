@@ -11,6 +11,8 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from sora_lightning.layers.tables import HasTables
+
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 
 
@@ -20,12 +22,17 @@ def adamw(parameters: Iterable[Any]) -> Optimizer:
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """What trains, in two groups: matrices (``is_matrix``), and gains, biases and embedding tables.
+    """Return what trains in two groups: matrices (``is_matrix``), and gains, biases and tables.
 
     Only the first is decayed, and only the first may be orthogonalised: a row of a table stands by
-    itself.
+    itself. Tables are embeddings, learned positions and what else a module ``HasTables`` names.
     """
-    tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    tables: set[int] = set()
+    for one in module.modules():
+        if isinstance(one, nn.Embedding):
+            tables.add(id(one.weight))
+        elif isinstance(one, HasTables):
+            tables.update(id(getattr(one, name)) for name in one.table_names)
     trainable = [p for p in module.parameters() if p.requires_grad]
     matrices = [p for p in trainable if p.ndim >= 2 and id(p) not in tables]
     others = [p for p in trainable if p.ndim < 2 or id(p) in tables]

@@ -88,6 +88,7 @@ def test_rotary_shows_longer_clips_no_angle_that_training_did_not():
     plain = Rotary().angles(PackedSequence([TokenGrid(5 * trained, 1, 1)]), width)[:, :8]
     torch.testing.assert_close(short, plain[:trained])
     assert (long[:, ~turns_once].amax(0) <= frequencies[~turns_once] * trained).all()
+    torch.testing.assert_close(long[-1, ~turns_once], short[-1, ~turns_once])
     assert (plain[:, ~turns_once].amax(0) > frequencies[~turns_once] * trained).all()
     assert torch.equal(long[:, turns_once], plain[:, turns_once])
 
