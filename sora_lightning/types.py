@@ -239,7 +239,7 @@ def from_groups(groups: Sequence[Float[Tensor, "b c f h w"]], like: Latents) -> 
 class PackedBatch:
     """Clips of any sizes that share one sequence, each with a caption and a time of its own.
 
-    ``turns`` counts how often each clip has been shown before. ``kept`` holds the numbers of the
+    ``repeats`` counts how often each clip has been shown before. ``kept`` holds the numbers of the
     tokens (frame-major) that take part, where some are left out. ``fill`` is the share of the
     sequence's budget that they take. Exactly one of ``videos`` and ``latents`` is absent. Where no
     clip could be read, the batch has none.
@@ -248,7 +248,7 @@ class PackedBatch:
     captions: list[str]
     fps: Float[Tensor, " b"]
     clip_ids: list[str]
-    turns: list[int]
+    repeats: list[int]
     fill: float
     videos: list[Float[Tensor, "3 _F _H _W"]] | None = None
     latents: list[Float[Tensor, "c _f _h _w"]] | None = None

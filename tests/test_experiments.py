@@ -30,7 +30,12 @@ from sora_lightning.systems import DiffusionSystem, TokenizerSystem
 _ROOT = Path(__file__).resolve().parents[1]
 _YAMLS = sorted(path.relative_to(_ROOT) for path in _ROOT.glob("experiments/**/*.yaml"))
 _LABELS = ("Question", "Command", "Cost", "Expected")
-_SMALL = ("--data.sizes=[17x32x32]", "--data.pixels_per_batch=70000", "--trainer.logger=true")
+_SMALL = (
+    "--data.batching.sizes=[17x32x32]",
+    "--data.batching.pixels_per_batch=70000",
+    "--trainer.logger=true",
+)
+_SIZES = "data.batching.sizes"
 _FEW = (
     "--trainer.max_steps=2",
     "--trainer.val_check_interval=1",
@@ -71,7 +76,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         _run("synthesize", "--root", "runs/instruct/data", "--edits", *counts)
         config = "experiments/demo/tokenizer.yaml"
         pairs = [f"--data.{k}=runs/instruct/data/{v}.jsonl" for k, v in _PAIRS.items()]
-        sources = ("--data.sources=true", "--latents.root=runs/instruct/latents")
+        sources = ("--data.reading.sources=true", "--latents.root=runs/instruct/latents")
         encode = ("predict", "--config", config, *_SMALL, _NARROW[config], "--ckpt_path", "last")
         _run(*encode, *pairs, *sources)
         small = ("--model.init_args.denoiser.init_args.size.depth=2", *_SMALL, *_FEW)
@@ -275,8 +280,8 @@ def test_a_training_goes_on_from_its_checkpoint(
         (("fit", "--trainer.max_step=3"), "trainer.max_step: no such key in Trainer. Did you mean"),
         (("fit", f"{_DENOISER}.size.width=abc"), "init_args.size.width = 'abc': expected a whole"),
         (("fit", f"{_DENOISER}.size.num_heads=3"), "model.init_args.denoiser: "),
-        (("fit", "--data.sizes=[17x32x32,17x30x32]"), "data.sizes[1] = '17x30x32': height 30"),
-        (("fit", "--data.sizes=[32x32]"), "data.sizes[0]: '32x32' is not a video size"),
+        (("fit", f"--{_SIZES}=[17x32x32,17x30x32]"), f"{_SIZES}[1] = '17x30x32': height 30"),
+        (("fit", f"--{_SIZES}=[32x32]"), f"{_SIZES}[0]: '32x32' is not a video size"),
         (("fit", "--data.manifest=x/trian.jsonl"), "data.manifest = 'x/trian.jsonl': there is"),
         (("fit", "--data.latents=clips"), "data.latents: clips: no latent cache here"),
         (("fit", f"{_TOKENIZER}.checkpoint=x.ckpt"), "tokenizer.init_args.checkpoint = 'x.ckpt'"),

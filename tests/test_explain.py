@@ -170,10 +170,12 @@ def test_a_size_is_refused_exactly_when_it_cannot_be_cut_and_the_advice_can(patc
         for height, width in ((8, 8), (16, 16), (24, 16), (30, 32), (4, 40)):
             size = VideoSize(frames, height, width)
             if _fits(size, compression, patch):
-                check_size("data.sizes[0]", size, compression, patch)
+                check_size("data.batching.sizes[0]", size, compression, patch)
                 continue
-            with pytest.raises(ValueError, match=rf"^data\.sizes\[0\] = '{size}'") as caught:
-                check_size("data.sizes[0]", size, compression, patch)
+            with pytest.raises(
+                ValueError, match=rf"^data\.batching\.sizes\[0\] = '{size}'"
+            ) as caught:
+                check_size("data.batching.sizes[0]", size, compression, patch)
             advice = str(caught.value).partition("The nearest that fit: ")[2].split(" or ")
             assert all(_fits(VideoSize.parse(one), compression, patch) for one in advice)
 

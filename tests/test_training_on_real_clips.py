@@ -27,7 +27,7 @@ def test_real_video_trains_both_models_and_samples(
     manifest = tmp_path / "clips.jsonl"
     manifest.write_text("\n".join(_moved(row) for row in rows))
     data = ("--data.manifest", str(manifest), "--data.val_manifest", str(manifest))
-    small = ("--data.sizes=[9x32x48]", "--data.pixels_per_batch=56000")
+    small = ("--data.batching.sizes=[9x32x48]", "--data.batching.pixels_per_batch=56000")
     common = (*data, *small, "--trainer.log_every_n_steps=1", "--trainer.max_steps=16")
     often = ("--trainer.val_check_interval=16",)
     tokenizer = ("--config", "experiments/tokenizer/clips.yaml")

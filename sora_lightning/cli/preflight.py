@@ -174,8 +174,8 @@ def check_latents(verb: str, config: Namespace) -> None:
 
 
 def check_sizes(config: Namespace) -> None:
-    """Raise ``ValueError`` naming the first of ``data.sizes`` that the tokenizer and the denoiser
-    cannot cut evenly.
+    """Raise ``ValueError`` naming the first of ``data.batching.sizes`` that the tokenizer and the
+    denoiser cannot cut evenly.
 
     Their geometry is read from the objects themselves, built on the meta device, where weights take
     no memory. What they refuse at construction is refused here already, with its key.
@@ -199,12 +199,12 @@ def check_sizes(config: Namespace) -> None:
         packing = config.data.packing
         with _named("data.packing"):
             check_geometry(packing.compression, packing.patch, tokenizer.compression, patch)
-    texts = config.data.sizes or []
+    texts = config.data.batching.sizes or []
     if isinstance(texts, Namespace):
-        with _named("data.sizes"):
+        with _named("data.batching.sizes"):
             texts = list(map(str, SizeFamily(**texts.as_dict()).sizes()))
     for index, text in enumerate(texts):
-        key = f"data.sizes[{index}]"
+        key = f"data.batching.sizes[{index}]"
         with _named(key):
             size = VideoSize.parse(text)
         check_size(key, size, tokenizer.compression, patch)

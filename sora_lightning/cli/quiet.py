@@ -6,7 +6,7 @@ import logging
 import warnings
 
 _MEANT_SO = (
-    ".*does not have many workers.*",  # how many is data.num_workers' business
+    ".*does not have many workers.*",  # how many is data.reading.num_workers' business
     ".*LeafSpec.*",  # Lightning's own use of torch
     r".*module\(s\) in eval mode.*",  # the frozen tokenizer of a DiffusionSystem
     ".*already saved during checkpointing.*",  # a part's hyperparameters are its class_path

@@ -104,7 +104,7 @@ class TrainingCLI(LightningCLI):
         if "fps" in config.model.init_args:
             config.model.init_args.fps = config.data.fps
         check_sizes(config)
-        _leave_cores_to(config.data.num_workers)
+        _leave_cores_to(config.data.reading.num_workers)
 
     def _set_seed(self) -> None:
         with refused_as("seed_everything"):

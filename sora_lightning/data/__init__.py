@@ -14,11 +14,13 @@ from sora_lightning.data.decoding.torchcodec_reader import TorchCodecReader
 from sora_lightning.data.decoding.video_metadata import VideoMetadata
 from sora_lightning.data.latents import LatentCache
 from sora_lightning.data.manifest.records import ClipRecord, read_manifest
+from sora_lightning.data.settings import Batching, Reading
 from sora_lightning.data.synthetic.render import write_dataset
 
 __all__ = [
     "Assignment",
     "BatchPlan",
+    "Batching",
     "Buckets",
     "ClipRecord",
     "DecodeError",
@@ -29,6 +31,7 @@ __all__ = [
     "Packing",
     "PyAVReader",
     "Reader",
+    "Reading",
     "Removal",
     "SizeFamily",
     "TorchCodecReader",

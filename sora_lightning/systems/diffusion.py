@@ -129,9 +129,9 @@ class DiffusionSystem(L.LightningModule):
     def _check_data(self, spec: DataSpec) -> None:
         if self.known_frames.needs_source and not spec.sources:
             raise ValueError(
-                "model.init_args.known_frames has VideoEditing and data.sources is not set: give "
-                "data.sources = true, and manifests whose column source names what each clip is an "
-                "edit of"
+                "model.init_args.known_frames has VideoEditing and data.reading.sources is not "
+                "set: give data.reading.sources = true, and manifests whose column source names "
+                "what each clip is an edit of"
             )
         if spec.packing is not None:
             compression, patch = self.tokenizer.compression, self.denoiser.patch
@@ -207,7 +207,7 @@ class DiffusionSystem(L.LightningModule):
             return None
         if isinstance(batch, PackedBatch) or batch.source is None:
             raise ValueError(
-                "masks has VideoEditing, and the batch holds no sources: set data.sources"
+                "masks has VideoEditing, and the batch holds no sources: set data.reading.sources"
             )
         return self.latents(batch.source)
 

@@ -107,7 +107,7 @@ class TokenizerSystem(L.LightningModule):
             if self.adversarial is not None:
                 raise ValueError(
                     "model.init_args.adversarial and data.packing are both set: a discriminator "
-                    "takes batches of one size; give data.sizes, or leave adversarial out"
+                    "takes batches of one size; give data.batching.sizes, or leave adversarial out"
                 )
         if not spec.validates:
             raise ValueError(
@@ -253,7 +253,7 @@ def check_packable(tokenizer: VideoTokenizer, packing: Packing) -> None:
     if not tokenizer.supports_packing:
         raise ValueError(
             f"data.packing is set: a {type(tokenizer).__name__} trains on batches of one size; "
-            "give data.sizes, or take a ViViTTokenizer"
+            "give data.batching.sizes, or take a ViViTTokenizer"
         )
     if packing.dropping is not None:
         raise ValueError(

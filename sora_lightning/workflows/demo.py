@@ -74,7 +74,7 @@ def _fit_tokenizer(output: Path, quick: bool) -> Stage:
 def _encode(output: Path, quick: bool) -> Stage:
     config, latents = _CONFIGS / "tokenizer.yaml", output / "latents"
     # The tokenizer learns on 9 frames and, being causal, encodes the 17 that the transformer sees.
-    sizes = ("--data.sizes", "[17x32x32,17x24x40,17x40x24]")
+    sizes = ("--data.batching.sizes", "[17x32x32,17x24x40,17x40x24]")
     command = ("sora-lightning", "predict", "--config", f"{config}", "--ckpt_path", "last", *sizes)
     places = {"run_dir": "tokenizer", **_CLIPS, "latents.root": "latents"}
     return Stage(

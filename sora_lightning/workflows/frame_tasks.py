@@ -54,7 +54,7 @@ def frame_task_stages(
 ) -> list[Stage]:
     """The stages in order: clips, decoder, latents of both lengths, training, videos and rates."""
     data = yaml.safe_load((demo / "text_to_video" / "config.yaml").read_text())["data"]
-    short = [VideoSize.parse(size) for size in data["sizes"]]
+    short = [VideoSize.parse(size) for size in data["batching"]["sizes"]]
     long = [_longer(size, data) for size in short]
     run = output / "model"
     return [
@@ -82,7 +82,7 @@ def _fit_decoder(demo: Path, output: Path, sizes: list[VideoSize], quick: bool) 
     base = demo / "tokenizer"
     settings = (
         *("--model.init_args.tokenizer.init_args.checkpoint", f"{_checkpoint(base)}"),
-        *("--data.manifest", f"{output}/data/train.jsonl", "--data.sizes", _listed(sizes)),
+        *("--data.manifest", f"{output}/data/train.jsonl", "--data.batching.sizes", _listed(sizes)),
         *(("--trainer.max_steps", "4") if quick else ()),
     )
     return _fit("decoder", base, _DECODER, output / "decoder", settings)
@@ -93,7 +93,7 @@ def _encode(output: Path, sizes: list[VideoSize]) -> Stage:
     command = (
         *("sora-lightning", "predict", "--config", f"{config}", "--ckpt_path", "last"),
         *("--data.manifest", f"{output}/data/train.jsonl"),
-        *("--data.sizes", _listed(sizes), "--latents.root", f"{latents}"),
+        *("--data.batching.sizes", _listed(sizes), "--latents.root", f"{latents}"),
     )
     return Stage("latents", command, (latents,), (latents,), reads=(config, _LIBRARY))
 
@@ -104,7 +104,7 @@ def _train(demo: Path, output: Path, sizes: list[VideoSize], run: Path, steps: i
         *("--checkpoint.start_from", f"{_checkpoint(base)}"),
         *("--model.init_args.tokenizer.init_args.checkpoint", f"{tokenizer}"),
         *("--data.manifest", f"{output}/data/train.jsonl"),
-        *("--data.sizes", _listed(sizes), "--data.latents", f"{output}/latents"),
+        *("--data.batching.sizes", _listed(sizes), "--data.latents", f"{output}/latents"),
         *("--trainer.max_steps", f"{steps}", "--trainer.val_check_interval", f"{steps}"),
     )
     return _fit("model", base, _TASKS, run, settings)

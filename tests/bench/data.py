@@ -25,12 +25,11 @@ from sora_lightning.data import (
     PyAVReader,
     Reader,
     TorchCodecReader,
-    VideoDataModule,
     write_dataset,
     write_video,
 )
-from sora_lightning.data.batching.packing import plan_pass
-from sora_lightning.data.decoding.checksums import Contents
+from sora_lightning.data.batching.packing import plan_epoch
+from sora_lightning.data.decoding.checksums import Checksums
 from sora_lightning.data.decoding.readers import default_reader
 from sora_lightning.data.decoding.timeline import read_timeline
 from sora_lightning.files import file_sha256
@@ -38,6 +37,7 @@ from sora_lightning.types import VideoSize
 from sora_lightning.workflows.demo import demo_stages
 from tests.bench.report import Report
 from tests.data.batching.mixture import LARGEST_AREA, TOKENS, mixture
+from tests.data.modules import data_module
 
 NUM_CLIPS = 1_000_000
 SIZES = ["17x32x32", "17x24x40", "17x40x24"]
@@ -72,7 +72,7 @@ def _decode(report: Report, manifest: Path) -> None:
     """Every reader serves the same batches of the same files; a call is one batch."""
     candidates = {}
     for name, reader in _readers().items():
-        data = VideoDataModule(
+        data = data_module(
             manifest, SIZES[:1], 8.0, BATCH_PIXELS, reader=reader, steps_per_epoch=10**9
         )
         data.setup("fit")
@@ -104,7 +104,7 @@ def _guard(report: Report, path: Path) -> None:
 
 
 def _verify(report: Report, path: Path) -> None:
-    """What ``data.verify_content`` adds to the first serving of a file, and to every later one."""
+    """What ``verify_content`` adds to the first serving of a file, and to every later one."""
     path.write_bytes(np.random.default_rng(2).bytes(HASHED_MB * 10**6))
     state = path.stat()
     columns = {
@@ -113,9 +113,9 @@ def _verify(report: Report, path: Path) -> None:
         "modified_ns": state.st_mtime_ns,
     }
     record = ClipRecord(path, ("a clip",), "0", columns=columns)
-    seen = Contents(verify=True)
+    seen = Checksums(verify=True)
     candidates = {
-        "first": lambda: Contents(verify=True).require_unchanged(record, path),
+        "first": lambda: Checksums(verify=True).require_unchanged(record, path),
         "later": lambda: seen.require_unchanged(record, path),
     }
     case = f"{HASHED_MB} MB compared with what was indexed"
@@ -131,9 +131,9 @@ def _plan(report: Report) -> None:
 
     def buckets() -> object:
         whole = BatchPlan(counts, dict.fromkeys(counts, 64), next(passes), 8)
-        return [whole.batch(i) for i in range(0, whole.batches_per_pass, 64)]
+        return [whole.batch(i) for i in range(0, whole.batches_per_epoch, 64)]
 
-    candidates = {"packing": lambda: plan_pass(plan, next(passes)), "buckets": buckets}
+    candidates = {"packing": lambda: plan_epoch(plan, next(passes)), "buckets": buckets}
     report.compare("a pass over a million clips", candidates, items=NUM_CLIPS, unit="clips")
 
 

@@ -243,9 +243,8 @@ def test_in_a_training_scores_and_samples_are_logged_and_the_weights_are_untouch
             "data": {
                 "manifest": clips,
                 "val_manifest": clips,
-                "sizes": ["5x16x16"],
                 "fps": 8,
-                "pixels_per_batch": 2 * 5 * 16 * 16,
+                "batching": {"sizes": ["5x16x16"], "pixels_per_batch": 2 * 5 * 16 * 16},
             },
             "trainer": {
                 "max_steps": 2,

@@ -91,9 +91,8 @@ def config(folder: Path, clips: Path, devices: int) -> dict[str, Any]:
     data = {
         "manifest": str(clips),
         "val_manifest": str(clips),
-        "sizes": ["5x16x16"],
         "fps": 8,
-        "pixels_per_batch": 5 * 16 * 16,
+        "batching": {"sizes": ["5x16x16"], "pixels_per_batch": 5 * 16 * 16},
     }
     return {
         "seed_everything": 3,

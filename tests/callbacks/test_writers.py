@@ -13,6 +13,7 @@ from sora_lightning.systems import TokenizerSystem
 from sora_lightning.tokenizers import ConvTokenizer
 from sora_lightning.types import VideoBatch
 from tests.data.conftest import shapes
+from tests.data.modules import data_module
 from tests.data.test_datamodule import trainer
 
 __all__ = ["shapes"]
@@ -38,7 +39,9 @@ def predict(system: Counting, manifest: Path, root: Path, place: tuple[int, int]
         def _ranks(self) -> tuple[int, int]:
             return place
 
-    data = Share(manifest, ["9x16x16", "9x16x24"], 8.0, 4 * 9 * 16 * 24, windows_per_clip=2)
+    data = data_module(
+        manifest, ["9x16x16", "9x16x24"], 8.0, 4 * 9 * 16 * 24, Share, windows_per_clip=2
+    )
     one = trainer(root.parent, callbacks=[LatentWriter(root, "float32")])
     one.predict(system, data, return_predictions=False)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sora_lightning.data import LatentCache, PyAVReader, VideoDataModule, read_manifest
 from sora_lightning.types import VideoBatch
+from tests.data.modules import data_module
 
 SIZES = ["9x16x16", "9x12x20", "9x20x12"]
 BUDGET = 4 * 9 * 16 * 16
@@ -19,7 +20,7 @@ BUDGET = 4 * 9 * 16 * 16
 
 def module(shapes: dict[str, Path], **settings: object) -> VideoDataModule:
     options = {"sizes": SIZES, "fps": 8.0, "pixels_per_batch": BUDGET} | settings
-    return VideoDataModule(shapes["train"], **options)  # type: ignore[arg-type]
+    return data_module(shapes["train"], **options)  # type: ignore[arg-type]
 
 
 class Recorder(L.LightningModule):

@@ -8,9 +8,10 @@ import av
 import numpy as np
 import pytest
 
-from sora_lightning.data import DecodeError, PyAVReader, VideoDataModule
+from sora_lightning.data import DecodeError, PyAVReader
 from sora_lightning.data.decoding.readers import default_reader, probe
 from sora_lightning.data.decoding.timeline import read_timeline
+from tests.data.modules import data_module
 
 CLIPS = Path(__file__).resolve().parents[2] / "../shared/clips"
 if not CLIPS.is_dir():
@@ -69,9 +70,7 @@ def test_hostile_files_decode_rightly_or_are_refused(path: Path) -> None:
 
 def test_every_real_clip_has_a_place_and_comes_out_as_a_batch() -> None:
     sizes = ["9x64x64", "9x48x80", "5x64x64"]
-    data = VideoDataModule(
-        CLIPS / "captions.jsonl", sizes, fps=8.0, pixels_per_batch=2 * 9 * 64 * 64
-    )
+    data = data_module(CLIPS / "captions.jsonl", sizes, fps=8.0, pixels_per_batch=2 * 9 * 64 * 64)
     assignment = data.check()[CLIPS / "captions.jsonl"]
     assert assignment.num_clips + assignment.num_removed == len(FILES)
     assert assignment.num_clips >= len(FILES) - 2, str(assignment)

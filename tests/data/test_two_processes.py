@@ -22,9 +22,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sora_lightning.data import Packing, VideoDataModule, read_manifest, write_shards
+from sora_lightning.data import Packing, read_manifest, write_shards
 from sora_lightning.systems.batches import mean_over_ranks
 from sora_lightning.types import PackedBatch, VideoBatch
+from tests.data.modules import data_module
 from tests.data.test_datamodule import trainer
 
 pytestmark = pytest.mark.slow
@@ -74,9 +75,7 @@ def train(
         folder, max_steps=steps, callbacks=[saving], enable_checkpointing=True,
         devices=1, num_nodes=world_size, strategy="ddp" if world_size > 1 else "auto",
     )  # fmt: skip
-    data = VideoDataModule(
-        manifest, **settings, num_workers=workers, run_length=2, steps_per_epoch=3
-    )
+    data = data_module(manifest, **settings, num_workers=workers, run_length=2, steps_per_epoch=3)
     one.fit(Seen(folder), data, ckpt_path=resume)
 
 
@@ -208,7 +207,7 @@ def test_two_processes_are_one_and_go_on_as_one_or_two(
 def test_two_processes_leave_no_clip_out_of_a_pass_of_packs(
     pair: Pair, shapes: dict[str, Path], tmp_path: Path
 ) -> None:
-    data = VideoDataModule(shapes["train"], **PACKED, run_length=2)
+    data = data_module(shapes["train"], **PACKED, run_length=2)
     data.setup("fit")
     steps = len(data.train_dataloader()) // 2
     together, _ = run(pair, shapes["train"], PACKED, tmp_path / "pass", steps)

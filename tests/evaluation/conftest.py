@@ -122,11 +122,12 @@ def checkpoint(dataset: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
 
     def fit(name: str, system: str, **init_args: Any) -> Path:
         clips = str(dataset["train"])
-        data = {"manifest": clips, "val_manifest": clips, "sizes": ["17x32x32"], "fps": 8}
+        batching = {"sizes": ["17x32x32"], "pixels_per_batch": 2 * 17 * 32 * 32}
+        data = {"manifest": clips, "val_manifest": clips, "fps": 8, "batching": batching}
         trainer = {"logger": False, "max_steps": 1, "limit_val_batches": 0, "accelerator": "cpu"}
         config = {
             "run_dir": str(root / name),
-            "data": data | {"pixels_per_batch": 2 * 17 * 32 * 32},
+            "data": data,
             "trainer": trainer | {"enable_progress_bar": False, "enable_model_summary": False},
             "model": part(f"systems.{system}", optimizer=optimizer, **init_args),
         }

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sora_lightning.cli.sources import merge
 from sora_lightning.cli.training import run_training
 from sora_lightning.data.synthetic.render import write_dataset
 
@@ -38,10 +39,12 @@ def fit(clips, tmp_path_factory):
         data = {
             "manifest": str(clips["train"]),
             "val_manifest": str(clips["val"]),
-            "sizes": ["5x16x16", "5x24x16"],
             "fps": 8,
-            "pixels_per_batch": 4 * 5 * 16 * 16,
-            "steps_per_epoch": 3,
+            "batching": {
+                "sizes": ["5x16x16", "5x24x16"],
+                "pixels_per_batch": 4 * 5 * 16 * 16,
+                "steps_per_epoch": 3,
+            },
         }
         trainer = {
             "logger": False,
@@ -53,7 +56,7 @@ def fit(clips, tmp_path_factory):
         }
         config = {
             "run_dir": str(run_dir),
-            "data": data | config.get("data", {}),
+            "data": merge(data, config.get("data", {})),
             "trainer": trainer,
             "model": config["model"],
             "latents": {"root": str(Path(run_dir) / "latents")},

@@ -39,7 +39,7 @@ def test_the_decoder_alone_trains(
     before = load_tokenizer(tokenizer_checkpoint)
     config = {"model": of_decoder(tokenizer_checkpoint, 0.3)}
     # Other lengths have other statistics: the latents must not be normalised by them.
-    own = fit(config, tmp_path / "run", *STEPS, "--data.sizes", "[9x16x16, 9x24x16]")
+    own = fit(config, tmp_path / "run", *STEPS, "--data.batching.sizes", "[9x16x16, 9x24x16]")
     # The checkpoint needs no other file, and is a tokenizer's like any.
     after = TokenizerSystem.from_checkpoint(own).tokenizer
     video = torch.rand(1, 3, 5, 16, 16) * 2 - 1

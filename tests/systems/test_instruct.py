@@ -29,7 +29,7 @@ SOURCE = {"class_path": "sora_lightning.conditioning.VideoEditing"}
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     manifests = write_dataset(tmp_path_factory.mktemp("pairs"), 6, 2, 0, edits=True)
     paths = {"manifest": str(manifests["train"]), "val_manifest": str(manifests["val"])}
-    return {**paths, "sources": True}
+    return {**paths, "reading": {"sources": True}}
 
 
 @pytest.fixture(scope="module")
@@ -119,14 +119,15 @@ def test_the_latents_of_pairs_are_encoded_and_trained_on(
     fit, diffusion_model, tokenizer_model, tokenizer_checkpoint, data, tmp_path
 ):
     """The loss of a step from the cache is that of the same step from the pixels."""
-    encoding = {**data, "windows_per_clip": 2}
+    encoding = {**data, "batching": {"windows_per_clip": 2}}
     last = ("--ckpt_path", str(tokenizer_checkpoint), "--latents.dtype=float32")
     fit({"model": tokenizer_model, "data": encoding}, tmp_path, *last, verb="predict")
     model = with_channels(diffusion_model, "MaskedLatents", [SOURCE])
     weights = []
-    for served in ({"fixed_windows": True}, {"latents": str(tmp_path / "latents")}):
-        config = {"model": model, "data": {**encoding, **served}}
-        one = fit(config, tmp_path / f"run{len(weights)}", "--trainer.max_steps=2")
+    latents = f"--data.latents={tmp_path / 'latents'}"
+    for served in ("--data.batching.fixed_windows=true", latents):
+        config = {"model": model, "data": encoding}
+        one = fit(config, tmp_path / f"run{len(weights)}", "--trainer.max_steps=2", served)
         weights.append(DiffusionSystem.from_checkpoint(one).state_dict())
     for by_pixels, by_cache in zip(*(one.values() for one in weights), strict=True):
         torch.testing.assert_close(by_pixels, by_cache, atol=2e-3, rtol=1e-2)
@@ -135,7 +136,10 @@ def test_the_latents_of_pairs_are_encoded_and_trained_on(
 @pytest.mark.parametrize(
     ("data_changes", "said"),
     [
-        ({"sources": False}, "known_frames has VideoEditing and data.sources is not set"),
+        (
+            {"reading": {"sources": False}},
+            "VideoEditing and data.reading.sources is not set",
+        ),
         ({"manifest": None}, r"train\.jsonl: source is missing in the row of 0000\d\.mp4"),
     ],
 )
@@ -161,5 +165,5 @@ def test_an_experiment_that_has_no_use_for_sources_trains_on_their_manifest(
     fit, diffusion_model, data, tmp_path
 ):
     for sources in (False, True):
-        config = {"model": diffusion_model, "data": {**data, "sources": sources}}
+        config = {"model": diffusion_model, "data": {**data, "reading": {"sources": sources}}}
         fit(config, tmp_path / f"run{sources}", "--trainer.max_steps=1")

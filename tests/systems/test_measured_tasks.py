@@ -101,7 +101,7 @@ def test_what_cannot_be_measured_is_refused(
 def test_the_stages_train_at_both_lengths_from_the_demos_weights(tmp_path):
     folder = tmp_path / "text_to_video"
     folder.mkdir()
-    data = {"sizes": ["17x32x32", "17x24x40"], "fps": 8.0}
+    data = {"batching": {"sizes": ["17x32x32", "17x24x40"]}, "fps": 8.0}
     (folder / "config.yaml").write_text(yaml.safe_dump({"data": data}))
     stages = frame_task_stages(tmp_path, Path("out"), steps=7, cases=64)
     clips, decoder, encode, train, measure = stages
@@ -111,7 +111,7 @@ def test_the_stages_train_at_both_lengths_from_the_demos_weights(tmp_path):
     for stage in (decoder, train):
         assert "--model.init_args.tokenizer.init_args.checkpoint" in stage.command
     for stage in (encode, train):
-        assert stage.command[stage.command.index("--data.sizes") + 1] == sizes
+        assert stage.command[stage.command.index("--data.batching.sizes") + 1] == sizes
         assert stage.command[stage.command.index("--data.manifest") + 1] == "out/data/train.jsonl"
     start = train.command[train.command.index("--checkpoint.start_from") + 1]
     assert start == f"{tmp_path}/text_to_video/checkpoints/last.ckpt"

@@ -34,9 +34,7 @@ PACKED = {
         "max_pixels": 24 * 24,
         "patch": [1, 1, 1],
     },
-    "sizes": None,
-    "pixels_per_batch": None,
-    "run_length": 2,
+    "batching": {"sizes": None, "pixels_per_batch": None, "run_length": 2},
 }
 
 
@@ -186,7 +184,7 @@ def test_a_packed_training_resumes_to_the_bit(
     middle = tmp_path / "middle.ckpt"
     shutil.copy(part.parent / "step-00000002.ckpt", middle)
     shutil.rmtree(tmp_path / "parts")
-    workers = ("--data.num_workers", "2")
+    workers = ("--data.reading.num_workers", "2")
     resumed = fit(config, tmp_path / "parts", *steps, *workers, "--ckpt_path", str(middle))
     assert_same_weights(whole, resumed)
 
@@ -243,14 +241,14 @@ def test_training_from_the_cache_is_training_from_the_pixels(
     """The losses of every step, in float32 and with the posterior's mean."""
     sizes = PACKED if packed else {}
     encode = ("--ckpt_path", str(tokenizer_checkpoint), "--latents.dtype", "float32")
-    windows = {"windows_per_clip": 2}
+    windows = "--data.batching.windows_per_clip=2"
     run_dir = tmp_path / "encoded"
-    fit({"model": tokenizer_model, "data": sizes | windows}, run_dir, *encode, verb="predict")
-    cached = {"latents": str(run_dir / "latents")}
+    fit({"model": tokenizer_model, "data": sizes}, run_dir, windows, *encode, verb="predict")
+    cached = f"--data.latents={run_dir / 'latents'}"
     losses = []
-    for name, source in (("pixels", {"fixed_windows": True}), ("cached", cached)):
-        options = ("--trainer.logger=true", "--trainer.log_every_n_steps=1")
-        config = {"model": diffusion_model, "data": sizes | windows | source}
+    for name, source in (("pixels", "--data.batching.fixed_windows=true"), ("cached", cached)):
+        options = (windows, source, "--trainer.logger=true", "--trainer.log_every_n_steps=1")
+        config = {"model": diffusion_model, "data": sizes}
         fit(config, tmp_path / name, "--trainer.max_steps=6", *options)
         events = EventAccumulator(str(tmp_path / name))
         events.Reload()

@@ -62,10 +62,12 @@ def fit(clips: dict[str, Path], tokenizer_model: Any, run_dir: Path, tmp_path: P
             "data": {
                 "manifest": str(clips["train"]),
                 "val_manifest": str(clips["val"]),
-                "sizes": ["5x16x16"],
                 "fps": 8,
-                "pixels_per_batch": 2 * 5 * 16 * 16,
-                "steps_per_epoch": 4,
+                "batching": {
+                    "sizes": ["5x16x16"],
+                    "pixels_per_batch": 2 * 5 * 16 * 16,
+                    "steps_per_epoch": 4,
+                },
             },
             "trainer": {
                 "logger": False,
@@ -186,7 +188,7 @@ def test_a_resume_that_is_refused_changes_no_file(
     fit: Fit, trained: Path, clips: dict[str, Path], tmp_path: Path
 ) -> None:
     kept = {path: path.read_bytes() for path in trained.parent.rglob("*") if path.is_file()}
-    assert fit("--ckpt_path", "last", "--data.pixels_per_batch=7680", max_steps=9) == 2
+    assert fit("--ckpt_path", "last", "--data.batching.pixels_per_batch=7680", max_steps=9) == 2
     assert kept == {path: path.read_bytes() for path in trained.parent.rglob("*") if path.is_file()}
     assert fit("--ckpt_path", "last", max_steps=7) == 0
 

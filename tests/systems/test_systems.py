@@ -220,6 +220,6 @@ def test_workers_have_cores_of_their_own_where_none_are_asked_for(
     set_to: list[int] = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(torch, "set_num_threads", set_to.append)
-    config = {"model": tokenizer_model, "data": {"num_workers": 1}}
+    config = {"model": tokenizer_model, "data": {"reading": {"num_workers": 1}}}
     fit(config, tmp_path / "run", "--trainer.max_steps", "1")
     assert set_to == threads  # the last: what they were before

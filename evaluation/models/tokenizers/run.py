@@ -41,7 +41,7 @@ from evaluation.protocol import Protocol, file_sha256, fingerprint, texts_sha256
 from evaluation.report.write import write_report
 from evaluation.scores import Score
 from sora_lightning.checkpoints import load_tokenizer, read_checkpoint
-from sora_lightning.data import VideoDataModule
+from sora_lightning.data import Batching, VideoDataModule
 from sora_lightning.tokenizers import (
     CausalTokenizer,
     PerceptualDistance,
@@ -156,9 +156,8 @@ def _rebuilt_clips(request: TokenizerRequest, tokenizer: VideoTokenizer) -> list
     data = VideoDataModule(
         manifest=request.reference,
         val_manifest=request.reference,
-        sizes=list(request.sizes),
         fps=request.fps,
-        pixels_per_batch=largest,
+        batching=Batching(list(request.sizes), largest),
     )
     data.setup("validate")
     loader = data.val_dataloader()

@@ -175,8 +175,8 @@ class Packing:
         patch: Latent frames, rows and columns of one token, as the denoiser has them.
         max_frames: Longer clips are cut to a window of at most so many frames.
         max_pixels: Rows x columns of a frame; larger pictures are scaled down to it.
-        resolution: Draws for each pass how large a clip is shown; by default as large as it is.
-        dropping: Draws for each pass which share of a clip's tokens is left out; by default none.
+        resolution: Draws for each epoch how large a clip is shown; by default as large as it is.
+        dropping: Draws for each epoch which share of a clip's tokens is left out; by default none.
         attention_tokens: The clip length at which attention costs as much as all else, 6 x the
             denoiser's width: it decides which packs stand side by side on the ranks.
 
@@ -295,8 +295,8 @@ def check_geometry(
         )
 
 
-def narrowed(values: Int[ndarray, "..."]) -> Int[ndarray, "..."]:
-    """The same numbers, 0 or greater, in the narrowest of 1, 2 and 4 bytes that holds them all."""
+def smallest_int_dtype(values: Int[ndarray, "..."]) -> Int[ndarray, "..."]:
+    """Convert integers, 0 or greater, to the smallest of int8, int16 and int32 that holds them."""
     largest = int(values.max(initial=0))
     types = (np.int8, np.int16, np.int32)
     return values.astype(next(t for t in types if largest <= np.iinfo(t).max), copy=False)
@@ -308,9 +308,9 @@ def shown(
     rng: np.random.Generator,
     first: int,
 ) -> tuple[Int[ndarray, "n 3"], Int[ndarray, " n"]]:
-    """The token grid that each clip is shown at in one pass, and how many of its tokens are kept.
+    """Return the token grid that each clip is shown at in one epoch, and how many tokens it keeps.
 
-    ``grids`` are the largest; ``first`` counts the clips shown in the passes before.
+    ``grids`` are the largest; ``first`` counts the clips shown in the epochs before.
     """
     if packing.resolution is not None:
         step = packing.pixels_per_token
@@ -323,7 +323,7 @@ def shown(
         grids = grids.copy()
         for side in grids[:, 1:].T:
             side[:] = np.maximum(1, np.floor(side * scale + 1e-9))
-    tokens = narrowed(grids.prod(axis=1, dtype=np.int32))
+    tokens = smallest_int_dtype(grids.prod(axis=1, dtype=np.int32))
     if packing.dropping is None:
         return grids, tokens
     rates = packing.dropping.rates(rng, tokens, first)

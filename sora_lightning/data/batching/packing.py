@@ -25,7 +25,7 @@ from jaxtyping import Float64, Int
 from lightning.pytorch.utilities import rank_zero_info
 from numpy import ndarray
 
-from sora_lightning.data.batching.native_sizes import Packing, narrowed, shown
+from sora_lightning.data.batching.native_sizes import Packing, shown, smallest_int_dtype
 from sora_lightning.data.batching.sampler import CLIPS_AT_ONCE, shuffled
 from sora_lightning.types import VideoSize
 
@@ -43,13 +43,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PackRequest:
-    """The clips of one sequence: their numbers, the size that each is shown at, for the
-    how-many-th time each has its turn, and how many of its tokens are kept.
+    """The clips of one sequence: their indices, the size that each is shown at, how often it was
+    shown before (``repeats``), and how many of its tokens are kept.
     """
 
     clips: tuple[int, ...]
     sizes: tuple[VideoSize, ...]
-    turns: tuple[int, ...]
+    repeats: tuple[int, ...]
     kept: tuple[int, ...]
 
 
@@ -76,7 +76,7 @@ class Packs(NamedTuple):
         return np.concatenate(parts)
 
     def reordered(self, order: Int[ndarray, " m"]) -> Packs:
-        """The same packs in another order."""
+        """Return the packs in another order."""
         lengths = np.diff(self.starts)[order]
         starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         clips = np.empty_like(self.clips)
@@ -127,7 +127,7 @@ def best_fit(tokens: Int[ndarray, " n"], order: Int[ndarray, " n"], budget: int)
 
 
 def _keys(tokens: Int[ndarray, " n"], order: Int[ndarray, " n"]) -> Iterator[int]:
-    """Tokens and place of each clip in turn, made a few thousand at a time."""
+    """Tokens and place of each clip, made a few thousand at a time."""
     for start in range(0, len(order), CLIPS_AT_ONCE):
         lengths = tokens[order[start : start + CLIPS_AT_ONCE]].astype(np.int64)
         yield from ((lengths << 32) | np.arange(start, start + len(lengths))).tolist()
@@ -189,7 +189,7 @@ def clip_costs(tokens: Int[ndarray, " n"], attention_tokens: int) -> Float64[nda
 def pack_costs(
     packs: Packs, tokens: Int[ndarray, " n"], attention_tokens: int
 ) -> Float64[ndarray, " m"]:
-    """Of each pack the costs of its clips together."""
+    """Return the sum of the clips' costs for each pack."""
     return packs.sums(tokens, partial(clip_costs, attention_tokens=attention_tokens))
 
 
@@ -207,13 +207,13 @@ def efficiency(
 class PackPlan:
     """An endless sequence of packs over clips of given largest token grids.
 
-    Every pass shows each clip once, at a resolution and with a share of its tokens drawn for it,
-    in packs of their own; a pass has a multiple of ``run_length`` packs, so that no rank is left
-    with fewer. A set of fewer clips than a run has several turns of each in a pass. What stands at
-    a position depends on settings and seed alone.
+    Every epoch shows each clip once, at a resolution and with a share of its tokens drawn for it,
+    in packs of their own. An epoch has a multiple of ``run_length`` packs, so that no rank is left
+    with fewer; with fewer clips than a run it repeats each. The pack at a position depends on
+    settings and seed alone.
 
     ``places`` says in which shard each clip lies, to read few shards at a time. ``identity`` stands
-    for the clips behind the numbers. Of many clips the next pass is planned in the background
+    for the clips behind the indices. Of many clips the next epoch is planned in the background
     while one is shown.
     """
 
@@ -230,16 +230,16 @@ class PackPlan:
             raise ValueError("there are no clips to make packs of")
         if run_length < 1:
             raise ValueError(f"run_length = {run_length}: must be at least 1")
-        self.grids = narrowed(grids)
+        self.grids = smallest_int_dtype(grids)
         self.packing = packing
         self.seed = seed
         self.run_length = run_length
         self.identity = identity
         self.places = places
-        self.turns_per_pass = -(-run_length // len(grids))
+        self.repeats_per_epoch = -(-run_length // len(grids))
         self._starts = [0]
-        self._current: tuple[int, Pass] | None = None
-        self._next: tuple[int, Future[Pass]] | None = None
+        self._current: tuple[int, Epoch] | None = None
+        self._next: tuple[int, Future[Epoch]] | None = None
 
     @property
     def mixes_sizes(self) -> bool:
@@ -247,8 +247,8 @@ class PackPlan:
         return False
 
     @property
-    def batches_per_pass(self) -> int:
-        """Packs of the first pass; those of others differ by few."""
+    def batches_per_epoch(self) -> int:
+        """Packs of the first epoch; those of others differ by few."""
         return len(self.show(0).packs)
 
     @property
@@ -262,18 +262,18 @@ class PackPlan:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def with_run_length(self, run_length: int) -> PackPlan:
-        """The same clips and seed with other runs: an order of its own."""
+        """Return a plan of the same clips and seed with other runs, which has another order."""
         return PackPlan(self.grids, self.packing, self.seed, run_length, self.identity, self.places)
 
     def state_dict(self) -> dict[str, list[int]]:
-        """Where the passes begin that have been planned: known, a later one is found at once."""
+        """Where the planned epochs begin, from which a resumed run finds its own at once."""
         return {"starts": list(self._starts)}
 
     def load_state_dict(self, state: dict[str, list[int]]) -> None:
         self._starts = list(state.get("starts", [0]))
 
     def batch(self, position: int) -> PackRequest:
-        """The pack at a position, 0 or greater. Passes not seen before are planned on the way."""
+        """The pack at a position, 0 or greater. Epochs not seen before are planned on the way."""
         while position >= self._starts[-1]:
             number = len(self._starts) - 1
             self._starts.append(self._starts[-1] + len(self.show(number).packs))
@@ -281,27 +281,27 @@ class PackPlan:
         one = self.show(number)
         place = position - self._starts[number]
         drawn = one.packs.clips[one.packs.starts[place] : one.packs.starts[place + 1]]
-        turns, clips = np.divmod(drawn, len(self.grids))
+        repeats, clips = np.divmod(drawn, len(self.grids))
         return PackRequest(
             tuple(clips.tolist()),
             tuple(self.packing.size(grid) for grid in one.grids[drawn].tolist()),
-            tuple((number * self.turns_per_pass + turns).tolist()),
+            tuple((number * self.repeats_per_epoch + repeats).tolist()),
             tuple(one.tokens[drawn].tolist()),
         )
 
-    def show(self, number: int) -> Pass:
-        """One pass in whole. The last one asked for is kept, the one after it is under way."""
+    def show(self, number: int) -> Epoch:
+        """One epoch in whole. The last one asked for is kept, the one after it is under way."""
         if self._current is None or self._current[0] != number:
             if self._next is not None and self._next[0] == number:
                 one = self._next[1].result()
             else:
-                one = plan_pass(self, number)
+                one = plan_epoch(self, number)
             self._current = number, one
             if len(self.grids) > PLANNED_AT_ONCE:
                 pool = ThreadPoolExecutor(1)
-                self._next = number + 1, pool.submit(plan_pass, self, number + 1)
+                self._next = number + 1, pool.submit(plan_epoch, self, number + 1)
                 pool.shutdown(wait=False)
-            rank_zero_info(f"pass {number} over the clips: {one}")
+            rank_zero_info(f"epoch {number} over the clips: {one}")
             if one.waste > WASTE_WARNED_OF:
                 log.warning(
                     "packs of %d tokens waste %.1f %% of them: a larger budget, smaller clips or, "
@@ -313,10 +313,8 @@ class PackPlan:
         return self._current[1]
 
 
-class Pass(NamedTuple):
-    """What one pass shows: a token grid and a number of kept tokens for each turn of a clip, and
-    their packs.
-    """
+class Epoch(NamedTuple):
+    """A token grid and a number of kept tokens for each repeat of a clip, and their packs."""
 
     grids: Int[ndarray, "n 3"]
     tokens: Int[ndarray, " n"]
@@ -337,22 +335,22 @@ class Pass(NamedTuple):
         )
 
 
-def plan_pass(plan: PackPlan, number: int) -> Pass:
-    """Draw sizes and order of one pass, and pack it."""
+def plan_epoch(plan: PackPlan, number: int) -> Epoch:
+    """Draw sizes and order of one epoch, and pack it."""
     rng = np.random.default_rng([plan.seed, 3, number])
-    turns, num_clips = plan.turns_per_pass, len(plan.grids)
-    first = number * turns * num_clips
-    largest = plan.grids if turns == 1 else np.tile(plan.grids, (turns, 1))
+    repeats, num_clips = plan.repeats_per_epoch, len(plan.grids)
+    first = number * repeats * num_clips
+    largest = plan.grids if repeats == 1 else np.tile(plan.grids, (repeats, 1))
     grids, tokens = shown(largest, plan.packing, rng, first)
-    order = np.empty((turns, num_clips), dtype=np.int32)
-    for turn in range(turns):
-        order[turn] = turn * num_clips + shuffled(rng, num_clips, plan.places)
+    order = np.empty((repeats, num_clips), dtype=np.int32)
+    for repeat in range(repeats):
+        order[repeat] = repeat * num_clips + shuffled(rng, num_clips, plan.places)
     packs = best_fit(tokens, order.ravel(), plan.packing.tokens)
     del order  # as large as the packs
     packs = split_to_multiple(packs, tokens, plan.run_length)
     costs = pack_costs(packs, tokens, plan.packing.attention_tokens)
     ordered = balanced(packs, costs, plan.run_length, rng)
-    return Pass(grids, tokens, ordered, plan.packing.tokens)
+    return Epoch(grids, tokens, ordered, plan.packing.tokens)
 
 
 def padding_waste(

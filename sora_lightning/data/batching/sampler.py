@@ -45,88 +45,89 @@ class Plan(Protocol):
         """Whether ranks work on one size in a step only where they share a run."""
 
     @property
-    def batches_per_pass(self) -> int:
-        """Batches in which every clip has its turn once."""
+    def batches_per_epoch(self) -> int:
+        """Batches in which every clip is shown once."""
 
     @property
     def fingerprint(self) -> str:
         """Changes with anything that changes what batches show, but for the length of runs."""
 
     def with_run_length(self, run_length: int) -> Plan:
-        """The same clips and seed with other runs."""
+        """Return a plan of the same clips and seed with other runs."""
 
     def batch(self, position: int) -> Any:
-        """What a data set is asked for at a position."""
+        """Return the request for a dataset at a position."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What spares a resumed run the way to its position. Decides nothing."""
+        """Return what lets a resumed run find its position faster; it decides nothing."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the state of the same plan."""
+        """Take over the state of an equal plan."""
 
 
 def shuffled(
     rng: np.random.Generator, num_clips: int, places: Int[ndarray, " n"] | None = None
 ) -> Int[ndarray, " n"]:
-    """The numbers from 0 in random order. Where ``places`` says in which shard each lies, counted
-    from 0, the shards are shuffled, and clips within a few shards: a reader then has few of them
-    open.
+    """Return the indices of clips in random order.
+
+    Where ``places`` holds the index of each clip's shard, the shards are shuffled, and clips within
+    a few shards: a reader then has few of them open.
     """
     order = np.arange(num_clips, dtype=np.int32)
     if places is None:
         rng.shuffle(order)
         return order
-    turns = rng.permutation(int(places.max()) + 1) // SHARDS_AT_ONCE
+    groups = rng.permutation(int(places.max()) + 1) // SHARDS_AT_ONCE
     rng.shuffle(order)
-    if not turns.any():
+    if not groups.any():
         return order
-    return _sorted_by(turns, places, order)
+    return _sorted_by(groups, places, order)
 
 
 def _sorted_by(
-    turns: Int[ndarray, " s"], places: Int[ndarray, " n"], order: Int[ndarray, " n"]
+    groups: Int[ndarray, " s"], places: Int[ndarray, " n"], order: Int[ndarray, " n"]
 ) -> Int[ndarray, " n"]:
-    """``order[argsort(turns[places[order]])]``, stable, in little more memory than its result."""
+    """Return ``order[argsort(groups[places[order]])]``, stable, in little more memory."""
     parts = range(0, len(order), CLIPS_AT_ONCE)
-    num_turns = int(turns.max()) + 1
-    counts = np.zeros(num_turns, dtype=np.int64)
+    num_groups = int(groups.max()) + 1
+    counts = np.zeros(num_groups, dtype=np.int64)
     for start in parts:
-        of_clips = turns[places[start : start + CLIPS_AT_ONCE]]
-        counts += np.bincount(of_clips, minlength=num_turns)
+        of_clips = groups[places[start : start + CLIPS_AT_ONCE]]
+        counts += np.bincount(of_clips, minlength=num_groups)
     begins = np.cumsum(counts) - counts
     result = np.empty_like(order)
     for start in parts:
         part = order[start : start + CLIPS_AT_ONCE]
-        of_clips = turns[places[part]]
-        counts = np.bincount(of_clips, minlength=num_turns)
+        of_clips = groups[places[part]]
+        counts = np.bincount(of_clips, minlength=num_groups)
         shift = begins - (np.cumsum(counts) - counts)
-        by_turn = np.argsort(of_clips, kind="stable")
-        result[np.arange(len(part)) + shift[of_clips[by_turn]]] = part[by_turn]
+        by_group = np.argsort(of_clips, kind="stable")
+        result[np.arange(len(part)) + shift[of_clips[by_group]]] = part[by_group]
         begins += counts
     return result
 
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """The clips of one batch: their size, their numbers within it, and for the how-many-th time
-    each has its turn.
+    """The clips of one batch: their size, their indices within it, and how often each was shown
+    before (``repeats``).
     """
 
     size: VideoSize
     clips: tuple[int, ...]
-    turns: tuple[int, ...]
+    repeats: tuple[int, ...]
 
 
 class BatchPlan:
     """An endless sequence of full batches over clips sorted by size.
 
-    Within a size the clips are shuffled anew for every pass, and batches are cut from the passes
-    laid end to end: no clip is left out or seen twice within a pass, a batch is never short, and a
-    size with fewer clips than a batch shows some of them twice in it. The sizes take turns in
+    Within a size the clips are shuffled anew for every epoch, and batches are cut from the epochs
+    laid end to end: no clip is left out or seen twice within an epoch, a batch is never short, and
+    a size with fewer clips than a batch shows some of them twice in it. The sizes alternate in
     proportion to their clips, with ``run_length`` batches of one size in a row, so that as many
     ranks (or a divisor) always work on the same size in the same step.
 
-    ``identity`` stands for the clips behind the numbers; ``places`` may say in which shard each
+    ``identity`` stands for the clips behind the indices; ``places`` may say in which shard each
     clip lies. Raises ``ValueError`` where there are no clips or ``run_length`` is not positive.
     """
 
@@ -151,7 +152,7 @@ class BatchPlan:
         self.identity = identity
         self.places = places
         self._clips_per_run = tuple(run_length * batch for batch in self.batch_sizes)
-        # Each size starts its first run at another moment of the pass, else all would start
+        # Each size starts its first run at another moment of the epoch, else all would start
         # together.
         rng = np.random.default_rng([seed, 0])
         self._phases = tuple(int(rng.integers(clips)) for clips in self._clips_per_run)
@@ -163,8 +164,8 @@ class BatchPlan:
         return len(self.sizes) > 1
 
     @property
-    def batches_per_pass(self) -> int:
-        """Batches in which every clip has its turn once, rounded up."""
+    def batches_per_epoch(self) -> int:
+        """Batches in which every clip is shown once, rounded up."""
         return math.ceil(sum(map(Fraction, self.num_clips, self.batch_sizes)))
 
     @property
@@ -175,15 +176,15 @@ class BatchPlan:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def with_run_length(self, run_length: int) -> BatchPlan:
-        """The same clips and seed with other runs: an order of its own, unless there is but one
-        size.
+        """Return a plan of the same clips and seed with other runs, which has another order unless
+        there is but one size.
         """
         num_clips = dict(zip(self.sizes, self.num_clips, strict=True))
         batch_sizes = dict(zip(self.sizes, self.batch_sizes, strict=True))
         return BatchPlan(num_clips, batch_sizes, self.seed, run_length, self.identity, self.places)
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: any position is found at once."""
+        """Return nothing: any position is found at once."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -195,16 +196,13 @@ class BatchPlan:
         bucket, bucket_run = self._run(run)
         batch_size, num_clips = self.batch_sizes[bucket], self.num_clips[bucket]
         first = (bucket_run * self.run_length + offset) * batch_size
-        turns, places = np.divmod(np.arange(first, first + batch_size), num_clips)
-        clips = (
-            int(self._order(bucket, t)[p]) for t, p in zip(turns.tolist(), places, strict=True)
-        )
-        return BatchRequest(self.sizes[bucket], tuple(clips), tuple(turns.tolist()))
+        repeats, places = np.divmod(np.arange(first, first + batch_size), num_clips)
+        pairs = zip(repeats.tolist(), places, strict=True)
+        clips = tuple(int(self._order(bucket, repeat)[place]) for repeat, place in pairs)
+        return BatchRequest(self.sizes[bucket], clips, tuple(repeats.tolist()))
 
     def _runs_before(self, number: int) -> list[int]:
-        """How many runs of each size have begun before the given pass: as many as its clips have
-        come round for.
-        """
+        """How many runs of each size have begun before an epoch, in proportion to its clips."""
         counts = zip(self.num_clips, self._phases, self._clips_per_run, strict=True)
         return [max(0, -((phase - number * clips) // per_run)) for clips, phase, per_run in counts]
 
@@ -219,7 +217,7 @@ class BatchPlan:
         return int(buckets[place]), int(numbers[place])
 
     def _schedule(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """The runs of one pass in their order."""
+        """The runs of one epoch in their order."""
         if number not in self._schedules:
             begin, end = self._runs_before(number), self._runs_before(number + 1)
             counts = np.array(end) - np.array(begin)
@@ -233,7 +231,7 @@ class BatchPlan:
         return self._schedules[number]
 
     def _order(self, bucket: int, number: int) -> np.ndarray:
-        """The order of a size's clips in one pass. The last two passes of each size are kept."""
+        """The order of a size's clips in one epoch. The last two of each size are kept."""
         if (bucket, number) not in self._orders:
             rng = np.random.default_rng([self.seed, 2, bucket, number])
             self._orders = {
@@ -262,7 +260,7 @@ class BatchStream(DistributedSampler):
         if steps_per_epoch is not None and steps_per_epoch < 1:
             raise ValueError(f"steps_per_epoch = {steps_per_epoch}: must be at least 1")
         self.plan = plan
-        self.steps = steps_per_epoch or -(-plan.batches_per_pass // num_ranks)
+        self.steps = steps_per_epoch or -(-plan.batches_per_epoch // num_ranks)
         self.position = 0
         super().__init__(range(self.steps), num_replicas=num_ranks, rank=rank, shuffle=False)  # type: ignore[arg-type]
 
@@ -316,9 +314,7 @@ class WindowBatches(Sequence[BatchRequest]):
 
 
 class FixedBatches(DistributedSampler):
-    """Given batches once, in order, dealt out to the ranks in turn; some ranks may have one batch
-    fewer.
-    """
+    """Given batches once, in order, dealt out to the ranks; some ranks may have one batch fewer."""
 
     def __init__(self, batches: Sequence[BatchRequest], rank: int, num_ranks: int) -> None:
         super().__init__(batches, num_replicas=num_ranks, rank=rank, shuffle=False)  # type: ignore[arg-type]
@@ -367,7 +363,7 @@ class StreamLoader(DataLoader):
             "position": self.sampler.position,
             "run_length": plan.run_length,
             "plan": plan.fingerprint,
-            "passes": plan.state_dict(),
+            "epochs": plan.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -394,5 +390,5 @@ class StreamLoader(DataLoader):
                 state["run_length"],
             )
         if sampler.plan.run_length == state["run_length"]:
-            sampler.plan.load_state_dict(state.get("passes", {}))
+            sampler.plan.load_state_dict(state.get("epochs", {}))
         sampler.position = state["position"] // sampler.num_replicas * sampler.num_replicas

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from sora_lightning.data.batching.buckets import Assignment, Removal, SizeRule
 from sora_lightning.data.decoding.bad_clips import BadClips
-from sora_lightning.data.decoding.checksums import Contents
+from sora_lightning.data.decoding.checksums import Checksums
 from sora_lightning.data.decoding.errors import DecodeError
 from sora_lightning.data.decoding.readers import probe
 from sora_lightning.data.decoding.subprocess_decoding import DecoderFailed, guarded_map
@@ -32,7 +32,7 @@ PROBES_AT_ONCE = 4
 PROBE_TIMEOUT_S = 60.0
 
 
-def survey(
+def assign_sizes(
     records: Sequence[ClipRecord],
     sizes: SizeRule,
     bad_clips: BadClips,
@@ -57,15 +57,15 @@ def survey(
     return Assignment.of(records, map(place, records), sizes.sizes)
 
 
-def require_contents(manifest: Path, assignment: Assignment) -> None:
+def require_checksums(manifest: Path, assignment: Assignment) -> None:
     """Raise ``ValueError`` naming the first clip of which the manifest does not tell the hash."""
     for clips in assignment.clips.values():
         for number, content in enumerate(cells(clips, "content")):
             if not isinstance(content, str) or not content:
                 raise ValueError(
                     f"{manifest}: content is missing in the row of {clips[number].path.name}: "
-                    "data.verify_content = true needs the SHA-256 of each file: run sora-lightning "
-                    "index"
+                    "data.reading.verify_content = true needs the SHA-256 of each file: run "
+                    "sora-lightning index"
                 )
 
 
@@ -87,22 +87,22 @@ def _probed(
 @dataclass(frozen=True)
 class LatentKeys:
     """Names clips' windows in the latent cache. A file of which the manifest does not say what it
-    holds is read whole, by ``contents``.
+    holds is read whole, by ``checksums``.
     """
 
     fps: float
     num_windows: int
-    contents: Contents = field(default_factory=Contents, compare=False)
+    checksums: Checksums = field(default_factory=Checksums, compare=False)
     num_parts: ClassVar[int] = 1
 
     def __call__(self, record: ClipRecord, size: VideoSize, window: int) -> str:
         """The key of one window."""
-        content = self.contents.of(record)
+        content = self.checksums.of(record)
         return latent_key(content, record, size, self.fps, window, self.num_windows)
 
     def of_windows(self, record: ClipRecord, size: VideoSize) -> list[str]:
         """The keys of all windows."""
-        content = self.contents.of(record)
+        content = self.checksums.of(record)
         windows = range(self.num_windows)
         return [latent_key(content, record, size, self.fps, w, self.num_windows) for w in windows]
 
@@ -114,16 +114,21 @@ class LatentKeys:
 
 
 class Encoded(NamedTuple):
-    """The clips of which a cache holds a window or more, and the numbers in it of their windows;
+    """The clips of which a cache holds a window or more, and the indices in it of their windows;
     and, where the keys name pairs, of their sources' windows.
     """
 
     clips: Assignment
-    numbers: dict[VideoSize, Int[ndarray, "_n w"]]
-    source_numbers: dict[VideoSize, Int[ndarray, "_n w"]] | None
+    indices: dict[VideoSize, Int[ndarray, "_n w"]]
+    source_indices: dict[VideoSize, Int[ndarray, "_n w"]] | None
+
+    def indices_of(self, size: VideoSize) -> list[Int[ndarray, "_n w"]]:
+        """Those of the clips of a size and, where the keys name pairs, of their sources."""
+        parts = (self.indices, self.source_indices)
+        return [part[size] for part in parts if part is not None]
 
 
-def encoded(assignment: Assignment, keys: LatentKeys, cache: LatentCache) -> Encoded:
+def find_encoded(assignment: Assignment, keys: LatentKeys, cache: LatentCache) -> Encoded:
     """Look a cache through for the windows of all clips."""
     kept = Assignment({}, dict(assignment.removed))
     numbers: list[dict[VideoSize, Int[ndarray, "_n w"]]] = [{} for _ in range(keys.num_parts)]

@@ -18,7 +18,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from sora_lightning.data.batching.buckets import Assignment, fit_frames
-from sora_lightning.data.batching.clips import ClipReader
+from sora_lightning.data.batching.clip_reader import ClipReader
 from sora_lightning.data.batching.size_assignment import LatentKeys
 from sora_lightning.data.decoding.errors import DecodeError
 from sora_lightning.data.latents import LatentCache
@@ -38,11 +38,13 @@ class SourceReader:
         self.clips = clips
         self.fps = clips.fps
 
-    def read(self, record: ClipRecord, size: VideoSize, window: float) -> Float[Tensor, "3 F H W"]:
+    def read(
+        self, record: ClipRecord, size: VideoSize, position: float
+    ) -> Float[Tensor, "3 F H W"]:
         """As ``ClipReader.read``. Raises ``DecodeError`` too for a source that ends before the
         window, and for one of other proportions, which would be cut elsewhere.
         """
-        path, edited, times_s = self.clips.locate(record, size, window)
+        path, edited, times_s = self.clips.locate(record, size, position)
         source = record.source
         assert source is not None
         timeline = self.clips.timeline(_source_of(record), source)
@@ -76,13 +78,13 @@ class PairKeys(LatentKeys):
         """The key of one window of the source, which stands for the clip's content too: the clip's
         length decides where the window is.
         """
-        return _source_key(self(record, size, window), self.contents.of(_source_of(record)))
+        return _source_key(self(record, size, window), self.checksums.of(_source_of(record)))
 
     def find(self, record: ClipRecord, size: VideoSize, cache: LatentCache) -> Int[ndarray, "2 w"]:
         """The numbers of a clip's windows, and of its source's, in a cache; -1 for both where it
         lacks either.
         """
-        content = self.contents.of(_source_of(record))
+        content = self.checksums.of(_source_of(record))
         keys = self.of_windows(record, size)
         of_sources = cache.find(_source_key(key, content) for key in keys)
         found = np.stack([cache.find(keys), of_sources])
@@ -96,7 +98,7 @@ def require_sources(manifest: Path, assignment: Assignment) -> None:
             if record.source is None:
                 raise ValueError(
                     f"{manifest}: source is missing in the row of {record.path.name}: "
-                    "data.sources = true needs the file that each clip is an edit of"
+                    "data.reading.sources = true needs the file that each clip is an edit of"
                 )
             if not record.source.is_file():
                 raise ValueError(

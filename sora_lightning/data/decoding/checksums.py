@@ -16,7 +16,7 @@ from sora_lightning.files import file_sha256
 HASHES_KEPT = 2**18
 
 
-class Contents:
+class Checksums:
     """Hashes clips, be they a file or a part of a shard: each once in a process, for as long as
     its file's (of a litdata dataset, its ``index.json``'s) size, times and inode stay what they
     are. Beyond 262,144 of them the others are hashed anew.

@@ -11,7 +11,7 @@ import torch
 
 from sora_lightning.data import Buckets, ClipRecord, Removal, SizeFamily, VideoMetadata
 from sora_lightning.data.batching.buckets import fit_frames, num_pixels
-from sora_lightning.data.batching.size_assignment import survey
+from sora_lightning.data.batching.size_assignment import assign_sizes
 from sora_lightning.data.decoding.bad_clips import BadClips
 from sora_lightning.types import VideoSize
 
@@ -71,7 +71,7 @@ def test_every_clip_is_assigned_or_counted_with_its_reason() -> None:
         for i, metadata in enumerate(footages)
     ]
     cut = ClipRecord(Path("cut.mp4"), ("x",), "f" * 16, 4.5, metadata=VideoMetadata(40, 8, 40, 40))
-    assignment = survey([*clips, cut], buckets(), BadClips(None))
+    assignment = assign_sizes([*clips, cut], buckets(), BadClips(None))
     assert assignment.num_clips == 1
     assert tuple(assignment.clips) == buckets().sizes
     assert assignment.removed == {

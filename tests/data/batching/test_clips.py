@@ -13,7 +13,8 @@ import torch
 from einops import rearrange
 
 from sora_lightning.data import ClipRecord, DecodeError, PyAVReader, read_manifest
-from sora_lightning.data.batching.clips import ClipReader, EvenChoice, RandomChoice
+from sora_lightning.data.batching.clip_reader import ClipReader
+from sora_lightning.data.batching.windows import EvenWindows, RandomWindows
 from sora_lightning.data.manifest.index import index
 from sora_lightning.types import VideoSize
 from tests.data.barcodes import BITS, ROWS, STRIPE, numbers_in
@@ -55,18 +56,18 @@ def test_a_record_can_be_a_part_of_its_file(second_long: Path) -> None:
 
 def test_even_windows_are_evenly_spaced_about_the_middle() -> None:
     one = record(Path("a.mp4"))
-    assert EvenChoice(1)(one, 0) == (0.5, "one")
-    windows = [EvenChoice(4)(one, turn).window for turn in range(4)]
+    assert EvenWindows(1)(one, 0) == (0.5, "one")
+    windows = [EvenWindows(4)(one, repeat).position for repeat in range(4)]
     np.testing.assert_allclose(windows, [0.125, 0.375, 0.625, 0.875])
 
 
 def test_random_windows_and_wordings_are_spread_and_depend_on_seed_clip_and_turn() -> None:
     one, other = record(Path("a.mp4")), ClipRecord(Path("b.mp4"), ("one", "two", "three"), "f" * 16)
-    drawn = [RandomChoice(0)(one, turn) for turn in range(600)]
-    assert [RandomChoice(0)(one, turn) for turn in range(600)] == drawn
-    for changed in (RandomChoice(1)(one, 0), RandomChoice(0)(other, 0), RandomChoice(0)(one, 1)):
-        assert changed.window != drawn[0].window
-    counts, _ = np.histogram([choice.window for choice in drawn], bins=6, range=(0, 1))
+    drawn = [RandomWindows(0)(one, repeat) for repeat in range(600)]
+    assert [RandomWindows(0)(one, repeat) for repeat in range(600)] == drawn
+    for changed in (RandomWindows(1)(one, 0), RandomWindows(0)(other, 0), RandomWindows(0)(one, 1)):
+        assert changed.position != drawn[0].position
+    counts, _ = np.histogram([window.position for window in drawn], bins=6, range=(0, 1))
     assert counts.min() > 60
     for wording in one.captions:
         assert sum(choice.caption == wording for choice in drawn) > 130

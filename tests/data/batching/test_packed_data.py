@@ -17,6 +17,7 @@ from sora_lightning.data import LatentCache, Packing, VideoDataModule, read_mani
 from sora_lightning.data.batching.native_sizes import BetaDropping, UniformSide
 from sora_lightning.data.batching.sampler import StreamLoader
 from sora_lightning.types import PackedBatch, VideoBatch
+from tests.data.modules import data_module
 from tests.data.test_datamodule import Recorder, encode, trainer, with_bad_clips
 
 TOKENS = 26
@@ -27,7 +28,7 @@ def packing(**settings: object) -> Packing:
 
 
 def module(manifest: Path, settings: dict | None = None, **options: object) -> VideoDataModule:
-    data = VideoDataModule(manifest, fps=8.0, packing=packing(**settings or {}), **options)  # type: ignore[arg-type]
+    data = data_module(manifest, fps=8.0, packing=packing(**settings or {}), **options)  # type: ignore[arg-type]
     data.setup("fit")
     return data
 
@@ -44,7 +45,7 @@ def loader(data: VideoDataModule, rank: int = 0, num_ranks: int = 1) -> StreamLo
 def seen(batch: PackedBatch) -> tuple:
     videos = [(tuple(v.shape), float(v.double().sum())) for v in batch.videos or []]
     kept = None if batch.kept is None else [k.tolist() for k in batch.kept]
-    return batch.clip_ids, batch.turns, batch.captions, videos, kept
+    return batch.clip_ids, batch.repeats, batch.captions, videos, kept
 
 
 def test_a_pass_shows_every_clip_once_at_its_own_size(shapes: dict[str, Path]) -> None:
@@ -136,7 +137,7 @@ def test_a_clip_that_cannot_be_read_is_left_out_of_its_pack(
     shapes: dict[str, Path], tmp_path: Path
 ) -> None:
     manifest = with_bad_clips(shapes, tmp_path, declared=True)
-    data = VideoDataModule(manifest, packing=packing(), run_length=1, max_bad_share=0.5)
+    data = data_module(manifest, packing=packing(), run_length=1, max_bad_share=0.5)
     records = {r.clip_id: r.path.name for r in read_manifest(manifest)}
 
     class Packs(L.LightningModule):
@@ -165,7 +166,7 @@ def test_the_cache_serves_the_latents_of_the_same_pixels(
     shapes: dict[str, Path], tmp_path: Path
 ) -> None:
     root = tmp_path / "latents"
-    data = VideoDataModule(shapes["train"], packing=packing())
+    data = data_module(shapes["train"], packing=packing())
     written = trainer(tmp_path).predict(Recorder(), data)
     with LatentCache.create(root, "tokenizer-a", "float32") as cache:
         for keys, latents in written or []:
@@ -174,14 +175,14 @@ def test_the_cache_serves_the_latents_of_the_same_pixels(
     pixels = module(shapes["train"], fixed_windows=True)
     cached = module(shapes["train"], latents=root)
     for a, b in zip(loader(pixels), loader(cached), strict=True):
-        assert (a.clip_ids, a.turns, a.captions) == (b.clip_ids, b.turns, b.captions)
+        assert (a.clip_ids, a.repeats, a.captions) == (b.clip_ids, b.repeats, b.captions)
         assert b.videos is None
         for video, latents in zip(a.videos or [], b.latents or [], strict=True):
             torch.testing.assert_close(encode(video[None])[0], latents)
 
 
 def test_validation_and_predict_see_one_size_at_a_time(shapes: dict[str, Path]) -> None:
-    data = VideoDataModule(shapes["train"], packing=packing(), val_manifest=shapes["val"])
+    data = data_module(shapes["train"], packing=packing(), val_manifest=shapes["val"])
     data.setup("fit")
     (validation,) = [data.val_dataloader()]
     batches = list(validation)  # type: ignore[arg-type]
@@ -215,4 +216,4 @@ def test_other_packs_are_refused_on_resume(shapes: dict[str, Path]) -> None:
 )
 def test_settings_that_contradict_each_other_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        VideoDataModule(Path("never read"), **settings)
+        data_module(Path("never read"), **settings)

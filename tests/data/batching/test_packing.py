@@ -28,7 +28,7 @@ from sora_lightning.data.batching.packing import (
     clip_costs,
     efficiency,
     padding_waste,
-    plan_pass,
+    plan_epoch,
     split_to_multiple,
 )
 from sora_lightning.data.batching.sampler import shuffled
@@ -48,7 +48,7 @@ def small_plan(num_clips: int = 60, seed: int = 0, run_length: int = 4, **settin
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_mixture_is_packed_almost_without_waste_and_ranks_wait_little(seed: int) -> None:
     grids = mixture(20_000, seed)
-    one = plan_pass(PackPlan(grids, PACKING, seed), 0)
+    one = plan_epoch(PackPlan(grids, PACKING, seed), 0)
     assert one.waste <= 0.005
     assert efficiency(one.packs, one.tokens, 8, PACKING.attention_tokens) >= 0.98
     assert 0.7 < padding_waste(grids) < 0.85  # the mixture is as hard as the one it follows
@@ -61,7 +61,7 @@ def test_a_million_clips_are_planned_in_seconds() -> None:
     grids = mixture(1_000_000, 0)
     plan = PackPlan(grids, PACKING, 0)
     begun = time.process_time()
-    one = plan_pass(plan, 0)
+    one = plan_epoch(plan, 0)
     assert time.process_time() - begun <= 5
     assert one.waste <= 0.005
     assert efficiency(one.packs, one.tokens, 8, PACKING.attention_tokens) >= 0.98
@@ -105,11 +105,11 @@ def test_every_clip_has_its_turn_once_in_a_pass_on_any_number_of_ranks(
         assert len(one.packs) % run_length == 0
         requests = [plan.batch(position + i) for i in range(len(one.packs))]
         position += len(one.packs)
-        seen = Counter(p for r in requests for p in zip(r.clips, r.turns, strict=True))
-        turns = range(number * plan.turns_per_pass, (number + 1) * plan.turns_per_pass)
+        seen = Counter(p for r in requests for p in zip(r.clips, r.repeats, strict=True))
+        turns = range(number * plan.repeats_per_epoch, (number + 1) * plan.repeats_per_epoch)
         assert seen == Counter((clip, turn) for clip in range(num_clips) for turn in turns)
         assert all(sum(r.kept) <= 64 for r in requests)
-    assert plan.turns_per_pass == 1 or num_clips < run_length
+    assert plan.repeats_per_epoch == 1 or num_clips < run_length
 
 
 def test_two_hundred_sets_of_few_clips_are_packed_whole() -> None:

@@ -53,7 +53,7 @@ def test_every_clip_has_its_turn_once_in_a_pass_of_its_size() -> None:
     for position in range(300):
         batch = one.batch(position)
         assert len(batch.clips) == BATCH_SIZES[batch.size]
-        seen[batch.size] += zip(batch.turns, batch.clips, strict=True)
+        seen[batch.size] += zip(batch.repeats, batch.clips, strict=True)
     for size, turns in seen.items():
         passes = Counter(turn for turn, _ in turns)
         assert [turn for turn, _ in turns] == sorted(turn for turn, _ in turns)
@@ -99,9 +99,9 @@ def test_one_small_set_fills_its_batches_from_several_passes() -> None:
     tiny = BatchPlan({SIZES[0]: 3}, {SIZES[0]: 8}, seed=0)
     first = tiny.batch(0)
     assert len(first.clips) == 8
-    assert first.turns == (0, 0, 0, 1, 1, 1, 2, 2)
+    assert first.repeats == (0, 0, 0, 1, 1, 1, 2, 2)
     assert set(first.clips[:3]) == set(first.clips[3:6]) == {0, 1, 2}
-    assert tiny.batches_per_pass == 1
+    assert tiny.batches_per_epoch == 1
 
 
 @pytest.mark.parametrize(

@@ -26,13 +26,14 @@ from sora_lightning.data import (
     write_shards,
     write_video,
 )
-from sora_lightning.data.batching.clips import ClipReader
+from sora_lightning.data.batching.clip_reader import ClipReader
 from sora_lightning.data.batching.native_sizes import Packing
 from sora_lightning.data.batching.sources import PairKeys, SourceReader
 from sora_lightning.data.manifest.index import index
 from sora_lightning.data.manifest.split import split
 from sora_lightning.types import VideoBatch, VideoSize
 from tests.data.barcodes import BITS, ROWS, STRIPE, numbers_in
+from tests.data.modules import data_module
 from tests.data.test_datamodule import Recorder, encode, trainer
 
 SIZE = VideoSize(5, ROWS, BITS * STRIPE)
@@ -45,7 +46,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def module(manifests: dict[str, Path], **settings: object) -> VideoDataModule:
     options = {"sizes": ["9x16x16", "9x12x20"], "pixels_per_batch": 4 * 9 * 16 * 16}
-    return VideoDataModule(manifests["train"], **{**options, "sources": True, **settings})  # type: ignore[arg-type]
+    return data_module(manifests["train"], **{**options, "sources": True, **settings})  # type: ignore[arg-type]
 
 
 def frames_of(video: Tensor) -> np.ndarray:
@@ -236,7 +237,10 @@ def test_a_manifest_without_sources_is_refused_where_they_are_asked_for_alone(
 ) -> None:
     rows = copied(pairs, tmp_path)
     for source, said in (
-        (None, r"clips\.jsonl: source is missing in the row of 00001\.mp4: data\.sources = true"),
+        (
+            None,
+            r"jsonl: source is missing in the row of 00001\.mp4: data\.reading\.sources = true",
+        ),
         ("a stock library", r"clips\.jsonl: source = 'a stock library': no such file"),
     ):
         rows[1]["source"] = source

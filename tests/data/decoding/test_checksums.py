@@ -19,15 +19,14 @@ from sora_lightning.data import (
     ClipRecord,
     DecodeError,
     Packing,
-    VideoDataModule,
     read_manifest,
     write_shards,
 )
-from sora_lightning.data.batching.clips import ClipReader
+from sora_lightning.data.batching.clip_reader import ClipReader
 from sora_lightning.data.batching.size_assignment import LatentKeys
-from sora_lightning.data.decoding import checksums as contents_module
+from sora_lightning.data.decoding import checksums as checksums_module
 from sora_lightning.data.decoding import shards as shards_module
-from sora_lightning.data.decoding.checksums import Contents
+from sora_lightning.data.decoding.checksums import Checksums
 from sora_lightning.data.decoding.readers import default_reader
 from sora_lightning.data.decoding.subprocess_decoding import GuardedReader
 from sora_lightning.data.manifest.index import index
@@ -35,6 +34,7 @@ from sora_lightning.files import file_sha256
 from sora_lightning.types import VideoSize
 from tests.data.decoding.spoil import spoiled
 from tests.data.decoding.test_subprocess_decoding import CLIPS, fixtures
+from tests.data.modules import data_module
 
 __all__ = ["fixtures"]
 STEADY = list(range(0, 30 * 40, 40))
@@ -83,7 +83,7 @@ def flipped(content: bytes, rng: np.random.Generator) -> bytes:
 def refusals(records: Sequence[ClipRecord], verify: bool) -> list[str]:
     """Why clips are refused, of those that are."""
     guarded = GuardedReader(default_reader(), timeout_s=60.0)
-    reader = ClipReader(guarded, 5.0, Contents(verify))
+    reader = ClipReader(guarded, 5.0, Checksums(verify))
     reasons = []
     for record in records:
         try:
@@ -163,13 +163,13 @@ def test_damaged_clips_are_left_out_of_training_and_named(
         settings = {"packing": Packing(64, "1x8x8", 3, 32 * 64, (1, 2, 2))}
     bad = {}
     for verify in (False, True):
-        data = VideoDataModule(
-            manifest, fps=5.0, max_bad_share=0.5, verify_content=verify, **settings
-        )
+        data = data_module(manifest, fps=5.0, max_bad_share=0.5, verify_content=verify, **settings)
         data.setup("fit")
         loader = data.train_dataloader()
         served = {name for batch in loader for name in batch.clip_ids}
-        bad[verify] = loader.dataset.bad_clips.reasons
+        clips = loader.dataset.clips
+        one = clips if kind == "packed" else next(iter(clips.values()))
+        bad[verify] = one.bad_clips.reasons
         assert served == {record.clip_id for record in records} - set(bad[verify])
     assert set(bad[True]) == {record.clip_id for record in records[:2]}
     assert len(bad[False]) < 2
@@ -195,15 +195,16 @@ def test_rows_without_a_hash_are_refused_where_content_is_verified(
     del rows[1]["content"]
     manifest.write_text("\n".join(map(json.dumps, rows)))
     settings = {"sizes": ["3x32x64"], "pixels_per_batch": 2 * 3 * 32 * 64}
-    VideoDataModule(manifest, fps=5.0, **settings).setup("fit")
+    data_module(manifest, fps=5.0, **settings).setup("fit")
     with pytest.raises(
         ValueError,
-        match=r"clips\.jsonl: content is missing in the row of 1\.mp4: data\.verify_content = true "
-        r"needs the SHA-256 of each file: run sora-lightning index",
+        match=r"clips\.jsonl: content is missing in the row of 1\.mp4: "
+        r"data\.reading\.verify_content = true needs the SHA-256 of each file: run "
+        r"sora-lightning index",
     ):
-        VideoDataModule(manifest, fps=5.0, verify_content=True, **settings).setup("fit")
+        data_module(manifest, fps=5.0, verify_content=True, **settings).setup("fit")
     with pytest.raises(ValueError, match="verify_content and sources are both given"):
-        VideoDataModule(manifest, fps=5.0, verify_content=True, sources=True, **settings)
+        data_module(manifest, fps=5.0, verify_content=True, sources=True, **settings)
 
 
 def test_a_file_is_hashed_once_for_as_long_as_it_stays(
@@ -218,11 +219,11 @@ def test_a_file_is_hashed_once_for_as_long_as_it_stays(
         hashed.append(path)
         return file_sha256(path)
 
-    for module in (contents_module, shards_module):
+    for module in (checksums_module, shards_module):
         monkeypatch.setattr(module, "file_sha256", counted)
     told, other = read_manifest(manifest)
     untold = ClipRecord(other.path, other.captions, other.clip_id)
-    contents = Contents(verify=True)
+    contents = Checksums(verify=True)
     reader, keys = ClipReader(default_reader(), 5.0, contents), LatentKeys(5.0, 3, contents)
     for window in range(3):
         reader.read(told, SIZE, window / 2)

@@ -13,11 +13,12 @@ from types import ModuleType
 import pytest
 import torch
 
-from sora_lightning.data import ClipRecord, DecodeError, VideoDataModule, read_manifest
-from sora_lightning.data.decoding.checksums import Contents
+from sora_lightning.data import ClipRecord, DecodeError, read_manifest
+from sora_lightning.data.decoding.checksums import Checksums
 from sora_lightning.data.decoding.readers import probe
 from sora_lightning.data.decoding.shards import ShardFiles
 from sora_lightning.types import VideoBatch
+from tests.data.modules import data_module
 
 SIZES = {"sizes": ["9x16x16", "9x12x20"], "pixels_per_batch": 4 * 9 * 16 * 16}
 
@@ -81,7 +82,7 @@ def in_dataset(
 
 
 def batches(manifest: Path, workers: int, start: dict | None = None) -> tuple[list, dict]:
-    data = VideoDataModule(manifest, **SIZES, num_workers=workers, steps_per_epoch=3)  # type: ignore[arg-type]
+    data = data_module(manifest, **SIZES, num_workers=workers, steps_per_epoch=3)  # type: ignore[arg-type]
     data.setup("fit")
     loader = data.train_dataloader()
     if start is not None:
@@ -128,11 +129,11 @@ def test_any_dataset_of_items_does(
         assert kept.local(record).read_bytes() == content
         assert kept.local(record).suffix == file.suffix
     assert len(listed.opened) == 1
-    assert Contents().of(record) == hashlib.sha256(content).hexdigest()
+    assert Checksums().of(record) == hashlib.sha256(content).hexdigest()
     stamp = {"num_bytes": 3, "modified_ns": (tmp_path / "clips/index.json").stat().st_mtime_ns}
-    assert Contents().of(replaced(record, content="told", **stamp)) == "told"
+    assert Checksums().of(replaced(record, content="told", **stamp)) == "told"
     stamp["modified_ns"] -= 1
-    assert Contents().of(replaced(record, content="told", **stamp)) == Contents().of(record)
+    assert Checksums().of(replaced(record, content="told", **stamp)) == Checksums().of(record)
 
 
 def test_an_item_that_is_no_file_is_named(

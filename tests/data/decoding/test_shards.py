@@ -18,9 +18,10 @@ import torch
 
 from sora_lightning.data import ClipRecord, DecodeError, Packing, VideoDataModule, read_manifest
 from sora_lightning.data.batching.sampler import StreamLoader
-from sora_lightning.data.decoding.checksums import Contents
+from sora_lightning.data.decoding.checksums import Checksums
 from sora_lightning.data.decoding.shards import FILES_KEPT, ShardFiles, write_shards
 from sora_lightning.types import PackedBatch
+from tests.data.modules import data_module
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def loader(manifest: Path, packed: bool, place: tuple[int, int], **options: int)
         if packed
         else {"sizes": ["9x16x16", "9x12x20"], "pixels_per_batch": 4 * 9 * 16 * 16}
     )
-    data = Share(manifest, **sizes, fixed_windows=True, **options)  # type: ignore[arg-type]
+    data = data_module(manifest, of=Share, **sizes, fixed_windows=True, **options)  # type: ignore[arg-type]
     data.setup("fit")
     return data.train_dataloader()
 
@@ -65,45 +66,45 @@ def test_the_shards_are_tar_files_and_the_rows_say_where_the_clips_lie(
         assert files.local(clip).read_bytes() == original.path.read_bytes()
         assert files.local(original) == original.path
         content = hashlib.sha256(original.path.read_bytes()).hexdigest()
-        assert Contents().of(clip) == Contents().of(original) == content
+        assert Checksums().of(clip) == Checksums().of(original) == content
 
 
 def test_every_change_of_a_file_is_noticed_and_no_file_is_hashed_twice(tmp_path: Path) -> None:
     content = bytearray(np.random.default_rng(0).bytes(300_000))
     path = tmp_path / "a.mp4"
     path.write_bytes(content)
-    hashed = Contents().of(ClipRecord(path, ("x",), "0"))
+    hashed = Checksums().of(ClipRecord(path, ("x",), "0"))
     state = path.stat()
     row = {"content": "told", "num_bytes": state.st_size, "modified_ns": state.st_mtime_ns}
-    assert Contents().of(ClipRecord(path, ("x",), "0", columns=row)) == "told"
+    assert Checksums().of(ClipRecord(path, ("x",), "0", columns=row)) == "told"
     content[150_000] ^= 1  # in the middle, at the same length
     path.write_bytes(content)
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
-    changed = Contents().of(ClipRecord(path, ("x",), "0", columns=row))
-    assert changed == Contents().of(ClipRecord(path, ("x",), "0"))
+    changed = Checksums().of(ClipRecord(path, ("x",), "0", columns=row))
+    assert changed == Checksums().of(ClipRecord(path, ("x",), "0"))
     assert changed == hashlib.sha256(content).hexdigest() != hashed
     path.write_bytes(content + b"x")
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
-    assert Contents().of(ClipRecord(path, ("x",), "0", columns=row)) not in (
+    assert Checksums().of(ClipRecord(path, ("x",), "0", columns=row)) not in (
         "told",
         hashed,
         changed,
     )
     path.unlink()
     with pytest.raises(DecodeError, match=r"a\.mp4: No such file"):
-        Contents().of(ClipRecord(path, ("x",), "0", columns=row))
+        Checksums().of(ClipRecord(path, ("x",), "0", columns=row))
 
 
 def test_a_shard_that_was_written_anew_is_read_anew(sharded: Path, tmp_path: Path) -> None:
     record = read_manifest(sharded)[0]
     told = ClipRecord(record.path, ("x",), "0", columns={**record.columns, "content": "told"})
-    assert Contents().of(told) == "told"
+    assert Checksums().of(told) == "told"
     copy = tmp_path / "shard.tar"
     copy.write_bytes(Path(str(record.columns["shard"])).read_bytes())
     moved = ClipRecord(record.path, ("x",), "0", columns={**told.columns, "shard": str(copy)})
-    assert Contents().of(moved) == record.columns["content"]
+    assert Checksums().of(moved) == record.columns["content"]
     remote = ClipRecord(record.path, ("x",), "0", columns={**told.columns, "shard": "s3://a/b.tar"})
-    assert Contents().of(remote) == "told"
+    assert Checksums().of(remote) == "told"
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
@@ -163,7 +164,8 @@ def test_the_folders_of_workers_go_with_them(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     one = loader(sharded, False, (0, 1), num_workers=2, steps_per_epoch=2)
-    one.dataset.reader.files.local(read_manifest(sharded)[0])  # type: ignore[attr-defined]
+    clips = next(iter(one.dataset.clips.values()))  # type: ignore[attr-defined]
+    clips.readers[0].files.local(read_manifest(sharded)[0])
     (own,) = tmp_path.glob("clips-*")
     assert len(list(one)) == 2
     assert len(list(tmp_path.glob("clips-*"))) == 3

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sora_lightning.data import DecodeError, PyAVReader, VideoDataModule
+from sora_lightning.data import DecodeError, PyAVReader
 from sora_lightning.data.decoding.bad_clips import BadClips, TooManyBadClips
 from sora_lightning.data.decoding.readers import DecordReader, Reader, default_reader
 from sora_lightning.data.decoding.subprocess_decoding import Guard, GuardedReader, guarded_map
@@ -27,6 +27,7 @@ from sora_lightning.types import VideoBatch
 from tests.data.barcodes import cut_without_encoding, numbers_in
 from tests.data.decoding.spoil import spoiled
 from tests.data.decoding.torchcodec_reader import torchcodec_parameter
+from tests.data.modules import data_module
 
 STEADY = list(range(0, 60 * 40, 40))
 CLOSED = {"g": "12", "bf": "2", "x264-params": "open-gop=0:scenecut=0"}
@@ -325,7 +326,7 @@ def fed(
     manifest = folder / "clips.jsonl"
     manifest.write_text("\n".join(map(json.dumps, rows)))
     options = {"sizes": ["5x64x128"], "reader": Unruly()} | settings
-    data = VideoDataModule(
+    data = data_module(
         manifest, fps=5.0, pixels_per_batch=2 * 5 * 64 * 128, decode_timeout_s=1.0,
         **options,  # type: ignore[arg-type]
     )  # fmt: skip
@@ -425,7 +426,7 @@ def test_a_manifest_of_which_nothing_can_be_read_is_an_error_at_once(tmp_path: P
         (tmp_path / name).write_text("no video")
     rows = [{"path": name, "caption": "x"} for name in ("a.mp4", "b.mp4")]
     (tmp_path / "clips.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    data = VideoDataModule(tmp_path / "clips.jsonl", ["1x8x8"], 8.0, 1000, max_bad_share=1.0)
+    data = data_module(tmp_path / "clips.jsonl", ["1x8x8"], 8.0, 1000, max_bad_share=1.0)
     with pytest.raises(ValueError, match=r"(?s)no clip is left.*2 left out: cannot be read"):
         data.setup("fit")
 

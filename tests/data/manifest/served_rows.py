@@ -11,7 +11,8 @@ import threading
 import time
 from pathlib import Path
 
-from sora_lightning.data import Packing, VideoDataModule
+from sora_lightning.data import Packing
+from tests.data.modules import data_module
 
 SETTINGS = {
     "dense": {"sizes": ["9x32x32", "17x32x32"], "pixels_per_batch": 8 * 17 * 32 * 32},
@@ -30,11 +31,12 @@ def memory() -> dict[str, float]:
 
 def serve(path: Path, mode: str) -> dict[str, float]:
     """Set up, plan a pass, and look up the clips of 50 batches."""
-    data = VideoDataModule(path, **SETTINGS[mode], filters=["motion > 0.1"], steps_per_epoch=50)
+    data = data_module(path, **SETTINGS[mode], filters=["motion > 0.1"], steps_per_epoch=50)
     data.setup("fit")
     loader = data.train_dataloader()
     for request in itertools.islice(loader.sampler, len(loader.sampler)):
-        records = loader.dataset.clips[request.size] if mode == "dense" else loader.dataset.records
+        clips = loader.dataset.clips
+        records = (clips[request.size] if mode == "dense" else clips).records
         assert all(records[number].captions for number in request.clips)
     return memory()
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from sora_lightning.__main__ import main
-from sora_lightning.data import VideoDataModule, read_manifest, write_video
+from sora_lightning.data import read_manifest, write_video
 from sora_lightning.data.decoding.encode import reencode
 from sora_lightning.data.decoding.readers import default_reader, probe
 from sora_lightning.data.decoding.timeline import read_timeline
@@ -29,6 +29,7 @@ from sora_lightning.data.manifest.curation import (
 )
 from sora_lightning.data.manifest.tables import read_rows
 from tests.data.barcodes import numbers_in
+from tests.data.modules import data_module
 
 STEADY = list(range(0, 60 * 40, 40))
 CLOSED = {"g": "12", "bf": "2", "x264-params": "open-gop=0:scenecut=0"}
@@ -40,7 +41,7 @@ def rows_of(path: Path) -> list[dict]:
 
 
 @pytest.fixture
-def metadata(barcodes: Callable[..., Path], tmp_path: Path) -> Path:
+def footage(barcodes: Callable[..., Path], tmp_path: Path) -> Path:
     """A folder of a good video, one for PyAV alone, a picture, and what is none of them."""
     barcodes("closed.mp4", STEADY, options=CLOSED)
     barcodes("open.mp4", STEADY, options=OPEN)
@@ -53,15 +54,15 @@ def metadata(barcodes: Callable[..., Path], tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
-def test_index_fills_in_what_a_probe_says(suffix: str, metadata: Path, tmp_path: Path) -> None:
+def test_index_fills_in_what_a_probe_says(suffix: str, footage: Path, tmp_path: Path) -> None:
     if suffix == "parquet":
         pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
     output = tmp_path / "out" / f"clips.{suffix}"
-    indexing.index(metadata, output)
+    indexing.index(footage, output)
     records = {record.path.name: record for record in read_manifest(output)}
     assert set(records) == {"closed.mp4", "open.mp4", "still.png"}
     for name, record in records.items():
-        assert record.metadata == probe(metadata / name)
+        assert record.metadata == probe(footage / name)
         assert record.captions == (f"this is {name.partition('.')[0]}",)
     assert records["closed.mp4"].decord_objection is None
     assert "open GOP" in str(records["open.mp4"].decord_objection)
@@ -71,10 +72,10 @@ def test_index_fills_in_what_a_probe_says(suffix: str, metadata: Path, tmp_path:
 
 
 def test_index_goes_on_where_it_stopped_and_sees_what_changed(
-    metadata: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    footage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "clips.jsonl"
-    indexing.index(metadata, output)
+    indexing.index(footage, output)
     whole = output.read_text()
     journal = tmp_path / ".clips.jsonl.journal"
     lines = journal.read_text().splitlines(keepends=True)
@@ -89,12 +90,12 @@ def test_index_goes_on_where_it_stopped_and_sees_what_changed(
         return through(function, jobs, *settings)  # type: ignore[arg-type]
 
     monkeypatch.setattr(indexing, "guarded_map", counted)
-    indexing.index(metadata, output)
+    indexing.index(footage, output)
     assert output.read_text() == whole
     assert len(probed) == 2
     probed.clear()
-    os.utime(metadata / "open.mp4", ns=(1, 1))
-    indexing.index(metadata, output)
+    os.utime(footage / "open.mp4", ns=(1, 1))
+    indexing.index(footage, output)
     assert probed == ["open.mp4"]
 
 
@@ -286,16 +287,16 @@ def test_a_copy_keeps_the_frames_and_their_times(
 
 
 def test_check_says_what_every_rule_removes(
-    metadata: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    footage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "clips.jsonl"
-    indexing.index(metadata, output)
+    indexing.index(footage, output)
     rows = [{**row, "score": number} for number, row in enumerate(rows_of(output))]
     output.write_text("\n".join(map(json.dumps, rows)))
     config = tmp_path / "training.yaml"
     config.write_text(
-        f"data:\n  manifest: {output}\n  sizes: [1x200x250, 9x64x128]\n  fps: 8\n"
-        "  pixels_per_batch: 100000\n  filters: ['score > 0']\n"
+        f"data:\n  manifest: {output}\n  fps: 8\n  filters: ['score > 0']\n  batching:\n"
+        "    sizes: [1x200x250, 9x64x128]\n    pixels_per_batch: 100000\n"
     )
     capsys.readouterr()
     assert main(["check", "--config", str(config)]) == 0
@@ -311,10 +312,10 @@ def test_check_says_what_every_rule_removes(
     assert main(["check", "--config", str(config), "--filters", "[oops]"]) == 2
 
 
-def test_pictures_and_videos_train_together(metadata: Path, tmp_path: Path) -> None:
+def test_pictures_and_videos_train_together(footage: Path, tmp_path: Path) -> None:
     output = tmp_path / "clips.jsonl"
-    indexing.index(metadata, output)
-    data = VideoDataModule(output, ["1x240x300", "9x64x128"], 8.0, 80_000, run_length=1)
+    indexing.index(footage, output)
+    data = data_module(output, ["1x240x300", "9x64x128"], 8.0, 80_000, run_length=1)
     data.setup("fit")
     shapes = {tuple(batch.pixels.shape[1:]) for batch in data.train_dataloader()}
     assert shapes == {(3, 1, 240, 300), (3, 9, 64, 128)}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from sora_lightning.data import Packing, VideoDataModule, read_manifest
+from sora_lightning.data import Packing, read_manifest
 from sora_lightning.data.manifest.memory_mapped import (
     ChosenRecords,
     MappedRecords,
@@ -22,6 +22,7 @@ from sora_lightning.data.manifest.memory_mapped import (
 )
 from sora_lightning.data.manifest.tables import read_rows, write_rows
 from sora_lightning.types import PackedBatch
+from tests.data.modules import data_module
 
 pyarrow = pytest.importorskip("pyarrow", reason="Arrow needs pyarrow")
 MIB = 2**20
@@ -70,12 +71,12 @@ def test_the_records_are_those_of_the_rows_however_they_are_asked_for(
 def test_training_sees_the_same_clips(settings: dict, arrow: Path, shapes: dict[str, Path]) -> None:
     served = []
     for manifest, workers in ((shapes["train"], 0), (arrow, 0), (arrow, 2)):
-        data = VideoDataModule(manifest, **settings, num_workers=workers, steps_per_epoch=4)
+        data = data_module(manifest, **settings, num_workers=workers, steps_per_epoch=4)
         data.setup("fit")
         batches = list(data.train_dataloader())
         served.append([(batch.clip_ids, batch.captions, _sum(batch)) for batch in batches])
     assert served[0] == served[1] == served[2]
-    data = VideoDataModule(arrow, **settings, filters=["score >= 12"])
+    data = data_module(arrow, **settings, filters=["score >= 12"])
     (assignment,) = data.check().values()
     assert (assignment.num_clips, assignment.num_removed) == (18, 12)
     assert "12 left out: filter: not score >= 12, e.g. 00000.mp4" in str(assignment)

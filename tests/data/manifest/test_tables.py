@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sora_lightning.data import read_manifest
-from sora_lightning.data.batching.clips import RandomChoice
+from sora_lightning.data.batching.windows import RandomWindows
 from sora_lightning.data.manifest.tables import read_rows, write_rows
 
 ROWS = [
@@ -130,5 +130,5 @@ def test_a_file_that_is_no_parquet_is_named(folder: Path) -> None:
 def test_wordings_are_drawn_by_their_weights(folder: Path) -> None:
     write_rows(folder / "clips.jsonl", ROWS)
     record = read_manifest(folder / "clips.jsonl")[1]
-    drawn = [RandomChoice(0)(record, turn).caption for turn in range(2000)]
+    drawn = [RandomWindows(0)(record, repeat).caption for repeat in range(2000)]
     assert abs(drawn.count("one") / 2000 - 0.75) < 0.04  # four standard deviations

@@ -225,9 +225,8 @@ def run(tmp_path_factory):
         "data": {
             "manifest": str(folder / "clips/train.jsonl"),
             "val_manifest": str(folder / "clips/val.jsonl"),
-            "sizes": ["5x32x32", "5x24x32"],
             "fps": 8,
-            "pixels_per_batch": 20000,
+            "batching": {"sizes": ["5x32x32", "5x24x32"], "pixels_per_batch": 20000},
         },
         "trainer": {"logger": False, "max_steps": 2, "accelerator": "cpu"},
     }

@@ -1,0 +1,65 @@
+"""Which window of a clip is shown at each of its repeats, and with which caption."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from sora_lightning.data.manifest.records import ClipRecord
+
+
+class Window(NamedTuple):
+    """``position`` in [0, 1] is where the window begins between the first and the last one that the
+    clip has room for.
+    """
+
+    position: float
+    caption: str
+
+
+WindowSampler = Callable[[ClipRecord, int], Window]
+
+
+@dataclass(frozen=True)
+class RandomWindows:
+    """Draw a position and a caption by (seed, clip, repeat) alone, whichever worker and rank
+    asks.
+    """
+
+    seed: int
+
+    def __call__(self, record: ClipRecord, repeat: int) -> Window:
+        key = np.array([self.seed, int(record.clip_id, 16)], dtype=np.uint64)
+        rng = np.random.Generator(np.random.Philox(key=key, counter=repeat))
+        position = rng.random()
+        if len(set(record.weights)) < 2:
+            return Window(position, record.captions[rng.integers(len(record.captions))])
+        return Window(position, record.captions[rng.choice(len(record.captions), p=record.weights)])
+
+
+@dataclass(frozen=True)
+class EvenWindows:
+    """Take evenly placed windows one after the other, and the first caption. The only
+    window of one is the middle of the clip.
+    """
+
+    num_windows: int
+
+    def __call__(self, record: ClipRecord, repeat: int) -> Window:
+        return Window((repeat + 0.5) / self.num_windows, record.captions[0])
+
+
+@dataclass(frozen=True)
+class FixedWindows:
+    """Move sampled windows to the nearest of evenly placed ones, as a latent cache holds them."""
+
+    sampler: WindowSampler
+    num_windows: int
+
+    def __call__(self, record: ClipRecord, repeat: int) -> Window:
+        window = self.sampler(record, repeat)
+        number = min(int(window.position * self.num_windows), self.num_windows - 1)
+        return window._replace(position=(number + 0.5) / self.num_windows)

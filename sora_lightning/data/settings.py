@@ -1,0 +1,107 @@
+"""The settings of ``VideoDataModule``, in groups as a YAML has them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sora_lightning.data.batching.buckets import Buckets, SizeFamily, SizeRule
+from sora_lightning.data.batching.native_sizes import NativeSizes, Packing
+from sora_lightning.data.decoding.readers import Reader
+from sora_lightning.types import VideoSize
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files are read, and what happens to those that cannot be.
+
+    Args:
+        num_workers: Processes that decode; 0 decodes in the training process. The command line
+            leaves each of them a core, unless OMP_NUM_THREADS sets the threads of torch. Batches
+            are the same for any number, weights to the last bit for the same threads.
+        reader: Decodes the files. By default decord, with PyAV for what decord reads wrongly.
+        decode_timeout_s: Seconds that one clip may take to decode. Decoding runs in a child of each
+            worker, which is stopped then, and the clip counts as bad. Null decodes without one,
+            as do systems that cannot fork.
+        max_bad_share: The run stops when more than this share of a manifest's clips cannot be read.
+        sources: Serve with each clip the one that the manifest's ``source`` names, for systems that
+            learn instructions; ``predict`` then encodes those too.
+        verify_content: Hash every file whole before its first frame is served, once in each worker,
+            and leave out those that are not what was indexed, damaged ones of the same size and
+            time too. Every row needs the ``content`` that ``index`` writes. Else a file is hashed
+            only where its size or time is another than recorded.
+    """
+
+    num_workers: int = 0
+    reader: Reader | None = None
+    decode_timeout_s: float | None = 30.0
+    max_bad_share: float = 0.05
+    sources: bool = False
+    verify_content: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers = {self.num_workers}: must be at least 0")
+        if not 0 <= self.max_bad_share <= 1:
+            raise ValueError(f"max_bad_share = {self.max_bad_share}: must be from 0 to 1")
+        if self.verify_content and self.sources:
+            raise ValueError(
+                "verify_content and sources are both given: a row records what its clip holds, and "
+                "not what its source does"
+            )
+
+
+@dataclass(frozen=True)
+class Batching:
+    """Which clips stand together, and in which order.
+
+    Args:
+        sizes: ``frames x rows x columns``, say ``["17x32x32", "17x24x40"]``, or a ``SizeFamily``
+            that makes such a list. A clip goes to the one that keeps most of it; it is scaled down
+            and cut, never scaled up or distorted.
+        pixels_per_batch: A batch holds one size and as many clips as this number of frames x rows x
+            columns allows.
+        windows_per_clip: How many evenly placed windows of each clip ``predict`` encodes, and a
+            cache is read for. Training on pixels draws from all windows.
+        fixed_windows: Training on pixels, too, draws from these windows alone: it then sees what a
+            training from the cache sees.
+        run_length: How many batches of one size, or packs of like cost, come in a row. Numbers of
+            ranks that divide it see the same order; by default it is 8, and for a number of ranks
+            that does not divide 8 their least common multiple.
+        steps_per_epoch: Batches on each rank that Lightning counts as an epoch; by default every
+            clip once. The order does not depend on it.
+        seed: Draws the order, the windows and the captions.
+    """
+
+    sizes: list[str] | SizeFamily | None = None
+    pixels_per_batch: int | None = None
+    windows_per_clip: int = 1
+    fixed_windows: bool = False
+    run_length: int | None = None
+    steps_per_epoch: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("windows_per_clip", "run_length", "steps_per_epoch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} = {value}: must be at least 1")
+        if self.seed < 0:
+            raise ValueError(f"seed = {self.seed}: must not be negative")
+
+    def size_rule(self, fps: float, packing: Packing | None) -> SizeRule:
+        """How clips get their sizes. Raises ``ValueError`` unless sizes are given in one way."""
+        given = {"sizes": self.sizes, "pixels_per_batch": self.pixels_per_batch}
+        if packing is not None:
+            if wrong := [name for name, value in given.items() if value is not None]:
+                raise ValueError(
+                    f"{wrong[0]} and packing are both given: packing has sizes of its own"
+                )
+            return NativeSizes(packing, fps)
+        for name, value in given.items():
+            if value is None:
+                raise ValueError(f"{name} is missing: batches need it where there is no packing")
+        assert self.sizes is not None
+        assert self.pixels_per_batch is not None
+        if isinstance(self.sizes, SizeFamily):
+            return Buckets(self.sizes.sizes(), fps, self.pixels_per_batch)
+        return Buckets([VideoSize.parse(size) for size in self.sizes], fps, self.pixels_per_batch)
