@@ -1,33 +1,32 @@
-"""Files of videos in three forms: containers that know their own times, folders of frames, and
-tensors.
+"""Files of videos in three forms: containers, read by ``sora_lightning.data.decoding``, folders of
+frames, and tensors, which are read without running code and only up to a size.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
-from av.container import InputContainer
-from av.video.reformatter import VideoReformatter
 from einops import rearrange
 from jaxtyping import Float, UInt8
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 
-from evaluation.features.weights import digest_of, read_tensors
+from evaluation.features.weights import digest_of
+from sora_lightning.data.decoding import DecodeError, PyAVReader, read_frames, read_timeline
+from sora_lightning.data.manifest.tables import IMAGES, VIDEOS
 
-CONTAINERS = (".mp4", ".gif", ".avi", ".mkv", ".mov", ".webm")
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+CONTAINERS, PICTURES = VIDEOS, (*IMAGES, ".bmp")
 TENSORS = (".pt", ".npy", ".safetensors")
+# Larger ones are refused before they are read: they would fill the memory.
+_MOST_PIXELS, _MOST_BYTES = 2**26, 2**33
 LAYOUTS = {"F H W 3": 3, "3 F H W": 0, "F 3 H W": 1}  # and which axis holds the colours
 RANGES = {"0..255": (0.0, 255.0), "0..1": (0.0, 1.0), "-1..1": (-1.0, 1.0)}
 
@@ -40,13 +39,16 @@ class VideoFile:
 
     ``fps`` is the rate of a folder of frames or of a tensor; containers have their own. ``layout``
     is a tensor's, one of ``LAYOUTS``; ``range`` that of its values, one of ``RANGES``, which for
-    uint8 is ``0..255`` without saying. A file of tensors holds one.
+    uint8 is ``0..255`` without saying. A file of tensors holds one. ``start_s`` and ``end_s`` cut a
+    window out, in seconds from the first frame.
     """
 
     path: Path
     fps: float | None = None
     layout: str | None = None
     range: str | None = None
+    start_s: float = 0.0
+    end_s: float = math.inf
 
     @property
     def has_clock(self) -> bool:
@@ -54,27 +56,44 @@ class VideoFile:
         return self.fps is not None or self.path.suffix.lower() in CONTAINERS
 
     def times(self) -> tuple[Float[np.ndarray, " F"], float]:
-        """When each frame begins, in seconds, in the order of display; and when the last one ends.
-        A second a frame without a clock.
+        """When each frame of the window begins, in seconds, in the order of display; and when the
+        last one ends. A second a frame without a clock.
         """
+        times, end = self._all_times()
+        inside = times[self._first(times) : np.searchsorted(times, self.end_s)]
+        if self.start_s >= end or not len(inside):
+            raise ValueError(
+                f"{self.path}: no frame is shown from {self.start_s:g} to {self.end_s:g} s"
+            )
+        return inside, min(end, self.end_s)
+
+    def frames(self, places: Sequence[int] | np.ndarray) -> Frames:
+        """Frames at these places of the window. Raises ``ValueError`` naming the file for what
+        cannot be decoded, and for tensors of another layout or range than is said.
+        """
+        indices = np.asarray(places, dtype=int)
+        if self.start_s > 0:
+            indices = indices + self._first(self._all_times()[0])
+        if self.path.is_dir():
+            return _picture_frames(self.path, indices)
+        if self.path.suffix.lower() in TENSORS:
+            return self._levels(self._tensor()[torch.as_tensor(indices)])
+        return PyAVReader().read(self.path, read_timeline(self.path), indices.tolist())
+
+    def _first(self, times: Float[np.ndarray, " F"]) -> int:
+        """The frame on display when the window begins."""
+        return max(0, int(np.searchsorted(times, self.start_s + 5e-4, side="right")) - 1)
+
+    def _all_times(self) -> tuple[Float[np.ndarray, " F"], float]:
         if self.path.is_dir():
             num_frames = len(_pictures(self.path))
         elif self.path.suffix.lower() in TENSORS:
             num_frames = len(self._tensor())
         else:
-            return _container_times(self.path)
+            timeline = read_timeline(self.path)
+            return timeline.times_s, timeline.end_s
         step = 1 / (self.fps or 1.0)
         return np.arange(num_frames) * step, num_frames * step
-
-    def frames(self, places: Sequence[int] | np.ndarray) -> Frames:
-        """Those at these places. Raises ``ValueError`` naming the file for what cannot be decoded,
-        and for tensors of another layout or range than is said.
-        """
-        if self.path.is_dir():
-            return _picture_frames(self.path, places)
-        if self.path.suffix.lower() in TENSORS:
-            return self._levels(self._tensor()[torch.as_tensor(np.asarray(places))])
-        return _container_frames(self.path, places)
 
     def check(self) -> tuple[int, int]:
         """Height and width. Raises ``ValueError`` as ``frames`` does, for all of a tensor's values
@@ -87,11 +106,14 @@ class VideoFile:
         return height, width
 
     def sha256(self) -> str:
-        """Of its content; of a folder, of its frames' in their order."""
-        if not self.path.is_dir():
+        """Hash of its content and window; of a folder, of its frames' in their order."""
+        window = (self.start_s, self.end_s)
+        if not self.path.is_dir() and window == (0.0, math.inf):
             return digest_of(self.path).removeprefix("sha256:")
-        names = "\n".join(digest_of(path) for path in _pictures(self.path))
-        return hashlib.sha256(names.encode()).hexdigest()
+        paths = _pictures(self.path) if self.path.is_dir() else [self.path]
+        names = [digest_of(path) for path in paths]
+        names += [] if window == (0.0, math.inf) else [str(window)]
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
     def _tensor(self) -> torch.Tensor:
         """With frames first and colours last."""
@@ -103,6 +125,8 @@ class VideoFile:
             )
         if tensor.ndim != 4 or tensor.shape[LAYOUTS[self.layout]] != 3:
             raise ValueError(f"{self.path}: has shape {tuple(tensor.shape)}, not {self.layout}")
+        if not tensor.numel():
+            raise ValueError(f"{self.path}: has shape {tuple(tensor.shape)}: holds no pixel")
         letters = self.layout.replace("3", "c")
         return rearrange(tensor, f"{letters} -> F H W c")
 
@@ -131,35 +155,53 @@ class VideoFile:
 
 def is_video(path: Path) -> bool:
     """By its name, or for a folder by the pictures in it."""
+    if path.name.startswith("."):
+        return False
     if path.is_dir():
         return any(one.suffix.lower() in PICTURES for one in path.iterdir())
     return path.suffix.lower() in CONTAINERS + TENSORS
 
 
 def _only_tensor(path: Path) -> torch.Tensor:
+    """The tensor of a file, mapped into memory. Its size is checked before its values are read."""
     suffix = path.suffix.lower()
-    if suffix == ".npy":
-        try:
-            return torch.from_numpy(np.load(path, allow_pickle=False))
-        except (ValueError, EOFError, TypeError) as error:
-            raise ValueError(f"{path}: cannot be read as an array ({error})") from error
     content: Any
-    if suffix == ".safetensors":
-        try:
-            content = load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path}: cannot be read as tensors ({error})") from error
-    else:
-        content = read_tensors(path)
+    try:
+        if suffix == ".npy":
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            _check_bytes(path, array.nbytes)
+            content = torch.from_numpy(np.array(array))
+        elif suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: cannot be read as tensors ({error})") from error
+    except Exception as error:  # torch and numpy raise many types for a damaged file
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        if reason.startswith(f"{path}: "):
+            raise
+        raise ValueError(f"{path}: cannot be read as an array ({reason})") from error
     found = list(content.values()) if isinstance(content, dict) else [content]
     if len(found) != 1 or not isinstance(found[0], torch.Tensor):
         raise ValueError(f"{path}: holds {len(found)} values; a video is one tensor")
+    _check_bytes(path, found[0].numel() * found[0].element_size())
     return found[0]
+
+
+def _check_bytes(path: Path, size: int) -> None:
+    if size > _MOST_BYTES:
+        raise ValueError(f"{path}: holds {size:,} bytes; at most {_MOST_BYTES:,} are read")
 
 
 def _pictures(folder: Path) -> list[Path]:
     """The frames of a folder by their numbers, so that 10 comes after 9."""
-    found = [path for path in folder.iterdir() if path.suffix.lower() in PICTURES]
+    found = [
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in PICTURES and not path.name.startswith(".")
+    ]
     if not found:
         raise ValueError(f"{folder}: holds no frame; known are {', '.join(PICTURES)}")
 
@@ -174,10 +216,10 @@ def _picture_frames(folder: Path, places: Sequence[int] | np.ndarray) -> Frames:
     paths = _pictures(folder)
     frames: list[np.ndarray] = []
     for path in (paths[int(place)] for place in places):
+        _check_picture(path)
         try:
-            with Image.open(path) as picture:
-                frames.append(np.asarray(picture.convert("RGB")))
-        except OSError as error:
+            frames.append(read_frames(path)[0][0])
+        except DecodeError as error:
             raise ValueError(f"{path}: cannot be decoded as a picture ({error})") from error
         if frames[-1].shape != frames[0].shape:
             first, this = ("x".join(map(str, one.shape[:2])) for one in (frames[0], frames[-1]))
@@ -185,45 +227,14 @@ def _picture_frames(folder: Path, places: Sequence[int] | np.ndarray) -> Frames:
     return np.stack(frames)
 
 
-def _container_times(path: Path) -> tuple[Float[np.ndarray, " F"], float]:
-    with _opened(path) as (container, stream):
-        packets = [packet for packet in container.demux(stream) if packet.size]
-        if not packets:
-            raise ValueError(f"{path}: holds no frame")
-        tick, rate = float(stream.time_base or 1), float(stream.average_rate or 1)
-        stamps = [p.dts if p.pts is None else p.pts for p in packets]
-        known = [stamp for stamp in stamps if stamp is not None]
-        times = np.sort(np.array(known, dtype=np.float64)) * tick
-        if len(known) < len(stamps):
-            times = np.arange(len(stamps)) / rate
-        step = (packets[-1].duration or 0) * tick or 1 / rate
-    return times, float(times[-1] + step)
-
-
-def _container_frames(path: Path, places: Sequence[int] | np.ndarray) -> Frames:
-    wanted = set(map(int, places))
-    kept: dict[int, np.ndarray] = {}
-    to_rgb = VideoReformatter()  # one for all frames: setting it up costs more than a small frame
-    with _opened(path) as (container, stream):
-        for index, frame in enumerate(container.decode(stream)):
-            if index in wanted:
-                pixels = to_rgb.reformat(frame, format="rgb24").to_ndarray()
-                kept[index] = np.ascontiguousarray(np.rot90(pixels, frame.rotation // 90))
-            if index >= max(wanted):
-                break
-    if missing := sorted(wanted - kept.keys()):
-        raise ValueError(f"{path}: frame {missing[0]} does not decode; the file is damaged")
-    return np.stack([kept[int(place)] for place in places])
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
+def _check_picture(path: Path) -> None:
+    """Raise ``ValueError`` for a picture of too many pixels, by its header alone."""
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise ValueError(f"{path}: holds no video stream")
-            # Clips are short: threads would take longer to start than to decode.
-            container.streams.video[0].thread_type = "NONE"
-            yield container, container.streams.video[0]
-    except (av.FFmpegError, OSError) as error:
-        raise ValueError(f"{path}: cannot be decoded as video ({error})") from error
+        with Image.open(path) as picture:
+            width, height = picture.size
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be decoded as a picture ({error})") from error
+    if height * width > _MOST_PIXELS:
+        raise ValueError(f"{path}: is {height}x{width} pixels; at most {_MOST_PIXELS:,} are read")

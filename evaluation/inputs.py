@@ -6,7 +6,6 @@ protocol's.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from evaluation.files import CONTAINERS, TENSORS, VideoFile, is_video
+from sora_lightning.data.manifest import ManifestRow, read_table
+from sora_lightning.data.manifest.records import CAPTION_COLUMNS
 
 PROMPTS_FILE = "prompts.jsonl"
 SAMPLING_KEYS = ("seed", "num_steps", "guidance_scale", "checkpoint_sha256")
@@ -51,52 +52,46 @@ class VideoEntry:
 
 
 def read_listing(path: Path, prompts: bool = True) -> list[VideoEntry]:
-    """The videos of a folder, or of the rows of a JSONL file. ``prompts``: whether each needs
-    one.
-    """
+    """Return the videos of a folder, or of the rows of a manifest. ``prompts``: each needs one."""
     return read_folder(path, prompts) if path.is_dir() else read_entries(path, prompts)
 
 
 def read_entries(listing: Path, prompts: bool = True) -> list[VideoEntry]:
-    """The rows of a JSONL file: ``path`` (relative to the file's folder) and ``prompt`` or
-    ``caption``; for a folder of frames or a tensor ``fps``, and for a tensor ``layout`` and
-    ``range`` too, as ``VideoFile`` has them.
+    """Return the rows of a manifest, as ``sora_lightning.data.manifest`` reads it.
 
-    A caption may be a list of wordings. Raises ``ValueError`` naming the file, the line and the key
-    for a row that is not JSON, a missing key, an empty prompt, a video that does not exist.
+    A folder of frames or a tensor says its ``fps`` and a tensor also ``layout`` and ``range``, as
+    ``VideoFile`` has them. Raises ``ValueError`` naming the file, the line and the key for a wrong
+    row, a video that does not exist, and a clip that is listed twice.
     """
     if not listing.is_file():
         raise ValueError(f"{listing}: no such file")
-    lines = listing.read_text(encoding="utf-8").splitlines()
-    entries = [
-        _entry(line, listing.parent, f"{listing}, line {number}", prompts)
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
-    if not entries:
-        raise ValueError(f"{listing}: is empty; a row for each video is needed")
+    entries, places = [], dict[tuple[object, ...], str]()
+    for row in read_table(listing):
+        entry = _entry(row, listing.parent, prompts)
+        file = entry.file
+        clip = (file.path.resolve(), file.start_s, file.end_s)
+        if clip in places:
+            raise row.error("path", f"the same clip stands in {places[clip]}")
+        places[clip] = row.place
+        entries.append(entry)
     return entries
 
 
-def _entry(line: str, folder: Path, where: str, prompts: bool) -> VideoEntry:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error})") from error
-    if not isinstance(row, dict) or not isinstance(row.get("path"), str):
-        raise ValueError(f"{where}: 'path' is missing; it must name the video's file")
-    prompt = row.get("prompt", row.get("caption"))
-    wordings = prompt if isinstance(prompt, list) and prompt else [prompt]
-    if prompt is None and not prompts:
-        wordings = []
-    if not all(isinstance(text, str) and text.strip() for text in wordings):
-        raise ValueError(
-            f"{where}: 'prompt' or 'caption' is {prompt!r}; it must be a text, not empty"
-        )
-    file = _file(row, folder, where)
-    options = dict(_options(row.get("sampling")))
-    sampling = options | {key: row[key] for key in SAMPLING_KEYS if key in row}
-    return VideoEntry(file, tuple(map(str.strip, wordings)), sampling)
+def _entry(row: ManifestRow, folder: Path, prompts: bool) -> VideoEntry:
+    for holder in ("shard", "litdata"):
+        if holder in row.columns:
+            raise row.error(holder, "only videos that are files of their own can be evaluated")
+    path = folder / row.path()
+    if not path.exists():
+        raise row.error("path", f"{path} does not exist")
+    captioned = any(key in row.columns for key in CAPTION_COLUMNS)
+    wordings = row.captions()[0] if prompts or captioned else ()
+    fps = row.number("fps", at_least=1e-3) if path.suffix.lower() not in CONTAINERS else None
+    columns = row.columns
+    file = VideoFile(path, fps, columns.get("layout"), columns.get("range"), *row.window())
+    sampling = dict(_options(columns.get("sampling")))
+    sampling |= {key: columns[key] for key in SAMPLING_KEYS if key in columns}
+    return VideoEntry(file, tuple(text.strip() for text in wordings), sampling)
 
 
 def _options(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -110,18 +105,6 @@ def _options(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, ",".join(map(str, value))
     elif value is not None and name:
         yield name, value
-
-
-def _file(row: Mapping[str, Any], folder: Path, where: str) -> VideoFile:
-    path = folder / row["path"]
-    if not path.exists():
-        raise ValueError(f"{where}: 'path' is {row['path']!r}, and {path} does not exist")
-    if path.suffix.lower() in CONTAINERS:  # it says all that itself
-        return VideoFile(path)
-    fps = row.get("fps")
-    if fps is not None and not (isinstance(fps, int | float) and fps > 0):
-        raise ValueError(f"{where}: 'fps' is {fps!r}; it must be positive")
-    return VideoFile(path, fps, row.get("layout"), row.get("range"))
 
 
 def read_folder(folder: Path, prompts: bool = True) -> list[VideoEntry]:

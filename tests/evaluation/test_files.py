@@ -4,6 +4,7 @@ they are not what their rows say.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,7 @@ def test_rows_say_what_a_file_cannot(tmp_path: Path) -> None:
     tensor, frames = read_folder(tmp_path)
     assert np.array_equal(read_video(tensor.file, 12, 6.0), read_video(frames.file, 12, 6.0))
     (tmp_path / "prompts.jsonl").write_text('{"path": "frames", "prompt": "b", "fps": 0}\n')
-    with pytest.raises(ValueError, match=r"line 1: 'fps' is 0; it must be positive"):
+    with pytest.raises(ValueError, match=r"jsonl:1: fps = 0: must be finite"):
         read_entries(tmp_path / "prompts.jsonl")
 
 
@@ -165,5 +166,56 @@ def test_prompts_may_be_missing_where_no_score_reads_them(tmp_path: Path) -> Non
     listing.write_text('{"path": "frames"}\n')
     assert read_entries(listing, prompts=False)[0].prompt == ""
     listing.write_text('{"path": "frames", "prompt": " "}\n')
-    with pytest.raises(ValueError, match="line 1: 'prompt' or 'caption' is ' '"):
+    with pytest.raises(ValueError, match="jsonl:1: prompt = ' ': ' ' is not a caption"):
         read_entries(listing, prompts=False)
+
+
+def test_frames_are_shown_as_a_player_shows_them(tmp_path: Path) -> None:
+    """Turned as EXIF says, and 16 bits scaled to 8."""
+    upright = np.zeros((20, 28, 3), np.uint8)
+    upright[:10] = 200
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "turned").mkdir()
+    Image.fromarray(np.rot90(upright)).save(tmp_path / "turned" / "0.png", exif=exif)
+    shown = VideoFile(tmp_path / "turned").frames([0])[0]
+    assert shown.shape == (20, 28, 3)
+    assert shown[:8].mean() > 190
+    assert shown[-8:].mean() < 10
+    (tmp_path / "deep").mkdir()
+    levels = np.full((20, 28), 100 * 257, np.uint16)
+    Image.fromarray(levels).save(tmp_path / "deep" / "0.png")
+    assert np.abs(VideoFile(tmp_path / "deep").frames([0]).astype(int) - 100).max() <= 1
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, ("exploded",)
+
+
+def test_nothing_in_a_file_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(Bomb(), "x.pt")
+    np.save("x.npy", np.array([Bomb()], dtype=object), allow_pickle=True)
+    for name in ("x.pt", "x.npy"):
+        with pytest.raises(ValueError, match=f"{name}: cannot be read as an array"):
+            VideoFile(Path(name), 8.0, "F H W 3").check()
+    assert not Path("exploded").exists()
+
+
+def test_what_would_fill_the_memory_is_refused_by_its_header(tmp_path: Path) -> None:
+    torch.save(torch.zeros(1, dtype=torch.uint8).expand(2**20, 2**10, 2**10, 3), tmp_path / "x.pt")
+    header = {"descr": "|u1", "fortran_order": False, "shape": (2**20, 2**10, 2**10, 3)}
+    with (tmp_path / "x.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(2**20 * 2**20 * 3 + 200)  # a file with a hole: it takes no room
+    for suffix in (".pt", ".npy"):
+        with pytest.raises(ValueError, match=rf"x{suffix}: holds 3,298,534,883,328 bytes; at most"):
+            VideoFile(tmp_path / f"x{suffix}", 8.0, "F H W 3").times()
+    (tmp_path / "frames").mkdir()
+    Image.new("1", (16000, 16000)).save(tmp_path / "frames" / "0.png")
+    with pytest.raises(ValueError, match=r"0.png: (is 16000x16000 pixels; at most|Image size)"):
+        VideoFile(tmp_path / "frames").frames([0])
+    np.save(tmp_path / "none.npy", np.zeros((0, 8, 8, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"none.npy: has shape \(0, 8, 8, 3\): holds no pixel"):
+        VideoFile(tmp_path / "none.npy", 8.0, "F H W 3").check()

@@ -179,6 +179,7 @@ def test_only_as_many_videos_are_sampled_as_are_judged(
         (("--videos", "{few}"), "holds 3 videos; protocol demo needs at least 8"),
         (("--videos", "{samples}", "--protocol", "dmo"), "protocol 'dmo': no such file"),
         (("--videos", "{samples}", "--reference", "{few}/prompts.jsonl"), "holds 3 videos"),
+        (("--videos", "{samples}", "--reference", "{few}/twice.jsonl"), "the same clip stands in"),
         (("--videos", "{samples}", "--judge", "{few}/0.mp4"), "cannot be read as weights"),
         (("--videos", "{samples}", "--output", "{few}/0.mp4"), "is a file; it must be a folder"),
         (("--videos", "{samples}", "--checkpoint", "{checkpoint}"), "were sampled from a checkp"),
@@ -187,7 +188,7 @@ def test_only_as_many_videos_are_sampled_as_are_judged(
             r"short/x.mp4: lasts 0.38 s; 17 frames at 8 fps",
         ),
         (("--videos", "{spoilt}/small"), "small/x.mp4: is 16x16 pixels, .* judges 32x32: too smal"),
-        (("--videos", "{spoilt}/empty_prompt"), "line 1: 'prompt' or 'caption' is ' '; it must be"),
+        (("--videos", "{spoilt}/empty_prompt"), "jsonl:1: prompt = ' ': ' ' is not a caption"),
         (("--videos", "{spoilt}/tensor"), "x.pt: its row says no 'layout'; it must be one of F H"),
     ],
 )
@@ -208,6 +209,7 @@ def test_what_cannot_be_judged_is_refused_at_once(
         (few / f"{index}.mp4").write_bytes((samples / f"{index}.mp4").read_bytes())
     rows = (samples / "prompts.jsonl").read_text().splitlines(keepends=True)
     (few / "prompts.jsonl").write_text("".join(rows[:3]))
+    (few / "twice.jsonl").write_text(rows[0] * 10)
     places = {"samples": samples, "judge": judge, "empty": empty, "few": few}
     places["spoilt"] = _spoilt(tmp_path / "spoilt", samples)
     defaults = ["--reference", dataset["test"], "--judge", judge, "--output", tmp_path / "report"]
