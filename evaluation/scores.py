@@ -187,16 +187,23 @@ def alignment_scores(seen: Sequence[Seen], of: str) -> dict[str, Score]:
             scores[f"{of}alignment/{kind}{name}"] = Score(
                 sum(flags) / len(flags), len(flags), meaning, "" if of else "higher", low, high
             )
+    unread = {
+        "none": "a coloured blob that is none of the shapes",
+        "ambiguous": "a shape that fits two alike, or that changes its form or colour",
+    }
+    found = [{part for f in one.found for part in (f.shape or "none", f.colour)} for one in seen]
     if not of:
-        extra = [a.num_extra > 0 for a in alignments]
-        scores["alignment/extra_shapes"] = Score(
-            sum(extra) / len(extra),
-            len(extra),
-            "Part of videos that show a shape which the prompt does not name; they count as wrong "
-            "in everything.",
-            "lower",
-            *wilson_interval(sum(extra), len(extra)),
-        )
+        unread["extra_shapes"] = "a shape which the prompt does not name"
+        found = [
+            parts | ({"extra_shapes"} if a.num_extra else set())
+            for parts, a in zip(found, alignments, strict=True)
+        ]
+    for name, what in unread.items():
+        number, n = sum(name in parts for parts in found), len(found)
+        meaning = f"Part of videos that show {what}; they count as wrong. Of {_OF_WHAT[of]}."
+        low, high = wilson_interval(number, n)
+        better = "" if of else "lower"
+        scores[f"{of}alignment/{name}"] = Score(number / n, n, meaning, better, low, high)
     return scores
 
 

@@ -35,6 +35,10 @@ def test_scores_are_those_of_the_videos(judged: tuple[Path, dict[str, Any]]) -> 
     assert scores["alignment/two_shapes/all"] == 1
     assert scores["reference/alignment/direction"] == 1
     assert details["alignment/direction"]["n"] == 16
+    unread = [
+        f"{of}alignment/{name}" for of in ("", "reference/") for name in ("none", "ambiguous")
+    ]
+    assert [scores[name] for name in unread] == [0, 0, 0, 0]
     assert details["alignment/direction"]["low"] < 0.75 < details["alignment/direction"]["high"]
     assert 0 <= scores["fvd-tiny"] < scores["fvd-tiny/half"]
     assert -100 <= scores["clip_score-tiny"] <= 100
