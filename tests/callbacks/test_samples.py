@@ -21,6 +21,7 @@ from sora_lightning.callbacks.samples import (
 from sora_lightning.conditioning import TextConditioner
 from sora_lightning.denoisers import DiT
 from sora_lightning.generation import GuidanceConfig, SamplingConfig
+from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.systems import DiffusionSystem
 from sora_lightning.tokenizers import ConvTokenizer
 
@@ -60,7 +61,7 @@ def _system() -> DiffusionSystem:
     tokenizer = ConvTokenizer(4, [8, 16], down_time=[True], down_space=[True], patch=4)
 
     def denoiser(channels: int, width: int) -> DiT:
-        return DiT(channels, width, width=16, depth=1, num_heads=2, patch=(1, 2, 2))
+        return DiT(channels, width, size=TransformerSize(1, 16, 2), patch=(1, 2, 2))
 
     return DiffusionSystem(tokenizer, TextConditioner(16, 1, 2), denoiser)
 
