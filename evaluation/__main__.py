@@ -166,6 +166,7 @@ def _numbers(text: str) -> tuple[int, int]:
 def _tasks(arguments: argparse.Namespace) -> None:
     from evaluation.models.frame_tasks.protocol import TaskProtocol
     from evaluation.models.frame_tasks.run import NAMES, TaskRequest, as_table, measure_tasks
+    from sora_lightning.generation import SamplingConfig
 
     for option in ("checkpoint", "reference"):
         if not getattr(arguments, option).is_file():
@@ -173,7 +174,7 @@ def _tasks(arguments: argparse.Namespace) -> None:
     keys = ("cases", "sizes", "new_size", "new_frames", "strength", "edit_guidance")
     changes = {key: getattr(arguments, key) for key in keys if getattr(arguments, key) is not None}
     if arguments.steps is not None:
-        changes["num_steps"] = arguments.steps
+        changes["sampling"] = SamplingConfig(num_steps=arguments.steps)
     if arguments.frames is not None:
         changes["frames"], changes["long_frames"] = arguments.frames
     report = measure_tasks(

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -175,12 +174,12 @@ def sample(
     first = Sample("", "", request.seed, str(sizes[0]), system.fps, *options)
     plan = [_planned(first, i, row, sizes) for i, row in enumerate(rows)]
     if request.prompts is None:
-        _prepare(output, output.parent)
+        _prepare(output, folder=output.parent)
         for one, video in make_videos(video_generator, plan, batch_size):
             _write(output, video, one.fps)
         print(output)
     else:
-        _prepare(output, output)
+        _prepare(output, folder=output)
         _sample_folder(video_generator, plan, output, batch_size)
         _write_sheet(plan, output, sheet_rows)
         print(f"{len(plan)} videos, prompts.jsonl and contact_sheet.png in {output}")
@@ -273,15 +272,18 @@ def _check_device(device: str) -> None:
 
 
 def _prepare(output: Path, folder: Path) -> None:
-    """Make the folder of an output. Raises ``ValueError`` where no file can be written to it."""
+    """Make the folder of an output. Raises ``ValueError`` where nothing can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
+        file = folder / "prompts.jsonl" if output == folder else output
+        existed = file.exists()
+        with file.open("ab"):
             pass
+        if not existed:
+            file.unlink()
     except OSError as error:
-        raise ValueError(
-            f"--output {output}: nothing can be written to {folder}: {error.strerror}"
-        ) from error
+        reason = f"{error.filename}: {error.strerror}"
+        raise ValueError(f"--output {output}: cannot be written ({reason})") from error
 
 
 def _write(output: Path, frames: UInt8[np.ndarray, "F H W 3"], fps: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -68,6 +69,21 @@ def test_the_sampler_visits_the_times_of_the_grid() -> None:
     torch.testing.assert_close(made, expected, rtol=0, atol=1e-5)
     uniform = replace(video_generator, sampling=replace(sampling, time_grid=TimeGrid()))
     assert not torch.allclose(uniform.latents(["a red circle"], GRID, [3]), made, atol=1e-3)
+
+
+@torch.no_grad()
+def test_the_generator_calls_the_sampler_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One hop from ``VideoGenerator.latents`` to the sampler's equation, guided or not."""
+    callers: list[str] = []
+
+    def spy(denoiser, x, *_):
+        callers.append(sys._getframe(1).f_code.co_name)
+        return x
+
+    monkeypatch.setitem(SAMPLERS, "euler", spy)
+    tokenizer = ConvTokenizer(4, [8, 16], down_time=[True], down_space=[True], patch=4).eval()
+    VideoGenerator(tokenizer, *network(0)).latents(["a red circle"], GRID, [3])
+    assert callers == ["latents"]
 
 
 def test_samplers_differ_by_their_names() -> None:

@@ -184,7 +184,7 @@ def test_a_video_that_is_not_finite_is_not_written(checkpoint, clip, capsys, mon
     ("output", "said"),
     [
         ("folder.mp4", "--output folder.mp4: is a folder; a single video is written to a file"),
-        ("file.txt/x.mp4", "--output file.txt/x.mp4: nothing can be written to file.txt: "),
+        ("file.txt/x.mp4", "--output file.txt/x.mp4: cannot be written (file.txt: "),
     ],
 )
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(

@@ -1,22 +1,33 @@
-"""How the tasks are made and judged: all that moves a rate but the model."""
+"""How the tasks are sampled and measured: all that moves a rate but the model."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sora_lightning.generation import SamplingConfig
+
 
 @dataclass(frozen=True)
 class TaskProtocol:
-    """Numbers of frames are at ``fps`` of the model. ``sizes`` and ``new_size`` are height and
-    width; the model was trained on the first and on two lengths, ``frames`` and ``long_frames``,
-    and neither on ``new_size`` nor on ``new_frames``.
+    """Numbers of the measurement; numbers of frames are at the model's frame rate.
 
-    ``context`` frames are given of each video. ``join_guidance`` is that of connections and loops:
-    their two ends say what the motion is, of which the prompt names one direction alone.
-    ``strength`` is the share of the sampler's steps that an edit takes, with ``edit_guidance`` on
-    the new prompt and ``source_guidance`` on the video's own; ``times`` how many windows long the
-    long video is, whose contexts are seen at ``context_noise``. ``cache_intervals`` are those of
-    ``FeatureCaching`` that are measured.
+    Args:
+        cases: Videos of each task.
+        sizes: Heights and widths of the training.
+        new_size: Height and width that the training never saw.
+        frames: Length of the training, and of a window.
+        long_frames: The longer length of the training, and of a window that connects.
+        new_frames: Length that the training never saw.
+        context: Frames that are given of each video.
+        sampling: How to sample, where nothing else is said below.
+        join_guidance: Guidance scale of connections and loops: their two ends determine the motion,
+            of which the prompt names one direction alone.
+        strength: Share of the sampler's steps that an edit takes.
+        edit_guidance: Guidance scale of the target prompt of an edit.
+        source_guidance: Guidance scale of the prompt that describes the edited video.
+        times: Length of the long video in windows.
+        context_noise: Diffusion time at which the long video's contexts are seen.
+        cache_intervals: Intervals of ``FeatureCaching`` to measure.
     """
 
     cases: int = 64
@@ -26,8 +37,7 @@ class TaskProtocol:
     long_frames: int = 25
     new_frames: int = 33
     context: int = 9
-    num_steps: int = 25
-    guidance_scale: float = 2.0
+    sampling: SamplingConfig = SamplingConfig(num_steps=25)
     join_guidance: float = 1.0
     strength: float = 0.56
     edit_guidance: float = 6.0
@@ -37,8 +47,8 @@ class TaskProtocol:
     cache_intervals: tuple[int, ...] = (2, 3)
 
     def __post_init__(self) -> None:
-        if self.cases < 1 or self.num_steps < 1:
-            raise ValueError(f"--cases {self.cases}, --steps {self.num_steps}: must be at least 1")
+        if self.cases < 1:
+            raise ValueError(f"--cases {self.cases}: must be at least 1")
         if not self.frames < self.long_frames < self.new_frames:
             raise ValueError(
                 f"--frames {self.frames},{self.long_frames},{self.new_frames}: must be three "

@@ -17,7 +17,6 @@ from evaluation.models.frame_tasks.rates import Outcome, Trial
 from evaluation.protocol import file_sha256, fingerprint
 from sora_lightning.cli.contact_sheet import contact_sheet
 from sora_lightning.denoisers import FeatureCaching
-from sora_lightning.generation import GuidanceConfig, SamplingConfig
 from sora_lightning.systems import DiffusionSystem
 
 TASKS: dict[str, Callable[[Trial], Outcome]] = {
@@ -105,10 +104,7 @@ def as_table(report: dict[str, Any]) -> str:
 def _trial(request: TaskRequest, system: DiffusionSystem) -> Trial:
     """The model with the cases that it is tried on."""
     protocol = request.protocol
-    guidance = GuidanceConfig(protocol.guidance_scale)
-    video_generator = system.video_generator(
-        SamplingConfig(num_steps=protocol.num_steps, guidance=guidance)
-    )
+    video_generator = system.video_generator(protocol.sampling)
     drawn = protocol.cases, protocol.frames, system.fps, protocol.sizes
     cases = real_cases(request.reference, *drawn)
     gap = protocol.long_frames - 2 * protocol.context
