@@ -87,7 +87,8 @@ class TextConditioner(Conditioner):
     def _positions(self, ids: Int[Tensor, "b l 2"]) -> Float[Tensor, "1 l d"]:
         positions = torch.arange(ids.shape[1], device=ids.device, dtype=torch.float32)
         # Of the embedding's own size, so that place does not drown the word.
-        return 0.02 * repeat(sinusoidal(positions, self.width), "l d -> 1 l d")
+        waves = 0.02 * repeat(sinusoidal(positions, self.width), "l d -> 1 l d")
+        return waves.to(self.embedding.weight.dtype)
 
 
 class Unconditional(Conditioner):

@@ -166,7 +166,8 @@ class UViT(Denoiser, HasTables):
         t = t.reshape(-1)
         grid = self.patch.grid(*x_t.shape[2:])
         first, mask = self._first_tokens(t, condition)  # b m d
-        patches = self.x_in(self.patch.patchify(x_t)) + self.positions(grid)
+        patches = self.patch.patchify(x_t).to(self.x_in.weight.dtype)  # b n p
+        patches = self.x_in(patches) + self.positions(grid)  # b n d
         x = torch.cat([first.to(patches.dtype), patches], dim=1)  # b n d
         mask = F.pad(mask, (0, grid.num_tokens), value=True)
         skips = []
@@ -183,7 +184,8 @@ class UViT(Denoiser, HasTables):
         self, t: Float[Tensor, " b"], condition: Condition
     ) -> tuple[Float[Tensor, "b m d"], Bool[Tensor, "b m"]]:
         """Condition tokens, then time, with their positions, and which of them are there."""
-        time = rearrange(sinusoidal(self.time_scale * t, self.width), "b d -> b 1 d")
+        steps = self.time_scale * t.to(torch.promote_types(t.dtype, torch.float32))
+        time = rearrange(sinusoidal(steps, self.width), "b d -> b 1 d")
         time = time.to(self.time_position.dtype) + self.time_position
         if self.extent.condition == 0:
             return time, torch.ones_like(time[..., 0], dtype=torch.bool)
