@@ -1,4 +1,4 @@
-"""How a denoiser takes in its condition: text to attend to, and a vector that joins the time."""
+"""How a denoiser takes its condition: text tokens to attend to, and a vector added to the time."""
 
 from abc import ABC
 
@@ -10,25 +10,26 @@ from sora_lightning.types import Condition
 
 
 class ConditionInput(nn.Module, ABC):
-    """From a ``Condition`` to the network's width.
+    """Projects a ``Condition`` to the network's width.
 
-    ``text_every`` says that every so many blocks, from the first on, attend to the text; 0 is none.
+    Every ``text_every``-th block, from the first on, attends to the text; 0 is none.
     """
 
     text_every = 0
 
     def text(self, condition: Condition) -> Float[Tensor, "clips l d"] | None:
-        """The text tokens, or ``None`` where no block attends to text."""
+        """Return the text tokens, or ``None`` if no block attends to text."""
         return None
 
     def pooled(self, condition: Condition) -> Float[Tensor, "clips d"] | None:
-        """What is added to the embedding of time, or ``None``."""
+        """Return the vector that is added to the embedding of time, or ``None``."""
         return None
 
 
 class TextAndPooled(ConditionInput):
-    """Both projected; ``text_every`` = 2 leaves the text to the spatial blocks of the alternating
-    layout.
+    """Project text tokens and pooled vector.
+
+    With ``text_every`` = 2 only the spatial blocks of the alternating layout attend to text.
     """
 
     def __init__(self, condition_width: int, width: int, text_every: int = 1):
@@ -47,8 +48,8 @@ class TextAndPooled(ConditionInput):
 
 
 class TextOnly(ConditionInput):
-    """Text through a two-layer perceptron, and nothing beside the time (PixArt, arXiv 2310.00426;
-    Latte's text model).
+    """Project text tokens by a two-layer perceptron, without a pooled vector (PixArt, arXiv
+    2310.00426; Latte's text model).
     """
 
     def __init__(self, condition_width: int, width: int, text_every: int = 1):
@@ -64,7 +65,7 @@ class TextOnly(ConditionInput):
 
 
 class PooledOnly(ConditionInput):
-    """The pooled vector as it is, say the embedding of a label: the class-conditional DiT."""
+    """Take the pooled vector unchanged, such as a label's embedding (class-conditional DiT)."""
 
     def __init__(self, condition_width: int, width: int):
         super().__init__()
@@ -79,7 +80,7 @@ class PooledOnly(ConditionInput):
 
 
 class NoCondition(ConditionInput):
-    """Time alone: unconditional models."""
+    """Take nothing: unconditional models."""
 
     def __init__(self, condition_width: int, width: int):
         super().__init__()

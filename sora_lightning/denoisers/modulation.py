@@ -1,4 +1,4 @@
-"""Where a block's shifts, scales and gates come from: adaptive layer norm in three economies."""
+"""Shifts, scales and gates of adaptive layer norm, in three parametrisations."""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar
@@ -13,16 +13,16 @@ from sora_lightning.layers.tables import HasTables
 
 
 def zero_init(linear: nn.Linear) -> None:
-    """Make a projection give zero until it has been trained."""
+    """Set weight and bias of a projection to zero."""
     nn.init.zeros_(linear.weight)
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)
 
 
 class Modulation(nn.Module, ABC):
-    """``num_parts`` vectors of ``width`` for each row of ``c``. A new one gives zeros.
+    """Computes ``num_parts`` vectors of ``width`` from each row of ``c``. They are zero at first.
 
-    ``is_shared`` says that ``c`` must carry one modulation for all blocks to start from.
+    If ``is_shared``, all blocks start from the modulation in ``c.shared``.
     """
 
     is_shared = False
@@ -36,12 +36,12 @@ class Modulation(nn.Module, ABC):
 
     @classmethod
     def for_final_layer(cls, width: int, num_parts: int) -> "Modulation":
-        """What the final layer takes beside blocks of this kind."""
+        """Return the modulation of a final layer that follows blocks of this kind."""
         return AdaLN(width, num_parts)
 
 
 class AdaLN(Modulation):
-    """A projection of its own for each block (DiT, arXiv 2212.09748, section 3.2)."""
+    """One projection for each block (DiT, arXiv 2212.09748, section 3.2)."""
 
     def __init__(self, width: int, num_parts: int):
         super().__init__()
@@ -55,8 +55,8 @@ class AdaLN(Modulation):
 
 
 class AdaLNLoRA(Modulation):
-    """One projection for all blocks, and a correction of low ``rank`` for each (W.A.L.T, arXiv
-    2312.06662, section 3.3, equation 6).
+    """One projection for all blocks plus one of low ``rank`` for each (W.A.L.T, arXiv 2312.06662,
+    section 3.3, equation 6).
     """
 
     is_shared = True
@@ -77,7 +77,7 @@ class AdaLNLoRA(Modulation):
 
 
 class AdaLNTable(Modulation, HasTables):
-    """One projection for all blocks, and a learned offset for each: "adaLN-single" (PixArt, arXiv
+    """One projection for all blocks plus a learned offset for each: "adaLN-single" (PixArt, arXiv
     2310.00426, section 2.3).
     """
 
@@ -102,7 +102,7 @@ class AdaLNTable(Modulation, HasTables):
 
 
 class TiledTable(Modulation, HasTables):
-    """The embedding itself, once for each part, and a learned offset: PixArt's final layer."""
+    """The embedding repeated for each part plus a learned offset: PixArt's final layer."""
 
     table_names: ClassVar[tuple[str, ...]] = ("table",)
 

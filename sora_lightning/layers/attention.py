@@ -1,6 +1,4 @@
-"""Multi-head attention: among the tokens of a partition's groups, and from video tokens to text
-tokens.
-"""
+"""Multi-head attention within the groups of a partition, and from video tokens to text tokens."""
 
 from __future__ import annotations
 
@@ -28,9 +26,7 @@ def attend(
     partition: TokenPartition | HeadSplit,
     sequence: PackedSequence,
 ) -> Float[Tensor, "b k n e"]:
-    """Attention within the groups of a partition; where heads are shared among several, each with
-    its share.
-    """
+    """Attend within the groups of a partition, or with a share of the heads in each of several."""
     shares = partition.shares
     if len(shares) == 1:
         return attend_in_groups(q, k, v, sequence.grouping(shares[0]))
@@ -45,8 +41,9 @@ def attend(
 
 
 def attend_in_groups(q: Tensor, k: Tensor, v: Tensor, grouping: Grouping) -> Tensor:
-    """One fused attention for all groups of a length; on CUDA one for all groups, where the
-    kernel for varying lengths takes these tensors.
+    """Attend with one fused call for all groups of a length.
+
+    On CUDA one call serves all groups where the kernel for varying lengths takes these tensors.
     """
     if isinstance(grouping, SortedGroups) and (dtype := varlen_precision(q)) is not None:
         return _attend_varlen(q.to(dtype), k.to(dtype), v.to(dtype), grouping)
@@ -55,11 +52,10 @@ def attend_in_groups(q: Tensor, k: Tensor, v: Tensor, grouping: Grouping) -> Ten
 
 
 def varlen_precision(q: Tensor) -> torch.dtype | None:
-    """The precision in which ``torch.nn.attention.varlen`` serves these queries; ``None`` where it
-    does not.
+    """Return the precision in which ``torch.nn.attention.varlen`` takes these queries, or ``None``.
 
-    Its flash kernel asks for CUDA of capability 8.0, half precision (autocast's counts), one packed
-    sequence, and heads of a multiple of 8 up to 256 channels.
+    Its flash kernel needs CUDA of capability 8.0, half precision (that of autocast counts), one
+    packed sequence, and heads of a multiple of 8 up to 256 channels.
     """
     if not q.is_cuda or torch.cuda.get_device_capability(q.device) < (8, 0):
         return None
@@ -84,7 +80,7 @@ def _head_norm(norm: NormFactory | None, width: int) -> nn.Module:
 
 
 class SelfAttention(nn.Module):
-    """Attention within the groups of one partition.
+    """Self-attention within the groups of one partition.
 
     ``qk_norm`` makes the norm of queries and keys, which keeps logits bounded (arXiv 2302.05442,
     section 2.2); null is none.
@@ -119,7 +115,7 @@ class SelfAttention(nn.Module):
         angles: Float[Tensor, "n a"] | None,
         sequence: PackedSequence,
     ) -> Float[Tensor, "b n d"]:
-        """``angles`` turn queries and keys (rotary positions); ``None`` leaves them."""
+        """``angles`` are rotary positions of queries and keys; ``None`` is no rotation."""
         # Each third by itself: the gradients then meet in one copy, not in two.
         q, k, v = (
             rearrange(third, "b n (k e) -> b k n e", k=self.num_heads)
@@ -134,12 +130,12 @@ class SelfAttention(nn.Module):
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, sequence: PackedSequence
     ) -> Float[Tensor, "b k n e"]:
-        """What the heads give, from queries and keys with their positions."""
+        """Return the heads' outputs for queries and keys that have their positions."""
         return attend(q, k, v, self.partition, sequence)
 
 
 class CrossAttention(nn.Module):
-    """Attention from video tokens to the text tokens of their clip."""
+    """Cross-attention from video tokens to the text tokens of their clip."""
 
     def __init__(
         self,
@@ -186,7 +182,7 @@ class CrossAttention(nn.Module):
     def _attend_packed(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, sequence: PackedSequence
     ) -> Tensor:
-        """One fused attention for all clips of a length."""
+        """Attend with one fused call for all clips of a length."""
         assert sequence.clips_by_length is not None
         clips = sequence.grouping(JOINT)
         parts = clips.group(q)
@@ -202,11 +198,11 @@ class CrossAttention(nn.Module):
 
 
 class JointTextAttention(CrossAttention):
-    """Attention from the tokens of a window to those tokens themselves and to the text of their
-    clip, side by side as keys of one softmax (W.A.L.T, arXiv 2312.06662, section 3.2).
+    """Attention from the tokens of a window to these tokens and to the text of their clip, in one
+    softmax (W.A.L.T, arXiv 2312.06662, section 3.2).
 
-    Both kinds of keys come from one projection. ``window`` counts frames, rows and columns of
-    tokens; null is the clip's whole extent. A frame is W.A.L.T's, in its spatial blocks alone.
+    One projection makes both kinds of keys. ``window`` counts frames, rows and columns of tokens;
+    null is the clip's whole extent. W.A.L.T's window is one frame, in its spatial blocks only.
     """
 
     def __init__(

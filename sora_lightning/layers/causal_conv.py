@@ -1,8 +1,9 @@
-"""3-D convolution that never looks at the future (MAGVIT-2, arXiv 2310.05737, section 3.1).
+"""Causal 3-D convolution, which does not see later frames (MAGVIT-2, arXiv 2310.05737, section
+3.1).
 
-Every layer here can also be run over a video piece by piece: ``step`` takes a piece and what the
-layer must remember of the pieces before it (``None`` at the beginning), and gives the output of
-that piece and what to remember next. The outputs, joined, are those of the whole video.
+A video may also pass these layers piece by piece: ``step`` takes a piece and the state after the
+pieces before it (``None`` at the beginning), and returns the output and the next state. The
+outputs, concatenated, equal those of the whole video.
 """
 
 from math import prod
@@ -16,11 +17,10 @@ from torch import Tensor, nn
 
 
 class CausalConv3d(nn.Conv3d):
-    """Convolution whose output at frame i depends on input frames up to i * stride alone.
+    """Convolution whose output at frame i depends on input frames up to i * stride only.
 
-    All ``kernel - 1`` frames of temporal padding stand in front, as copies of the first frame, so
-    that a single image behaves as a video that stands still. Space is padded with zeros on both
-    sides.
+    All ``kernel - 1`` frames of temporal padding are copies of the first frame and precede it, so a
+    single image behaves as a still video. Space is padded with zeros on both sides.
     """
 
     def __init__(
@@ -41,8 +41,9 @@ class CausalConv3d(nn.Conv3d):
     def step(
         self, x: Float[Tensor, "b c f h w"], past: Float[Tensor, "b c p h w"] | None
     ) -> tuple[Float[Tensor, "b d g i j"], Float[Tensor, "b c p h w"] | None]:
-        """One piece; ``past`` holds the ``kernel - stride`` frames before it. All pieces after the
-        first one hold a multiple of the temporal stride in frames.
+        """Convolve one piece; ``past`` holds the ``kernel - stride`` frames before it.
+
+        All pieces after the first one must hold a multiple of the temporal stride in frames.
         """
         num_past = self.kernel_size[0] - 1
         if past is not None:
@@ -58,10 +59,9 @@ class CausalConv3d(nn.Conv3d):
 class CausalDownsample(nn.Module):
     """Halve space, time or both by a strided causal convolution: F frames become 1 + (F - 1) / 2.
 
-    The convolution is added to a shortcut without parameters: each box of pixels to channels, and
-    channels averaged in groups down to ``out_channels`` (DC-AE, arXiv 2410.10733, section 3.1). The
-    shortcut carries each position's content from the first step on, so that training starts from
-    sharp latents instead of a smear.
+    A shortcut without parameters is added: each box of pixels becomes channels, averaged in groups
+    down to ``out_channels`` (DC-AE, arXiv 2410.10733, section 3.1). It carries the content of each
+    position from the first step on, so training starts from sharp latents.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, time: bool, space: bool):
@@ -83,7 +83,7 @@ class CausalDownsample(nn.Module):
     def step(
         self, x: Float[Tensor, "b c f h w"], past: Tensor | None
     ) -> tuple[Float[Tensor, "b d g i j"], Tensor | None]:
-        """One piece and its convolution's past."""
+        """Downsample one piece; the state is that of its convolution."""
         p, q, r = self.factors
         padded = F.pad(x, (0, 0, 0, 0, p - 1, 0), mode="replicate") if past is None else x
         boxes = rearrange(padded, "b c (f p) (h q) (w r) -> b (c p q r) f h w", p=p, q=q, r=r)
@@ -93,10 +93,10 @@ class CausalDownsample(nn.Module):
 
 
 class CausalUpsample(nn.Module):
-    """Double space, time or both, depth to space: f frames become 1 + 2 (f - 1), the first one
-    standing alone.
+    """Double space, time or both, depth to space: f frames become 1 + 2 (f - 1).
 
-    The mirror of ``CausalDownsample``: its shortcut repeats channels and unfolds them.
+    The first frame becomes one frame. The shortcut mirrors that of ``CausalDownsample``: it repeats
+    channels and unfolds them.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, time: bool, space: bool):
@@ -117,7 +117,7 @@ class CausalUpsample(nn.Module):
     def step(
         self, x: Float[Tensor, "b c f h w"], past: bool | None
     ) -> tuple[Float[Tensor, "b d g i j"], bool]:
-        """One piece; all that counts of the past is whether there was one."""
+        """Upsample one piece; the state says whether there was a piece before it."""
         p, q, r = self.factors
         folded = self.conv(x) + repeat(x, "b c f h w -> b (c copy) f h w", copy=self.copies)
         y = rearrange(folded, "b (d p q r) f h w -> b d (f p) (h q) (w r)", p=p, q=q, r=r)
@@ -125,7 +125,7 @@ class CausalUpsample(nn.Module):
 
 
 def step_through(layers: nn.Sequential, x: Tensor, past: list[Any] | None) -> tuple[Tensor, list]:
-    """One piece through layers in a row. Those without ``step`` see each frame alone."""
+    """Pass one piece through consecutive layers. Layers without ``step`` take each frame alone."""
     following = []
     for layer, own in zip(layers, past or [None] * len(layers), strict=True):
         step = getattr(layer, "step", None)

@@ -1,4 +1,4 @@
-"""Tokens to batches of groups of one length each, and back: the fast paths of a partition."""
+"""The fast paths of a partition: tokens to batches of groups of one length each, and back."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class Grouping(Protocol):
     """The groups of one partition of the tokens ``n`` of ``b ... n d``."""
 
     def group(self, x: Tensor) -> list[Tensor]:
-        """``b ... n d`` to ``(b groups) ... m d``, one tensor for each length m."""
+        """Return ``b ... n d`` as ``(b groups) ... m d``, one tensor for each length m."""
 
     def ungroup(self, parts: list[Tensor]) -> Tensor:
-        """The inverse of ``group``."""
+        """Return the inverse of ``group``."""
 
 
 class Whole:
-    """One group, the clip: nothing moves."""
+    """One group that holds the whole clip: no token moves."""
 
     def group(self, x: Tensor) -> list[Tensor]:
         return [x]
@@ -35,9 +35,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class Regrouping:
-    """Groups of one length as a reshape: einops patterns of the tokens, the groups and their
-    members.
-    """
+    """Groups of one length as a reshape, by einops patterns of tokens, groups and members."""
 
     tokens: str
     groups: str
@@ -55,11 +53,11 @@ class Regrouping:
 
 @dataclass(frozen=True)
 class SortedGroups:
-    """Any groups: tokens sorted by group, groups by length, and the runs of groups of one length.
+    """Any groups: tokens sorted by group, groups by length, and runs of groups of one length.
 
-    ``order`` takes the tokens to their sorted places and ``inverse`` back. ``runs`` counts groups
-    and tokens in each; ``cu_seqlens`` (int32, one more than there are groups) is where each sorted
-    group begins, as a kernel for sequences of varying length asks for it.
+    ``order`` takes the tokens to their sorted places and ``inverse`` back. ``runs`` holds the
+    number of groups and their length. ``cu_seqlens`` (int32, one more than groups) are the
+    cumulative lengths of the sorted groups, as kernels for varying lengths take them.
     """
 
     order: Int[Tensor, " n"]
@@ -69,7 +67,9 @@ class SortedGroups:
 
     @classmethod
     def of(cls, numbers: Int[Tensor, " n"], device: torch.device) -> SortedGroups:
-        """From the number of each token's group; groups of one length keep their numbers' order."""
+        """Build from the index of each token's group. Groups of one length stay in the order of
+        their indices.
+        """
         _, group, length = torch.unique(numbers, return_inverse=True, return_counts=True)
         by_length = torch.argsort(length, stable=True)
         order = torch.argsort(torch.argsort(by_length)[group], stable=True)
@@ -84,15 +84,15 @@ class SortedGroups:
 
     @property
     def longest(self) -> int:
-        """The length of the longest group."""
+        """Length of the longest group."""
         return self.runs[-1][1]
 
     def sort(self, x: Tensor) -> Tensor:
-        """The tokens ``n`` of ``... n d`` in sorted order."""
+        """Return the tokens ``n`` of ``... n d`` in sorted order."""
         return _Reorder.apply(x, self.order, self.inverse)
 
     def unsort(self, x: Tensor) -> Tensor:
-        """The inverse of ``sort``."""
+        """Return the inverse of ``sort``."""
         return _Reorder.apply(x, self.inverse, self.order)
 
     def group(self, x: Tensor) -> list[Tensor]:
@@ -111,8 +111,8 @@ class SortedGroups:
 
 
 class _Reorder(torch.autograd.Function):
-    """A permutation of the tokens whose gradient is the inverse one: a plain index would add the
-    gradients up instead, which is slow.
+    """A permutation of the tokens whose gradient is the inverse permutation. Plain indexing would
+    accumulate the gradients, which is slow.
     """
 
     @staticmethod

@@ -1,5 +1,5 @@
-"""How the tokens of one forward pass stand: a dense batch on one grid, or clips of any grids packed
-into one sequence; and their groups under each partition, worked out once for all blocks.
+"""The tokens of one forward pass: a dense batch on one grid, or clips of any grids packed into one
+sequence, and their groups under each partition.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from sora_lightning.types import TokenGrid
 
 
 class PackedSequence:
-    """Tokens ``b n d``: of one grid, every row holds a clip on it; of several, the only row (b = 1)
-    holds one clip after the other.
+    """Describes tokens ``b n d``. On one grid each row holds a clip; on several the only row (b =
+    1) holds one clip after the other.
 
-    ``num_context`` tokens stand before the grid of each clip, at the coordinates of its first
-    token; they are for joint attention alone, and any other partition refuses them. ``kept`` holds,
-    for each grid, the numbers of the tokens (frame-major, rising, one at least) that stand in the
-    sequence; the others are dropped. ``None`` keeps all.
-    ``coordinates`` are ``(frame, row, column)`` of every token; ``clips_by_length`` numbers the
-    clips of a packed sequence in the order that ``SortedGroups`` sorts them in, the shortest first.
+    ``num_context`` tokens precede each clip's own, at the coordinates of its first token. Only
+    joint attention takes them. ``kept`` holds the indices (frame-major, increasing, at least one)
+    of each clip's tokens that are in the sequence; the others are dropped. ``None`` keeps all.
+
+    ``coordinates`` are ``(frame, row, column)`` of every token. ``clips_by_length`` holds the
+    indices of the clips of a packed sequence as ``SortedGroups`` sorts them, the shortest first.
     """
 
     def __init__(
@@ -47,34 +47,34 @@ class PackedSequence:
 
     @property
     def is_packed(self) -> bool:
-        """Whether the sequence may hold more than one clip."""
+        """Return True if the sequence may hold more than one clip."""
         return len(self.grids) > 1
 
     def num_clips(self, x: Float[Tensor, "b n d"]) -> int:
-        """The clips that tokens in this sequence hold."""
+        """Return the number of clips in tokens of this sequence."""
         return len(self.grids) if self.is_packed else x.shape[0]
 
     @property
     def num_tokens(self) -> list[int]:
-        """How many tokens of each grid's clip stand in the sequence, without context."""
+        """Number of tokens of each clip, without context tokens."""
         if self.kept is None:
             return [grid.num_tokens for grid in self.grids]
         return [len(kept) for kept in self.kept]
 
     @property
     def lengths(self) -> list[int]:
-        """The same with context."""
+        """Number of tokens of each clip, including context tokens."""
         return [self.num_context + count for count in self.num_tokens]
 
     @property
     def clip_of_token(self) -> Int[Tensor, " n"]:
-        """The number of the grid that each token stands on."""
+        """Index of the clip of each token."""
         lengths = torch.tensor(self.lengths, device=self.device)
         return torch.repeat_interleave(lengths, output_size=sum(self.lengths))
 
     @property
     def extents(self) -> Int[Tensor, "n 3"]:
-        """Frames, rows and columns of the grid that each token stands on."""
+        """Frames, rows and columns of the grid of each token."""
         rows = torch.tensor([(g.f, g.h, g.w) for g in self.grids], device=self.device)
         return rows[self.clip_of_token]
 
@@ -93,14 +93,14 @@ class PackedSequence:
         return torch.cat(parts)
 
     def _coordinates(self, number: int, device: torch.device) -> Int[Tensor, "n 3"]:
-        """Those of the tokens of one grid that are kept."""
+        """Return the coordinates of the kept tokens of one grid."""
         coordinates = grid_coordinates(self.grids[number], device)
         return coordinates if self.kept is None else coordinates[self.kept[number].to(device)]
 
     def insert_context(
         self, x: Float[Tensor, "b n d"], context: Float[Tensor, "clips m d"]
     ) -> Float[Tensor, "b all d"]:
-        """The tokens of every grid with its clip's ``num_context`` tokens before them."""
+        """Return the tokens with each clip's ``num_context`` tokens before its own."""
         if not self.is_packed:
             return torch.cat([context, x], dim=1)
         clips = x.split(self.num_tokens, dim=1)
@@ -108,7 +108,7 @@ class PackedSequence:
         return torch.cat([part for pair in pairs for part in pair], dim=1)
 
     def remove_context(self, x: Float[Tensor, "b m d"]) -> Float[Tensor, "b n d"]:
-        """The tokens of the grids alone."""
+        """Return the tokens without context tokens."""
         if not self.num_context:
             return x
         clips = x.split(self.lengths, dim=1)
@@ -137,7 +137,7 @@ class PackedSequence:
         return t if self.is_packed or len(t) == 1 else t[None]
 
     def grouping(self, partition: TokenPartition) -> Grouping:
-        """The groups of this partition, kept for the blocks that follow."""
+        """Return the groups of this partition, computed once for all blocks."""
         if partition not in self._groupings:
             self._groupings[partition] = self._group(partition)
         return self._groupings[partition]
@@ -155,7 +155,7 @@ class PackedSequence:
         return SortedGroups.of(self._group_numbers(partition), self.device)
 
     def _group_numbers(self, partition: TokenPartition) -> Int[Tensor, " n"]:
-        """The number of each token's group, different in each clip; on the CPU."""
+        """Return the index of each token's group, on the CPU. No group is shared among clips."""
         numbers, first = [], 0
         for number, grid in enumerate(self.grids):
             coordinates = self._coordinates(number, torch.device("cpu"))

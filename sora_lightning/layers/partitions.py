@@ -1,12 +1,12 @@
 """Which tokens see each other: an attention layout is a list of partitions of a clip's tokens into
 groups.
 
-Joint attention is one group a clip; per frame, the groups are frames; per position, they are the
-tubes through time; windows are boxes; skipping takes every k-th token. A function from coordinates
-``(frame, row, column)`` to the number of a token's group defines each of them; where all groups are
-of one length the same groups are a reshape as well. Layouts say which partitions stand in which
-block: ViViT (arXiv 2103.15691, section 3.3), Latte (arXiv 2401.03048, section 3.2), W.A.L.T (arXiv
-2312.06662, section 3.2), Open-Sora-Plan (arXiv 2412.00131).
+Joint attention is one group for each clip; per frame, the groups are frames; per position, they are
+tubes through time; windows are boxes; skipping takes every k-th token. A partition is defined by a
+function from coordinates ``(frame, row, column)`` to the index of the token's group. Groups of one
+length are a reshape as well. A layout chooses the partitions of each block: ViViT (arXiv
+2103.15691, section 3.3), Latte (arXiv 2401.03048, section 3.2), W.A.L.T (arXiv 2312.06662, section
+3.2), Open-Sora-Plan (arXiv 2412.00131).
 """
 
 from __future__ import annotations
@@ -23,38 +23,39 @@ from sora_lightning.types import TokenGrid
 
 
 class TokenPartition(ABC):
-    """A clip's tokens in groups; tokens of one group see each other."""
+    """Divides a clip's tokens into groups; tokens of one group see each other."""
 
     @abstractmethod
     def group_numbers(self, coordinates: Int[Tensor, "n 3"], grid: TokenGrid) -> Int[Tensor, " n"]:
-        """The definition: the number of each token's group, any integers of at least 0."""
+        """Return the index of each token's group, any integers of at least 0. This is the
+        definition.
+        """
 
     def regrouping(self, grid: TokenGrid) -> Regrouping | None:
-        """The same groups as a reshape of the frame-major tokens; ``None`` where there is none."""
+        """Return the groups as a reshape of the frame-major tokens, or ``None`` for no reshape."""
         return None
 
     def is_whole(self, grid: TokenGrid) -> bool:
-        """Whether the only group is known to be the clip itself."""
+        """Return True if one group covers the whole clip (full attention)."""
         return False
 
     @property
     def shares(self) -> tuple[TokenPartition, ...]:
-        """The partitions among which an attention divides its heads evenly: this one alone."""
+        """The partitions among which an attention divides its heads evenly: this one only."""
         return (self,)
 
     def mask(self, coordinates: Int[Tensor, "n 3"], grid: TokenGrid) -> Bool[Tensor, "n n"]:
-        """True where two tokens see each other. Slow; the tests hold the fast paths to it."""
+        """Return True where two tokens see each other. Slow; tests compare fast paths with it."""
         number = self.group_numbers(coordinates, grid)
         return number[:, None] == number
 
 
 @dataclass(frozen=True)
 class Partition(TokenPartition):
-    """Boxes of ``frames`` x ``rows`` x ``columns`` tokens; ``None`` stands for the clip's whole
-    extent.
+    """Boxes of ``frames`` x ``rows`` x ``columns`` tokens; ``None`` is the clip's whole extent.
 
-    A box that reaches beyond the clip is cut at its border. ``images_apart`` makes every token of a
-    one-frame clip a group of its own, which then attends to nothing else.
+    Boxes are cut at the border of the clip. ``images_apart`` makes every token of a one-frame clip
+    a group of its own.
     """
 
     frames: int | None = None
@@ -68,7 +69,7 @@ class Partition(TokenPartition):
                 raise ValueError(f"{name} = {length} of {self}: must be at least 1")
 
     def box(self, grid: TokenGrid) -> tuple[int, int, int]:
-        """The extent of the first box on a grid."""
+        """Return the extent of the first box on a grid."""
         if self.images_apart and grid.f == 1:
             return (1, 1, 1)
         return (
@@ -93,14 +94,14 @@ class Partition(TokenPartition):
         return Regrouping("f p h q w r", "f h w", "p q r", sizes)
 
     def group(self, x: Tensor, grid: TokenGrid) -> Tensor:
-        """``b n d`` to ``(b groups) m d``: the tokens of each group side by side.
+        """Return ``b n d`` as ``(b groups) m d``.
 
-        ``ValueError`` where boxes do not tile the grid.
+        Raises ``ValueError`` if the boxes do not tile the grid.
         """
         return self._tiling(grid).group(x)[0]
 
     def ungroup(self, x: Tensor, grid: TokenGrid) -> Tensor:
-        """The inverse of ``group``."""
+        """Return the inverse of ``group``."""
         return self._tiling(grid).ungroup([x])
 
     def _tiling(self, grid: TokenGrid) -> Regrouping:
@@ -115,11 +116,12 @@ class Partition(TokenPartition):
 
 @dataclass(frozen=True)
 class Skip(TokenPartition):
-    """``ratio`` groups a clip, dealt runs of ``run`` tokens in turn: Open-Sora-Plan's skips.
+    """``ratio`` groups for each clip, to which runs of ``run`` tokens are dealt in turn
+    (Open-Sora-Plan).
 
     ``run`` = 1 is its single skip, ``run`` = ``ratio`` its group skip (``_sparse_1d`` of its
     ``models/diffusion/opensora_v1_3/modules.py``). Tokens are counted frame-major. Nothing is
-    padded: a clip that the ratio does not divide has groups of unequal length.
+    padded: groups differ in length if the ratio does not divide the clip.
     """
 
     ratio: int
@@ -157,15 +159,15 @@ BlockPartitions = tuple[TokenPartition | HeadSplit, ...]
 
 
 class AttentionLayout(ABC):
-    """Chooses the partitions of each block: one self-attention for each, in order."""
+    """Chooses the partitions of each block; a block has one self-attention for each."""
 
     @abstractmethod
     def schedule(self, depth: int) -> list[BlockPartitions]:
-        """The partitions of each of ``depth`` blocks."""
+        """Return the partitions of each of ``depth`` blocks."""
 
 
 class Periodic(AttentionLayout):
-    """The blocks take the members of a cycle in turn."""
+    """Blocks take the members of a cycle in turn."""
 
     def __init__(self, cycle: Sequence[BlockPartitions]):
         if not cycle or not all(cycle):
@@ -173,7 +175,7 @@ class Periodic(AttentionLayout):
         self.cycle = tuple(cycle)
 
     def partitions(self, block: int) -> BlockPartitions:
-        """The partitions of the block with this index, counted from 0."""
+        """Return the partitions of the block with this index, counted from 0."""
         return self.cycle[block % len(self.cycle)]
 
     def schedule(self, depth: int) -> list[BlockPartitions]:
@@ -207,18 +209,18 @@ class FactorisedDotProduct(Periodic):
 
 
 class Alternating(Periodic):
-    """Blocks attend within frames and through time by turns (Latte variant 1)."""
+    """Blocks attend within frames and through time in turn (Latte variant 1)."""
 
     def __init__(self) -> None:
         super().__init__([(PER_FRAME,), (PER_POSITION,)])
 
 
 class Windows(Periodic):
-    """Blocks attend within windows, by turns: W.A.L.T's are [[1, 16, 16], [5, 8, 8]].
+    """Blocks attend within windows, in turn. W.A.L.T's windows are [[1, 16, 16], [5, 8, 8]].
 
-    A window counts frames, rows and columns of tokens; null is the clip's whole extent.
-    ``images_apart`` keeps the tokens of images from each other in windows of several frames, as
-    W.A.L.T does where it trains on images and videos together (section 3.2).
+    A window counts frames, rows and columns of tokens; null is the clip's whole extent. With
+    ``images_apart`` the tokens of an image do not see each other in windows of several frames, as
+    in W.A.L.T's joint training on images and videos (section 3.2).
     """
 
     def __init__(self, windows: Sequence[Sequence[int | None]], images_apart: bool = False):
@@ -231,8 +233,8 @@ class Windows(Periodic):
 
 
 class FactorisedEncoder(AttentionLayout):
-    """``num_spatial`` blocks within frames, then all others through time (ViViT model 2, Latte
-    variant 2).
+    """The first ``num_spatial`` blocks attend within frames, all others through time (ViViT model
+    2, Latte variant 2).
     """
 
     def __init__(self, num_spatial: int):
@@ -250,8 +252,8 @@ class FactorisedEncoder(AttentionLayout):
 
 
 class Skiparse(AttentionLayout):
-    """Joint attention in the first and last ``num_joint`` blocks; between them single and group
-    skips by turns (Open-Sora-Plan 1.3, with its ratio and its two blocks at either end).
+    """The first and last ``num_joint`` blocks are joint; those between take single and group skips
+    in turn (Open-Sora-Plan 1.3, with its ratio and its two joint blocks at either end).
     """
 
     def __init__(self, ratio: int = 4, num_joint: int = 2):

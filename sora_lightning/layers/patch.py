@@ -1,4 +1,4 @@
-"""Latents to spacetime tokens and back."""
+"""Patches: latents to spacetime tokens and back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sora_lightning.types import Compression, PackedLatents, TokenGrid
 
 @dataclass(frozen=True)
 class Patch:
-    """How many latent frames, rows and columns one token covers."""
+    """Number of latent frames, rows and columns of one token."""
 
     f: int = 1
     h: int = 1
@@ -36,8 +36,9 @@ class Patch:
         return self.f * self.h * self.w
 
     def grid(self, f: int, h: int, w: int) -> TokenGrid:
-        """Token grid of latents of this extent. ``ValueError`` where the patch does not divide
-        them.
+        """Return the token grid of latents of this extent.
+
+        Raises ``ValueError`` if the patch does not divide them.
         """
         for name, length, part in (("f", f, self.f), ("h", h, self.h), ("w", w, self.w)):
             if length % part:
@@ -47,7 +48,7 @@ class Patch:
         return TokenGrid(f // self.f, h // self.h, w // self.w)
 
     def compress(self, compression: Compression) -> Compression:
-        """Pixels per token, given pixels per latent position."""
+        """Return the pixels of a token, given the pixels of a latent position."""
         return Compression(
             compression.frames * self.f, compression.height * self.h, compression.width * self.w
         )
@@ -76,8 +77,9 @@ class Patch:
         )
 
     def sequence(self, x: Float[Tensor, "b c F H W"] | PackedLatents) -> PackedSequence:
-        """Return the sequence that the tokens of a batch or pack form. A token of a pack is kept if
-        all of its latents are ``shown``.
+        """Return the sequence of the tokens of a batch or pack.
+
+        A token of a pack is kept if all of its latents are ``shown``.
         """
         if not isinstance(x, PackedLatents):
             return PackedSequence([self.grid(*x.shape[2:])], x.device)

@@ -1,13 +1,13 @@
-"""Learned tables: parameters of several axes that are no weight matrices."""
+"""Learned tables: parameters of several axes that are not weight matrices."""
 
 from typing import ClassVar
 
 
 class HasTables:
-    """A module whose parameters ``table_names`` are tables, as positions are.
+    """Marks a module whose parameters ``table_names`` are tables, such as learned positions.
 
-    A row of a table stands by itself, as that of an ``nn.Embedding``: optimizers neither decay nor
-    orthogonalise it.
+    The rows of a table are independent, as those of an ``nn.Embedding`` are. Optimizers neither
+    decay nor orthogonalise them.
     """
 
     table_names: ClassVar[tuple[str, ...]]

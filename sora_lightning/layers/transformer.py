@@ -1,4 +1,6 @@
-"""Feed-forward layer and the plain pre-norm block (arXiv 1706.03762, 2002.04745)."""
+"""The size of a transformer, norms, feed-forward layers, and a plain pre-norm block (arXiv
+1706.03762, 2002.04745).
+"""
 
 from dataclasses import dataclass
 
@@ -10,8 +12,8 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class TransformerSize:
-    """Depth in blocks, width in channels, heads of an attention, hidden width of a feed-forward
-    layer as a multiple of the width.
+    """Depth in blocks, width in channels, number of heads, and hidden width of a feed-forward layer
+    as a multiple of the width.
     """
 
     depth: int
@@ -33,9 +35,7 @@ class TransformerSize:
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm without learned scale and shift, as before a modulation (DiT); ``affine`` has
-    both.
-    """
+    """Layer norm without learned scale and shift unless ``affine``; DiT modulates its output."""
 
     def __init__(self, width: int, eps: float = 1e-6, affine: bool = False):
         super().__init__(width, eps=eps, elementwise_affine=affine)
@@ -60,8 +60,9 @@ class FeedForward(nn.Sequential):
 
 
 class SwiGLU(nn.Module):
-    """``out(silu(gate(x)) * up(x))`` (arXiv 2002.05202), with 2/3 of the hidden width: as many
-    parameters as ``FeedForward`` has.
+    """``out(silu(gate(x)) * up(x))`` (arXiv 2002.05202).
+
+    It has 2/3 of the hidden width, hence as many parameters as ``FeedForward``.
     """
 
     def __init__(self, width: int, hidden_width: int):

@@ -1,5 +1,6 @@
-"""Absolute position embeddings: a vector for each token, added to it. They are computed from the
-tokens' coordinates, so clips of any sizes may share a sequence.
+"""Absolute position embeddings: vectors added to the tokens.
+
+They are computed from the tokens' coordinates, so clips of any sizes may share a sequence.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from sora_lightning.types import TokenGrid
 def sinusoidal(
     positions: Float[Tensor, "*shape"], width: int, max_period: float = 10_000.0
 ) -> Float[Tensor, "*shape {width}"]:
-    """Cosines, then sines, of geometrically spaced frequencies (arXiv 1706.03762; cosines first as
-    in DiT).
+    """Return cosines, then sines, of geometrically spaced frequencies (arXiv 1706.03762; cosines
+    first as in DiT).
     """
     half = width // 2
     exponent = torch.arange(half, dtype=torch.float32, device=positions.device) / half
@@ -33,7 +34,7 @@ def sinusoidal(
 
 
 def sinusoidal_3d(coordinates: Int[Tensor, "n 3"], width: int) -> Float[Tensor, "n {width}"]:
-    """Sinusoids of frame, row and column side by side."""
+    """Return the sinusoids of frame, row and column, concatenated."""
     parts = [
         sinusoidal(coordinates[..., axis].float(), share)
         for axis, share in enumerate(axis_widths(width))
@@ -42,13 +43,13 @@ def sinusoidal_3d(coordinates: Int[Tensor, "n 3"], width: int) -> Float[Tensor, 
 
 
 def _sines_first(positions: Float[Tensor, " n"], width: int) -> Float[Tensor, "n {width}"]:
-    """Sines, then cosines, of the same frequencies as ``sinusoidal``."""
+    """Return sines, then cosines, of the frequencies of ``sinusoidal``."""
     cosines, sines = sinusoidal(positions, width).chunk(2, dim=-1)
     return torch.cat([sines, cosines], dim=-1)
 
 
 class PositionEmbedding(nn.Module, ABC):
-    """A vector for each token, added before the block of this index, counted from 0."""
+    """Vectors of tokens that are added before block ``before_block``, counted from 0."""
 
     def __init__(self, before_block: int = 0):
         super().__init__()
@@ -61,7 +62,7 @@ class PositionEmbedding(nn.Module, ABC):
 
 
 class Sinusoidal(PositionEmbedding):
-    """Sinusoids of frame, row and column side by side: no size is built in, nothing is learned."""
+    """Fixed sinusoids of frame, row and column, concatenated, for grids of any size."""
 
     def __init__(self, width: int, before_block: int = 0):
         super().__init__(before_block)
@@ -72,7 +73,7 @@ class Sinusoidal(PositionEmbedding):
 
 
 class SinusoidalPlane(PositionEmbedding):
-    """The image DiT's fixed positions: column in the first half of the channels, row in the second
+    """Fixed positions of the image DiT: column in the first half of the channels, row in the second
     (``get_2d_sincos_pos_embed`` of its public code).
     """
 
@@ -89,8 +90,9 @@ class SinusoidalPlane(PositionEmbedding):
 
 
 class SinusoidalTime(PositionEmbedding):
-    """Latte's fixed temporal positions, which its public code adds before the first temporal
-    block: ``before_block`` = 1 in the alternating layout.
+    """Fixed temporal positions of Latte, added before its first temporal block.
+
+    That is ``before_block`` = 1 in the alternating layout.
     """
 
     def __init__(self, width: int, before_block: int = 1):
@@ -102,10 +104,11 @@ class SinusoidalTime(PositionEmbedding):
 
 
 class Learned(PositionEmbedding, HasTables):
-    """A learned vector for each frame and one for each place of a frame, up to a largest ``grid``
-    of frames, rows and columns (W.A.L.T, arXiv 2312.06662, section 4.1).
+    """One learned vector for each frame and one for each position in a frame (W.A.L.T, arXiv
+    2312.06662, section 4.1).
 
-    ``ValueError`` for a clip that reaches beyond the grid.
+    ``grid`` is the largest number of frames, rows and columns. Raises ``ValueError`` for a larger
+    clip.
     """
 
     table_names: ClassVar[tuple[str, ...]] = ("time", "space")
@@ -130,11 +133,11 @@ class Learned(PositionEmbedding, HasTables):
 
 
 class Fractional(PositionEmbedding, HasTables):
-    """A learned curve along each axis, read at the token's share of its clip's extent, the three
-    added up: factorised fractional positions (NaViT, arXiv 2307.06304, section 2.1).
+    """Factorised fractional positions (NaViT, arXiv 2307.06304, section 2.1): the sum of a learned
+    curve along each axis, evaluated at the token's fraction of the clip's extent.
 
-    A curve has ``num_points`` learned vectors and runs straight between them; position p of s
-    stands at (p + 1/2) / s, so a clip twice as fine passes the same curve in half the steps.
+    A curve interpolates ``num_points`` learned vectors linearly. Position p of s is at (p + 1/2) /
+    s, so a clip of twice the resolution takes half the steps along the same curve.
     """
 
     table_names: ClassVar[tuple[str, ...]] = ("curves",)
@@ -157,8 +160,8 @@ class Fractional(PositionEmbedding, HasTables):
 
 
 class LearnedPositions(nn.Module, HasTables):
-    """A table over ``frames`` x ``rows`` x ``columns`` tokens. A grid of another extent takes its
-    positions from it by trilinear interpolation.
+    """A learned table over ``frames`` x ``rows`` x ``columns`` tokens, interpolated (trilinear) for
+    other grids.
     """
 
     table_names: ClassVar[tuple[str, ...]] = ("table",)

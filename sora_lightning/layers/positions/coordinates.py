@@ -1,4 +1,4 @@
-"""Coordinates of the tokens of a grid, and how channels are divided among its axes."""
+"""Coordinates of the tokens of a grid, and the channels of each axis."""
 
 import torch
 from einops import rearrange
@@ -9,7 +9,7 @@ from sora_lightning.types import TokenGrid
 
 
 def grid_coordinates(grid: TokenGrid, device: torch.device) -> Int[Tensor, "n 3"]:
-    """``(frame, row, column)`` of every token, frame-major: the order that tokens stand in
+    """Return ``(frame, row, column)`` of every token, frame-major, which is the order of tokens
     everywhere.
     """
     axes = [torch.arange(length, device=device) for length in (grid.f, grid.h, grid.w)]
@@ -17,7 +17,7 @@ def grid_coordinates(grid: TokenGrid, device: torch.device) -> Int[Tensor, "n 3"
 
 
 def axis_widths(width: int) -> tuple[int, int, int]:
-    """Split channels over time, rows and columns in even parts; time takes the remainder."""
+    """Divide channels evenly among time, rows and columns; time takes the remainder."""
     if width % 2:
         raise ValueError(f"width {width} must be even to hold sines and cosines")
     space = width // 6 * 2

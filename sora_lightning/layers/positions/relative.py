@@ -1,5 +1,5 @@
-"""Self-attention with a learned bias for how far two tokens stand apart, as W.A.L.T adds to its
-learned positions (arXiv 2312.06662, section 4.1; one table over displacements: arXiv 2103.14030).
+"""Self-attention with a learned bias for the displacement of two tokens, as in W.A.L.T (arXiv
+2312.06662, section 4.1; one table over displacements: arXiv 2103.14030).
 """
 
 from collections.abc import Sequence
@@ -20,9 +20,10 @@ from sora_lightning.layers.transformer import RMSNorm
 
 
 class RelativeSelfAttention(SelfAttention, HasTables):
-    """``reach`` is the largest displacement in frames, rows and columns with a value of its own for
-    each head; tokens further apart share the last. W.A.L.T's windows of 1 x 16 x 16 and 5 x 8 x 8
-    lie within the default.
+    """Self-attention with a learned bias of each head for each displacement.
+
+    ``reach`` is the largest displacement in frames, rows and columns with a value of its own;
+    larger ones share the last. The default covers W.A.L.T's windows of 1 x 16 x 16 and 5 x 8 x 8.
     """
 
     table_names: ClassVar[tuple[str, ...]] = ("table",)
