@@ -19,7 +19,7 @@ VERBS = {
     "synthesize": "render captioned clips of moving shapes",
     "curves": "draw the losses of all runs below a folder",
     "demo": "all of it, from rendered clips to scored videos",
-    "tasks": "train the demo's model on known frames, and measure what it does with them",
+    "frame-tasks": "train the demo's model on known frames, and measure what it does with them",
 }
 FUNCTIONS = {
     "sample": ("sora_lightning.cli.sample", "sample"),
@@ -30,7 +30,7 @@ FUNCTIONS = {
     "synthesize": ("sora_lightning.data.synthetic", "write_dataset"),
     "curves": ("sora_lightning.cli.curves", "curves"),
     "demo": ("sora_lightning.workflows.demo", "demo"),
-    "tasks": ("sora_lightning.workflows.frame_tasks", "frame_tasks"),
+    "frame-tasks": ("sora_lightning.workflows.frame_tasks", "frame_tasks"),
 }
 
 

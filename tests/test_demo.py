@@ -78,6 +78,38 @@ def test_another_command_runs_its_stage_and_all_after_it(stages: list[Stage]) ->
     assert _ran() == ["b --steps=3", "c"]
 
 
+def test_another_result_of_a_stage_runs_all_after_it(stages: list[Stage]) -> None:
+    run_stages(stages, Path("out"))
+    _ran()
+    stages[1].records[0].unlink()
+    Path("work.py").write_text(_WORK.replace("write_text(name)", "write_text(name * 2)"))
+    run_stages(stages, Path("out"))
+    assert _ran() == ["b", "c"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stage_whose_command_is_killed_does_not_count_as_done(
+    stages: list[Stage], number: int
+) -> None:
+    killed = f"import os; open('out/b', 'w'); os.kill(os.getpid(), {int(number)})"
+    half = replace(stages[1], command=("python", "-c", killed), records=(Path("out/b"),))
+    with pytest.raises(StageFailed, match="stage b failed"):
+        run_stages([stages[0], half, stages[2]], Path("out"))
+    assert "wrote" not in json.loads(Path("out/stages/b.json").read_text())
+    assert _ran() == ["a"]
+
+
+def test_without_a_whole_checkpoint_an_interrupted_training_starts_afresh(
+    stages: list[Stage],
+) -> None:
+    checkpoint = Path("out/a/last.ckpt")
+    training = replace(stages[0], checkpoint=checkpoint)
+    _interrupt(training, checkpoint)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:10])
+    run_stages([training], Path("out"))
+    assert _ran() == ["a"]
+
+
 @pytest.mark.parametrize("damage", ["removed", "replaced by as many bytes"])
 def test_a_damaged_result_is_made_again(stages: list[Stage], damage: str) -> None:
     run_stages(stages, Path("out"))
@@ -171,10 +203,18 @@ def test_a_folder_with_files_of_somebody_else_is_refused_and_left_alone(
     assert _ran() == []
 
 
-def test_ctrl_c_ends_with_a_sentence_and_lets_the_command_save(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "whole_group", "code", "said"),
+    [(signal.SIGINT, True, 130, "interrupted"), (signal.SIGTERM, False, 143, "stopped by SIGTERM")],
+)
+def test_a_signal_ends_with_a_sentence_and_lets_the_command_save(
+    tmp_path: Path, number: int, whole_group: bool, code: int, said: str
+) -> None:
     root = Path(__file__).resolve().parents[1]
     child = (
-        "import signal, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import signal, time\n"
+        "for number in (signal.SIGINT, signal.SIGTERM):\n"
+        "    signal.signal(number, signal.default_int_handler)\n"
         "try: open('up', 'w'); time.sleep(60)\n"
         "except KeyboardInterrupt: open('saved', 'w')"
     )
@@ -199,10 +239,10 @@ sys.exit(program.main(["demo", "--output", "out"]))
     deadline = time.monotonic() + 60
     while not (tmp_path / "up").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
+    (os.killpg if whole_group else os.kill)(process.pid, number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "interrupted" in errors
+    assert process.returncode == code
+    assert said in errors
     assert "Traceback" not in errors
     assert (tmp_path / "saved").exists()
 

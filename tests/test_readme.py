@@ -69,7 +69,7 @@ def test_a_command_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_table_of_verbs_and_the_map_of_the_code_are_complete() -> None:
     text = (_ROOT / "README.md").read_text()
-    assert re.findall(r"^\| `sora-lightning (\w+)`", text, re.MULTILINE) == list(program.VERBS)
+    assert re.findall(r"^\| `sora-lightning ([\w-]+)`", text, re.MULTILINE) == list(program.VERBS)
     tree = text.partition("## Map of the code")[2]
     for path in (_ROOT / "sora_lightning").iterdir():
         if path.name not in ("__init__.py", "__pycache__", "torchvision_guard.py"):

@@ -9,11 +9,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sora_lightning.workflows.stages import Stage, run_stages
+from sora_lightning.workflows.stages import (
+    EVALUATION,
+    LIBRARY,
+    Stage,
+    encode,
+    fit,
+    last_checkpoint,
+    run_stages,
+    synthesize,
+)
 
 _HOME = Path("runs/demo")
 _CONFIGS = Path("experiments/demo")
-_LIBRARY, _JUDGE = Path("sora_lightning"), Path("evaluation")
 
 
 def demo(output: Path = _HOME, quick: bool = False) -> None:
@@ -34,7 +42,7 @@ def demo(output: Path = _HOME, quick: bool = False) -> None:
         f"\nThe curves      {output}/losses.png, or all of them, and videos that move:"
         f"\n                tensorboard --logdir {output} --samples_per_plugin images=100"
         f"\nYour own words  sora-lightning sample "
-        f"--checkpoint {_checkpoint(output / 'text_to_video')} "
+        f"--checkpoint {last_checkpoint(output / 'text_to_video')} "
         f'--prompt "a red circle moves left" --output {output}/mine.mp4'
     )
 
@@ -44,7 +52,7 @@ def demo_stages(output: Path, quick: bool = False) -> list[Stage]:
     clips = _synthesize(output, quick)
     training = [
         _fit_tokenizer(output, quick),
-        _encode(output, quick),
+        _encode(output),
         _fit_text_to_video(output, quick),
     ]
     judged = [_train_judge(output, quick), _sample(output, quick), _score(output)]
@@ -53,56 +61,31 @@ def demo_stages(output: Path, quick: bool = False) -> list[Stage]:
 
 def _synthesize(output: Path, quick: bool) -> Stage:
     few = ("--num_train", "48", "--num_val", "16", "--num_test", "24") if quick else ()
-    data = output / "data"
-    command = ("sora-lightning", "synthesize", "--root", f"{data}", *few)
-    return Stage("clips", command, makes=(data,), records=(data,), reads=(_LIBRARY / "data",))
+    return synthesize(output, *few)
 
 
 def _fit_tokenizer(output: Path, quick: bool) -> Stage:
-    config, folder = _CONFIGS / "tokenizer.yaml", output / "tokenizer"
-    command = ("sora-lightning", "fit", "--config", f"{config}", *_few_steps(quick))
-    return Stage(
-        "tokenizer",
-        command + _elsewhere(output, {"run_dir": "tokenizer", **_CLIPS}),
-        makes=(folder,),
-        records=(_checkpoint(folder),),
-        reads=(config, _LIBRARY),
-        checkpoint=_checkpoint(folder),
-    )
+    places = _elsewhere(output, {"run_dir": "tokenizer", **_CLIPS})
+    config = _CONFIGS / "tokenizer.yaml"
+    return fit("tokenizer", output / "tokenizer", [config], *_few_steps(quick), *places)
 
 
-def _encode(output: Path, quick: bool) -> Stage:
-    config, latents = _CONFIGS / "tokenizer.yaml", output / "latents"
+def _encode(output: Path) -> Stage:
     # The tokenizer learns on 9 frames and, being causal, encodes the 17 that the transformer sees.
     sizes = ("--data.batching.sizes", "[17x32x32,17x24x40,17x40x24]")
-    command = ("sora-lightning", "predict", "--config", f"{config}", "--ckpt_path", "last", *sizes)
-    places = {"run_dir": "tokenizer", **_CLIPS, "latents.root": "latents"}
-    return Stage(
-        "latents",
-        command + _elsewhere(output, places),
-        makes=(latents,),
-        records=(latents,),
-        reads=(config, _LIBRARY),
-    )
+    places = _elsewhere(output, {"run_dir": "tokenizer", **_CLIPS, "latents.root": "latents"})
+    return encode(output, _CONFIGS / "tokenizer.yaml", *sizes, *places)
 
 
 def _fit_text_to_video(output: Path, quick: bool) -> Stage:
-    config, folder = _CONFIGS / "text_to_video.yaml", output / "text_to_video"
-    command = ("sora-lightning", "fit", "--config", f"{config}", *_few_steps(quick))
     places = {
         "run_dir": "text_to_video",
         **_CLIPS,
         "data.latents": "latents",
         "model.init_args.tokenizer.init_args.checkpoint": "tokenizer/checkpoints/last.ckpt",
     }
-    return Stage(
-        "text_to_video",
-        command + _elsewhere(output, places),
-        makes=(folder,),
-        records=(_checkpoint(folder),),
-        reads=(config, _LIBRARY),
-        checkpoint=_checkpoint(folder),
-    )
+    config, run = _CONFIGS / "text_to_video.yaml", output / "text_to_video"
+    return fit("text_to_video", run, [config], *_few_steps(quick), *_elsewhere(output, places))
 
 
 def _train_judge(output: Path, quick: bool) -> Stage:
@@ -114,44 +97,38 @@ def _train_judge(output: Path, quick: bool) -> Stage:
         (*command, "--output", f"{judge}", *few),
         makes=(judge,),
         records=(judge,),
-        reads=(_JUDGE, _LIBRARY),
+        reads=(EVALUATION, LIBRARY),
     )
 
 
 def _sample(output: Path, quick: bool) -> Stage:
     samples = output / "samples"
-    num_steps = "4" if quick else "25"
+    num_steps, model = "4" if quick else "25", last_checkpoint(output / "text_to_video")
     command = (
-        *("sora-lightning", "sample", "--checkpoint", f"{_checkpoint(output / 'text_to_video')}"),
-        *(
-            "--prompts",
-            f"{output}/data/test.jsonl",
-            "--size",
-            "32x32,24x40,40x24",
-            "--num-frames",
-            "17",
-        ),
+        *("sora-lightning", "sample", "--checkpoint", f"{model}"),
+        *("--prompts", f"{output}/data/test.jsonl"),
+        *("--size", "32x32,24x40,40x24", "--num-frames", "17"),
         *("--num-steps", num_steps, "--output", f"{samples}"),
     )
-    return Stage("samples", command, (samples,), (samples,), reads=(_LIBRARY,), resumes=True)
+    return Stage("samples", command, (samples,), (samples,), reads=(LIBRARY,), resumes=True)
 
 
 def _score(output: Path) -> Stage:
     report = output / "report"
     command = (
         *("python", "-m", "evaluation", "--protocol", "demo", "--videos", f"{output}/samples"),
-        *("--checkpoint", f"{_checkpoint(output / 'text_to_video')}"),
+        *("--checkpoint", f"{last_checkpoint(output / 'text_to_video')}"),
         *("--reference", f"{output}/data/test.jsonl", "--judge", f"{output}/judge.pt"),
         *("--output", f"{report}"),
     )
     written = (report / "report.json", report / "report.html")
-    return Stage("report", command, (report,), written, reads=(_JUDGE, _LIBRARY))
+    return Stage("report", command, (report,), written, reads=(EVALUATION, LIBRARY))
 
 
 def _draw_curves(output: Path) -> Stage:
     picture = output / "losses.png"
     command = ("sora-lightning", "curves", "--folder", f"{output}", "--output", f"{picture}")
-    return Stage("curves", command, (picture,), (picture,), reads=(_LIBRARY / "cli",))
+    return Stage("curves", command, (picture,), (picture,), reads=(LIBRARY / "cli",))
 
 
 _CLIPS = {"data.manifest": "data/train.jsonl", "data.val_manifest": "data/val.jsonl"}
@@ -169,7 +146,3 @@ def _elsewhere(output: Path, places: dict[str, str]) -> tuple[str, ...]:
 
 def _few_steps(quick: bool) -> tuple[str, ...]:
     return ("--trainer.max_steps", "20") if quick else ()
-
-
-def _checkpoint(run: Path) -> Path:
-    return run / "checkpoints" / "last.ckpt"

@@ -15,11 +15,19 @@ from typing import Any
 import yaml
 
 from sora_lightning.types import VideoSize
-from sora_lightning.workflows.stages import Stage, run_stages
+from sora_lightning.workflows.stages import (
+    EVALUATION,
+    LIBRARY,
+    Stage,
+    encode,
+    fit,
+    last_checkpoint,
+    run_stages,
+    synthesize,
+)
 
 _DECODER = Path("experiments/tokenizer/decoder.yaml")
-_TASKS = Path("experiments/ablations/frame_tasks.yaml")
-_LIBRARY, _JUDGE = Path("sora_lightning"), Path("evaluation")
+_KNOWN_FRAMES = Path("experiments/ablations/frame_tasks.yaml")
 
 
 def frame_tasks(
@@ -41,7 +49,7 @@ def frame_tasks(
         quick: A few steps and cases: shows that every part works, and measures nothing.
     """
     config = demo / "text_to_video" / "config.yaml"
-    for needed in (config, _checkpoint(demo / "text_to_video")):
+    for needed in (config, last_checkpoint(demo / "text_to_video")):
         if not needed.is_file():
             raise ValueError(f"--demo {demo}: lacks {needed}: run `sora-lightning demo` first")
     steps, cases = (4, 4) if quick else (steps, cases)
@@ -72,57 +80,60 @@ def _longer(size: VideoSize, data: dict[str, Any]) -> VideoSize:
 
 
 def _synthesize(output: Path, quick: bool) -> Stage:
-    data = output / "data"
     counts = ("--num_train", "48" if quick else "2560", "--num_val", "0", "--num_test", "0")
-    command = ("sora-lightning", "synthesize", "--root", f"{data}", "--turns", "0.35", *counts)
-    return Stage("clips", command, makes=(data,), records=(data,), reads=(_LIBRARY / "data",))
+    return synthesize(output, "--turns", "0.35", *counts)
 
 
 def _fit_decoder(demo: Path, output: Path, sizes: list[VideoSize], quick: bool) -> Stage:
-    base = demo / "tokenizer"
-    settings = (
-        *("--model.init_args.tokenizer.init_args.checkpoint", f"{_checkpoint(base)}"),
-        *("--data.manifest", f"{output}/data/train.jsonl", "--data.batching.sizes", _listed(sizes)),
-        *(("--trainer.max_steps", "4") if quick else ()),
+    few = ("--trainer.max_steps", "4") if quick else ()
+    return _fit_further(
+        *("decoder", demo / "tokenizer", _DECODER, output / "decoder"),
+        *(
+            "--model.init_args.tokenizer.init_args.checkpoint",
+            last_checkpoint(demo / "tokenizer"),
+        ),
+        *(
+            "--data.manifest",
+            output / "data" / "train.jsonl",
+            "--data.batching.sizes",
+            _listed(sizes),
+            *few,
+        ),
     )
-    return _fit("decoder", base, _DECODER, output / "decoder", settings)
 
 
 def _encode(output: Path, sizes: list[VideoSize]) -> Stage:
-    config, latents = output / "decoder" / "config.yaml", output / "latents"
-    command = (
-        *("sora-lightning", "predict", "--config", f"{config}", "--ckpt_path", "last"),
-        *("--data.manifest", f"{output}/data/train.jsonl"),
-        *("--data.batching.sizes", _listed(sizes), "--latents.root", f"{latents}"),
+    clips = (
+        "--data.manifest",
+        f"{output}/data/train.jsonl",
+        "--data.batching.sizes",
+        _listed(sizes),
     )
-    return Stage("latents", command, (latents,), (latents,), reads=(config, _LIBRARY))
+    config = output / "decoder" / "config.yaml"
+    return encode(output, config, *clips, "--latents.root", f"{output}/latents")
 
 
 def _train(demo: Path, output: Path, sizes: list[VideoSize], run: Path, steps: int) -> Stage:
-    base, tokenizer = demo / "text_to_video", _checkpoint(output / "decoder")
-    settings = (
-        *("--checkpoint.start_from", f"{_checkpoint(base)}"),
-        *("--model.init_args.tokenizer.init_args.checkpoint", f"{tokenizer}"),
-        *("--data.manifest", f"{output}/data/train.jsonl"),
-        *("--data.batching.sizes", _listed(sizes), "--data.latents", f"{output}/latents"),
-        *("--trainer.max_steps", f"{steps}", "--trainer.val_check_interval", f"{steps}"),
+    base, tokenizer = demo / "text_to_video", last_checkpoint(output / "decoder")
+    return _fit_further(
+        *("model", base, _KNOWN_FRAMES, run),
+        *("--checkpoint.start_from", last_checkpoint(base)),
+        *("--model.init_args.tokenizer.init_args.checkpoint", tokenizer),
+        *(
+            "--data.manifest",
+            output / "data" / "train.jsonl",
+            "--data.batching.sizes",
+            _listed(sizes),
+        ),
+        *("--data.latents", output / "latents"),
+        *("--trainer.max_steps", steps, "--trainer.val_check_interval", steps),
     )
-    return _fit("model", base, _TASKS, run, settings)
 
 
-def _fit(name: str, base: Path, delta: Path, run: Path, settings: tuple[str, ...]) -> Stage:
+def _fit_further(name: str, base: Path, delta: Path, run: Path, *settings: object) -> Stage:
     """A training of its own in ``run``, configured as a run of the demo with one YAML more."""
-    config, checkpoint = base / "config.yaml", _checkpoint(run)
-    command = (
-        *("sora-lightning", "fit", "--config", f"{config}", "--config", f"{delta}", *settings),
-        *("--run_dir", f"{run}", "--ckpt_path", "null"),
-    )
-    reads = (config, delta, _LIBRARY)
-    return Stage(name, command, (run,), (checkpoint,), reads, checkpoint)
-
-
-def _checkpoint(run: Path) -> Path:
-    return run / "checkpoints" / "last.ckpt"
+    configs, place = [base / "config.yaml", delta], ("--run_dir", f"{run}", "--ckpt_path", "null")
+    return fit(name, run, configs, *map(str, settings), *place)
 
 
 def _measure(
@@ -136,13 +147,13 @@ def _measure(
     report, (short, long) = output / "report", lengths
     command = (
         *("python", "-m", "evaluation", "tasks", "--output", f"{report}"),
-        *("--checkpoint", f"{_checkpoint(run)}"),
+        *("--checkpoint", f"{last_checkpoint(run)}"),
         *("--reference", f"{demo}/data/test.jsonl", "--cases", f"{cases}"),
         *("--sizes", ",".join(f"{size.height}x{size.width}" for size in short)),
         *("--frames", f"{short[0].num_frames},{long[0].num_frames}"),
         *(("--steps", "2") if quick else ()),
     )
-    return Stage("report", command, (report,), (report,), reads=(_JUDGE, _LIBRARY))
+    return Stage("report", command, (report,), (report,), reads=(EVALUATION, LIBRARY))
 
 
 def _listed(sizes: list[VideoSize]) -> str:

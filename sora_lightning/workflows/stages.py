@@ -25,6 +25,7 @@ from zipfile import is_zipfile
 from sora_lightning.cli.errors import Terminated
 from sora_lightning.files import file_sha256
 
+LIBRARY, EVALUATION = Path("sora_lightning"), Path("evaluation")  # sources that decide results
 _PROGRAMS = {"sora-lightning": ("-m", "sora_lightning"), "python": ()}
 _SOURCES = (".py", ".yaml", ".txt")
 
@@ -52,6 +53,33 @@ class Stage:
     reads: tuple[Path, ...] = ()
     checkpoint: Path | None = None
     resumes: bool = False
+
+
+def synthesize(output: Path, *arguments: str) -> Stage:
+    """Render captioned clips to ``output/data``."""
+    data = output / "data"
+    command = ("sora-lightning", "synthesize", "--root", f"{data}", *arguments)
+    return Stage("clips", command, makes=(data,), records=(data,), reads=(LIBRARY / "data",))
+
+
+def fit(name: str, run: Path, configs: Sequence[Path], *arguments: str) -> Stage:
+    """Train by YAMLs of which each overrides the one before; ``run`` is the training's run_dir."""
+    given = (part for config in configs for part in ("--config", f"{config}"))
+    command = ("sora-lightning", "fit", *given, *arguments)
+    last = last_checkpoint(run)
+    return Stage(name, command, (run,), (last,), reads=(*configs, LIBRARY), checkpoint=last)
+
+
+def encode(output: Path, config: Path, *arguments: str) -> Stage:
+    """Write the latents of a training's clips to ``output/latents``."""
+    latents = output / "latents"
+    command = ("sora-lightning", "predict", "--config", f"{config}", "--ckpt_path", "last")
+    return Stage("latents", (*command, *arguments), (latents,), (latents,), (config, LIBRARY))
+
+
+def last_checkpoint(run: Path) -> Path:
+    """The checkpoint that a training leaves in its run_dir."""
+    return run / "checkpoints" / "last.ckpt"
 
 
 class StageFailed(RuntimeError):

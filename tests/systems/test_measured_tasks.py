@@ -127,5 +127,5 @@ def test_the_stages_train_at_both_lengths_from_the_demos_weights(tmp_path):
 
 
 def test_without_a_demo_there_is_nothing_to_measure(tmp_path, capsys):
-    assert library(["tasks", "--demo", str(tmp_path), "--output", str(tmp_path / "o")]) == 2
+    assert library(["frame-tasks", "--demo", str(tmp_path), "--output", str(tmp_path / "o")]) == 2
     assert "run `sora-lightning demo` first" in capsys.readouterr().err
