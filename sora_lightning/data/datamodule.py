@@ -217,7 +217,7 @@ class VideoDataModule(L.LightningDataModule):
         of_manifests = [self._clips[manifest].clips for manifest in self._manifests()]
         sizes = dict.fromkeys(itertools.chain(self.sizes.sizes, *of_manifests))
         clips = {size: joined(one.get(size, ()) for one in of_manifests) for size in sizes}
-        reader = ClipReader(self.reader, self.fps, self._checksums)
+        reader = self._clip_reader()
         loader = self._encoding(clips, reader, self._key)
         if not isinstance(self._key, PairKeys):
             return loader
@@ -266,9 +266,13 @@ class VideoDataModule(L.LightningDataModule):
         indices = np.concatenate(list(self._encoded[manifest].indices.values()))
         return LatentClips(records, [indices], self._cache, self.fps)
 
+    def _clip_reader(self) -> ClipReader:
+        timeout_s = self.reading.decode_timeout_s
+        return ClipReader(self.reader, self.fps, self._checksums, timeout_s)
+
     def _readers(self) -> list[WindowReader]:
         """Readers of the clips and, where pairs are served, of their sources."""
-        reader = ClipReader(self.reader, self.fps, self._checksums)
+        reader = self._clip_reader()
         return [reader, SourceReader(reader)] if self.reading.sources else [reader]
 
     def _bad_clip_budget(self, assignment: Assignment) -> float:

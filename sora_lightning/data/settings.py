@@ -19,9 +19,9 @@ class Reading:
             leaves each of them a core, unless OMP_NUM_THREADS sets the threads of torch. Batches
             are the same for any number, weights to the last bit for the same threads.
         reader: Decodes the files. By default decord, with PyAV for what decord reads wrongly.
-        decode_timeout_s: Seconds that one clip may take to decode. Decoding runs in a child of each
-            worker, which is stopped then, and the clip counts as bad. Null decodes without one,
-            as do systems that cannot fork.
+        decode_timeout_s: Seconds that one clip may take to fetch, and to decode; then it counts as
+            bad. Decoding runs in a child of each worker, which is stopped then. Null decodes
+            without one and sets no limit; systems that cannot fork limit fetching alone.
         max_bad_share: The run stops when more than this share of a manifest's clips cannot be read.
         sources: Serve with each clip the one that the manifest's ``source`` names, for systems that
             learn instructions; ``predict`` then encodes those too.

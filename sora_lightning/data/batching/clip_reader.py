@@ -16,7 +16,7 @@ from sora_lightning.data.batching.buckets import fit_frames
 from sora_lightning.data.decoding.checksums import Checksums
 from sora_lightning.data.decoding.errors import DecodeError
 from sora_lightning.data.decoding.readers import Reader
-from sora_lightning.data.decoding.shards import ShardFiles, State, state
+from sora_lightning.data.decoding.shards import FETCH_TIMEOUT_S, ShardFiles, State, state
 from sora_lightning.data.decoding.timeline import Timeline
 from sora_lightning.data.manifest.records import ClipRecord
 from sora_lightning.types import VideoSize
@@ -39,11 +39,17 @@ class ClipReader:
     shown. A file that is not the one that was indexed is refused, as ``checksums`` tell.
     """
 
-    def __init__(self, reader: Reader, fps: float, checksums: Checksums | None = None) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        fps: float,
+        checksums: Checksums | None = None,
+        fetch_timeout_s: float | None = FETCH_TIMEOUT_S,
+    ) -> None:
         self.reader = reader
         self.fps = fps
         self.checksums = checksums or Checksums()
-        self.files = ShardFiles()
+        self.files = ShardFiles(fetch_timeout_s)
         self._timelines: dict[tuple[Path, State | None], Timeline] = {}
 
     def read(

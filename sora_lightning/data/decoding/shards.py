@@ -14,9 +14,11 @@ import shutil
 import tarfile
 import tempfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.util import Finalize
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any, NamedTuple
 
 import fsspec
@@ -29,26 +31,29 @@ from sora_lightning.data.manifest.tables import Row, with_moved_source, write_li
 from sora_lightning.files import file_sha256
 
 FILES_KEPT = 64
+FETCH_TIMEOUT_S = 60.0
 
 
 class ShardFiles:
     """Brings clips out of their shards, or out of litdata's, into files of a temporary folder, the
-    last 64 of them; a clip that is a file by itself stays where it is.
+    last 64 of them; a clip that is a file by itself stays where it is. A remote one may take
+    ``timeout_s`` seconds to fetch.
 
     Every process has a folder of its own, which goes when the process ends.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, timeout_s: float | None = FETCH_TIMEOUT_S) -> None:
+        self.timeout_s = timeout_s
         self._folder: Path | None = None
         self._kept: OrderedDict[Path, int] = OrderedDict()
         self._items = LitDataItems()
         self._owner = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}
+        return {"timeout_s": self.timeout_s}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__()  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc]
 
     def local(self, record: ClipRecord) -> Path:
         """A file with the clip's bytes. Raises ``DecodeError`` where the shard has none there."""
@@ -57,7 +62,7 @@ class ShardFiles:
         if holder is None:
             return record.path
         if self._owner != os.getpid():  # a fork: what the parent has open is not its own
-            self.__init__()  # type: ignore[misc]
+            self.__init__(self.timeout_s)  # type: ignore[misc]
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="clips-"))
             # In place of weakref.finalize, which does not run when a worker of a loader ends.
@@ -68,7 +73,7 @@ class ShardFiles:
         if path in self._kept:
             self._kept.move_to_end(path)
             return path
-        content = _content(record, self._items)
+        content = _content(record, self._items, self.timeout_s)
         while len(self._kept) >= FILES_KEPT:
             self._kept.popitem(last=False)[0].unlink()
         path.write_bytes(content)
@@ -78,18 +83,46 @@ class ShardFiles:
 
 def read_range(record: ClipRecord, start: int, length: int) -> bytes:
     """Bytes of a clip in a shard. Raises ``DecodeError`` where the shard ends before them, or
-    cannot be opened.
+    cannot be read.
     """
     shard = str(record.columns["shard"])
+    offset = int(record.columns["offset"]) + start
+    ends_before = DecodeError(f"{shard}: ends before {record.path.name} does")
+    if not is_remote(record) and os.path.exists(shard) and offset + length > os.path.getsize(shard):
+        raise ends_before
     try:
         with fsspec.open(shard, "rb") as file:
-            file.seek(int(record.columns["offset"]) + start)
+            file.seek(offset)
             content = file.read(length)
-    except (OSError, ImportError, ValueError) as error:
-        raise DecodeError(f"{shard}: cannot be read: {error}") from error
+    except Exception as error:  # each of fsspec's file systems raises its own
+        raise DecodeError(f"{shard}: cannot be read: {error or type(error).__name__}") from error
     if len(content) < length:
-        raise DecodeError(f"{shard}: ends before {record.path.name} does")
+        raise ends_before
     return content
+
+
+def within(timeout_s: float | None, function: Callable[..., bytes], *arguments: Any) -> bytes:
+    """Return the function's value. Raises what it raises, and ``DecodeError`` after ``timeout_s``
+    seconds; the thread that waits for an answer is left behind.
+    """
+    if timeout_s is None:
+        return function(*arguments)
+    answers: SimpleQueue[bytes | Exception] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            answers.put(function(*arguments))
+        except Exception as error:
+            answers.put(error)
+
+    Thread(target=run, daemon=True).start()
+    try:
+        answer = answers.get(timeout=timeout_s)
+    except Empty:
+        raise DecodeError(f"took longer than {timeout_s:g} s to fetch") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def _holder(columns: Mapping[str, Any]) -> Any:
@@ -97,21 +130,25 @@ def _holder(columns: Mapping[str, Any]) -> Any:
     return columns.get("shard", columns.get("litdata"))
 
 
-def _content(record: ClipRecord, items: LitDataItems) -> bytes:
+def _content(record: ClipRecord, items: LitDataItems, timeout_s: float | None) -> bytes:
     columns = record.columns
-    if "litdata" not in columns:
-        return read_range(record, 0, int(columns["size"]))
+    timeout_s = timeout_s if is_remote(record) else None
     try:
-        return items.content(columns["litdata"], int(columns["item"]))
+        if "litdata" not in columns:
+            return within(timeout_s, read_range, record, 0, int(columns["size"]))
+        return within(timeout_s, items.content, columns["litdata"], int(columns["item"]))
+    except DecodeError as error:
+        place = str(_holder(columns))
+        raise error if place in str(error) else DecodeError(f"{place}: {error}") from error
     except ValueError as error:
         raise DecodeError(str(error)) from error
 
 
 def clip_sha256(record: ClipRecord) -> str:
-    """Of all of a clip's bytes. Raises ``DecodeError``, or ``OSError`` for a file by itself."""
+    """Hash all of a clip's bytes. Raises ``DecodeError``, or ``OSError`` for a plain file."""
     if _holder(record.columns) is None:
         return file_sha256(record.path)
-    return hashlib.sha256(_content(record, LitDataItems())).hexdigest()
+    return hashlib.sha256(_content(record, LitDataItems(), FETCH_TIMEOUT_S)).hexdigest()
 
 
 def is_remote(record: ClipRecord) -> bool:

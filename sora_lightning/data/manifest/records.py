@@ -1,21 +1,5 @@
 """Reads a manifest: a table whose rows name video or image files and their captions. Looks at no
-pixels.
-
-| Column | Meaning | Filled by ``index`` |
-|---|---|---|
-| ``path`` | file, absolute or relative to the manifest's folder; needed | |
-| ``caption`` | a sentence, or a list of sentences or ``{text, weight}``; needed | |
-| ``text``, ``prompt`` | read where there is no ``caption`` | |
-| ``label`` | class of the clip: a whole number or a name | |
-| ``source`` | file that this one is an edit of, named as ``path`` is; see ``sources`` | |
-| ``start_s``, ``end_s`` | window in the file, in seconds from its first frame | with ``--scenes`` |
-| ``fps``, ``num_frames``, ``height``, ``width`` | of the file, upright; save probing it | yes |
-| ``decoder``, ``decoder_reason`` | ``pyav`` where decord must not read the file, and why | yes |
-| ``content``, ``num_bytes``, ``modified_ns`` | sha256, size and time of the file | yes |
-| ``motion``, ``black``, ``static``, ``look``, ``duplicate_of`` | see ``curation`` | ``--scores`` |
-| ``shard``, ``offset``, ``size`` | tar file (or address) that holds the file, and where | |
-| ``litdata``, ``item`` | litdata dataset (or address) that holds the file, and its number | |
-| any other | for ``filters``: a number or text | |
+pixels. README.md of the data folder lists the columns.
 """
 
 from __future__ import annotations

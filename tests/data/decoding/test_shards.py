@@ -8,8 +8,10 @@ import hashlib
 import json
 import os
 import pickle
+import socket
 import tarfile
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ import torch
 from sora_lightning.data import ClipRecord, DecodeError, Packing, VideoDataModule, read_manifest
 from sora_lightning.data.batching.sampler import StreamLoader
 from sora_lightning.data.decoding.checksums import Checksums
-from sora_lightning.data.decoding.shards import FILES_KEPT, ShardFiles, write_shards
+from sora_lightning.data.decoding.shards import FILES_KEPT, ShardFiles, within, write_shards
 from sora_lightning.types import PackedBatch
 from tests.data.modules import data_module
 
@@ -201,3 +203,41 @@ def test_a_shard_that_ends_too_soon_is_named(sharded: Path) -> None:
     gone = ClipRecord(record.path, ("x",), "0", columns={**record.columns, "shard": "zzz://x.tar"})
     with pytest.raises(DecodeError, match=r"zzz://x\.tar: cannot be read"):
         ShardFiles().local(gone)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shard": "reference://x.tar"}, r"reference://x\.tar: cannot be read: "),
+        ({"size": 2**62}, r"shard-000000\.tar: ends before"),
+        ({"offset": 2**62}, r"shard-000000\.tar: ends before"),
+    ],
+)
+def test_a_shard_that_cannot_be_is_one_bad_clip(change: dict, message: str, sharded: Path) -> None:
+    record = read_manifest(sharded)[0]
+    wrong = ClipRecord(record.path, ("x",), "0", columns={**record.columns, **change})
+    with pytest.raises(DecodeError, match=message):
+        ShardFiles().local(wrong)
+
+
+def test_a_server_that_never_answers_costs_no_more_than_the_timeout(sharded: Path) -> None:
+    record = read_manifest(sharded)[0]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/x.tar"
+        remote = ClipRecord(record.path, ("x",), "0", columns={**record.columns, "shard": address})
+        started = time.monotonic()
+        with pytest.raises(DecodeError, match=r"x\.tar: (took longer than 0\.5 s|cannot be read)"):
+            ShardFiles(timeout_s=0.5).local(remote)
+        assert time.monotonic() - started < 5
+
+
+def test_what_is_fetched_in_time_comes_as_it_is() -> None:
+    assert within(5.0, bytes, 3) == bytes(3)
+    with pytest.raises(DecodeError, match="gone"):
+        within(5.0, _gone)
+    with pytest.raises(DecodeError, match=r"took longer than 0\.1 s"):
+        within(0.1, time.sleep, 3)  # type: ignore[arg-type]
+
+
+def _gone() -> bytes:
+    raise DecodeError("gone")
