@@ -1,5 +1,5 @@
-"""U-ViT (arXiv 2209.12152) on video latents: time, condition and patches are all tokens, and long
-skips join the first half of the blocks to the second.
+"""U-ViT (arXiv 2209.12152) on video latents: time, condition and patches are tokens, and long skip
+connections join the first half of the blocks to the second.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ UVIT_SIZES = {
 
 @dataclass(frozen=True)
 class LearnedExtent:
-    """How many condition tokens, frames, rows and columns of tokens have a learned position.
+    """Number of condition tokens, frames, rows and columns of tokens that have a learned position.
 
-    Another grid of patches takes its positions from this one by trilinear interpolation.
+    Positions of other grids are interpolated (trilinear).
     """
 
     condition: int = 77
@@ -50,8 +50,10 @@ class LearnedExtent:
 
 
 class UViTBlock(nn.Module):
-    """Pre-norm attention over all tokens and feed-forward; with ``skip`` it first merges an earlier
-    block's output by concatenation and a linear layer (the best of the paper's Figure 2a).
+    """Pre-norm attention over all tokens, and feed-forward.
+
+    With ``skip`` it first merges the output of an earlier block by concatenation and a linear layer
+    (the best variant of the paper's Figure 2a).
     """
 
     def __init__(self, size: TransformerSize, skip: bool):
@@ -86,13 +88,13 @@ class UViTBlock(nn.Module):
 
 
 class UViT(Denoiser, HasTables):
-    """Condition tokens, one time token and patches through one plain transformer with long skips.
+    """One plain transformer with long skips over condition tokens, a time token and patches.
 
-    The pooled vector of the condition is not used. ``project_condition`` is off where condition
-    tokens are made at the network's own width, as labels are. ``smooth`` ends with a convolution
-    over rows and columns, which the paper's H models leave out. Time enters as ``time_scale t``:
-    1000 as counted in steps; the reference's continuous models (CIFAR-10, ImageNet 64) have 999.
-    One time holds for a whole clip, since it is one token.
+    The pooled vector of the condition is not used. Turn ``project_condition`` off for condition
+    tokens of the network's own width, such as labels. ``smooth`` ends with a convolution over rows
+    and columns, which the paper's H models do not have. The time token embeds ``time_scale t``:
+    1000 for models that count steps, 999 for the reference's continuous models (CIFAR-10, ImageNet
+    64). A clip has one time.
     """
 
     table_names: ClassVar[tuple[str, ...]] = ("condition_position", "time_position")
@@ -183,7 +185,9 @@ class UViT(Denoiser, HasTables):
     def _first_tokens(
         self, t: Float[Tensor, " b"], condition: Condition
     ) -> tuple[Float[Tensor, "b m d"], Bool[Tensor, "b m"]]:
-        """Condition tokens, then time, with their positions, and which of them are there."""
+        """Return condition tokens and time with their positions, and a mask that is True for real
+        ones.
+        """
         steps = self.time_scale * t.to(torch.promote_types(t.dtype, torch.float32))
         time = rearrange(sinusoidal(steps, self.width), "b d -> b 1 d")
         time = time.to(self.time_position.dtype) + self.time_position

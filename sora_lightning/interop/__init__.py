@@ -1,4 +1,6 @@
-"""Public checkpoints: their names, shapes and conventions turned into the house's, and back."""
+"""Public checkpoints: their names, shapes and conventions converted to those of this package, and
+back.
+"""
 
 from sora_lightning.interop.pretrained import Pretrained, converted_tokenizer
 

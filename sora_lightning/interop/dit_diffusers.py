@@ -1,9 +1,9 @@
-"""DiT: weights of diffusers' ``DiTTransformer2DModel``, which holds time and label embeddings once
-in every block, all alike.
+"""DiT: weights of diffusers' ``DiTTransformer2DModel``, which repeats the time and label embeddings
+in every block.
 
-diffusers reads the public weights with other frequencies of time, ``10000 ** -(k / 127)`` for
-``10000 ** -(k / 128)`` (``downscale_freq_shift`` = 1 in its ``CombinedTimestepLabelEmbeddings``):
-the same file gives a slightly different network there. The house computes the public code's.
+diffusers computes the frequencies of time as ``10000 ** -(k / 127)`` instead of ``10000 ** -(k /
+128)`` (``downscale_freq_shift`` = 1 in its ``CombinedTimestepLabelEmbeddings``): the same file
+gives a slightly different network there. This package computes those of the public code.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ _EMBEDDINGS = "transformer_blocks.{}.norm1.emb"
 
 
 def to_ours(weights: Weights, num_heads: int | None = None) -> Pretrained:
-    """A class-conditional ``DiT`` and its labels. Raises ``ValueError`` where the embeddings of two
-    blocks differ, which no file converted from the public weights shows.
+    """Return a class-conditional ``DiT`` and its labels.
+
+    Raises ``ValueError`` if the embeddings of two blocks differ, which files converted from the
+    public weights do not show.
     """
     for name in ("pos_embed.proj.weight", "transformer_blocks.0.norm1.linear.weight"):
         if name not in weights:
@@ -48,8 +50,9 @@ def to_ours(weights: Weights, num_heads: int | None = None) -> Pretrained:
 
 
 def to_theirs(pretrained: Pretrained) -> dict[str, Tensor]:
-    """The names of ``DiTTransformer2DModel``. Raises ``ValueError`` for a network that is not the
-    class-conditional image DiT.
+    """Return the weights under the names of ``DiTTransformer2DModel``.
+
+    Raises ``ValueError`` for a network that is not the class-conditional image DiT.
     """
     dit.check_public(pretrained.init_args("denoiser"), dit.STEPS_FROM_0)
     pretrained.init_args("conditioner")
@@ -77,7 +80,7 @@ def _rules(parts: dict[str, Any]) -> list[Rule]:
 
 
 def block_rules(theirs: str, ours: str) -> list[Rule]:
-    """Attention and feed-forward of diffusers' ``BasicTransformerBlock``."""
+    """Return the rules for attention and feed-forward of diffusers' ``BasicTransformerBlock``."""
     return [
         *joined(tuple(f"{theirs}.attn1.to_{one}" for one in "qkv"), f"{ours}.attentions.0.qkv"),
         *linear(f"{theirs}.attn1.to_out.0", f"{ours}.attentions.0.out"),

@@ -1,6 +1,4 @@
-"""Tables of class vectors, which public networks hold themselves and the house's conditioner holds
-here.
-"""
+"""Tables of class vectors, which public networks hold themselves and a conditioner holds here."""
 
 from __future__ import annotations
 
@@ -16,8 +14,9 @@ _IMAGENET_CLASSES = 1000
 
 
 def label_table(table: Tensor) -> dict[str, Any]:
-    """The conditioner of a table. Its last row is the class of no label, but for a table of exactly
-    ImageNet's 1000 rows, which has none.
+    """Describe the conditioner of a table.
+
+    Its last row is the class of no label, unless the table has exactly ImageNet's 1000 rows.
     """
     rows, width = table.shape
     null_class = rows != _IMAGENET_CLASSES

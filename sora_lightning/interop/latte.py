@@ -1,8 +1,8 @@
-"""Latte: weights of github.com/Vchitect/Latte, ``models/latte.py``, with labels or without.
+"""Latte: weights of github.com/Vchitect/Latte, ``models/latte.py``, with or without labels.
 
-Blocks attend within frames and through time by turns, and positions in time are added before the
-first that does the latter. Its 1000 steps count as DiT's do. Of a training's file the running mean
-(``ema``) is read.
+Blocks attend within frames and through time in turn, and temporal positions are added before the
+first temporal block. Its 1000 steps count from 0, as DiT's do. Of a training's file the averaged
+weights (``ema``) are read.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sora_lightning.types import TokenGrid
 
 
 def to_ours(weights: Weights, num_heads: int | None = None) -> Pretrained:
-    """A ``DiT`` in the alternating layout, and its labels where there are any."""
+    """Return a ``DiT`` in the alternating layout, and its labels if it has any."""
     parts = dit.public_parts(weights, num_heads)
     if "temp_embed" not in weights:
         raise ValueError("missing: temp_embed; these are not Latte's weights")
@@ -35,7 +35,7 @@ def to_ours(weights: Weights, num_heads: int | None = None) -> Pretrained:
 
 
 def to_theirs(pretrained: Pretrained) -> dict[str, Tensor]:
-    """The reference's names. Raises ``ValueError`` for a network that is not Latte's."""
+    """Return the weights under the reference's names. Raises ``ValueError`` for other networks."""
     init_args = pretrained.init_args("denoiser")
     for name, value in _video(init_args, "conditioner" in pretrained.parts).items():
         if init_args.get(name) != value:
@@ -45,7 +45,7 @@ def to_theirs(pretrained: Pretrained) -> dict[str, Tensor]:
 
 
 def _video(init_args: dict[str, Any], labels: bool) -> dict[str, Any]:
-    """The arguments by which Latte differs from the image DiT."""
+    """Return the arguments in which Latte differs from the image DiT."""
     parts = {
         **init_args["parts"],
         "positions": [describe(SinusoidalPlane), describe(SinusoidalTime)],

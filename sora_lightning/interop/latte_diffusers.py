@@ -1,7 +1,7 @@
 """Latte with text: weights of diffusers' ``LatteTransformer3DModel`` (Latte-1).
 
-Its spatial and temporal blocks are the even and odd blocks of the alternating layout, the spatial
-ones attend to the text, and all start from one modulation with a table of offsets each (PixArt).
+Its spatial and temporal blocks are the even and odd blocks of the alternating layout. The spatial
+ones attend to the text. All share one modulation, with a table of offsets each (PixArt).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _MARKS = ("caption_projection.linear_1.weight", "temporal_transformer_blocks.0.s
 
 
 def to_ours(weights: Weights, num_heads: int | None = None) -> Pretrained:
-    """A ``DiT`` in the alternating layout; its text comes from T5, as tokens of a condition."""
+    """Return a ``DiT`` in the alternating layout. Its text tokens come from T5."""
     for name in (
         "caption_projection.linear_1.weight",
         "temporal_transformer_blocks.0.ff.net.2.bias",
@@ -62,7 +62,7 @@ def to_ours(weights: Weights, num_heads: int | None = None) -> Pretrained:
 
 
 def to_theirs(pretrained: Pretrained) -> dict[str, Tensor]:
-    """The reference's names. Raises ``ValueError`` for a network that is not Latte's with text."""
+    """Return the weights under the reference's names. Raises ``ValueError`` for other networks."""
     init_args = pretrained.init_args("denoiser")
     for name in ("layout", "parts"):
         if init_args.get(name) != _denoiser()["init_args"][name]:

@@ -1,8 +1,8 @@
 """Latent diffusion's autoencoder: weights of CompVis' ``AutoencoderKL``, by themselves or as the
 ``first_stage_model`` of a whole Stable Diffusion.
 
-A training's loss (``loss.``) and the rest of Stable Diffusion are left aside; every other weight
-must have a place.
+A training's loss (``loss.``) and the rest of Stable Diffusion are ignored; every other weight must
+match a rule.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ _STATISTICS = ("tokenizer.latent_mean", "tokenizer.latent_axes", "tokenizer.late
 
 @dataclass(frozen=True)
 class Names:
-    """How a family calls the parts. ``{}`` is a level, then a block of it; ``{side}`` is encoder or
-    decoder. ``up_from_coarse`` counts the decoder's levels in the order that they run in.
+    """A family's names of the parts.
+
+    ``{}`` is a level, then a block of it; ``{side}`` is encoder or decoder. ``up_from_coarse``
+    counts the decoder's levels in the order in which they run.
     """
 
     down: str = "encoder.down.{}.block.{}"
@@ -42,8 +44,9 @@ class Names:
 
 
 def to_ours(weights: Weights, num_heads: int | None = None) -> Pretrained:
-    """An ``LDMTokenizer`` that normalises by Stable Diffusion's scaling factor. ``ValueError`` for
-    other weights.
+    """Return an ``LDMTokenizer`` that normalises by Stable Diffusion's scaling factor.
+
+    Raises ``ValueError`` for other weights.
     """
     if any(name.startswith(_FIRST_STAGE) for name in weights):
         weights = {
@@ -56,12 +59,12 @@ def to_ours(weights: Weights, num_heads: int | None = None) -> Pretrained:
 
 
 def to_theirs(pretrained: Pretrained) -> dict[str, Tensor]:
-    """The names of CompVis' ``AutoencoderKL`` by itself."""
+    """Return the weights under the names of CompVis' ``AutoencoderKL``."""
     return write(pretrained, Names())
 
 
 def read(weights: Weights, names: Names, owner: str) -> Pretrained:
-    """An ``LDMTokenizer`` from weights under these names; ``owner`` is whose they should be."""
+    """Return an ``LDMTokenizer`` from weights under these names; errors name their ``owner``."""
     first, conv = names.down.format(0, 0), "encoder.conv_in.weight"
     for name in (conv, f"{first}.conv1.weight", "post_quant_conv.weight"):
         if name not in weights:
@@ -82,7 +85,7 @@ def read(weights: Weights, names: Names, owner: str) -> Pretrained:
 
 
 def write(pretrained: Pretrained, names: Names) -> dict[str, Tensor]:
-    """The inverse of ``read``. The latents' statistics have no place on the other side."""
+    """Return the inverse of ``read``, without the latents' statistics."""
     pretrained.init_args("tokenizer")
     return apply_rules(pretrained.weights, _rules(pretrained.parts, names), to_ours=False)
 
@@ -105,7 +108,7 @@ def _rules(parts: dict[str, Any], names: Names) -> list[Rule]:
     return rules
 
 
-Layer = tuple[str, str]  # what kind of layer of the house's sequence, and its name there
+Layer = tuple[str, str]  # the kind of a layer of our sequence, and its name there
 
 
 def _encoder(names: Names, widths: list[int], blocks: int) -> Iterator[Layer]:
@@ -192,7 +195,7 @@ def _attention(theirs: str, ours: str, names: Names) -> list[Rule]:
 
 
 def _statistics(latent_channels: int) -> Rule:
-    """Foreign files hold none: those of a new ``LDMTokenizer`` are the published ones."""
+    """Return the published statistics of a new ``LDMTokenizer``, since foreign files hold none."""
     new = LDMTokenizer(latent_channels, channels=32, multipliers=(1,), blocks_per_level=1)
     return Rule(
         (),

@@ -1,5 +1,5 @@
-"""Latent diffusion's autoencoder: weights of diffusers' ``AutoencoderKL``, under today's names or
-those of the files published before its attention had processors.
+"""Latent diffusion's autoencoder: weights of diffusers' ``AutoencoderKL``, under its current names
+or those before its attention had processors.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ _BEFORE = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out
 
 
 def to_ours(weights: Weights, num_heads: int | None = None) -> Pretrained:
-    """An ``LDMTokenizer`` that normalises by Stable Diffusion's scaling factor. ``ValueError`` for
-    other weights.
+    """Return an ``LDMTokenizer`` that normalises by Stable Diffusion's scaling factor.
+
+    Raises ``ValueError`` for other weights.
     """
     renamed = {_new_name(name): tensor for name, tensor in weights.items()}
     return ldm.read(renamed, _NAMES, "diffusers' AutoencoderKL")
 
 
 def to_theirs(pretrained: Pretrained) -> dict[str, Tensor]:
-    """Today's names of ``AutoencoderKL``."""
+    """Return the weights under the current names of ``AutoencoderKL``."""
     return ldm.write(pretrained, _NAMES)
 
 

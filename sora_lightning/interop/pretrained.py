@@ -1,4 +1,4 @@
-"""Weights with the model they belong to: what conversion makes, and files hold."""
+"""Converted weights together with a description of the model that they fill."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _METADATA = "sora_lightning"  # the key of the safetensors metadata that holds t
 
 @dataclass(frozen=True)
 class Pretrained:
-    """The house's weights and the parts they fill.
+    """Weights under the names of this package, and the parts that they fill.
 
     ``parts`` maps a part's name (denoiser, conditioner, encoder) to its ``class_path`` and
-    ``init_args``, as a YAML gives them; the names in ``weights`` begin with it. ``grid`` is the one
-    that the foreign file's fixed tables of positions were made for, where it has such tables; the
-    house's networks have none and take any grid.
+    ``init_args``, as in a YAML; the names in ``weights`` begin with it. ``grid`` is the token grid
+    of the foreign file's fixed tables of positions, if it has any. Networks here compute their
+    positions for any grid.
     """
 
     parts: dict[str, dict[str, Any]]
@@ -38,8 +38,9 @@ class Pretrained:
     grid: TokenGrid | None = None
 
     def build(self) -> dict[str, nn.Module]:
-        """Each part with its weights, in evaluation mode. Raises ``ValueError`` for weights that do
-        not fill the parts exactly.
+        """Return each part with its weights, in evaluation mode.
+
+        Raises ``ValueError`` for weights that do not fill the parts exactly.
         """
         modules = nn.ModuleDict(
             {name: build(nn.Module, part, name) for name, part in self.parts.items()}
@@ -51,13 +52,13 @@ class Pretrained:
         return dict(modules.eval().items())
 
     def init_args(self, part: str) -> dict[str, Any]:
-        """The arguments of a part; ``ValueError`` where there is no such part."""
+        """Return the arguments of a part. Raises ``ValueError`` for a part that does not exist."""
         if part not in self.parts:
             raise ValueError(f"there is no {part} in it; there is {', '.join(self.parts)}")
         return self.parts[part]["init_args"]
 
     def known_grid(self) -> TokenGrid:
-        """``grid``; ``ValueError`` where it is not known."""
+        """Return ``grid``. Raises ``ValueError`` if it is unknown."""
         if self.grid is None:
             raise ValueError("the other side has tables of positions: say for which grid of tokens")
         return self.grid
@@ -70,7 +71,7 @@ class Pretrained:
 
     @classmethod
     def load(cls, path: Path) -> Pretrained:
-        """Read what ``save`` wrote. Raises ``ValueError`` for any other file."""
+        """Read a file that ``save`` wrote. Raises ``ValueError`` for any other file."""
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
@@ -84,7 +85,7 @@ class Pretrained:
 
 
 def converted_tokenizer(path: Path) -> VideoTokenizer:
-    """The tokenizer in a file that ``sora-lightning convert`` wrote, frozen.
+    """Return the frozen tokenizer of a file that ``sora-lightning convert`` wrote.
 
     Raises ``ValueError`` for any other file.
     """
@@ -100,7 +101,7 @@ def converted_tokenizer(path: Path) -> VideoTokenizer:
 
 
 def describe(target: Any, **init_args: Any) -> dict[str, Any]:
-    """The ``class_path`` and ``init_args`` of a class."""
+    """Return a class as ``class_path`` and ``init_args``."""
     return {"class_path": f"{target.__module__}.{target.__qualname__}", "init_args": init_args}
 
 
@@ -139,7 +140,7 @@ def _without_prefix(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write_foreign(weights: Mapping[str, Tensor], path: Path) -> None:
-    """Write a ``.safetensors`` file, or for any other suffix what ``torch.load`` reads."""
+    """Write a ``.safetensors`` file, or for any other suffix one for ``torch.load``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
         save_file(dict(weights), path)

@@ -1,4 +1,4 @@
-"""Two-way renaming of weights by rules, with nothing left over on either side."""
+"""Two-way renaming of weights by rules that cover every weight on both sides."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def unchanged(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 @dataclass(frozen=True)
 class Rule:
-    """Foreign names and the house's for the same weights, and how one becomes the other.
+    """Foreign names and ours of the same weights, and their conversions.
 
-    ``to_ours`` takes the foreign tensors in order and gives ours in order, ``to_theirs`` is its
-    inverse. A side may be empty: a table that the other side computes.
+    ``to_ours`` takes the foreign tensors in order and returns ours in order; ``to_theirs`` is its
+    inverse. A side is empty for a table that the other side computes.
     """
 
     theirs: tuple[str, ...]
@@ -31,17 +31,17 @@ class Rule:
 
 
 def same(theirs: str, ours: str) -> Rule:
-    """One tensor under two names."""
+    """Return the rule for one tensor under two names."""
     return Rule((theirs,), (ours,))
 
 
 def linear(theirs: str, ours: str, bias: bool = True) -> list[Rule]:
-    """Weight and bias of a layer (linear, norm, convolution) under two names."""
+    """Return the rules for weight and bias of a layer (linear, norm, convolution)."""
     return [same(f"{theirs}.{part}", f"{ours}.{part}") for part in ("weight", "bias")[: 1 + bias]]
 
 
 def joined(theirs: tuple[str, ...], ours: str, bias: bool = True) -> list[Rule]:
-    """Foreign layers of one width that the house keeps as one, stacked in order: q, k, v."""
+    """Return the rules for foreign layers that are one layer here, stacked in order: q, k, v."""
     return [
         Rule(
             tuple(f"{one}.{part}" for one in theirs),
@@ -54,11 +54,10 @@ def joined(theirs: tuple[str, ...], ours: str, bias: bool = True) -> list[Rule]:
 
 
 def apply_rules(weights: Weights, rules: Iterable[Rule], *, to_ours: bool) -> dict[str, Tensor]:
-    """The weights under the names of the other side.
+    """Return the weights under the names of the other side.
 
     Raises:
-        ValueError: Weights that no rule takes, or that a rule needs and are not there, by name; or
-            what a rule itself refuses.
+        ValueError: Weights that no rule takes, missing weights, or weights that a rule refuses.
     """
     left = dict(weights)
     renamed: dict[str, Tensor] = {}
@@ -87,7 +86,9 @@ def _leftovers(left: list[str], missing: list[str]) -> str:
 
 
 def count(weights: Weights, pattern: str) -> int:
-    """How many numbers from 0 on the ``{}`` of the pattern can be for a name that is there."""
+    """Return how many consecutive numbers from 0 can replace ``{}`` in a pattern to give an
+    existing name.
+    """
     number = 0
     while pattern.format(number) in weights:
         number += 1

@@ -1,8 +1,8 @@
 """SiT: weights of github.com/willisma/SiT, ``models.py``: DiT's network on the straight path.
 
-SiT's time is 0 at noise and 1 at data, and its velocity points from noise to data: both are turned
-round in the weights, so that what comes out is a plain ``DiT`` that predicts the house's velocity
-at the house's time. Turning is its own inverse.
+SiT's time is 0 at noise and 1 at data, and its velocity points from noise to data. Both are
+reversed in the weights, so the result is a plain ``DiT`` that predicts this package's velocity at
+its time. The reversal is its own inverse.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ _UNUSED = "unused"  # the part that keeps what SiT's network gives and its forwa
 
 
 def to_ours(weights: Weights, num_heads: int | None = None) -> Pretrained:
-    """A class-conditional ``DiT`` of velocities and its labels. The rows of the last layer for a
-    variance, which SiT has and does not use, are kept beside it as the part ``unused``.
+    """Return a class-conditional ``DiT`` of velocities and its labels.
+
+    SiT's last layer has rows for a variance that it does not use. They are kept as the part
+    ``unused``.
     """
     parts = dit.public_parts(weights, num_heads)
     init_args = parts["denoiser"]["init_args"]
@@ -43,7 +45,7 @@ def to_ours(weights: Weights, num_heads: int | None = None) -> Pretrained:
 
 
 def to_theirs(pretrained: Pretrained) -> dict[str, Tensor]:
-    """The reference's names. Raises ``ValueError`` for a network that is not SiT's."""
+    """Return the weights under the reference's names. Raises ``ValueError`` for other networks."""
     init_args = pretrained.init_args("denoiser")
     dit.check_public(init_args, _TIME)
     if init_args["learned_sigma"]:
@@ -72,10 +74,10 @@ def _rules(parts: dict[str, Any], grid: TokenGrid) -> list[Rule]:
 
 
 def turn_time(weight: Tensor) -> tuple[Tensor]:
-    """A layer on the cosines and sines of ``f t`` from one on those of ``f (1 - t)``.
+    """Return a layer on the cosines and sines of ``f t`` from one on those of ``f (1 - t)``.
 
     ``cos f(1-t) = cos f cos ft + sin f sin ft`` and ``sin f(1-t) = sin f cos ft - cos f sin ft``:
-    each pair of columns is reflected, exactly but for rounding.
+    each pair of columns is reflected, exact up to rounding.
     """
     half = weight.shape[1] // 2
     frequency = 10_000.0 ** -(torch.arange(half, dtype=torch.float64) / half)
@@ -86,7 +88,7 @@ def turn_time(weight: Tensor) -> tuple[Tensor]:
 
 
 def _last_layer(name: str, init_args: dict[str, Any], has_unused: bool) -> Rule:
-    """The velocity's rows with their sign turned, and the unused ones as they are."""
+    """Return the rule for the last layer: the velocity's rows negated, unused ones unchanged."""
     c, patch = init_args["latent_channels"], init_args["patch"][-1]
     rows = "(q r two c) ... -> two (q r c) ..."
     back = "two (q r c) ... -> (q r two c) ..."

@@ -1,7 +1,7 @@
 """U-ViT: weights of github.com/baofff/U-ViT, ``libs/uvit.py`` (label or no condition) and
 ``libs/uvit_t2i.py`` (77 text tokens).
 
-Its networks for latents count 1000 steps up with the noise, as the house's ``1000 t`` does.
+Its networks for latents count steps 1 to 1000 up with the noise, as ``1000 t`` does here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _TEXT_TOKENS = 77  # configs/mscoco_uvit_small.py
 
 @dataclass(frozen=True)
 class _Shape:
-    """What the rules depend on."""
+    """The numbers that the rules depend on."""
 
     half: int
     condition: int
@@ -44,8 +44,9 @@ class _Shape:
 
 
 def to_ours(weights: Weights, num_heads: int | None = None) -> Pretrained:
-    """A ``UViT``, with labels also their conditioner. ``num_heads`` is needed for a width that the
-    paper does not have.
+    """Return a ``UViT``, and for labels their conditioner.
+
+    ``num_heads`` is needed for a width that the paper does not have.
     """
     shape = _foreign_shape(weights)
     width = weights["pos_embed"].shape[-1]
@@ -72,7 +73,7 @@ def to_ours(weights: Weights, num_heads: int | None = None) -> Pretrained:
 
 
 def to_theirs(pretrained: Pretrained) -> dict[str, Tensor]:
-    """The reference's names. Raises ``ValueError`` for a model that it has no place for."""
+    """Return the weights under the reference's names. Raises ``ValueError`` for other models."""
     init_args = pretrained.init_args("denoiser")
     extent = init_args["extent"]
     frames, *patch = init_args["patch"]
@@ -158,8 +159,9 @@ def _rules(shape: _Shape) -> list[Rule]:
 
 
 def _positions(shape: _Shape) -> Rule:
-    """One table, split by kind of token. The label stands before time, and text after it; the house
-    has both before.
+    """Return the rule for the table of positions, which is divided by kind of token.
+
+    The reference has a label before time, and text after it. Here both precede time.
     """
     length, side = shape.condition, shape.side
 

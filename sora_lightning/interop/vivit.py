@@ -1,6 +1,6 @@
 """ViViT: weights of transformers' ``VivitModel`` and ``VivitForVideoClassification`` (model 1).
 
-Names of transformers 5 are read and written; those of the files published before it are read.
+Names of transformers 5 are read and written; names of earlier files are read.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _HEADS = {"pooler.dense": "pooler", "classifier": "classifier"}
 
 
 def to_ours(weights: Weights, num_heads: int | None = None) -> Pretrained:
-    """A ``ViViT`` encoder on square videos of any number of frames; where the file has them also
-    the linear layers after it: ``pooler`` (a tanh follows it there) and ``classifier``.
+    """Return a ``ViViT`` encoder on square videos of any number of frames, and the linear layers
+    after it that the file has: ``pooler`` (followed by a tanh there) and ``classifier``.
     """
     weights = {_new_name(name): tensor for name, tensor in weights.items()}
     for name in ("embeddings.patch_embeddings.projection.weight", "layers.0.mlp.fc1.weight"):
@@ -60,8 +60,8 @@ def to_ours(weights: Weights, num_heads: int | None = None) -> Pretrained:
 
 
 def to_theirs(pretrained: Pretrained) -> dict[str, Tensor]:
-    """The names of ``VivitModel``, or of ``VivitForVideoClassification`` where there is a
-    classifier.
+    """Return the weights under the names of ``VivitModel``, or of ``VivitForVideoClassification``
+    if there is a classifier.
     """
     init_args = pretrained.init_args("encoder")
     if "layout" in init_args or not init_args.get("class_token", True):
@@ -83,8 +83,10 @@ def _new_name(name: str) -> str:
 
 
 def _grid(num_tokens: int) -> TokenGrid:
-    """The public models have frames of 14 x 14 tokens; of any other number of tokens the largest
-    squares that divide it are the frames.
+    """Return the grid of this many tokens.
+
+    Frames of the public models are 14 x 14 tokens; otherwise they are the largest squares that
+    divide the number.
     """
     for side in (14, *range(isqrt(num_tokens), 0, -1)):
         if num_tokens % side**2 == 0:

@@ -1,5 +1,5 @@
-"""A discriminator's part in a tokenizer's training, in one loss and one backward pass (VQGAN, arXiv
-2012.09841, section 3.1; latent diffusion trains its KL autoencoders the same way).
+"""Adversarial training of a tokenizer in one loss and one backward pass (VQGAN, arXiv 2012.09841,
+section 3.1; latent diffusion trains its KL autoencoders so).
 """
 
 from __future__ import annotations
@@ -23,20 +23,19 @@ Mean = Callable[[Tensor], Tensor]
 class Adversarial(nn.Module):
     """Hinge losses for both sides.
 
-    The tokenizer is judged by the discriminator with its weights held fast, the discriminator by
-    detached reconstructions: no gradient of one side reaches the other, so that a single backward
-    pass gives what two give.
+    The tokenizer's loss takes the discriminator with frozen weights, the discriminator's takes
+    detached reconstructions. No gradient of one reaches the other, so one backward pass suffices.
 
     Args:
         discriminator: By default ``PatchDiscriminator3d``.
-        weight: Of the tokenizer's side, beside the loss of reconstruction.
+        weight: Weight of the tokenizer's adversarial loss.
         adaptive: Multiply that weight by the ratio of the gradients of the reconstruction and of
-            the tokenizer's side in the decoder's last layer.
-        start_step: Optimiser steps of reconstruction alone, before either side plays.
+            the adversarial loss in the decoder's last layer.
+        start_step: Number of optimizer steps before the adversarial losses begin.
         r1: Weight of the squared gradient of the discriminator at real clips, R1 with ``gamma / 2``
             (Mescheder et al., arXiv 1801.04406); 0 for none.
-        learning_rate: Of the discriminator, at the top of the schedule; its betas are those of
-            latent diffusion, 0.5 and 0.9.
+        learning_rate: Highest learning rate of the discriminator; its betas are those of latent
+            diffusion, 0.5 and 0.9.
     """
 
     def __init__(
@@ -62,8 +61,8 @@ class Adversarial(nn.Module):
         self.learning_rate = learning_rate
 
     def parameter_group(self) -> dict[str, Any]:
-        """The discriminator's, for an optimiser: it is not orthogonalised, since its steps have to
-        stay as small as its gradients.
+        """Return the discriminator's group for an optimizer. It is not orthogonalised, since its
+        steps must stay as small as its gradients.
         """
         return {
             "params": list(self.parameters()),
@@ -82,11 +81,12 @@ class Adversarial(nn.Module):
         step: int,
         mean_over_ranks: Mean = lambda x: x,
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-        """What to add to ``loss``, the loss of reconstruction, and the unweighted terms by name.
+        """Return what to add to ``loss`` (that of the reconstruction), and the unweighted terms by
+        name.
 
-        ``last_layer`` is the weight in which an adaptive weight compares gradients, ``step`` the
-        number of optimiser steps made. Before ``start_step`` it is a 0 on which every weight
-        depends, as distributed training wants it.
+        An adaptive weight compares gradients in the weight ``last_layer``. ``step`` is the number
+        of optimizer steps so far. Before ``start_step`` the result is a 0 that depends on every
+        weight, as distributed training requires.
         """
         if step < self.start_step:
             return torch.stack([0 * p.sum() for p in self.parameters()]).sum(), {}
@@ -100,16 +100,14 @@ class Adversarial(nn.Module):
         return weight * generator + discriminator, terms
 
     def generator_loss(self, reconstruction: Float[Tensor, "b 3 F H W"]) -> Float[Tensor, ""]:
-        """The less real a reconstruction looks, the higher. No gradient reaches the
-        discriminator.
-        """
+        """Return the tokenizer's hinge loss. No gradient reaches the discriminator."""
         fixed = {name: p.detach() for name, p in self.discriminator.named_parameters()}
         return -functional_call(self.discriminator, fixed, (reconstruction,)).mean()
 
     def discriminator_loss(
         self, reconstruction: Float[Tensor, "b 3 F H W"], video: Float[Tensor, "b 3 F H W"]
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-        """Hinge loss with R1, and its terms. No gradient reaches the reconstruction."""
+        """Return the hinge loss with R1, and its terms. No gradient reaches the reconstruction."""
         real_video = video.detach().requires_grad_(self.r1 > 0)
         real = self.discriminator(real_video)
         made = self.discriminator(reconstruction.detach())
@@ -127,7 +125,7 @@ class Adversarial(nn.Module):
     def _ratio(
         loss: Tensor, generator: Tensor, last_layer: Tensor, mean_over_ranks: Mean
     ) -> Float[Tensor, ""]:
-        """Of the norms of both gradients, each the mean over all ranks."""
+        """Return the ratio of the norms of both gradients, each the mean over all ranks."""
         norms = [
             mean_over_ranks(torch.autograd.grad(side, last_layer, retain_graph=True)[0]).norm()
             for side in (loss, generator)
@@ -138,8 +136,8 @@ class Adversarial(nn.Module):
 def clip_grad_norm_per_module(
     sides: Iterable[Iterable[nn.Parameter]], value: float, algorithm: str | None
 ) -> None:
-    """Clip the gradients of each side by its own norm (or each value, by ``algorithm = "value"``),
-    so that neither side's gradients shrink the other's.
+    """Clip the gradients of each module by its own norm, or each value with ``algorithm =
+    "value"``.
     """
     for parameters in sides:
         if algorithm == "value":

@@ -1,4 +1,4 @@
-"""What every tokenizer keeps to: video in, normalised spacetime latents out, and back."""
+"""The interface of tokenizers: video to normalised spacetime latents, and back."""
 
 import hashlib
 import json
@@ -21,16 +21,16 @@ class VideoTokenizer(nn.Module, ABC):
     Normalised channels lie along ``latent_axes``: the tokenizer's own channels, or the principal
     axes of its latents, along which they are uncorrelated.
 
-    A child sets the two geometry attributes through ``__init__`` and defines ``posterior`` and
-    ``decode_raw``. An image is a video of one frame: the first latent frame stands for one frame,
-    each later one for as many as are compressed. The latents' mean, axes and deviations are
-    buffers; ``set_latent_statistics`` fills them from data, and until then they are 0, the channels
-    and 1. ``specification`` is the ``class_path`` and ``init_args`` of a tokenizer that was loaded
-    from a file; a system that trains on its latents keeps it in its own checkpoint, beside the
-    weights. ``supports_packing`` says whether clips of different sizes share one sequence.
+    A subclass passes the two geometry attributes to ``__init__`` and defines ``posterior`` and
+    ``decode_raw``. An image is a video of one frame: the first latent frame is one frame, each
+    later one as many as are compressed. Mean, axes and standard deviations of the latents are
+    buffers that ``set_latent_statistics`` fills; until then they are 0, the channels and 1.
+    ``specification`` holds the ``class_path`` and ``init_args`` of a tokenizer that was loaded from
+    a file; a system that trains on its latents saves it in its own checkpoint, beside the weights.
+    ``supports_packing`` says whether clips of different sizes may share one sequence.
 
-    Whether a frame sees later ones is the child's to say: those that never do are
-    ``CausalTokenizer``, and only they run piece by piece.
+    A subclass whose frames never see later ones is a ``CausalTokenizer``; only those run piece by
+    piece.
     """
 
     latent_mean: Tensor
@@ -49,17 +49,18 @@ class VideoTokenizer(nn.Module, ABC):
 
     @abstractmethod
     def posterior(self, video: Float[Tensor, "b 3 F H W"]) -> DiagonalGaussian:
-        """The distribution over the unnormalised latents of a whole video."""
+        """Return the distribution over the unnormalised latents of a whole video."""
 
     @abstractmethod
     def decode_raw(self, latents: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b 3 F H W"]:
-        """Pixels of a whole video from unnormalised latents, not clamped."""
+        """Return the pixels of a whole video from unnormalised latents, not clamped."""
 
     def posterior_packed(
         self, videos: Sequence[Float[Tensor, "3 _F _H _W"]]
     ) -> list[DiagonalGaussian]:
-        """The posterior of each clip, as a batch of one. Here clips of one size run together; a
-        tokenizer that packs them overrides it.
+        """Return the posterior of each clip, as a batch of one.
+
+        Clips of one size run together here. A tokenizer that packs clips overrides it.
         """
         posteriors: dict[int, DiagonalGaussian] = {}
         for indices in _by_shape(videos):
@@ -70,7 +71,7 @@ class VideoTokenizer(nn.Module, ABC):
         return [posteriors[i] for i in range(len(videos))]
 
     def decode_packed(self, latents: PackedLatents) -> list[Float[Tensor, "3 _F _H _W"]]:
-        """Pixels of each clip from unnormalised latents, not clamped; see ``posterior_packed``."""
+        """Return the pixels of each clip from unnormalised latents, not clamped."""
         videos: dict[int, Tensor] = {}
         for indices in _by_shape(latents.clips):
             together = self.decode_raw(torch.stack([latents.clips[i] for i in indices]))
@@ -78,18 +79,21 @@ class VideoTokenizer(nn.Module, ABC):
         return [videos[i] for i in range(len(latents))]
 
     def encode(self, video: Float[Tensor, "b 3 F H W"]) -> Float[Tensor, "b c f h w"]:
-        """Normalised means of the posterior. ``ValueError`` where the size does not fit the
-        compression.
+        """Return the normalised means of the posterior.
+
+        Raises ``ValueError`` if the size does not fit the compression.
         """
         self.compression.grid(VideoSize(*video.shape[2:]))
         return self.normalise(self.posterior(video).mean)
 
     def decode(self, latents: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b 3 F H W"]:
-        """Pixels in [-1, 1] from normalised latents."""
+        """Return pixels in [-1, 1] from normalised latents."""
         return self.decode_raw(self.denormalise(latents)).clamp(-1, 1)
 
     def encode_packed(self, videos: Sequence[Float[Tensor, "3 _F _H _W"]]) -> PackedLatents:
-        """Normalised means of each clip's posterior. ``ValueError`` as ``encode``."""
+        """Return the normalised means of each clip's posterior. Raises ``ValueError`` as
+        ``encode``.
+        """
         for video in videos:
             self.compression.grid(VideoSize(*video.shape[1:]))
         means = [posterior.mean for posterior in self.posterior_packed(videos)]
@@ -108,13 +112,13 @@ class VideoTokenizer(nn.Module, ABC):
     def set_latent_statistics(
         self, mean: Float[Tensor, " c"], covariance: Float[Tensor, "c c"], whiten: bool = False
     ) -> None:
-        """Record the latents' mean and covariance over a data set.
+        """Set the latents' mean and covariance over a data set.
 
-        Each channel is normalised by its own deviation; with ``whiten`` the principal axes are. A
-        tokenizer whose channels are correlated, because each shows the background's brightness,
-        say, hides the rest of its content in small differences between them, where diffusion's
-        noise drowns it: whitened, every axis of the content stands out alike. ``ValueError`` for a
-        channel or an axis without spread.
+        Each channel is normalised by its own standard deviation, or with ``whiten`` each principal
+        axis. Channels are correlated if, for instance, each shows the background's brightness. The
+        rest of the content is then in small differences between them, which diffusion's noise
+        hides; whitening gives every axis the same variance. Raises ``ValueError`` for a channel or
+        an axis of no variance.
         """
         if whiten:
             variance, axes = torch.linalg.eigh(covariance.double())
@@ -132,16 +136,19 @@ class VideoTokenizer(nn.Module, ABC):
         self.latent_std.copy_(variance.sqrt())
 
     def last_layer(self) -> Tensor:
-        """The weight of the last layer that pixels pass, in which an adversarial loss compares
-        gradients. ``ValueError`` for a tokenizer that does not say which it is.
+        """Return the weight of the decoder's last layer, in which an adversarial loss compares
+        gradients.
+
+        Raises ``ValueError`` for a tokenizer that does not define it.
         """
         raise ValueError(
             f"{type(self).__name__} names no last layer: set `adaptive: false` in `adversarial`"
         )
 
     def decoder_parts(self) -> list[nn.Module]:
-        """The modules that ``decode_raw`` runs and ``posterior`` does not. ``ValueError`` for a
-        tokenizer that does not tell them apart.
+        """Return the modules that ``decode_raw`` runs and ``posterior`` does not.
+
+        Raises ``ValueError`` for a tokenizer that does not define them.
         """
         raise ValueError(
             f"{type(self).__name__} names no decoder apart: leave `decoder_noise` out, with which "
@@ -149,8 +156,8 @@ class VideoTokenizer(nn.Module, ABC):
         )
 
     def fingerprint(self) -> str:
-        """SHA-256 over class, geometry, weights and statistics: equal exactly where the latents are
-        equal.
+        """Return the SHA-256 of class, geometry, weights and statistics: equal exactly if the
+        latents are.
         """
         digest = hashlib.sha256(type(self).__qualname__.encode())
         digest.update(json.dumps([str(self.compression), self.latent_channels]).encode())
@@ -162,19 +169,19 @@ class VideoTokenizer(nn.Module, ABC):
 
 
 class CausalTokenizer(VideoTokenizer):
-    """A tokenizer of which no frame sees a later one, and the first frame of a video no other.
+    """A tokenizer whose frames do not see later ones, and whose first frame sees no other.
 
-    So a video of any length passes through it piece by piece in constant memory, and its first
-    latent frames are those of the video that ends there. A child defines ``posterior_step`` and
-    ``decode_step``: a whole video is a first piece that nothing follows.
+    A video of any length passes it piece by piece in constant memory. Its first latent frames are
+    those of the video that ends there. A subclass defines ``posterior_step`` and ``decode_step``; a
+    whole video is one piece.
     """
 
     @abstractmethod
     def posterior_step(
         self, video: Float[Tensor, "b 3 F H W"], past: list[Any] | None
     ) -> tuple[DiagonalGaussian, list[Any]]:
-        """The distribution over the unnormalised latents of one piece of a video, and what the next
-        piece needs of this one and those before it.
+        """Return the distribution over the unnormalised latents of one piece, and the state for the
+        next.
 
         ``past`` is ``None`` for the first piece, of 1 + a multiple of the temporal compression
         frames; a later piece has a multiple of it.
@@ -184,8 +191,8 @@ class CausalTokenizer(VideoTokenizer):
     def decode_step(
         self, latents: Float[Tensor, "b c f h w"], past: list[Any] | None
     ) -> tuple[Float[Tensor, "b 3 F H W"], list[Any]]:
-        """Pixels of one piece from unnormalised latents, not clamped, and what the next piece
-        needs.
+        """Return the pixels of one piece from unnormalised latents, not clamped, and the state for
+        the next.
         """
 
     def posterior(self, video: Float[Tensor, "b 3 F H W"]) -> DiagonalGaussian:
@@ -197,10 +204,10 @@ class CausalTokenizer(VideoTokenizer):
         return self.decode_step(latents, None)[0]
 
     def encode_pieces(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Normalised latents ``b c f h w`` of a video ``b 3 F H W`` of any length, piece by piece,
-        in constant memory.
+        """Yield normalised latents ``b c f h w`` of a video ``b 3 F H W`` of any length, piece by
+        piece, in constant memory.
 
-        Joined, they equal those of the whole video. The first piece has 1 + a multiple of the
+        Concatenated, they equal those of the whole video. The first piece has 1 + a multiple of the
         temporal compression frames, each later one a multiple of it; ``ValueError`` otherwise.
         """
         past: list[Any] | None = None
@@ -212,8 +219,10 @@ class CausalTokenizer(VideoTokenizer):
             yield self.normalise(posterior.mean)
 
     def decode_pieces(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Pixels in [-1, 1] of normalised latents that come piece by piece, of any number of latent
-        frames each, in constant memory. Joined, they equal those of the whole video.
+        """Yield pixels in [-1, 1] of normalised latents that come in pieces of any number of latent
+        frames, in constant memory.
+
+        Concatenated, they equal those of the whole video.
         """
         past: list[Any] | None = None
         for latents in pieces:
@@ -222,7 +231,7 @@ class CausalTokenizer(VideoTokenizer):
 
 
 def _by_shape(clips: Sequence[Tensor]) -> list[list[int]]:
-    """The numbers of the clips of each shape."""
+    """Return the indices of the clips of each shape."""
     numbers: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, clip in enumerate(clips):
         numbers[tuple(clip.shape)].append(index)

@@ -1,6 +1,4 @@
-"""A causal 3-D convolutional VAE in the manner of MAGVIT-2 and W.A.L.T (arXiv 2310.05737,
-2312.06662).
-"""
+"""A causal 3-D convolutional VAE, as MAGVIT-2's and W.A.L.T's (arXiv 2310.05737, 2312.06662)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,14 +26,14 @@ SPACE_TIME, SPACE, TIME = (3, 3, 3), (1, 3, 3), (3, 1, 1)
 class ConvTokenizer(CausalTokenizer):
     """Levels of residual causal convolutions over patches of pixels.
 
-    ``widths`` has one entry a level, finest first; between levels ``down_time`` and ``down_space``
-    say which axes are halved. ``patch`` pixels square are folded into channels before the first
-    level, which makes the finest and dearest level cheaper by its square. Compression is
-    ``2^sum(down_time)`` frames by ``patch * 2^sum(down_space)`` pixels: the default is the 4 x 8 x
-    8 of W.A.L.T. ``separable`` blocks convolve space, then time, at less than a quarter of the cost
-    (R(2+1)D, arXiv 1711.11248). With ``linear_tubelets`` the convolutions start from nothing and
-    correct a linear autoencoder that is trained with them: much the faster way to sharp edges where
-    the training is short.
+    ``widths`` has one entry for each level, finest first; ``down_time`` and ``down_space`` say
+    which axes are halved between levels. ``patch`` x ``patch`` pixels are folded into channels
+    before the first level, which makes the finest and most expensive level cheaper by that factor.
+    Compression is ``2^sum(down_time)`` frames by ``patch * 2^sum(down_space)`` pixels; the default
+    is W.A.L.T's 4 x 8 x 8. ``separable`` blocks convolve space, then time, at less than a quarter
+    of the cost (R(2+1)D, arXiv 1711.11248). With ``linear_tubelets`` the convolutions start at zero
+    and correct a linear autoencoder that is trained with them, which gives sharp edges after a
+    short training.
     """
 
     def __init__(
@@ -115,7 +113,7 @@ class ConvTokenizer(CausalTokenizer):
         return video, following
 
     def last_layer(self) -> Tensor:
-        """That of the convolutions, also where a linear path stands beside them."""
+        """Return the last convolution's weight, also with a linear path beside it."""
         tail = self.decoder[-1]
         assert isinstance(tail, Head)
         return tail.conv.weight
@@ -126,9 +124,7 @@ class ConvTokenizer(CausalTokenizer):
 
 
 class ChannelNorm(nn.Module):
-    """Root-mean-square norm over the channels of each position: unlike group norm it cannot leak
-    the future.
-    """
+    """Root-mean-square norm over the channels of each position. Unlike group norm it is causal."""
 
     def __init__(self, channels: int, eps: float = 1e-6):
         super().__init__()
@@ -141,7 +137,7 @@ class ChannelNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Norm, SiLU, causal convolution, twice, added to its input; it starts as the identity."""
+    """Norm, SiLU and causal convolution, twice, added to the input; a new block is the identity."""
 
     def __init__(self, channels: int, separable: bool):
         super().__init__()
@@ -164,13 +160,13 @@ class ResidualBlock(nn.Module):
     def step(
         self, x: Float[Tensor, "b c f h w"], past: list[Any] | None
     ) -> tuple[Float[Tensor, "b c f h w"], list[Any]]:
-        """One piece: see ``layers.causal_conv``."""
+        """Pass one piece; see ``layers.causal_conv``."""
         y, past = step_through(self.layers, x, past)
         return x + y, past
 
 
 class Head(nn.Module):
-    """Norm, SiLU and the convolution that leaves the trunk."""
+    """Norm, SiLU and the last convolution."""
 
     def __init__(self, channels: int, out_channels: int, kernel: tuple[int, int, int]):
         super().__init__()
@@ -183,5 +179,5 @@ class Head(nn.Module):
     def step(
         self, x: Float[Tensor, "b c f h w"], past: Tensor | None
     ) -> tuple[Float[Tensor, "b d f h w"], Tensor | None]:
-        """One piece: see ``layers.causal_conv``."""
+        """Pass one piece; see ``layers.causal_conv``."""
         return self.conv.step(F.silu(self.norm(x)), past)

@@ -1,6 +1,4 @@
-"""A critic of small boxes of a video: the patch discriminator of pix2pix (Isola et al., arXiv
-1611.07004) in three dimensions.
-"""
+"""The patch discriminator of pix2pix (Isola et al., arXiv 1611.07004) in three dimensions."""
 
 from collections.abc import Sequence
 
@@ -10,12 +8,12 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 
 class PatchDiscriminator3d(nn.Module):
-    """Convolutions that halve space, and time where there is time, ``len(widths)`` times; then a
-    number for each position: above 0 for real, below 0 for made.
+    """``len(widths)`` convolutions that halve space (and time, if there is any), then one logit for
+    each position: above 0 for real, below 0 for reconstructed.
 
-    No norm stands between them, since one over a batch would let clips see each other. With
-    ``spectral`` every convolution's largest singular value is held at 1 (Miyato et al., arXiv
-    1802.05957), which R1 does not need. Sides are at least ``2^len(widths)`` pixels.
+    There are no norms, since one over a batch would let clips see each other. ``spectral`` keeps
+    the largest singular value of every convolution at 1 (Miyato et al., arXiv 1802.05957), which R1
+    does not need. Sides are at least ``2^len(widths)`` pixels.
     """
 
     def __init__(self, widths: Sequence[int] = (64, 128, 256), spectral: bool = False):
@@ -32,7 +30,7 @@ class PatchDiscriminator3d(nn.Module):
         self.least_side = 2 ** len(widths)
 
     def forward(self, video: Float[Tensor, "b 3 F H W"]) -> Float[Tensor, "b 1 f h w"]:
-        """Raises ``ValueError`` for frames too small."""
+        """Return the logits. Raises ``ValueError`` for frames that are too small."""
         if min(video.shape[3:]) < self.least_side:
             raise ValueError(
                 f"frames of {tuple(video.shape[3:])}: a discriminator of this many widths needs "

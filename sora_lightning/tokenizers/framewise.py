@@ -1,4 +1,4 @@
-"""Video by an autoencoder of images: every frame by itself."""
+"""Video by an autoencoder of images, frame by frame."""
 
 from abc import abstractmethod
 from typing import Any
@@ -12,20 +12,20 @@ from sora_lightning.tokenizers.posterior import DiagonalGaussian
 
 
 class FramewiseTokenizer(CausalTokenizer):
-    """No frame sees another, and time is not compressed: one latent frame for each frame."""
+    """Encodes every frame by itself, without temporal compression."""
 
     @abstractmethod
     def image_moments(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n d h w"]:
-        """Means, then log-variances of the posterior of pictures."""
+        """Return means, then log-variances, of the posterior of images."""
 
     @abstractmethod
     def decode_images(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 H W"]:
-        """Pixels of pictures from unnormalised latents, not clamped."""
+        """Return the pixels of images from unnormalised latents, not clamped."""
 
     def posterior_step(
         self, video: Float[Tensor, "b 3 F H W"], past: list[Any] | None
     ) -> tuple[DiagonalGaussian, list[Any]]:
-        """See ``CausalTokenizer``; nothing is remembered."""
+        """See ``CausalTokenizer``; there is no state."""
         moments = self.image_moments(rearrange(video, "b c f h w -> (b f) c h w"))
         moments = rearrange(moments, "(b f) d h w -> b d f h w", b=len(video))
         return DiagonalGaussian.from_moments(moments), []
@@ -33,6 +33,6 @@ class FramewiseTokenizer(CausalTokenizer):
     def decode_step(
         self, latents: Float[Tensor, "b c f h w"], past: list[Any] | None
     ) -> tuple[Float[Tensor, "b 3 F H W"], list[Any]]:
-        """See ``CausalTokenizer``; nothing is remembered."""
+        """See ``CausalTokenizer``; there is no state."""
         images = self.decode_images(rearrange(latents, "b c f h w -> (b f) c h w"))
         return rearrange(images, "(b f) c h w -> b c f h w", b=len(latents)), []

@@ -1,7 +1,7 @@
 """The autoencoder of latent diffusion (arXiv 2112.10752, appendix G), frame by frame.
 
-Architecture and hyperparameters: ``ddconfig`` of the public ``kl-f8``, the autoencoder of Stable
-Diffusion. Its weights are read by ``sora-lightning convert --source ldm`` or ``ldm-diffusers``.
+Architecture and hyperparameters are those of ``ddconfig`` of the public ``kl-f8``, the autoencoder
+of Stable Diffusion. ``sora-lightning convert --source ldm`` or ``ldm-diffusers`` reads its weights.
 """
 
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ _NUM_GROUPS = 32  # of every group norm
 
 
 class LDMTokenizer(FramewiseTokenizer):
-    """Levels of residual 2-D convolutions, with one attention over a whole frame in the middle.
+    """Levels of residual 2-D convolutions with one attention over a whole frame in the middle.
 
-    ``channels`` times each of ``multipliers`` is the width of a level, finest first; space is
+    The width of a level is ``channels`` times its entry of ``multipliers``, finest first; space is
     halved between levels. The defaults are kl-f8, of 83,653,863 parameters. Latents are normalised
-    by the published ``scaling_factor``, 1 over their deviation, until ``set_latent_statistics``
-    measures them.
+    by the published ``scaling_factor``, 1 over their standard deviation, until
+    ``set_latent_statistics`` measures it.
     """
 
     def __init__(
@@ -106,9 +106,7 @@ def _conv(in_channels: int, out_channels: int) -> nn.Conv2d:
 
 
 class ResidualBlock(nn.Module):
-    """Norm, SiLU, convolution, twice, added to the input, which a 1 x 1 convolution fits to another
-    width.
-    """
+    """Norm, SiLU and convolution, twice, added to the input (projected to another width)."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -131,7 +129,7 @@ class ResidualBlock(nn.Module):
 
 
 class FrameAttention(nn.Module):
-    """One head over all positions of a frame, added to its input."""
+    """Attention with one head over all positions of a frame, added to the input."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -148,7 +146,7 @@ class FrameAttention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half of each side, by a strided convolution that is padded on the right and below alone."""
+    """Halve each side by a strided convolution, padded on the right and below only."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -159,7 +157,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice each side, by copies and a convolution."""
+    """Double each side by nearest neighbours and a convolution."""
 
     def __init__(self, channels: int):
         super().__init__()

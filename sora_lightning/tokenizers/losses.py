@@ -1,4 +1,4 @@
-"""What a tokenizer is trained for: to give back its pixels through few, well-behaved latents."""
+"""The losses of a tokenizer: reconstruction errors, KL divergence, and LPIPS."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -16,21 +16,21 @@ log = logging.getLogger(__name__)
 
 
 class PixelError(ABC):
-    """What a difference of pixel values costs, mean over them."""
+    """The mean error over pixel values."""
 
     @abstractmethod
     def __call__(self, error: Float[Tensor, "b 3 F H W"]) -> Float[Tensor, ""]: ...
 
 
 class L1(PixelError):
-    """The absolute error: the median of what a pixel may be."""
+    """The absolute error, whose optimum is the median."""
 
     def __call__(self, error: Float[Tensor, "b 3 F H W"]) -> Float[Tensor, ""]:
         return error.abs().mean()
 
 
 class L2(PixelError):
-    """The squared error, which PSNR is the logarithm of."""
+    """The squared error, whose logarithm is the PSNR."""
 
     def __call__(self, error: Float[Tensor, "b 3 F H W"]) -> Float[Tensor, ""]:
         return error.square().mean()
@@ -54,7 +54,7 @@ class Charbonnier(PixelError):
 
 @dataclass(frozen=True)
 class L1AndL2(PixelError):
-    """Both, weighted."""
+    """A weighted sum of both."""
 
     l1: float = 1.0
     l2: float = 1.0
@@ -72,10 +72,11 @@ class L1AndL2(PixelError):
 
 @dataclass(frozen=True)
 class WithEdges(PixelError):
-    """Another error, and at a weight the squared error of the differences between a pixel and its
-    right and lower neighbours (a Sobolev norm): sharp corners weigh little in an error of pixels
-    alone. ``time`` is the weight of the differences between a pixel and the same of the next frame:
-    an error that stays is seen less than one that flickers.
+    """Another error plus a weighted squared error of the differences between neighbouring pixels (a
+    Sobolev norm).
+
+    Sharp corners count little in an error of pixels only. ``time`` is the weight of the differences
+    between consecutive frames: flicker is more visible than an error that stays.
     """
 
     pixel: PixelError = field(default_factory=L1AndL2)
@@ -96,10 +97,11 @@ class WithEdges(PixelError):
 
 
 class Perceptual:
-    """LPIPS at a weight. Without a file of VGG-16's weights, or where it is not there, the weight
-    is 0 and the log says so, so that a training need not have the file.
+    """LPIPS with a weight. It is a callable, not a module: the network is neither trained, averaged
+    nor saved.
 
-    No module: the network is neither trained, averaged nor saved.
+    Without a file of VGG-16's weights the weight is 0 and a warning is logged, so a training does
+    not need the file.
     """
 
     def __init__(self, weights: Path | None = None, weight: float = 1.0):
@@ -117,7 +119,7 @@ class Perceptual:
     def __call__(
         self, reconstruction: Float[Tensor, "b 3 F H W"], video: Float[Tensor, "b 3 F H W"]
     ) -> Float[Tensor, ""]:
-        """Mean over the clips; 0 without a network."""
+        """Return the mean over the clips, or 0 without a network."""
         if self._network is None:
             return torch.zeros((), device=video.device)
         return self._network.to(video.device)(reconstruction, video).mean()
@@ -125,10 +127,10 @@ class Perceptual:
 
 @dataclass(frozen=True)
 class ReconstructionLoss:
-    """The error of the pixels, the posterior's KL divergence and, by choice, LPIPS.
+    """The error of the pixels, the posterior's KL divergence and, optionally, LPIPS.
 
-    The divergence, in nats a clip, is divided by the clip's number of pixel values, so that one
-    ``kl`` weight serves all sizes.
+    The divergence, in nats for each clip, is divided by the number of the clip's pixel values, so
+    one ``kl`` weight serves all sizes.
     """
 
     pixel: PixelError = field(default_factory=L1AndL2)
@@ -145,7 +147,7 @@ class ReconstructionLoss:
         video: Float[Tensor, "b 3 F H W"],
         posterior: DiagonalGaussian,
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-        """The weighted sum, and its unweighted terms by name."""
+        """Return the weighted sum, and its unweighted terms by name."""
         terms = {
             "pixel": self.pixel(reconstruction - video),
             "kl": posterior.kl().mean() / video[0].numel(),

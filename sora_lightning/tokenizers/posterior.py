@@ -9,26 +9,24 @@ from torch import Tensor
 
 @dataclass
 class DiagonalGaussian:
-    """Mean and log-variance of independent normals, one for each latent value."""
+    """Independent normal distributions, one for each latent value."""
 
     mean: Float[Tensor, "b c f h w"]
     log_variance: Float[Tensor, "b c f h w"]
 
     @classmethod
     def from_moments(cls, moments: Float[Tensor, "b d f h w"]) -> "DiagonalGaussian":
-        """Split channels into mean and log-variance; the latter is clamped to [-30, 20], as latent
-        diffusion does.
-        """
+        """Split channels into mean and log-variance, clamped to [-30, 20] (latent diffusion)."""
         mean, log_variance = moments.chunk(2, dim=1)
         return cls(mean, log_variance.clamp(-30, 20))
 
     def sample(self, noise: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c f h w"]:
-        """The draw that standard normal ``noise`` stands for."""
+        """Return the sample for standard normal ``noise``."""
         return self.mean + torch.exp(0.5 * self.log_variance) * noise
 
     def kl(self) -> Float[Tensor, " b"]:
-        """KL divergence from the standard normal, in nats, summed over each clip's latent
-        values.
+        """Return the KL divergence from the standard normal, in nats, summed over each clip's
+        latents.
         """
         per_value = 0.5 * (self.mean**2 + self.log_variance.exp() - 1 - self.log_variance)
         return per_value.flatten(1).sum(1)

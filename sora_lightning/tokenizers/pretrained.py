@@ -1,7 +1,7 @@
-"""diffusers' pretrained autoencoders as tokenizers: of images, of Wan, CogVideoX and HunyuanVideo.
+"""Pretrained autoencoders of diffusers as tokenizers: of images, Wan, CogVideoX and HunyuanVideo.
 
-The networks are diffusers' own, imported only where one is built; what is read of their
-configuration is compression, channels, and the latents' published statistics.
+diffusers is imported only if a network is built. Compression, channels and the latents' published
+statistics are read from its configuration.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ Config = dict[str, Any]
 
 
 def pretrained_tokenizer(path: Path) -> VideoTokenizer:
-    """The autoencoder in a folder that diffusers' ``save_pretrained`` wrote, frozen. Of a whole
-    pipeline's folder it is the one named ``vae``.
+    """Return the frozen autoencoder of a folder that diffusers' ``save_pretrained`` wrote.
 
-    Raises ``ValueError`` for a folder without a configuration or weights, and for another class
-    than the four.
+    Of a pipeline's folder it is the one named ``vae``. Raises ``ValueError`` for a folder without
+    configuration or weights, and for any class but these four.
     """
     path = Path(path)
     file = path / "config.json"
@@ -55,7 +54,7 @@ def pretrained_tokenizer(path: Path) -> VideoTokenizer:
 
 
 class ImageTokenizer(FramewiseTokenizer):
-    """``AutoencoderKL``, the autoencoder of Stable Diffusion and its kin, frame by frame."""
+    """``AutoencoderKL``, the autoencoder of Stable Diffusion and similar models, frame by frame."""
 
     def __init__(self, config: Config):
         vae = _new("AutoencoderKL", config)
@@ -74,8 +73,8 @@ class ImageTokenizer(FramewiseTokenizer):
 
 
 class WanTokenizer(CausalTokenizer):
-    """``AutoencoderKLWan``, of Wan 2.1 and 2.2: causal convolutions whose pasts are kept as values
-    here, so that a video of any length passes piece by piece.
+    """``AutoencoderKLWan`` of Wan 2.1 and 2.2, piece by piece: the state of its causal convolutions
+    is passed as a value.
     """
 
     def __init__(self, config: Config):
@@ -90,9 +89,7 @@ class WanTokenizer(CausalTokenizer):
     def posterior_step(
         self, video: Float[Tensor, "b 3 F H W"], past: list[Any] | None
     ) -> tuple[DiagonalGaussian, list[Any]]:
-        """See ``CausalTokenizer``. The network is run a latent frame at a time, as diffusers runs
-        it.
-        """
+        """See ``CausalTokenizer``. The network runs on one latent frame at a time."""
         p, step = self.vae.config.patch_size or 1, self.compression.frames
         x = rearrange(video, "b c f (h p) (w q) -> b (c q p) f h w", p=p, q=p)
         chunks = [x[:, :, :1], *_chunks(x[:, :, 1:], step)] if past is None else _chunks(x, step)
@@ -116,7 +113,7 @@ class WanTokenizer(CausalTokenizer):
         return rearrange(x, "b (c q p) f h w -> b c f (h p) (w q)", p=p, q=p), cache
 
     def _cache(self, side: str, past: list[Any] | None) -> list[Any]:
-        """A list that the network may write to: what it puts there are new tensors."""
+        """Return a list that the network may write new tensors to."""
         if past is not None:
             return list(past)
         causal = type(self.vae.quant_conv)
@@ -125,12 +122,11 @@ class WanTokenizer(CausalTokenizer):
 
 
 class CogVideoXTokenizer(VideoTokenizer):
-    """``AutoencoderKLCogVideoX``. Its decoder doubles time in pairs of latent frames after the
-    first, so a clip has 1 + a multiple of twice the compression frames.
+    """``AutoencoderKLCogVideoX``. A clip has 1 + a multiple of twice the compression frames, since
+    its decoder doubles time in pairs of latent frames after the first.
 
-    Not causal: its group norms take their statistics over the eight frames that it encodes at a
-    time, later ones included. Nor does it run in pieces: other pieces than those eight would give
-    other latents.
+    It is not causal: its group norms take statistics over the eight frames that it encodes at a
+    time. It does not run in other pieces, which would give other latents.
     """
 
     def __init__(self, config: Config):
@@ -162,9 +158,9 @@ class CogVideoXTokenizer(VideoTokenizer):
 
 class HunyuanVideoTokenizer(VideoTokenizer):
     """``AutoencoderKLHunyuanVideo``. Clips of more than 16 frames are encoded in overlapping pieces
-    that are blended, as diffusers does it.
+    that are blended, as in diffusers.
 
-    Not causal, though its convolutions are: group norms and the blending let frames see later ones.
+    It is not causal, since group norms and blending let frames see later ones.
     """
 
     def __init__(self, config: Config):
@@ -201,16 +197,17 @@ def _diffusers(name: str) -> Any:
 
 
 def _new(name: str, config: Config) -> Any:
-    """The network of this configuration, with weights still to be loaded."""
+    """Return the network of this configuration, without its weights."""
     vae = _diffusers(name).from_config(config)
     assert isinstance(vae, nn.Module)
     return vae
 
 
 def _normalise_as_published(tokenizer: VideoTokenizer, config: Any) -> None:
-    """Set the latents' mean and deviation from ``latents_mean`` and ``latents_std``,
-    ``shift_factor`` and ``scaling_factor``, whichever there are: diffusers' pipelines give the
-    denoiser (z - mean) * scale / deviation.
+    """Set the latents' mean and standard deviation from ``latents_mean`` and ``latents_std``,
+    ``shift_factor`` and ``scaling_factor``, whichever exist.
+
+    diffusers' pipelines give the denoiser (z - mean) * scale / std.
     """
     mean = config.get("latents_mean") or config.get("shift_factor") or 0.0
     std = config.get("latents_std") or 1.0
@@ -221,5 +218,5 @@ def _normalise_as_published(tokenizer: VideoTokenizer, config: Any) -> None:
 
 
 def _chunks(x: Float[Tensor, "b c f h w"], length: int) -> list[Tensor]:
-    """Pieces of so many frames; none of no frames."""
+    """Return pieces of so many frames; none for no frames."""
     return [chunk for chunk in x.split(length, dim=2) if chunk.shape[2]]

@@ -1,8 +1,7 @@
 """Large frames through a tokenizer in overlapping tiles, blended.
 
-What the memory of one tile holds is then enough for a frame of any size. A tokenizer that sees no
-future still runs piece by piece in time, each tile with its own past, so that both limits hold at
-once.
+Memory for one tile then suffices for a frame of any size. A causal tokenizer still runs piece by
+piece in time, with a state for each tile.
 """
 
 from __future__ import annotations
@@ -29,18 +28,17 @@ class Tiling:
     """Tiles of at most ``tile`` x ``tile`` pixels; neighbours share ``overlap`` pixels, by default
     a quarter of the tile.
 
-    At either end of an overlap a quarter takes the one tile or the other alone; over the half
-    between, one passes into the other in even steps. So, against the untiled result:
+    The first and last quarter of an overlap take one tile each; over the half between, the weights
+    change linearly. Compared with the untiled result:
 
-    - Every value lies between those of the (at most four) tiles that cover it, and is off by no
-      more than the worst of them.
-    - Between neighbouring positions the blending adds at most 1 / ``ramp`` of what two tiles
-      disagree by there, ``ramp`` being half of the overlap in positions: a seam has no step.
-    - Where a value depends on nothing further away than a quarter of the overlap, the result is the
-      untiled one up to rounding. ``ConvTokenizer`` loses little even with less, since what its
-      convolutions see fades with distance. Norms and attention over whole frames (latent
-      diffusion's, Wan's, CogVideoX's, HunyuanVideo's, ``ViViTTokenizer``) depend on all of a frame,
-      and of a tile on all of that tile: only the first two bounds hold there.
+    - Every value lies between those of the tiles (at most four) that cover it, so its error is no
+      larger than theirs.
+    - Blending adds at most 1 / ``ramp`` of the tiles' difference between neighbouring positions,
+      where ``ramp`` is half of the overlap in positions: a seam has no step.
+    - Values that depend only on positions within a quarter of the overlap are equal up to rounding.
+      ``ConvTokenizer`` loses little even with less overlap. Norms and attention over whole frames
+      (latent diffusion's, Wan's, CogVideoX's, HunyuanVideo's, ``ViViTTokenizer``) depend on the
+      whole frame or tile: only the first two bounds hold there.
     """
 
     tile: int = 256
@@ -55,12 +53,13 @@ class Tiling:
 
     @property
     def num_shared(self) -> int:
-        """Pixels that neighbouring tiles share."""
+        """Number of pixels that neighbouring tiles share."""
         return self.tile // 4 if self.overlap is None else self.overlap
 
     def __call__(self, tokenizer: VideoTokenizer) -> VideoTokenizer:
-        """The tokenizer by tiles; causal if it is. ``ValueError`` where tile or overlap are no
-        whole latent positions.
+        """Return the tokenizer by tiles, causal if it is.
+
+        Raises ``ValueError`` if tile or overlap are not whole latent positions.
         """
         causal = isinstance(tokenizer, CausalTokenizer)
         return (TiledCausalTokenizer if causal else TiledTokenizer)(tokenizer, self)
@@ -68,8 +67,8 @@ class Tiling:
 
 @dataclass(frozen=True)
 class _Span:
-    """Positions from ``start`` up to ``stop`` of ``length``, ``overlap`` of them shared with each
-    neighbour.
+    """Positions from ``start`` up to ``stop`` of ``length``, of which each neighbour shares
+    ``overlap``.
     """
 
     start: int
@@ -79,7 +78,7 @@ class _Span:
 
     @classmethod
     def all(cls, length: int, tile: int, overlap: int) -> list[_Span]:
-        """The fewest spans of at most ``tile``, as even as may be, that cover a length."""
+        """Return the fewest spans of at most ``tile``, as even as possible, that cover a length."""
         if length <= tile:
             return [cls(0, length, length, overlap)]
         number = ceil((length - overlap) / (tile - overlap))
@@ -95,8 +94,8 @@ class _Span:
         return slice(self.start, self.stop)
 
     def weights(self, unit: int, like: Tensor) -> Float[Tensor, " n"]:
-        """What this span counts for at each of its positions; over all spans 1. ``unit`` positions
-        are not divided between margin and ramp.
+        """Return the weight of this span at each of its positions; all spans sum to 1. ``unit``
+        positions are not divided between margin and ramp.
         """
         margin = self.overlap // unit // _MARGIN * unit
         ramp = self.overlap - 2 * margin
@@ -111,7 +110,9 @@ class _Span:
 
 
 class TiledTokenizer(VideoTokenizer):
-    """A tokenizer that is run by tiles; see ``Tiling``. Statistics and fingerprint are its own."""
+    """A tokenizer that runs by tiles; see ``Tiling``. It has the statistics and fingerprint of the
+    tokenizer.
+    """
 
     def __init__(self, tokenizer: VideoTokenizer, tiling: Tiling):
         compression = tokenizer.compression
@@ -132,7 +133,7 @@ class TiledTokenizer(VideoTokenizer):
         self.latent_std = tokenizer.latent_std
 
     def fingerprint(self) -> str:
-        """That of the tokenizer: what decodes its latents decodes these."""
+        """Return the tokenizer's fingerprint: whatever decodes its latents decodes these."""
         return self.tokenizer.fingerprint()
 
     def posterior(self, video: Float[Tensor, "b 3 F H W"]) -> DiagonalGaussian:
@@ -164,7 +165,7 @@ class TiledTokenizer(VideoTokenizer):
         return blend.result()
 
     def _tiles(self, height: int, width: int) -> Iterator[tuple[_Span, _Span]]:
-        """Spans of latent rows and columns, row by row."""
+        """Return the spans of latent rows and columns, row by row."""
         tile, overlap = self.tiling.tile, self.tiling.num_shared
         q, r = self.compression.height, self.compression.width
         for rows in _Span.all(height, tile // q, overlap // q):
@@ -173,7 +174,7 @@ class TiledTokenizer(VideoTokenizer):
 
 
 class TiledCausalTokenizer(TiledTokenizer, CausalTokenizer):
-    """The same for a tokenizer that sees no future: a past is a list of the tiles' pasts."""
+    """A causal tokenizer that runs by tiles: its state is a list of the tiles' states."""
 
     tokenizer: CausalTokenizer
 
@@ -197,7 +198,7 @@ class TiledCausalTokenizer(TiledTokenizer, CausalTokenizer):
 def _with_pasts(
     step: Callable[[Tensor, Any], tuple[_Result, Any]], past: list[Any] | None, following: list[Any]
 ) -> Callable[[int, Tensor], _Result]:
-    """One tile's step from its own past; what its next piece needs goes to ``following``."""
+    """Return a tile's step that takes its own state and appends the next one to ``following``."""
 
     def run(number: int, tile: Tensor) -> _Result:
         result, left = step(tile, None if past is None else past[number])
@@ -208,7 +209,7 @@ def _with_pasts(
 
 
 class _Blend:
-    """The weighted sum of tiles: ``rows`` and ``columns`` positions of the result for each latent
+    """Accumulates the weighted sum of tiles, of ``rows`` and ``columns`` positions for each latent
     one.
     """
 

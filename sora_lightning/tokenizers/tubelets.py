@@ -1,4 +1,4 @@
-"""Tubelets (ViViT, arXiv 2103.15691, section 3.2) by one linear map there and one back."""
+"""Linear tubelet embedding (ViViT, arXiv 2103.15691, section 3.2) and its inverse."""
 
 import torch.nn.functional as F
 from einops import rearrange
@@ -9,13 +9,12 @@ from sora_lightning.types import Compression
 
 
 class LinearTubelets(nn.Module):
-    """Each box of ``compression`` pixels to a latent vector and back: a linear autoencoder.
+    """A linear autoencoder from each box of ``compression`` pixels to a latent vector.
 
-    The best linear autoencoder is the principal subspace of the boxes, and gradient descent finds
-    it in a few hundred steps: what convolutions add is then learned as a correction to something
-    sharp. The map is orthogonal at first, and the map back its transpose. Causal as the
-    convolutions are: copies of the first frame fill its box, so that it stands alone, unless
-    ``alone`` is false for a piece that continues a video.
+    The best linear autoencoder is the principal subspace of the boxes, which gradient descent finds
+    in a few hundred steps; convolutions then learn a correction to sharp frames. The encoder is
+    orthogonal at first, and the decoder its transpose. It is causal: copies of the first frame fill
+    its box, so it is encoded alone, unless ``alone`` is False for a piece that continues a video.
     """
 
     def __init__(self, compression: Compression, latent_channels: int):

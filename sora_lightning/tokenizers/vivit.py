@@ -29,8 +29,8 @@ _LATENTS = Patch()  # a latent position is a token
 
 @dataclass(frozen=True)
 class Positions:
-    """What tells a transformer where its tokens stand: vectors ``added`` to them, and ``rotary``
-    angles of queries and keys; null is none. The defaults have no size built in.
+    """Positions of a transformer: vectors ``added`` to the tokens, and ``rotary`` angles of queries
+    and keys; null is none. The defaults serve grids of any size.
     """
 
     added: Sequence[Callable[[int], PositionEmbedding]] = (Sinusoidal,)
@@ -40,17 +40,16 @@ class Positions:
 class ViViTTokenizer(VideoTokenizer):
     """Tubelets to tokens, a transformer to latents, and a transformer back to tubelets.
 
-    ``tubelet`` counts frames, rows and columns of pixels: a token each, which becomes a latent
-    position. Copies of the first frame fill its tubelet, so that it stands for one frame and an
-    image is a video of one. ``encoder`` and ``decoder`` say how large the two are; the decoder is
-    the encoder's mirror unless given. Both attend in ``layout``, any of the denoiser's.
+    ``tubelet`` counts frames, rows and columns of pixels of a token, which becomes a latent
+    position. Copies of the first frame fill its tubelet, so an image is a video of one frame.
+    ``encoder`` and ``decoder`` are the sizes of the transformers; the decoder's is the encoder's by
+    default. Both attend in ``layout``, any of the denoiser's.
 
-    This is no ``CausalTokenizer``: a layout joins tokens that see each other both ways, so a latent
-    frame knows later frames, and an image's latents are not those of the first frame of a video.
-    Hiding the future would cost half of what attention sees and still not let a long video pass in
-    constant memory, since attention's past grows with it; what is to run piece by piece takes the
-    convolutions. Frames that a sampler is to keep are encoded by themselves, as
-    ``generation.tasks`` does.
+    It is not a ``CausalTokenizer``: tokens of a group see each other in both directions, so a
+    latent frame depends on later frames, and an image's latents are not those of a video's first
+    frame. A causal mask would halve what attention sees, and still need memory that grows with the
+    video. For encoding piece by piece, take ``ConvTokenizer``. Frames that a sampler is to keep are
+    encoded by themselves, as ``generation.tasks`` does.
     """
 
     supports_packing: ClassVar[bool] = True
@@ -99,7 +98,7 @@ class ViViTTokenizer(VideoTokenizer):
     def posterior_packed(
         self, videos: Sequence[Float[Tensor, "3 _F _H _W"]]
     ) -> list[DiagonalGaussian]:
-        """The posterior of each clip, as a batch of one; all stand in one sequence."""
+        """Return the posterior of each clip, as a batch of one. All clips share one sequence."""
         parts, grids = zip(*(self._tubelets(video[None]) for video in videos), strict=True)
         sequence = PackedSequence(grids, videos[0].device)
         moments = self._moments(torch.cat(parts, dim=1), sequence)
@@ -110,7 +109,9 @@ class ViViTTokenizer(VideoTokenizer):
         ]
 
     def decode_packed(self, latents: PackedLatents) -> list[Float[Tensor, "3 _F _H _W"]]:
-        """Pixels of each clip from unnormalised latents, not clamped; all stand in one sequence."""
+        """Return the pixels of each clip from unnormalised latents, not clamped. All clips share
+        one sequence.
+        """
         grids = [TokenGrid(*clip.shape[1:]) for clip in latents.clips]
         tokens = torch.cat([_LATENTS.patchify(clip[None]) for clip in latents.clips], dim=1)
         pixels = self._pixels(tokens, PackedSequence(grids, tokens.device))
@@ -142,7 +143,7 @@ class ViViTTokenizer(VideoTokenizer):
 
 
 class Transformer(nn.Module):
-    """Positions, blocks of attention in a layout, and a norm, over tokens in any sequence."""
+    """Positions, blocks of attention in a layout, and a norm, over the tokens of a sequence."""
 
     def __init__(
         self,

@@ -1,7 +1,8 @@
-"""ViViT (arXiv 2103.15691): an encoder of videos in four layouts of attention.
+"""ViViT (arXiv 2103.15691): a video encoder in four attention layouts.
 
 Models 1, 3 and 4 are ``ViViT`` with the layouts ``Joint``, ``FactorisedSelfAttention`` and
-``FactorisedDotProduct``; model 2, whose second half sees a vector a frame, is ``FactorisedViViT``.
+``FactorisedDotProduct``. Model 2, whose second half takes one vector for each frame, is
+``FactorisedViViT``.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ VIT_SIZES = {
 
 @dataclass(frozen=True)
 class Tubelets:
-    """Pixels of a token, and the grid of tokens that has a learned position each.
+    """Number of pixels of a token, and the grid of tokens that have learned positions.
 
     The defaults are the paper's 16x2 on 32 frames of 224 x 224.
     """
@@ -50,9 +51,9 @@ class Tubelets:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A video as its tokens, frame-major, and as one vector.
+    """The tokens of a video, frame-major, and its pooled vector.
 
-    ``grid`` is where the tokens stand: for ``FactorisedViViT`` one token a frame.
+    ``grid`` is that of the tokens: for ``FactorisedViViT`` one token for each frame.
     """
 
     tokens: Float[Tensor, "b n d"]
@@ -61,8 +62,9 @@ class Encoded:
 
 
 class EncoderBlock(nn.Module):
-    """Pre-norm: an attention for each partition, then feed-forward. ``qk_norm`` is the paper's
-    none by default; see ``SelfAttention``.
+    """A pre-norm block: one attention for each partition, then feed-forward.
+
+    The paper has no ``qk_norm``; see ``SelfAttention``.
     """
 
     def __init__(
@@ -86,17 +88,17 @@ class EncoderBlock(nn.Module):
         sequence: PackedSequence,
         angles: Float[Tensor, "n a"] | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """``angles`` are rotary positions; ``None`` turns nothing."""
+        """``angles`` are rotary positions; ``None`` is no rotation."""
         for norm, attention in zip(self.norms, self.attentions, strict=True):
             x = x + attention(norm(x), angles, sequence)
         return x + self.mlp(self.mlp_norm(x))
 
 
 class ViViT(nn.Module):
-    """All tokens of all frames through one stack of blocks, in any layout.
+    """One stack of blocks over the tokens of all frames, in any layout.
 
-    ``class_token`` adds a token whose vector is the pooled one, as model 1 has it; only joint
-    attention has a place for it. Without it the pooled vector is the tokens' mean.
+    ``class_token`` adds a token whose output is the pooled vector, as in model 1; it needs joint
+    attention. Without it the pooled vector is the tokens' mean.
     """
 
     def __init__(
@@ -129,7 +131,7 @@ class ViViT(nn.Module):
         initialise(self)
 
     def forward(self, video: Float[Tensor, "b c F H W"]) -> Encoded:
-        """Raises ``ValueError`` for a size that the tubelets do not divide."""
+        """Encode a video. Raises ``ValueError`` for a size that the tubelets do not divide."""
         grid = self.patch.grid(*video.shape[2:])
         x = self.x_in(self.patch.patchify(video)) + self.positions(grid)  # b n d
         num_context = 0 if self.class_token is None else 1
@@ -144,9 +146,10 @@ class ViViT(nn.Module):
 
 
 class FactorisedViViT(nn.Module):
-    """Model 2: every frame of tokens to a vector, then those through time.
+    """Model 2: blocks within each frame, then ``temporal_depth`` blocks over one vector for each
+    frame.
 
-    ``temporal_depth`` blocks see the frames' vectors; with 0 their mean is the pooled vector.
+    With a ``temporal_depth`` of 0 the pooled vector is the mean of the frames' vectors.
     """
 
     def __init__(
@@ -176,7 +179,7 @@ class FactorisedViViT(nn.Module):
         initialise(self)
 
     def forward(self, video: Float[Tensor, "b c F H W"]) -> Encoded:
-        """Raises ``ValueError`` for a size that the tubelets do not divide."""
+        """Encode a video. Raises ``ValueError`` for a size that the tubelets do not divide."""
         grid = self.patch.grid(*video.shape[2:])
         x = rearrange(self.x_in(self.patch.patchify(video)), "b (f s) d -> (b f) s d", f=grid.f)
         frame = TokenGrid(1, grid.h, grid.w)
@@ -197,7 +200,7 @@ class FactorisedViViT(nn.Module):
 
 
 class ClassToken(nn.Module, HasTables):
-    """A learned token with a position of its own, set before all others."""
+    """A learned token with its own position, before all others."""
 
     table_names: ClassVar[tuple[str, ...]] = ("token", "position")
 
@@ -213,7 +216,7 @@ class ClassToken(nn.Module, HasTables):
 
 
 def initialise(model: nn.Module) -> None:
-    """Xavier-uniform linear layers without bias, as the public code has them."""
+    """Initialise linear layers as the public code: Xavier-uniform, with zero bias."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
