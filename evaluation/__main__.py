@@ -64,16 +64,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--protocol",
-        default="demo",
-        help="a shipped protocol's name, or a YAML file (default: demo)",
+        help="a shipped protocol's name, or a YAML file (default: demo for captions of moving "
+        "shapes, else own)",
     )
     add(
         "--reference",
         type=Path,
-        help="a folder, or JSONL, of real videos with captions (default: the protocol's)",
+        help="a folder or manifest of real videos with captions (default: the protocol's, or the "
+        "run's validation clips)",
     )
-    add("--judge", type=Path, help="weights of the tiny judge (default: the protocol's)")
-    add("--output", type=Path, help="folder of the report (default: the protocol's)")
+    add(
+        "--judge",
+        type=Path,
+        help="weights of the small networks (default: the protocol's, or those of the run, which "
+        "are trained where it has none)",
+    )
+    add("--output", type=Path, help="folder of the report (default: report/PROTOCOL in the run)")
+    add("--overwrite", action="store_true", help="also a report of another checkpoint")
     add("--device", default="cpu", help="where the model computes: cpu, cuda (default: cpu)")
     _add_tokenizer_options(parser)
     return parser
@@ -199,6 +206,7 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     # torch and the library load in seconds: --help and a mistyped option need not wait for them.
+    from evaluation.own_clips import choose_protocol, run_data, run_folder, small_networks
     from evaluation.protocol import load_protocol
     from evaluation.request import Request
     from evaluation.run import evaluate
@@ -213,26 +221,37 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     for option in ("sizes", "fps", "lpips", "strip"):
         if getattr(arguments, option) is not None:
             raise ValueError(f"--{option} is for the checkpoint of a tokenizer's training alone")
-    protocol = load_protocol(arguments.protocol)
-    paths = protocol.paths
-    reference = arguments.reference or paths.reference
-    if reference is None:
-        raise ValueError(f"protocol {protocol.name}: names no reference; give --reference")
+    if arguments.checkpoint is None and arguments.videos is None:
+        raise ValueError("neither --checkpoint nor --videos is given: there is nothing to judge")
+    data = run_data(arguments.checkpoint)
+    if arguments.protocol is None:
+        protocol, reference = choose_protocol(arguments.reference, data)
+    else:
+        protocol = load_protocol(arguments.protocol)
+        if (given := arguments.reference or protocol.paths.reference) is None:
+            raise ValueError(f"protocol {protocol.name}: names no reference; give --reference")
+        reference = given
+    folder = arguments.videos if arguments.checkpoint is None else run_folder(arguments.checkpoint)
+    judge = arguments.judge or protocol.paths.judge
+    if judge is None and protocol.networks.videos is None:
+        judge = small_networks(folder, data, protocol)
+    output = arguments.output or folder / "report" / protocol.name
     report = evaluate(
         Request(
             protocol=protocol,
             reference=reference,
-            judge=arguments.judge or paths.judge,
-            output=arguments.output or paths.output,
+            judge=judge,
+            output=output,
             checkpoint=arguments.checkpoint,
             videos=arguments.videos,
             device=arguments.device,
+            overwrite=arguments.overwrite,
         )
     )
     from evaluation.report.write import as_text
 
     print(as_text(report))
-    print(f"\n{arguments.output or paths.output}/report.html")
+    print(f"\n{output}/report.html")
 
 
 def _check_paths(arguments: argparse.Namespace, options: Sequence[str]) -> None:
@@ -246,12 +265,13 @@ def _check_paths(arguments: argparse.Namespace, options: Sequence[str]) -> None:
 
 
 def _judge_tokenizer(arguments: argparse.Namespace) -> None:
-    from evaluation.models.tokenizers.run import TokenizerRequest, evaluate_tokenizer, run_settings
+    from evaluation.models.tokenizers.run import TokenizerRequest, evaluate_tokenizer
+    from evaluation.own_clips import run_data, run_folder
     from evaluation.protocol import load_protocol
     from evaluation.report.write import as_text
 
     _check_paths(arguments, ("lpips",))
-    run = run_settings(arguments.checkpoint)
+    run = run_data(arguments.checkpoint)
     listed = run.get("sizes") if isinstance(run.get("sizes"), list) else None
     found: dict[str, Any] = {
         "reference": arguments.reference or run.get("val_manifest"),
@@ -264,8 +284,8 @@ def _judge_tokenizer(arguments: argparse.Namespace) -> None:
                 f"--{option} is missing, and no config.yaml of a run beside "
                 f"{arguments.checkpoint} gives it"
             )
-    protocol = load_protocol(arguments.protocol)
-    output = arguments.output or arguments.checkpoint.absolute().parent.parent / "report"
+    protocol = load_protocol(arguments.protocol or "demo")
+    output = arguments.output or run_folder(arguments.checkpoint) / "report"
     report = evaluate_tokenizer(
         TokenizerRequest(
             checkpoint=arguments.checkpoint,

@@ -98,7 +98,8 @@ class ScoreSpec:
     """Which scores are made and how their intervals are.
 
     ``alignment`` reads moving shapes from pixels, for prompts about them alone. ``least_videos`` is
-    the smallest number of videos on either side; ``seed`` draws halves, groups and shuffles.
+    the smallest number of videos on either side; with ``few_videos`` fewer are scored too, without
+    distances. ``seed`` draws halves, groups and shuffles.
     ``num_generated`` and ``num_reference`` are how many are judged, the first of the list; all
     without them. ``covariance_ddof`` is 1 for the unbiased covariance, 0 for that of the set, which
     some public code takes. ``vbench`` names those of ``VBENCH_DIMENSIONS`` to have measured by
@@ -113,6 +114,7 @@ class ScoreSpec:
     num_reference: int | None = None
     covariance_ddof: int = 1
     vbench: tuple[str, ...] = ()
+    few_videos: bool = False
 
     def __post_init__(self) -> None:
         _require(
@@ -162,7 +164,6 @@ class Networks:
 class Paths:
     """Where things are by default. No part of the fingerprint: contents are hashed, not places."""
 
-    output: Path
     reference: Path | None = None
     judge: Path | None = None
 
@@ -175,7 +176,7 @@ class Protocol:
     clips: ClipSpec
     sampling: SamplingSpec
     scores: ScoreSpec
-    paths: Paths
+    paths: Paths = dataclasses.field(default_factory=Paths)
     networks: Networks = dataclasses.field(default_factory=Networks)
 
     @property

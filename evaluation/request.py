@@ -4,6 +4,7 @@ spent.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -23,6 +24,8 @@ from evaluation.metrics.reconstruction import LEAST_SIDE
 from evaluation.protocol import ClipSpec, Protocol
 from evaluation.vbench import check_entries, vbench_version
 
+LEAST_VIDEOS = 4  # that any score is made of
+
 
 @dataclass(frozen=True)
 class Request:
@@ -37,6 +40,7 @@ class Request:
     checkpoint: Path | None = None
     videos: Path | None = None
     device: str = "cpu"
+    overwrite: bool = False
 
     @property
     def prompts(self) -> Path:
@@ -85,6 +89,7 @@ def check(
         raise ValueError("neither --checkpoint nor --videos is given: there is nothing to judge")
     if request.output.is_file():
         raise ValueError(f"--output {request.output}: is a file; it must be a folder")
+    _check_output(request, checkpoint_sha256)
     protocol = request.protocol
     if protocol.scores.vbench:
         vbench_version()
@@ -112,6 +117,23 @@ def check(
         )
 
 
+def _check_output(request: Request, checkpoint_sha256: str | None) -> None:
+    """Raise ``ValueError`` where the report of another checkpoint would be written over."""
+    path = request.output / "report.json"
+    if request.overwrite or not path.is_file():
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")).get("checkpoint") or {}
+    except (json.JSONDecodeError, AttributeError) as error:
+        raise ValueError(f"{path}: is no report ({error}); give another --output") from error
+    if found.get("sha256") != checkpoint_sha256:
+        of = found.get("path", "a folder of videos")
+        raise ValueError(
+            f"--output {request.output}: holds the report of {of}; give another --output, or "
+            "--overwrite"
+        )
+
+
 def _long_enough(entry: VideoEntry, clips: ClipSpec) -> bool:
     times, end = entry.file.times()
     try:
@@ -124,7 +146,7 @@ def _long_enough(entry: VideoEntry, clips: ClipSpec) -> bool:
 def _check_entries(
     entries: Sequence[VideoEntry], protocol: Protocol, origin: Path, number: int | None
 ) -> None:
-    least = number or protocol.scores.least_videos
+    least = number or (LEAST_VIDEOS if protocol.scores.few_videos else protocol.scores.least_videos)
     if len(entries) < least:
         raise ValueError(
             f"{origin}: holds {len(entries)} videos; "

@@ -25,7 +25,7 @@ from evaluation.record import dataset_sha256, record
 from evaluation.report.write import write_report
 from evaluation.request import Request, check, read_generated, read_reference, read_spare
 from evaluation.scores import Score
-from evaluation.scoring import make_scores
+from evaluation.scoring import make_scores, too_few
 from sora_lightning.checkpoints import load_tokenizer, read_checkpoint
 from sora_lightning.cli.sample import Request as SampleRequest
 from sora_lightning.cli.sample import sample
@@ -63,6 +63,7 @@ def evaluate(request: Request) -> dict[str, Any]:
         "scores": {name: score.value for name, score in scores.items()},
         "details": {name: asdict(score) for name, score in scores.items()},
         **record(request, judges, checkpoint, entries, reference, reference_sha256),
+        "left_out": [reason] if (reason := too_few(generated, real, protocol.scores)) else [],
         "num_short_reference": num_short,
         "num_spare_reference": len(spare),
         "videos": [

@@ -45,11 +45,13 @@ def make_scores(
             row |= {"found": [str(shape) for shape in one.found], **asdict(one.alignment)}
     names = score_name("fvd", judges.videos), score_name("kvd", judges.videos)
     paired = _paired(generated.prompts, real.prompts)
-    features = (generated.features, real.features, None if spare is None else spare.features)
-    scores |= frechet_scores(FeatureSets(*features, paired=paired), spec, names)
+    enough = not too_few(generated, real, spec)
+    if enough:
+        features = (generated.features, real.features, None if spare is None else spare.features)
+        scores |= frechet_scores(FeatureSets(*features, paired=paired), spec, names)
     if judges.texts is not None:
         scores |= _text_scores(judges, generated, real, spec, rows)
-    if judges.frames is not None:
+    if judges.frames is not None and enough:
         names = score_name("fid", judges.frames), score_name("kid", judges.frames)
         frames = (_frames(generated), _frames(real), None if spare is None else _frames(spare))
         sets = FeatureSets(*frames, judges.frames_per_video, paired)
@@ -65,6 +67,14 @@ def make_scores(
     if real.seen_again is not None:
         scores |= alignment_scores(real.seen_again, "reconstruction/")
     return scores | motion, rows
+
+
+def too_few(generated: Findings, real: Findings, spec: ScoreSpec) -> str:
+    """Why no distance is computed; "" where there are videos enough."""
+    n, m = len(generated.prompts), len(real.prompts)
+    if min(n, m) >= spec.least_videos:
+        return ""
+    return f"distances: need {spec.least_videos} videos on each side, and there are {n} and {m}"
 
 
 def _frames(findings: Findings) -> Float[Tensor, "m d"]:

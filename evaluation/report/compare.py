@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 
 from evaluation.features.weights import read_weights
+from evaluation.metrics.alignment import ATTRIBUTES
 from evaluation.metrics.frechet import frechet_distance_of_population, jackknife_difference
 from evaluation.metrics.intervals import bootstrap_interval
 
@@ -55,8 +56,15 @@ def compare(folders: Sequence[Path]) -> list[list[Difference]]:
 
 
 def as_table(folders: Sequence[Path], differences: Sequence[Sequence[Difference]]) -> str:
-    """As a terminal shows it."""
+    """Format differences for a terminal, and name the sampling settings that differ."""
     lines = []
+    sampling = [_read(folder)["settings"].get("sampling", {}) for folder in folders]
+    for folder, of in zip(folders[1:], sampling[1:], strict=True):
+        for key in sorted(sampling[0].keys() | of.keys()):
+            values = [s.get(key, "unset") for s in (sampling[0], of)]
+            if values[0] != values[1]:
+                lines.append(f"sampled otherwise: {key} {values[0]} in {folders[0]}")
+                lines.append(f"                   {key} {values[1]} in {folder}")
     for folder, rows in zip(folders[1:], differences, strict=True):
         lines.append(f"{folder} beside {folders[0]}")
         for row in rows:
@@ -104,11 +112,8 @@ def _differences(
     first: Mapping[str, Any], other: Mapping[str, Any], at_first: Path, at_other: Path
 ) -> list[Difference]:
     seed = int(first["settings"]["scores"]["seed"])
-    rows = []
-    better = {
-        **{name: score["better"] for name, score in first["details"].items()},
-        **dict.fromkeys(("colour", "direction", "shape"), "higher"),
-    }
+    better = {name: score["better"] for name, score in first["details"].items()}
+    rows = _of_alignment(first["videos"], other["videos"], seed)
     for name, value in first["videos"][0].items():
         if name not in better or not isinstance(value, bool | int | float):
             continue
@@ -117,6 +122,25 @@ def _differences(
     distance = next((n for n in first["details"] if n == "fvd" or _is_distance(n)), None)
     if distance is not None:
         rows.append(_of_distances(distance, first, at_first, at_other))
+    return rows
+
+
+def _of_alignment(
+    first: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]], seed: int
+) -> list[Difference]:
+    """By the report's names: over prompts of one shape, and over those of several."""
+    rows = []
+    for kind, several in (("", False), ("two_shapes/", True)):
+        pairs = [
+            (a, b)
+            for a, b in zip(first, other, strict=True)
+            if "colour" in a and (a.get("num_expected", 1) > 1) == several
+        ]
+        for name in ATTRIBUTES if pairs else ():
+            a, b = (
+                np.array([float(row[name]) for row in side]) for side in zip(*pairs, strict=True)
+            )
+            rows.append(_of_means(f"alignment/{kind}{name}", a, b, "higher", seed))
     return rows
 
 

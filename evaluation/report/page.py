@@ -341,6 +341,7 @@ def _record_rows(report: Mapping[str, Any]) -> Iterator[Html]:
         "judge": ", ".join(f"{key} {value}" for key, value in report["judge"].items()),
         **{f"network for {key}": _listed(value) for key, value in networks.items()},
         "versions": ", ".join(f"{key} {value}" for key, value in report["versions"].items()),
+        "left out": "; ".join(report.get("left_out", [])) or "nothing",
         "device": report["device"],
         "time": f"{report['seconds']} s",
     }

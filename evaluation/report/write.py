@@ -48,6 +48,7 @@ def as_text(report: Mapping[str, Any]) -> str:
         if score["low"] is not None:
             interval = f"{shown(name, score['low'])} to {shown(name, score['high'])}"
         lines.append(f"{name:38} {shown(name, score['value']):>9}   {interval:20} n = {score['n']}")
+    lines += [f"left out: {reason}" for reason in report.get("left_out", [])]
     return "\n".join(lines)
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
@@ -105,14 +104,6 @@ def holds_only_a_tokenizer(checkpoint: Path) -> bool:
     """
     system = str(read_checkpoint(checkpoint)["hyper_parameters"].get("_class_path", ""))
     return system.endswith(".TokenizerSystem")
-
-
-def run_settings(checkpoint: Path) -> dict[str, Any]:
-    """The ``data`` of the configuration that a run saved beside its checkpoints; nothing where
-    there is none.
-    """
-    config = checkpoint.absolute().parent.parent / "config.yaml"
-    return dict(yaml.safe_load(config.read_text())["data"]) if config.is_file() else {}
 
 
 @torch.no_grad()

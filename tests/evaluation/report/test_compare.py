@@ -30,7 +30,8 @@ def write(
             "prompt": f"prompt {i}",
             "clip_score-tiny": float(s),
             "flicker": 1.0,
-            "colour": bool(i % 3),
+            **dict.fromkeys(("colour", "direction", "shape"), bool(i % 3)),
+            "num_expected": 1 if i < 60 else 2,
         }
         for i, s in enumerate(scores)
     ]
@@ -72,8 +73,11 @@ def test_pairs_decide_where_means_alone_would_not(reports: dict[str, Path]) -> N
     assert clip.high - clip.low < 1  # the spread over prompts, 5, would make it 3
     assert found["fvd-tiny"].verdict == "other"
     assert found["fvd-tiny"].difference < 0
-    assert found["colour"].verdict == "undecided"
-    assert found["colour"].difference == 0
+    one, two = found["alignment/colour"], found["alignment/two_shapes/colour"]
+    assert (one.verdict, one.difference) == ("undecided", 0)
+    # Names and pooling are the report's: prompts of one shape apart from those of two.
+    assert one.first == np.mean([bool(i % 3) for i in range(60)])
+    assert two.first == np.mean([bool(i % 3) for i in range(60, 80)])
     assert found["flicker"].verdict == ""  # neither way is better
     (turned,) = compare([reports["better"], reports["base"]])
     assert {row.score: row.verdict for row in turned}["clip_score-tiny"] == "first"
@@ -113,5 +117,7 @@ def test_other_networks_or_prompts_are_refused(reports: dict[str, Path], tmp_pat
 def test_it_is_a_command(reports: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(reports["base"]), str(reports["better"])]) == 0
     assert f"{reports['better']} is better" in capsys.readouterr().out
+    assert main(["compare", str(reports["base"]), str(reports["sampled"])]) == 0
+    assert f"num_steps [9] in {reports['sampled']}" in capsys.readouterr().out
     assert main(["compare", str(reports["base"]), str(reports["random"])]) == 2
     assert "do not compare" in capsys.readouterr().err

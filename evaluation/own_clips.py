@@ -1,0 +1,80 @@
+"""What a run says of its own clips: which protocol measures them, with which small networks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evaluation.inputs import read_listing
+from evaluation.metrics.alignment import parse_prompt
+from evaluation.protocol import Protocol, load_protocol
+from evaluation.train_tiny import TinyTraining, train_tiny
+
+
+def run_folder(checkpoint: Path) -> Path:
+    """The folder of the run that saved a checkpoint."""
+    folder = checkpoint.absolute().parent
+    return folder.parent if folder.name == "checkpoints" else folder
+
+
+def run_data(checkpoint: Path | None) -> dict[str, Any]:
+    """``data`` of the configuration that a run saved, with its ``sizes``; empty without one."""
+    config = run_folder(checkpoint) / "config.yaml" if checkpoint is not None else Path()
+    if not config.is_file():
+        return {}
+    data = dict(yaml.safe_load(config.read_text(encoding="utf-8"))["data"])
+    batching = data.get("batching")
+    return (batching if isinstance(batching, dict) else {}) | data
+
+
+def choose_protocol(reference: Path | None, data: dict[str, Any]) -> tuple[Protocol, Path]:
+    """The protocol ``demo`` where all captions of the reference are about moving shapes, else
+    ``own`` with the length, rate and sizes of the run's ``data``; and the reference.
+    """
+    demo = load_protocol("demo")
+    validation = data.get("val_manifest")
+    default = demo.paths.reference
+    assert default is not None
+    if isinstance(validation, str) and Path(validation).parent != default.parent:
+        default = Path(validation)
+    reference = reference or default
+    try:
+        for entry in read_listing(reference, prompts=False):
+            parse_prompt(entry.prompt)
+    except ValueError as error:
+        if "names no shape" in str(error) or "has no" in str(error):
+            return _own(data), reference
+        raise
+    return demo, reference
+
+
+def _own(data: dict[str, Any]) -> Protocol:
+    protocol = load_protocol("own")
+    listed = data.get("sizes")
+    if not isinstance(listed, list):
+        return protocol
+    lengths = Counter(int(str(size).split("x")[0]) for size in listed)
+    num_frames = max(lengths, key=lambda length: (lengths[length], length))
+    sizes = dict.fromkeys(str(size).partition("x")[2] for size in listed)
+    fps = float(data.get("fps") or protocol.clips.fps or 8)
+    clips = replace(protocol.clips, num_frames=num_frames, fps=fps, sizes=tuple(sizes))
+    return replace(protocol, clips=clips)
+
+
+def small_networks(folder: Path, data: dict[str, Any], protocol: Protocol) -> Path:
+    """The file of a run's small networks, which are trained on its clips where it is missing."""
+    path = folder / "small_networks.pt"
+    manifest = data.get("manifest")
+    if not path.is_file():
+        if not isinstance(manifest, str):
+            raise ValueError(
+                f"{path}: no such file, and no config.yaml there names a manifest to train it on; "
+                "give --judge"
+            )
+        print(f"training the small networks of {path} on {manifest}", flush=True)
+        train_tiny(Path(manifest), path, None, protocol.clips, TinyTraining())
+    return path
