@@ -1,6 +1,7 @@
-"""What every conditioner keeps to: a batch's captions in, the denoiser's condition out."""
+"""The interface of conditioners: captions in, the denoiser's condition out."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from jaxtyping import Bool
 from torch import Tensor, nn
@@ -9,9 +10,7 @@ from sora_lightning.types import Condition
 
 
 class Conditioner(nn.Module, ABC):
-    """Turns captions into a ``Condition`` of this ``width``; knows what "no condition" looks
-    like.
-    """
+    """Turns captions into a ``Condition`` of this ``width``."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -19,10 +18,12 @@ class Conditioner(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, captions: list[str], drop: Bool[Tensor, " b"] | None = None) -> Condition:
-        """The condition of each caption; where ``drop`` is True it is the one of no caption at
-        all.
-        """
+        """Return the condition of each caption; where ``drop`` is True, that of no caption."""
 
     def null(self, num_clips: int) -> Condition:
-        """The condition of no caption: the other end of classifier-free guidance."""
+        """Return the condition of no caption, for classifier-free guidance."""
         return self([""] * num_clips)
+
+    def unseen_words(self, captions: Sequence[str]) -> list[str]:
+        """Return words of the captions that the training never saw; none where it is unknown."""
+        return []

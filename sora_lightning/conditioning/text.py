@@ -3,7 +3,9 @@ blocks.
 """
 
 import hashlib
-import re
+import unicodedata
+import warnings
+from collections.abc import Sequence
 
 import torch
 from einops import repeat
@@ -15,23 +17,55 @@ from sora_lightning.layers.positions.absolute import sinusoidal
 from sora_lightning.layers.transformer import TransformerBlock
 from sora_lightning.types import Condition
 
+# Scripts without spaces between words: a word is one character and its marks.
+_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+
 
 def split_words(text: str) -> list[str]:
-    """Lower-case words and numbers; punctuation is dropped."""
-    return re.findall(r"\w+", text.lower())
+    """Return lower-case words and numbers of a text in NFC; punctuation is dropped.
+
+    A word is a run of letters, digits, underscores and combining marks. Symbols, emoji among them,
+    and the characters of scripts without spaces are words by themselves.
+    """
+    words: list[str] = []
+    in_word = follows_base = False
+    for character in unicodedata.normalize("NFC", text.lower()):
+        kind = unicodedata.category(character)
+        is_alone = kind == "So" or unicodedata.name(character, "").startswith(_UNSPACED)
+        if kind.startswith("M"):
+            if follows_base:
+                words[-1] += character
+            continue
+        if in_word and not is_alone and _is_letter(character):
+            words[-1] += character
+        elif is_alone or _is_letter(character):
+            words.append(character)
+        follows_base = is_alone or _is_letter(character)
+        in_word = follows_base and not is_alone
+    return words
+
+
+def _is_letter(character: str) -> bool:
+    return character.isalnum() or character == "_"
 
 
 class TextConditioner(Conditioner):
     """Encodes a caption's words.
 
-    There is no vocabulary to keep: a word's vector is the sum of two rows of one table, chosen by
-    two hashes of its letters (arXiv 1709.03933), so that words which share one row still differ.
-    Row 0, twice, is the token that stands before the words. An empty caption, or a dropped one, is
-    this token alone, so the condition of no caption is learned in training. The pooled vector is
-    the tokens' sum over the root of their number: a word means there what it means in any caption,
-    and of ``depth`` 0 the whole condition is a bag of words with their places, which learns fastest
-    what combinations of words never seen together mean. Captions longer than ``max_words`` are cut.
+    There is no vocabulary: a word's vector is the sum of two rows of one table, chosen by two
+    hashes of its letters (arXiv 1709.03933), so that words which share one row still differ. Row 0,
+    twice, is a token before the words. An empty caption, or a dropped one, is this token alone, so
+    the condition of no caption is learned in training.
+
+    The pooled vector is the sum of the tokens over the root of their number, in which a word means
+    the same in any caption. With ``depth`` 0 the condition is a bag of words with their positions,
+    which learns fastest what combinations of words never seen together mean.
+
+    Captions longer than ``max_words`` are cut, with a warning that gives their share. The buffer
+    ``seen_rows`` records the rows that training has used; ``unseen_words`` reads it.
     """
+
+    seen_rows: Tensor
 
     def __init__(
         self,
@@ -46,15 +80,39 @@ class TextConditioner(Conditioner):
             raise ValueError(f"max_words = {max_words} must be >= 1, num_rows = {num_rows} >= 2")
         self.max_words = max_words
         self.num_rows = num_rows
+        self._warned = False
         self.embedding = nn.Embedding(num_rows, width)
         nn.init.normal_(self.embedding.weight, std=0.02)
+        self.register_buffer("seen_rows", torch.zeros(num_rows, dtype=torch.bool))
         self.blocks = nn.ModuleList(TransformerBlock(width, num_heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
     def rows(self, caption: str) -> list[tuple[int, int]]:
-        """The two rows of the embedding table that each of a caption's tokens takes."""
+        """Return the two rows of the embedding table that each of a caption's tokens takes."""
         words = split_words(caption)[: self.max_words]
         return [(0, 0), *map(self._hash, words)]
+
+    def unseen_words(self, captions: Sequence[str]) -> list[str]:
+        """Return the captions' words whose rows training never used, each once, in order.
+
+        A new word may share both of its rows with others and pass for seen; that is rare while the
+        training's words fill a small part of the table.
+        """
+        words = dict.fromkeys(word for caption in captions for word in split_words(caption))
+        seen = self.seen_rows.tolist()
+        return [word for word in words if not all(seen[row] for row in self._hash(word))]
+
+    def _warn_of_cut(self, captions: Sequence[str]) -> None:
+        lengths = [len(split_words(caption)) for caption in captions]
+        num_cut = sum(length > self.max_words for length in lengths)
+        if num_cut and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{num_cut} of {len(captions)} captions of this batch "
+                f"({num_cut / len(captions):.0%}) have more than max_words = {self.max_words} "
+                f"words, up to {max(lengths)}: the rest is not read",
+                stacklevel=3,
+            )
 
     def _hash(self, word: str) -> tuple[int, int]:
         digest = hashlib.blake2b(word.encode(), digest_size=16).digest()
@@ -62,7 +120,7 @@ class TextConditioner(Conditioner):
         return 1 + first % (self.num_rows - 1), 1 + second % (self.num_rows - 1)
 
     def tokenize(self, captions: list[str]) -> tuple[Int[Tensor, "b l 2"], Bool[Tensor, "b l"]]:
-        """Rows, padded with 0, and the mask that is True on real tokens."""
+        """Return the rows, padded with 0, and the mask that is True on real tokens."""
         rows = [self.rows(caption) for caption in captions]
         length = max(map(len, rows))
         ids = torch.tensor([row + [(0, 0)] * (length - len(row)) for row in rows])
@@ -75,7 +133,10 @@ class TextConditioner(Conditioner):
             captions = [
                 "" if gone else text for text, gone in zip(captions, drop.tolist(), strict=True)
             ]
+        self._warn_of_cut(captions)
         ids, mask = self.tokenize(captions)
+        if self.training:
+            self.seen_rows[ids.flatten()] = True
         x = self.embedding(ids).sum(dim=2) + self._positions(ids)  # b l d
         for block in self.blocks:
             x = block(x, mask)
@@ -86,7 +147,7 @@ class TextConditioner(Conditioner):
 
     def _positions(self, ids: Int[Tensor, "b l 2"]) -> Float[Tensor, "1 l d"]:
         positions = torch.arange(ids.shape[1], device=ids.device, dtype=torch.float32)
-        # Of the embedding's own size, so that place does not drown the word.
+        # As large as the embedding's values, so that positions do not dominate words.
         waves = 0.02 * repeat(sinusoidal(positions, self.width), "l d -> 1 l d")
         return waves.to(self.embedding.weight.dtype)
 

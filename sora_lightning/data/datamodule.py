@@ -289,6 +289,13 @@ class VideoDataModule(L.LightningDataModule):
             )
 
     def _once(self, dataset: Dataset[VideoBatch], batches: Sequence[BatchRequest]) -> DataLoader:
+        num_ranks = self._ranks()[1]
+        if len(batches) < num_ranks:
+            raise ValueError(
+                f"{len(batches)} batches for {num_ranks} ranks: every rank needs one; lower "
+                "data.pixels_per_batch, give more clips (data.val_manifest where this is "
+                "validation), or take fewer devices"
+            )
         sampler = FixedBatches(batches, *self._ranks())
         return DataLoader(
             dataset, batch_size=None, sampler=sampler, num_workers=self.reading.num_workers

@@ -1,7 +1,6 @@
 """Shifts, scales and gates of adaptive layer norm, in three parametrisations."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 import torch
 from einops import rearrange
@@ -9,7 +8,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sora_lightning.denoisers.conditioning_embedding import ConditioningEmbedding
-from sora_lightning.layers.tables import HasTables
 
 
 def zero_init(linear: nn.Linear) -> None:
@@ -76,14 +74,12 @@ class AdaLNLoRA(Modulation):
         zero_init(self.up)
 
 
-class AdaLNTable(Modulation, HasTables):
+class AdaLNTable(Modulation):
     """One projection for all blocks plus a learned offset for each: "adaLN-single" (PixArt, arXiv
     2310.00426, section 2.3).
     """
 
     is_shared = True
-
-    table_names: ClassVar[tuple[str, ...]] = ("table",)
 
     def __init__(self, width: int, num_parts: int):
         super().__init__()
@@ -101,10 +97,8 @@ class AdaLNTable(Modulation, HasTables):
         return TiledTable(width, num_parts)
 
 
-class TiledTable(Modulation, HasTables):
+class TiledTable(Modulation):
     """The embedding repeated for each part plus a learned offset: PixArt's final layer."""
-
-    table_names: ClassVar[tuple[str, ...]] = ("table",)
 
     def __init__(self, width: int, num_parts: int):
         super().__init__()

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 from sora_lightning.denoisers.base import Denoiser, clip_by_clip
 from sora_lightning.layers.patch import Patch
 from sora_lightning.layers.positions.absolute import LearnedPositions, sinusoidal
-from sora_lightning.layers.tables import HasTables
 from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.types import Condition, PackedLatents
 
@@ -87,7 +85,7 @@ class UViTBlock(nn.Module):
         return x + self.mlp(self.norm_2(x))
 
 
-class UViT(Denoiser, HasTables):
+class UViT(Denoiser):
     """One plain transformer with long skips over condition tokens, a time token and patches.
 
     The pooled vector of the condition is not used. Turn ``project_condition`` off for condition
@@ -96,8 +94,6 @@ class UViT(Denoiser, HasTables):
     1000 for models that count steps, 999 for the reference's continuous models (CIFAR-10, ImageNet
     64). A clip has one time.
     """
-
-    table_names: ClassVar[tuple[str, ...]] = ("condition_position", "time_position")
 
     def __init__(
         self,

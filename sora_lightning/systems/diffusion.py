@@ -23,7 +23,7 @@ from sora_lightning.conditioning import (
 from sora_lightning.data.batching.native_sizes import check_geometry
 from sora_lightning.data.spec import DataSpec
 from sora_lightning.denoisers import Denoiser
-from sora_lightning.denoisers.conditions import ConditionInput
+from sora_lightning.denoisers.conditions import ConditionInput, NoCondition
 from sora_lightning.diffusion import (
     LogitNormal,
     Objective,
@@ -89,6 +89,8 @@ class DiffusionSystem(L.LightningModule):
         )
         if self.known_frames.image_encoder is not None:
             _check_reads_tokens(self.denoiser)
+        if isinstance(getattr(self.denoiser, "condition", None), NoCondition):
+            conditioner.requires_grad_(False)  # it is not read; several ranks need every gradient
         self.time = time or LogitNormal()
         self.objective = objective or SquaredError()
         if self.denoiser.self_conditioning != (self.objective.self_conditioning > 0):

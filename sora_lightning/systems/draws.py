@@ -22,7 +22,10 @@ def make_rng(device: torch.device, *place: int | str) -> torch.Generator:
 
 
 class GroupDraws:
-    """Random numbers of a batch, from one generator for each of its dense groups of clips."""
+    """Random numbers of a batch, from one generator for each of its dense groups of clips.
+
+    They are float32 in every precision of the training.
+    """
 
     def __init__(self, rngs: Sequence[torch.Generator], clips_per_group: int):
         self.rngs = rngs
@@ -37,12 +40,14 @@ class GroupDraws:
     def uniform(self, *shape: int) -> Float[Tensor, " b *shape"]:
         """Draw from [0, 1)."""
         shape = (self.clips_per_group, *shape)
-        return torch.cat([torch.rand(shape, generator=g, device=g.device) for g in self.rngs])
+        draws = [
+            torch.rand(shape, generator=g, device=g.device, dtype=torch.float32) for g in self.rngs
+        ]
+        return torch.cat(draws)
 
     def normal(self) -> Float[Tensor, " b"]:
         """Draw one standard normal number for each clip."""
-        n = self.clips_per_group
-        return torch.cat([torch.randn(n, generator=g, device=g.device) for g in self.rngs])
+        return torch.cat(self._randn([torch.Size([self.clips_per_group])] * len(self.rngs)))
 
     def noise(self, like: Latents, offset: float = 0.0) -> Latents:
         """Draw standard normal noise, with ``offset`` of ``add_offset_noise`` on whole frames."""
@@ -55,7 +60,10 @@ class GroupDraws:
 
     def _randn(self, shapes: Sequence[torch.Size]) -> list[Tensor]:
         rows = zip(shapes, self.rngs, strict=True)
-        return [torch.randn(shape, generator=g, device=g.device) for shape, g in rows]
+        return [
+            torch.randn(shape, generator=g, device=g.device, dtype=torch.float32)
+            for shape, g in rows
+        ]
 
 
 def training_draws(

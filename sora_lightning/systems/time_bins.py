@@ -1,4 +1,4 @@
-"""The validation loss by diffusion time: which noise a model has learned to remove."""
+"""The validation loss by diffusion time: which noise levels a model has learned to remove."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torchmetrics import Metric
 
-from sora_lightning.systems.draws import make_rng
+from sora_lightning.systems.draws import GroupDraws, make_rng
+from sora_lightning.types import PackedLatents
 
 NUM_BINS = 8
 # The ends of time are left out: some weightings have no value there.
@@ -17,9 +18,9 @@ _MARGIN = 1e-3
 
 
 class LossPerTime(Metric):
-    """Mean losses of clips whose times lie in each of ``num_bins`` equal parts of [0, 1].
+    """Mean loss of the clips whose times lie in each of ``num_bins`` equal parts of [0, 1].
 
-    Sums gather over ranks in double precision, and a bin without clips is absent.
+    Sums are gathered over ranks in double precision. A bin without clips is absent.
     """
 
     full_state_update = False
@@ -35,11 +36,13 @@ class LossPerTime(Metric):
 
     def update(self, t: Float[Tensor, " b"], losses: Float[Tensor, " b"]) -> None:
         bins = (t * self.num_bins).long().clamp(max=self.num_bins - 1)
-        self.totals.index_add_(0, bins, losses.detach().double())
-        self.counts.index_add_(0, bins, torch.ones_like(losses, dtype=torch.float64))
+        # A training in bfloat16 casts the states.
+        losses = losses.detach().double()
+        self.totals = self.totals.double().index_add(0, bins, losses)
+        self.counts = self.counts.double().index_add(0, bins, torch.ones_like(losses))
 
     def compute(self) -> dict[str, Float[Tensor, ""]]:
-        """By the bin's bounds, say ``0.125-0.25``."""
+        """Return the means by the bins' bounds, say ``0.125-0.25``."""
         return {
             f"{i / self.num_bins:g}-{(i + 1) / self.num_bins:g}": self.totals[i] / self.counts[i]
             for i in range(self.num_bins)
@@ -50,12 +53,9 @@ class LossPerTime(Metric):
 def fixed_draws(
     clip_ids: Sequence[str], x_0: Float[Tensor, "b c f h w"], seed: int
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, "b c f h w"]]:
-    """A time, uniform over clips, and noise for each clip by its name alone: the same in every
-    validation, on whichever rank.
+    """Draw a time, uniform over [0, 1], and noise for each clip by its name alone: the same in
+    every validation and on any rank.
     """
-    times, noises = [], []
-    for name, latents in zip(clip_ids, x_0, strict=True):
-        rng = make_rng(x_0.device, seed, name)
-        times.append(torch.rand((), generator=rng, device=x_0.device))
-        noises.append(torch.randn(latents.shape, generator=rng, device=x_0.device))
-    return torch.stack(times).clamp(_MARGIN, 1 - _MARGIN), torch.stack(noises)
+    rng = GroupDraws([make_rng(x_0.device, seed, name) for name in clip_ids], 1)
+    t = rng.uniform().clamp(_MARGIN, 1 - _MARGIN)
+    return t, torch.stack(rng.noise(PackedLatents(tuple(x_0))).clips)

@@ -8,7 +8,6 @@ Models 1, 3 and 4 are ``ViViT`` with the layouts ``Joint``, ``FactorisedSelfAtte
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from einops import rearrange, reduce, repeat
@@ -20,7 +19,6 @@ from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.partitions import AttentionLayout, BlockPartitions, Joint
 from sora_lightning.layers.patch import Patch
 from sora_lightning.layers.positions.absolute import LearnedPositions
-from sora_lightning.layers.tables import HasTables
 from sora_lightning.layers.transformer import FeedForward, LayerNorm, TransformerSize
 from sora_lightning.types import TokenGrid
 
@@ -199,10 +197,8 @@ class FactorisedViViT(nn.Module):
         return Encoded(x[:, 1:], x[:, 0], times)
 
 
-class ClassToken(nn.Module, HasTables):
+class ClassToken(nn.Module):
     """A learned token with its own position, before all others."""
-
-    table_names: ClassVar[tuple[str, ...]] = ("token", "position")
 
     def __init__(self, width: int):
         super().__init__()

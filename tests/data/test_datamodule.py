@@ -309,3 +309,17 @@ def test_a_manifest_of_which_nothing_is_left_is_an_error_with_the_reasons(
 def test_settings_that_cannot_work_are_refused_at_once(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         module({"train": Path("never read")}, **settings)
+
+
+def test_fewer_batches_than_ranks_are_refused(
+    shapes: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = module(shapes, val_manifest=shapes["val"])
+    data.setup("fit")
+    num_batches = len(data.val_dataloader())
+    monkeypatch.setattr(data, "_ranks", lambda: (0, num_batches + 1))
+    said = (
+        f"{num_batches} batches for {num_batches + 1} ranks: every rank needs one; lower data.pix"
+    )
+    with pytest.raises(ValueError, match=said):
+        data.val_dataloader()

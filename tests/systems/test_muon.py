@@ -4,10 +4,12 @@ from functools import partial
 import pytest
 import torch
 
+from sora_lightning.conditioning import GlobalEncoder
 from sora_lightning.denoisers import DiT, DiTParts, UViT
 from sora_lightning.denoisers.blocks import AdaLNBlock
-from sora_lightning.denoisers.modulation import AdaLNTable
-from sora_lightning.layers.positions.absolute import Fractional, Learned
+from sora_lightning.denoisers.modulation import AdaLNTable, TiledTable
+from sora_lightning.layers.partitions import Joint
+from sora_lightning.layers.positions.absolute import Fractional, Learned, LearnedPositions
 from sora_lightning.layers.positions.relative import RelativeSelfAttention
 from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.systems.optimizers.muon import NEWTON_SCHULZ, MuonAdamW, orthogonalise
@@ -120,6 +122,46 @@ def test_learned_positions_and_other_tables_are_neither_decayed_nor_orthogonalis
         assert expected <= others
         assert not expected & matrices
         assert all(name.endswith("weight") for name in matrices)
+
+
+LEARNED = {
+    "learned positions": lambda: Learned(24, [2, 3, 3]),
+    "fractional positions": lambda: Fractional(24),
+    "positions of U-ViT": lambda: LearnedPositions(2, 3, 3, 24),
+    "adaLN table": lambda: AdaLNTable(24, 6),
+    "tiled table": lambda: TiledTable(24, 2),
+    "relative biases": lambda: RelativeSelfAttention(24, 2, Joint().schedule(1)[0][0]),
+    "U-ViT": lambda: UViT(4, 8, TransformerSize(3, 24, 2)),
+    "image tokens": lambda: GlobalEncoder(4, 8),
+}
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_only_weights_of_layers_are_decayed_and_orthogonalised(name):
+    module = LEARNED[name]()
+    matrices, others = parameter_groups(module)
+    layers = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+    weights = [m.weight for m in module.modules() if isinstance(m, layers)]
+    assert {id(p) for p in matrices["params"]} == {id(weight) for weight in weights}
+    assert len(matrices["params"]) + len(others["params"]) == len(list(module.parameters()))
+    tables = [p for p in others["params"] if p.ndim >= 2]
+    assert tables
+    assert others["weight_decay"] == 0
+
+
+def test_small_singular_values_stay_small_and_all_others_end_near_one():
+    """What the docstring says, over a square Gaussian matrix's too."""
+    torch.manual_seed(0)
+    values = torch.logspace(0, -4, 64)
+    u, _, vh = torch.linalg.svd(torch.randn(64, 64))
+    for matrix in (u * values @ vh, torch.randn(64, 64)):
+        u, before, vh = torch.linalg.svd(matrix)
+        after = torch.diag(u.mT @ orthogonalise(matrix) @ vh.mT)
+        large = before > before.norm() / 500
+        assert after[large].min() > 0.68
+        assert after.max() < 1.21
+        ratio = before[~large] / before.norm()
+        assert (after[~large] < 1.05 * 3.4445**5 * ratio).all()
 
 
 def test_rates_warm_up_and_end_at_the_floor():

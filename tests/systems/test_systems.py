@@ -7,11 +7,17 @@ import torch
 
 from sora_lightning.callbacks import EMA
 from sora_lightning.checkpoints import load_tokenizer
+from sora_lightning.conditioning import Unconditional
+from sora_lightning.denoisers import DiT, DiTParts
+from sora_lightning.denoisers.conditions import NoCondition
 from sora_lightning.generation import SamplingConfig
+from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.systems import DiffusionSystem, TokenizerSystem
+from sora_lightning.systems.draws import GroupDraws
 from sora_lightning.systems.tokenizer import latent_moments
+from sora_lightning.tokenizers import ConvTokenizer
 from sora_lightning.tokenizers.posterior import DiagonalGaussian
-from sora_lightning.types import VideoSize
+from sora_lightning.types import VideoBatch, VideoSize
 
 
 def weights(path):
@@ -223,3 +229,37 @@ def test_workers_have_cores_of_their_own_where_none_are_asked_for(
     config = {"model": tokenizer_model, "data": {"reading": {"num_workers": 1}}}
     fit(config, tmp_path / "run", "--trainer.max_steps", "1")
     assert set_to == threads  # the last: what they were before
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])
+def test_a_system_trains_and_validates_in_every_precision(
+    precision, fit, diffusion_model, tmp_path
+):
+    path = fit(
+        {"model": diffusion_model},
+        tmp_path / "run",
+        *("--trainer.max_steps", "2", "--trainer.precision", precision),
+        *("--trainer.val_check_interval", "1", "--trainer.check_val_every_n_epoch", "null"),
+    )
+    weight = torch.load(path, weights_only=True)["state_dict"]["denoiser.x_in.weight"]
+    kinds = {"bf16-true": torch.bfloat16, "64-true": torch.float64}
+    assert weight.dtype == kinds.get(precision, torch.float32)
+    assert torch.isfinite(weight).all()
+
+
+def test_what_no_network_reads_does_not_train():
+    """Several ranks ask for a gradient of every parameter that trains."""
+    tokenizer = ConvTokenizer(4, [8, 16], [True], [True], patch=4, blocks_per_level=1)
+    parts = DiTParts(condition=NoCondition)
+    system = DiffusionSystem(
+        tokenizer,
+        Unconditional(16),
+        lambda channels, width: DiT(
+            channels, width, TransformerSize(1, 24, 2), patch=(1, 1, 1), parts=parts
+        ),
+    )
+    batch = VideoBatch([""] * 2, torch.ones(2), ["a", "b"], latents=torch.randn(2, 4, 3, 2, 2))
+    system.losses(batch, GroupDraws([torch.Generator()], 2)).mean().backward()
+    trained = [p for p in system.parameters() if p.requires_grad]
+    assert all(p.grad is not None for p in trained)
+    assert not system.conditioner.vector.requires_grad

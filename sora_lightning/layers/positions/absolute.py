@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 
 from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.positions.coordinates import axis_widths
-from sora_lightning.layers.tables import HasTables
 from sora_lightning.types import TokenGrid
 
 
@@ -103,15 +101,13 @@ class SinusoidalTime(PositionEmbedding):
         return _sines_first(sequence.coordinates[:, 0].float(), self.width)
 
 
-class Learned(PositionEmbedding, HasTables):
+class Learned(PositionEmbedding):
     """One learned vector for each frame and one for each position in a frame (W.A.L.T, arXiv
     2312.06662, section 4.1).
 
     ``grid`` is the largest number of frames, rows and columns. Raises ``ValueError`` for a larger
     clip.
     """
-
-    table_names: ClassVar[tuple[str, ...]] = ("time", "space")
 
     def __init__(self, width: int, grid: Sequence[int], before_block: int = 0):
         super().__init__(before_block)
@@ -132,15 +128,13 @@ class Learned(PositionEmbedding, HasTables):
         return self.time[frame] + self.space[row, column]
 
 
-class Fractional(PositionEmbedding, HasTables):
+class Fractional(PositionEmbedding):
     """Factorised fractional positions (NaViT, arXiv 2307.06304, section 2.1): the sum of a learned
     curve along each axis, evaluated at the token's fraction of the clip's extent.
 
     A curve interpolates ``num_points`` learned vectors linearly. Position p of s is at (p + 1/2) /
     s, so a clip of twice the resolution takes half the steps along the same curve.
     """
-
-    table_names: ClassVar[tuple[str, ...]] = ("curves",)
 
     def __init__(self, width: int, num_points: int = 32, before_block: int = 0):
         super().__init__(before_block)
@@ -159,12 +153,10 @@ class Fractional(PositionEmbedding, HasTables):
         return torch.lerp(low, high, weight.to(low)).sum(dim=0)
 
 
-class LearnedPositions(nn.Module, HasTables):
+class LearnedPositions(nn.Module):
     """A learned table over ``frames`` x ``rows`` x ``columns`` tokens, interpolated (trilinear) for
     other grids.
     """
-
-    table_names: ClassVar[tuple[str, ...]] = ("table",)
 
     def __init__(self, frames: int, rows: int, columns: int, width: int):
         super().__init__()

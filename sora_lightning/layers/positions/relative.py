@@ -3,7 +3,6 @@
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,18 +14,15 @@ from sora_lightning.layers.attention import NormFactory, SelfAttention
 from sora_lightning.layers.groupings import SortedGroups
 from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.partitions import JOINT, HeadSplit, Partition, TokenPartition
-from sora_lightning.layers.tables import HasTables
 from sora_lightning.layers.transformer import RMSNorm
 
 
-class RelativeSelfAttention(SelfAttention, HasTables):
+class RelativeSelfAttention(SelfAttention):
     """Self-attention with a learned bias of each head for each displacement.
 
     ``reach`` is the largest displacement in frames, rows and columns with a value of its own;
     larger ones share the last. The default covers W.A.L.T's windows of 1 x 16 x 16 and 5 x 8 x 8.
     """
-
-    table_names: ClassVar[tuple[str, ...]] = ("table",)
 
     def __init__(
         self,

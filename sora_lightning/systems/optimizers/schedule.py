@@ -1,4 +1,4 @@
-"""Optimiser and learning-rate schedule, shared by all systems."""
+"""Parameter groups and the learning-rate schedule of all systems."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -9,33 +9,30 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from torch.optim import AdamW, Optimizer
-
-from sora_lightning.layers.tables import HasTables
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 
 
 def adamw(parameters: Iterable[Any]) -> Optimizer:
-    """AdamW at 1e-4 without decay, as DiT trains; what a system takes when nothing is chosen."""
+    """AdamW at 1e-4 without decay, as DiT trains; the default of systems."""
     return AdamW(parameters, lr=1e-4, weight_decay=0.0)
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """Return what trains in two groups: matrices (``is_matrix``), and gains, biases and tables.
+    """Return the trainable parameters in two groups: weights of linear and convolutional layers
+    (``is_matrix``), and all others.
 
-    Only the first is decayed, and only the first may be orthogonalised: a row of a table stands by
-    itself. Tables are embeddings, learned positions and what else a module ``HasTables`` names.
+    Only the first is decayed, and only the first may be orthogonalised. The others are gains,
+    biases and tables, whose rows are vectors by themselves: embeddings, learned positions and
+    tokens, relative biases, adaLN tables.
     """
-    tables: set[int] = set()
-    for one in module.modules():
-        if isinstance(one, nn.Embedding):
-            tables.add(id(one.weight))
-        elif isinstance(one, HasTables):
-            tables.update(id(getattr(one, name)) for name in one.table_names)
+    layers = (m for m in module.modules() if isinstance(m, nn.Linear | _ConvNd))
+    weights = {id(layer.weight) for layer in layers}
     trainable = [p for p in module.parameters() if p.requires_grad]
-    matrices = [p for p in trainable if p.ndim >= 2 and id(p) not in tables]
-    others = [p for p in trainable if p.ndim < 2 or id(p) in tables]
+    matrices = [p for p in trainable if id(p) in weights]
+    others = [p for p in trainable if id(p) not in weights]
     return [
         {"params": matrices, "is_matrix": True},
         {"params": others, "is_matrix": False, "weight_decay": 0.0},
@@ -43,8 +40,8 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
 
 
 def warmup_cosine(step: int, warmup_steps: int, total_steps: int, floor: float = 0.02) -> float:
-    """The learning rate's factor: a line from 0 up to 1, then half a cosine down to ``floor`` at
-    the end.
+    """Return the learning rate's factor: linear from 0 to 1, then half a cosine down to ``floor``
+    at the end.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
@@ -59,8 +56,9 @@ def configure(
     trained: nn.Module | None = None,
     apart: Sequence[dict[str, Any]] = (),
 ) -> OptimizerLRSchedulerConfig:
-    """What ``configure_optimizers`` returns: the optimiser over what trains (by default all of the
-    system), its rate set anew at each step. Groups ``apart`` have settings of their own.
+    """Return the optimizer over what trains (by default all of the system) and its schedule.
+
+    Parameter groups in ``apart`` have settings of their own.
     """
     built = optimizer([*parameter_groups(system if trained is None else trained), *apart])
     total_steps = int(system.trainer.estimated_stepping_batches)
