@@ -222,11 +222,6 @@ def texts_sha256(texts: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _require(holds: object, key: str, value: object, rule: str) -> None:
     if not holds:
         raise ValueError(f"{key} = {value!r}: {rule}")

@@ -20,7 +20,6 @@ from evaluation.features.cache import FeatureCache
 from evaluation.features.networks import Judges, build_judges
 from evaluation.findings import Findings, Reconstruct, find
 from evaluation.inputs import VideoEntry
-from evaluation.protocol import file_sha256
 from evaluation.record import dataset_sha256, record
 from evaluation.report.write import write_report
 from evaluation.request import Request, check, read_generated, read_reference, read_spare
@@ -29,6 +28,7 @@ from evaluation.scoring import make_scores, too_few
 from sora_lightning.checkpoints import load_tokenizer, read_checkpoint
 from sora_lightning.cli.sample import Request as SampleRequest
 from sora_lightning.cli.sample import sample
+from sora_lightning.files import file_sha256
 from sora_lightning.generation import GuidanceConfig, SamplingConfig
 from sora_lightning.types import as_levels
 

@@ -1,4 +1,4 @@
-"""The table of verbs, and what every verb shares: one help, one way to fail."""
+"""The table of verbs, their common help, and their exit codes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from importlib.metadata import version
 
 VERBS = {
     "fit": "train the model of an experiment: fit --config experiments/demo/tokenizer.yaml",
@@ -45,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())
         return 0
+    if arguments[0] == "--version":
+        print(version("sora-lightning"))
+        return 0
     from sora_lightning.cli.errors import (
         FAILED,
         INTERRUPTED,
@@ -79,8 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _verb(name: str) -> Callable[[list[str]], None]:
-    """The function that takes the arguments after a verb. Modules are loaded for the verb that
-    needs them."""
+    """Return the function that takes the arguments after a verb; import only its modules."""
     if name in FUNCTIONS:
         from sora_lightning.cli.functions import run_function
 
@@ -102,7 +105,7 @@ def _help() -> str:
     verbs = "\n".join(f"  {name:{width}}  {what}" for name, what in VERBS.items())
     more = "Arguments of a verb: sora-lightning VERB --help\n"
     more += "Every verb takes --trust PACKAGE: YAMLs and checkpoints may name classes of it too"
-    return f"usage: sora-lightning VERB [arguments]\n\n{verbs}\n\n{more}"
+    return f"usage: sora-lightning [--version] VERB [arguments]\n\n{verbs}\n\n{more}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is inside a checkpoint, and how a tokenizer or a system is built from one file alone."""
+"""Contents of a checkpoint, and the tokenizer or system that is built from it alone."""
 
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,10 +22,9 @@ _INPUT = "denoiser.x_in.weight"
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
-    """A Lightning checkpoint, on the CPU, tensors and plain values only.
+    """Read a Lightning checkpoint on the CPU; only tensors and plain values are unpickled.
 
-    Raises ``ValueError`` naming the path where there is no file or the file is no checkpoint of a
-    system.
+    Raises ``ValueError`` with the path if it is missing, damaged or no checkpoint of a system.
     """
     path = Path(path)
     if not path.is_file():
@@ -46,15 +45,13 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
 
 
 def averaged_state_dict(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights to judge by: the exponential moving average where the run kept one, else the last
-    ones.
-    """
+    """Return the averaged weights (EMA) where the run kept them, else the last ones."""
     average = checkpoint.get("callbacks", {}).get("ema", {}).get("weights", {})
     return {**checkpoint["state_dict"], **average}
 
 
 def init_args(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that the checkpoint's system was built from."""
+    """Return the arguments that the checkpoint's system was built from."""
     return {k: v for k, v in checkpoint["hyper_parameters"].items() if not k.startswith("_")}
 
 
@@ -74,10 +71,9 @@ def build(kind: type[Part], configuration: Any, source: Path | str) -> Part:
 
 
 def load_tokenizer(checkpoint: Path) -> VideoTokenizer:
-    """The tokenizer of a system's checkpoint, with averaged weights, frozen. Any system that holds
-    one will do.
+    """Load the tokenizer of any system's checkpoint, with averaged weights, frozen.
 
-    Raises ``ValueError`` where the file is missing or holds no tokenizer.
+    Raises ``ValueError`` if the file is missing or holds no tokenizer.
     """
     content = read_checkpoint(checkpoint)
     specification = init_args(content).get("tokenizer")
@@ -95,8 +91,8 @@ def load_tokenizer(checkpoint: Path) -> VideoTokenizer:
     return tokenizer.requires_grad_(False).eval()
 
 
-def put_specifications(checkpoint: dict[str, Any], **parts: object) -> None:
-    """Put the configurations of parts that were loaded from files where the files' paths stood."""
+def embed_config(checkpoint: dict[str, Any], **parts: object) -> None:
+    """Replace the paths of parts that were loaded from files by the parts' configurations."""
     hyperparameters = checkpoint["hyper_parameters"]
     for name, part in parts.items():
         if (specification := getattr(part, "specification", None)) is not None:
@@ -104,11 +100,9 @@ def put_specifications(checkpoint: dict[str, Any], **parts: object) -> None:
 
 
 def load_system(kind: type[System], path: Path | str, use_ema: bool = True) -> System:
-    """Build the system that a checkpoint was saved from, load its weights, freeze it, set it to
-    evaluation.
+    """Load a system from its checkpoint, frozen and in evaluation mode.
 
-    Raises ``ValueError`` where the file is missing, no checkpoint, or one of another kind of
-    system.
+    Raises ``ValueError`` if the file is missing, no checkpoint, or holds another kind of system.
     """
     checkpoint = read_checkpoint(path)
     default = f"{kind.__module__}.{kind.__qualname__}"
@@ -137,8 +131,10 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], source: Path | s
 
 @torch.no_grad()
 def start_weights(module: L.LightningModule, checkpoint: Path) -> None:
-    """Copy what trains from another training's checkpoint. Channels that only this denoiser takes
-    in start at 0 (InstructPix2Pix, arXiv 2211.09800, section 3.2.1).
+    """Copy the trainable weights of another training's checkpoint.
+
+    Input channels that only this denoiser has start at 0 (InstructPix2Pix, arXiv
+    2211.09800, section 3.2.1).
 
     Raises ``ValueError`` naming the first weight that is missing or of another shape.
     """
@@ -160,7 +156,7 @@ def start_weights(module: L.LightningModule, checkpoint: Path) -> None:
 
 
 def _more_channels(weight: Tensor, width: int, module: L.LightningModule) -> Tensor:
-    """A patch's values stand channel by channel at each of its positions."""
+    """Append input channels of weight 0; a patch orders its values as positions x channels."""
     assert isinstance(module.denoiser, Denoiser)
     positions = module.denoiser.patch.volume
     apart = rearrange(weight, "d (p c) -> d p c", p=positions)

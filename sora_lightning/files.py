@@ -1,4 +1,4 @@
-"""What is asked of a file, whatever it holds."""
+"""Checksums and write access of files."""
 
 import hashlib
 import tempfile
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, read in pieces."""
+    """Return the SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

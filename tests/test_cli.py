@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import sora_lightning
 import sora_lightning.__main__ as program
 from sora_lightning.__main__ import main
 from sora_lightning.cli.functions import parse_function
@@ -25,6 +26,11 @@ def test_one_help_lists_every_verb(
     text = capsys.readouterr().out
     for verb in ("fit", "validate", "predict", "sample", "convert", "synthesize", "demo"):
         assert f"\n  {verb} " in text
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == sora_lightning.__version__
 
 
 def test_help_needs_neither_torch_nor_lightning() -> None:

@@ -1,9 +1,13 @@
-"""Ends a command: signals become exceptions, and refusals one sentence and an exit code."""
+"""How a command ends and what it says: signals become exceptions, refusals one sentence and an exit
+code, and expected warnings are filtered.
+"""
 
 from __future__ import annotations
 
+import logging
 import signal
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +16,14 @@ from types import FrameType
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 _OURS = Path(__file__).parents[1]
+_EXPECTED_WARNINGS = (
+    ".*does not have many workers.*",  # how many is data.reading.num_workers' business
+    ".*LeafSpec.*",  # Lightning's own use of torch
+    r".*module\(s\) in eval mode.*",  # the frozen tokenizer of a DiffusionSystem
+    ".*already saved during checkpointing.*",  # a part's hyperparameters are its class_path
+    ".*infer the batch indices.*",  # latents are keyed by clip
+    ".*smaller than the logging interval.*",  # steps are counted here, not epochs
+)
 _FOR_USERS = ("StageFailed", "TooManyBadClips", "NonFiniteError")  # some come from worker processes
 
 
@@ -90,3 +102,14 @@ def _first_cause(error: BaseException) -> str:
             break
         innermost = cause
     return " ".join(str(innermost).split())
+
+
+def filter_warnings() -> None:
+    """Filter the warnings of this process, and the tips among Lightning's messages."""
+    for pattern in _EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", pattern)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
+
+
+def _is_no_tip(record: logging.LogRecord) -> bool:
+    return "Tip:" not in record.getMessage()

@@ -1,5 +1,4 @@
-"""Says in one sentence why a configuration was refused: which key, in which file, its value, and
-what would be right.
+"""One sentence for a refused configuration: the key, its file, its value, and what is valid.
 
 jsonargparse decides what is accepted; its message for a mistake deep within nested classes is a
 block of nested attempts. After a refusal, this module walks the same files and arguments along the
@@ -29,8 +28,7 @@ _NOISE = re.compile(
 
 
 class Mistake(Exception):
-    """The first thing wrong with a configuration. ``path`` is the key, as it would be written on a
-    command line."""
+    """The first error in a configuration; ``path`` is its key as on the command line."""
 
     def __init__(self, path: str, sentence: str) -> None:
         super().__init__(sentence)
@@ -62,7 +60,7 @@ def explain_refusal(
 
 
 def condense(message: str) -> str:
-    """A message of jsonargparse without the lines that tell of its search."""
+    """Remove the lines about its search from a message of jsonargparse."""
     lines = [line.strip() for line in message.splitlines()]
     return " ".join(line.removeprefix("- ") for line in lines if not _NOISE.match(line))
 

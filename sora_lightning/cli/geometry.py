@@ -1,5 +1,4 @@
-"""Which clip sizes a tokenizer and a denoiser's patches can cut into whole tokens, and the nearest
-that they can."""
+"""Check of clip sizes: a tokenizer and a denoiser's patches must divide them into whole tokens."""
 
 from __future__ import annotations
 
@@ -8,8 +7,7 @@ from sora_lightning.types import Compression, VideoSize
 
 
 def check_size(key: str, size: VideoSize, compression: Compression, patch: Patch | None) -> None:
-    """Raise ``ValueError`` naming ``key``, the size and the nearest sizes that fit, unless ``size``
-    does.
+    """Raise ``ValueError`` with ``key`` and the nearest sizes that fit if ``size`` does not.
 
     Args:
         compression: Pixels to a latent position.
@@ -42,8 +40,7 @@ def check_size(key: str, size: VideoSize, compression: Compression, patch: Patch
 
 
 def _around(value: int, step: int, start: int | None = None) -> list[int]:
-    """The members of ``start, start + step, ...`` next to ``value``, below and above; itself alone
-    if it is one."""
+    """Return the members of ``start, start + step, ...`` around ``value``, or ``value`` itself."""
     start = step if start is None else start
     if value < start:
         return [start]

@@ -1,5 +1,4 @@
-"""What is checked between reading a configuration and building anything: files, the run's folder,
-clip sizes."""
+"""Checks of a configuration before anything is built: files, the run's folder, clip sizes."""
 
 from __future__ import annotations
 
@@ -35,8 +34,9 @@ _INPUTS = frozenset({"manifest", "val_manifest", "latents", "checkpoint", "start
 def check_run_directory(
     verb: str, run_dir: Path | None, ckpt_path: str | None, model: Namespace
 ) -> str | None:
-    """The checkpoint that ``verb`` starts from, as a path that can be read; ``None`` for a training
-    from scratch. Where ``last.ckpt`` is damaged, ``last`` means the newest one that is not.
+    """Return the path of the checkpoint that ``verb`` starts from, ``None`` to train from scratch.
+
+    ``last`` is the newest checkpoint that can be read: ``last.ckpt`` unless that is damaged.
 
     Raises:
         ValueError: The run has no folder, or one that cannot be written to; the checkpoint is not
@@ -111,8 +111,10 @@ def check_trainer(trainer: Namespace) -> None:
 
 
 def _readable(path: Path, older: list[Path]) -> tuple[Path, dict[str, Any]]:
-    """The first checkpoint that can be read, with its content. ``ValueError`` of the first if none
-    can."""
+    """Return the first checkpoint that can be read, with its content.
+
+    Raises the ``ValueError`` of ``path`` if none can be read.
+    """
     try:
         return path, read_checkpoint(path)
     except ValueError as error:
@@ -137,7 +139,7 @@ def _check_unchanged(path: Path, before: dict[str, Any], now: dict[str, Any]) ->
 
 
 def _changes(before: Any, now: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
-    """Each key that both have with two values, and these."""
+    """Yield each key that both have with different values, and the two values."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in sorted(before.keys() & now.keys()):
             yield from _changes(before[key], now[key], f"{path}.{key}")
@@ -211,7 +213,7 @@ def check_sizes(config: Namespace) -> None:
 
 
 def _build(hint: Any, name: str, parts: dict[str, Any], *first: int) -> Any:
-    """The part of that name; for a factory, what it gives when called with ``first``."""
+    """Build the part of that name; call it with ``first`` where it is a factory."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--part", type=hint)
     with _named(f"model.init_args.{name}"):
@@ -239,7 +241,7 @@ def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _instead(path: Path) -> str:
-    """What stands beside the missing file under a similar name."""
+    """Suggest a file beside the missing one with a similar name."""
     if not path.parent.is_dir():
         return f" (nor a folder {path.parent})"
     near = suggestion(path.name, [p.name for p in path.parent.iterdir()])

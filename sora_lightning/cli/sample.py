@@ -20,8 +20,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sora_lightning.cli.contact_sheet import contact_sheet, moving_sheet, save_animation
+from sora_lightning.cli.errors import filter_warnings
 from sora_lightning.cli.geometry import check_size
-from sora_lightning.cli.quiet import quieten
 from sora_lightning.cli.sample_tasks import TASKS, Job, TaskInputs, check_inputs
 from sora_lightning.data.decoding.encode import write_video
 from sora_lightning.data.decoding.readers import read_frames
@@ -153,7 +153,7 @@ def sample(
         sheet_rows: Videos in the contact sheet, evenly spread over the prompts.
         device: Where to compute: cpu, cuda, cuda:1.
     """
-    quieten()
+    filter_warnings()
     for flag, number in (("--batch-size", batch_size), ("--sheet-rows", sheet_rows)):
         if number < 1:
             raise ValueError(f"{flag} {number}: must be at least 1")

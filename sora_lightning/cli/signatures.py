@@ -1,4 +1,4 @@
-"""What a class or function named in a YAML takes, read from its signature."""
+"""Parameters of a class or function named in a YAML, read from its signature."""
 
 from __future__ import annotations
 
@@ -26,10 +26,9 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Signature:
-    """Names, types and necessity of the parameters of a class or function.
+    """Parameters of a class or function: their names, types, and which are required.
 
-    ``takes_anything`` is set where it has a ``**kwargs``, so that an unknown name is no mistake for
-    certain.
+    ``takes_anything`` is True if it has ``**kwargs``, so that an unknown name may be valid.
     """
 
     name: str
@@ -54,7 +53,7 @@ class Signature:
         )
 
     def without_first(self, count: int) -> Signature:
-        """The signature that is left when the first ``count`` parameters are given by position."""
+        """Return the signature without the first ``count`` parameters, given by position."""
         given = set(list(self.hints)[:count])
         return Signature(
             self.name,
@@ -65,8 +64,7 @@ class Signature:
 
 
 def find_target(class_path: str) -> Callable[..., Any] | None:
-    """The class or function of that import path; ``None`` for a short name, which the parser alone
-    can resolve.
+    """Import a class or function; return ``None`` for a short name, which only the parser resolves.
 
     Raises:
         ValueError: A file may not name it, or the module or the name in it does not exist; says
@@ -91,8 +89,7 @@ def find_target(class_path: str) -> Callable[..., Any] | None:
 
 
 def callable_arity(hint: Any) -> int:
-    """How many arguments the owner of a ``Callable[[...], X]`` gives itself, by position. 0 for any
-    other type."""
+    """Return the number of positional arguments of a ``Callable[[...], X]``, 0 for other types."""
     for option in (hint, *typing.get_args(hint)):
         arguments = typing.get_args(option)
         if typing.get_origin(option) is Callable and arguments and isinstance(arguments[0], list):
@@ -101,7 +98,7 @@ def callable_arity(hint: Any) -> int:
 
 
 def item_hint(hint: Any) -> Any:
-    """The type of the items where ``hint`` is a list or admits one, else ``Any``."""
+    """Return the type of a list's items, ``Any`` if ``hint`` admits no list."""
     for option in (hint, *typing.get_args(hint)):
         if typing.get_origin(option) in (list, tuple, Iterable) and typing.get_args(option):
             return typing.get_args(option)[0]
@@ -109,7 +106,7 @@ def item_hint(hint: Any) -> Any:
 
 
 def name_of(hint: Any) -> str:
-    """A type in words a reader of YAML knows."""
+    """Describe a type in the words of YAML."""
     if hint in _NAMES:
         return _NAMES[hint]
     if isinstance(hint, type) and not typing.get_args(hint):

@@ -1,5 +1,4 @@
-"""Where a configuration comes from: YAML files in the order given, then the single keys of the
-command line."""
+"""Sources of a configuration: YAML files in the order given, then the keys of the command line."""
 
 from __future__ import annotations
 
@@ -20,13 +19,13 @@ class CommandLineValue(str):
 
 @dataclass(frozen=True)
 class Source:
-    """One file's or one argument's share of the configuration, and what to call it in a message."""
+    """Values from one file or argument, and its name in messages."""
 
     name: str
     values: dict[str, Any]
 
     def holds(self, path: str) -> bool:
-        """Whether this source gives the key: ``a.b[0].c``."""
+        """Return True if this source sets the key, such as ``a.b[0].c``."""
         node: Any = self.values
         for step in re.findall(r"[^.\[\]]+", path):
             if isinstance(node, list) and step.isdigit() and int(step) < len(node):
@@ -39,7 +38,7 @@ class Source:
 
 
 def read_sources(argv: list[str]) -> list[Source]:
-    """The sources of a configuration, in the order in which later ones override earlier ones.
+    """Return the sources of a configuration; later ones override earlier ones.
 
     Raises:
         ValueError: A ``--config`` file does not exist or is not a mapping in YAML.
@@ -61,8 +60,10 @@ def read_sources(argv: list[str]) -> list[Source]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises ``ValueError`` naming the file, and the line where it
-    stops being YAML."""
+    """Read the mapping in a YAML file.
+
+    Raises ``ValueError`` with the file and, for a syntax error, the line.
+    """
     if not path.is_file():
         known = [str(p) for p in Path("experiments").glob("**/*.yaml")]
         raise ValueError(f"--config {path}: no such file. {suggestion(str(path), known)}".rstrip())
@@ -79,10 +80,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], delta: dict[str, Any]) -> dict[str, Any]:
-    """``base`` overridden by ``delta``. Where the class changes, arguments that the new one does
-    not take are dropped.
+    """Override ``base`` by ``delta``; drop arguments that a new class does not take.
 
-    A key of the command line may leave ``init_args`` out.
+    Keys of the command line may omit ``init_args``.
     """
     merged = dict(base)
     if "class_path" in merged and not set(delta) <= {"class_path", "init_args", "dict_kwargs"}:

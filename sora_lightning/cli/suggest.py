@@ -1,4 +1,4 @@
-"""The nearest right word for a misspelt one."""
+"""Suggestions for misspelt words."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ _LISTED = 12  # more names than this help nobody on one line
 
 
 def suggestion(word: str, valid: Iterable[str]) -> str:
-    """``Did you mean width?``, or the valid words where none is near. Empty when there are no valid
-    words."""
+    """Return ``Did you mean width?``, or a list of the valid words if none is similar."""
     words = sorted(valid)
     near = get_close_matches(word, words, n=1, cutoff=0.6)
     if near:

@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sora_lightning.callbacks.checkpoint import NonFiniteError, RunCheckpoint, SaveError
 from sora_lightning.callbacks.progress import Progress
 from sora_lightning.callbacks.writers import LatentWriter
-from sora_lightning.cli.errors import Terminated, refused_as
+from sora_lightning.cli.errors import Terminated, filter_warnings, refused_as
 from sora_lightning.cli.explain import explain_refusal
 from sora_lightning.cli.preflight import (
     check_inputs,
@@ -38,7 +38,6 @@ from sora_lightning.cli.preflight import (
     check_trainer,
     lock,
 )
-from sora_lightning.cli.quiet import quieten
 from sora_lightning.cli.sources import Source, merge, read_sources
 from sora_lightning.data import VideoDataModule
 from sora_lightning.trust import trust_only_known_packages
@@ -171,7 +170,7 @@ def run_training(argv: list[str]) -> None:
     # Interpolations written from the root, ${data.fps}, then also hold below the verb.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     trust_only_known_packages()
-    quieten()
+    filter_warnings()
     _refuse_second_rate(read_sources(argv[1:]))
     num_threads = torch.get_num_threads()
     try:

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from sora_lightning.checkpoints import init_args, load_system, put_specifications
+from sora_lightning.checkpoints import embed_config, init_args, load_system
 from sora_lightning.conditioning import (
     Conditioner,
     KnownFrameConditioning,
@@ -259,7 +259,7 @@ class DiffusionSystem(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["training_sizes"] = [str(size) for size in self.training_sizes]
-        put_specifications(checkpoint, tokenizer=self.tokenizer)
+        embed_config(checkpoint, tokenizer=self.tokenizer)
         encoder = self.known_frames.image_encoder
         if encoder is not None and encoder.specification is not None:
             known_frames = init_args(checkpoint)["known_frames"]

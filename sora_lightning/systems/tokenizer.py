@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sora_lightning.checkpoints import load_system, put_specifications
+from sora_lightning.checkpoints import embed_config, load_system
 from sora_lightning.data import Packing
 from sora_lightning.systems.batches import data_spec, mean_loss, no_losses
 from sora_lightning.systems.draws import training_draws
@@ -214,7 +214,7 @@ class TokenizerSystem(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the configuration of a loaded tokenizer where the path of its file stood."""
-        put_specifications(checkpoint, tokenizer=self.tokenizer)
+        embed_config(checkpoint, tokenizer=self.tokenizer)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         if self.adversarial is None:

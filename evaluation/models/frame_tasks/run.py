@@ -14,9 +14,10 @@ from evaluation.models.frame_tasks.cases import pairs_to_connect, real_cases
 from evaluation.models.frame_tasks.judging import gap_row
 from evaluation.models.frame_tasks.protocol import TaskProtocol
 from evaluation.models.frame_tasks.rates import Outcome, Trial
-from evaluation.protocol import file_sha256, fingerprint
+from evaluation.protocol import fingerprint
 from sora_lightning.cli.contact_sheet import contact_sheet
 from sora_lightning.denoisers import FeatureCaching
+from sora_lightning.files import file_sha256
 from sora_lightning.systems import DiffusionSystem
 
 TASKS: dict[str, Callable[[Trial], Outcome]] = {

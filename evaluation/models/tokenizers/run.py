@@ -36,11 +36,12 @@ from evaluation.models.tokenizers.probes import (
     tile_seams,
 )
 from evaluation.models.tokenizers.strip import write_strip
-from evaluation.protocol import Protocol, file_sha256, fingerprint, texts_sha256
+from evaluation.protocol import Protocol, fingerprint, texts_sha256
 from evaluation.report.write import write_report
 from evaluation.scores import Score
 from sora_lightning.checkpoints import load_tokenizer, read_checkpoint
 from sora_lightning.data import Batching, VideoDataModule
+from sora_lightning.files import file_sha256
 from sora_lightning.tokenizers import (
     CausalTokenizer,
     PerceptualDistance,
