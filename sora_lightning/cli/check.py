@@ -11,7 +11,7 @@ from sora_lightning.cli.explain import condense
 from sora_lightning.cli.sources import merge, read_yaml
 from sora_lightning.data import VideoDataModule, read_manifest
 from sora_lightning.data.decoding.readers import read_timeline
-from sora_lightning.data.decoding.subprocess_decoding import guarded_map
+from sora_lightning.data.decoding.subprocess_decoding import subprocess_map
 from sora_lightning.data.manifest.filters import Filter, sift
 from sora_lightning.data.manifest.records import ClipRecord
 
@@ -69,7 +69,7 @@ def _report(manifest: Path, filters: list[Filter]) -> str:
     records = read_manifest(manifest)
     kept, removed = sift(records, filters)
     paths = list(dict.fromkeys(record.path for record in kept))
-    timelines = dict(zip(paths, guarded_map(read_timeline, paths, 4, 60.0), strict=True))
+    timelines = dict(zip(paths, subprocess_map(read_timeline, paths, 4, 60.0), strict=True))
 
     def verdict(record: ClipRecord) -> str:
         timeline = timelines[record.path]

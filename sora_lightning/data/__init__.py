@@ -9,7 +9,7 @@ from sora_lightning.data.decoding.encode import write_video
 from sora_lightning.data.decoding.errors import DecodeError
 from sora_lightning.data.decoding.readers import DecordReader, PyAVReader, Reader
 from sora_lightning.data.decoding.shards import write_shards
-from sora_lightning.data.decoding.subprocess_decoding import GuardedReader
+from sora_lightning.data.decoding.subprocess_decoding import SubprocessReader
 from sora_lightning.data.decoding.torchcodec_reader import TorchCodecReader
 from sora_lightning.data.decoding.video_metadata import VideoMetadata
 from sora_lightning.data.latents import LatentCache
@@ -25,7 +25,6 @@ __all__ = [
     "ClipRecord",
     "DecodeError",
     "DecordReader",
-    "GuardedReader",
     "LatentCache",
     "PackPlan",
     "Packing",
@@ -34,6 +33,7 @@ __all__ = [
     "Reading",
     "Removal",
     "SizeFamily",
+    "SubprocessReader",
     "TorchCodecReader",
     "VideoDataModule",
     "VideoMetadata",

@@ -53,7 +53,7 @@ from sora_lightning.data.batching.windows import (
 from sora_lightning.data.decoding.bad_clips import BadClips, TooManyBadClips
 from sora_lightning.data.decoding.checksums import Checksums
 from sora_lightning.data.decoding.readers import default_reader
-from sora_lightning.data.decoding.subprocess_decoding import CAN_FORK, GuardedReader
+from sora_lightning.data.decoding.subprocess_decoding import CAN_FORK, SubprocessReader
 from sora_lightning.data.latents import INDEX, LatentCache
 from sora_lightning.data.manifest.filters import Filter
 from sora_lightning.data.manifest.memory_mapped import joined, open_manifest
@@ -127,7 +127,7 @@ class VideoDataModule(L.LightningDataModule):
         self.sizes = batching.size_rule(self.fps, packing)
         self.reader = reading.reader or default_reader()
         if reading.decode_timeout_s is not None and CAN_FORK:
-            self.reader = GuardedReader(self.reader, reading.decode_timeout_s)
+            self.reader = SubprocessReader(self.reader, reading.decode_timeout_s)
         self._checksums = Checksums(reading.verify_content)
         keys = PairKeys if reading.sources else LatentKeys
         self._key = keys(self.fps, batching.windows_per_clip, self._checksums)
@@ -293,7 +293,7 @@ class VideoDataModule(L.LightningDataModule):
         if len(batches) < num_ranks:
             raise ValueError(
                 f"{len(batches)} batches for {num_ranks} ranks: every rank needs one; lower "
-                "data.pixels_per_batch, give more clips (data.val_manifest where this is "
+                "data.batching.pixels_per_batch, give more clips (data.val_manifest where this is "
                 "validation), or take fewer devices"
             )
         sampler = FixedBatches(batches, *self._ranks())

@@ -74,7 +74,7 @@ class _Entries:
             length = int.from_bytes(file.read(8), "little")
             header: dict[str, Any] = json.loads(file.read(length))
         header.pop("__metadata__", None)
-        formats = {one: number for number, one in enumerate(self.formats)}
+        formats = {one: index for index, one in enumerate(self.formats)}
         of_entries = [
             formats.setdefault((_NAMES[e["dtype"]], tuple(e["shape"])), len(formats))
             for e in header.values()
@@ -90,19 +90,19 @@ class _Entries:
         self.shards.append(shard.name)
 
     def find(self, keys: Iterable[str]) -> Int[ndarray, " n"]:
-        """The number of each key, -1 for one that is not there."""
+        """The index of each key, -1 for one that is not there."""
         asked = _digests(keys)
         if not len(self):
             return np.full(len(asked), -1, np.int32)
         if len(self._order) < len(self):
             self._order = np.argsort(self._keys, kind="stable").astype(np.int32)
         places = np.searchsorted(self._keys, asked, sorter=self._order)
-        numbers = self._order[np.minimum(places, len(self) - 1)]
-        return np.where(self._keys[numbers] == asked, numbers, np.int32(-1))
+        indices = self._order[np.minimum(places, len(self) - 1)]
+        return np.where(self._keys[indices] == asked, indices, np.int32(-1))
 
-    def place(self, number: int) -> _Place:
-        shard = self.shards[self._shard[number]]
-        return _Place(shard, int(self._offset[number]), *self.formats[self._format[number]])
+    def place(self, index: int) -> _Place:
+        shard = self.shards[self._shard[index]]
+        return _Place(shard, int(self._offset[index]), *self.formats[self._format[index]])
 
     def keys(self) -> set[str]:
         digits = self._keys.tobytes().hex()
@@ -191,7 +191,7 @@ class LatentCache:
         return self._entries.keys() | self._pending.keys()
 
     def find(self, keys: Iterable[str]) -> Int[ndarray, " n"]:
-        """The numbers of latents that stand in shards, by their keys; -1 for others."""
+        """The indices of latents that stand in shards, by their keys; -1 for others."""
         return self._entries.find(keys)
 
     def write(self, key: str, latents: Float[Tensor, "c f h w"]) -> None:
@@ -212,21 +212,21 @@ class LatentCache:
         """The latents in float32. Raises ``KeyError`` for a key that was never written."""
         if key in self._pending:
             return torch.from_numpy(self._pending[key].astype(np.float32))
-        (number,) = self._entries.find([key]).tolist()
-        if number < 0:
+        (index,) = self._entries.find([key]).tolist()
+        if index < 0:
             raise KeyError(key)
-        return self._at(number)
+        return self._at(index)
 
-    def window(self, numbers: Int[ndarray, " w"], window: float) -> Float[Tensor, "c f h w"]:
+    def window(self, indices: Int[ndarray, " w"], window: float) -> Float[Tensor, "c f h w"]:
         """Of a clip's windows those latents in whose share of the clip ``window`` in [0, 1] falls.
 
-        ``numbers`` are their numbers in order; a -1 is passed over.
+        ``indices`` are those in the cache, in order; a -1 is passed over.
         """
-        there = numbers[numbers >= 0]
+        there = indices[indices >= 0]
         return self._at(int(there[min(int(window * len(there)), len(there) - 1)]))
 
-    def _at(self, number: int) -> Float[Tensor, "c f h w"]:
-        place = self._entries.place(number)
+    def _at(self, index: int) -> Float[Tensor, "c f h w"]:
+        place = self._entries.place(index)
         if place.shard not in self._maps:
             self._maps[place.shard] = np.memmap(self.root / place.shard, mode="r")
         count = int(np.prod(place.shape))

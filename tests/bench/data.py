@@ -19,11 +19,11 @@ from sora_lightning.__main__ import main
 from sora_lightning.data import (
     BatchPlan,
     ClipRecord,
-    GuardedReader,
     Packing,
     PackPlan,
     PyAVReader,
     Reader,
+    SubprocessReader,
     TorchCodecReader,
     write_dataset,
     write_video,
@@ -81,26 +81,26 @@ def _decode(report: Report, manifest: Path) -> None:
 
 
 def _guard(report: Report, path: Path) -> None:
-    """Sixteen frames of 480 x 320 by each reader, in this process and in a guarded child."""
+    """Sixteen frames of 480 x 320 by each reader, in this process and in a child."""
     coarse = np.random.default_rng(0).integers(0, 255, (60, 20, 30, 3)).astype(np.uint8)
     write_video(path, coarse.repeat(16, 1).repeat(16, 2), fps=24, keyframe_every=30)
     timeline = read_timeline(path)
     # How far back the key frame lies decides the cost of a call: here it is the same for all.
     starts = [7, 37]
     for name, reader in _readers().items():
-        guarded = GuardedReader(reader, 20.0)
+        child = SubprocessReader(reader, 20.0)
 
         def read(one: Reader, coming: Iterator[int]) -> None:
             start = next(coming)
             one.read(path, timeline, list(range(start, start + 16)))
 
-        readers = {"bare": reader, "guarded": guarded}
+        readers = {"bare": reader, "child": child}
         candidates = {n: partial(read, one, itertools.cycle(starts)) for n, one in readers.items()}
         rows = report.compare(f"a clip of 16 frames by {name}", candidates, items=1, unit="clips")
-        median = rows["guarded"].median_s / rows["bare"].median_s
-        fastest = rows["guarded"].fastest_s / rows["bare"].fastest_s
+        median = rows["child"].median_s / rows["bare"].median_s
+        fastest = rows["child"].fastest_s / rows["bare"].fastest_s
         print(f"  the guard costs {median:.2f} times the time, {fastest:.2f} of the fastest calls")
-        guarded.guard.close()
+        child.caller.close()
 
 
 def _verify(report: Report, path: Path) -> None:

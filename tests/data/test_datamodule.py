@@ -319,7 +319,16 @@ def test_fewer_batches_than_ranks_are_refused(
     num_batches = len(data.val_dataloader())
     monkeypatch.setattr(data, "_ranks", lambda: (0, num_batches + 1))
     said = (
-        f"{num_batches} batches for {num_batches + 1} ranks: every rank needs one; lower data.pix"
+        f"{num_batches} batches for {num_batches + 1} ranks: every rank needs one; lower data.batch"
     )
     with pytest.raises(ValueError, match=said):
         data.val_dataloader()
+
+
+def test_a_whole_frame_rate_is_the_same_rate(shapes: dict[str, Path]) -> None:
+    """The same keys in a latent cache, and frames per second as a float in the batch."""
+    whole, real = (module(shapes, fps=fps) for fps in (8, 8.0))
+    (record, *_), size = read_manifest(shapes["train"]), whole.sizes.sizes[0]
+    assert whole._key(record, size, 0) == real._key(record, size, 0)
+    whole.setup("fit")
+    assert next(iter(whole.train_dataloader())).fps.dtype == torch.float32

@@ -191,10 +191,10 @@ class Assignment:
         codes: dict[VideoSize | Removal | Filter, int] = {s: i for i, s in enumerate(sizes)}
         of_records = array("i", (codes.setdefault(place, len(codes)) for place in places))
         found = np.array(of_records, dtype=np.int32)
-        numbers = np.argsort(found, kind="stable").astype(np.int32)
+        indices = np.argsort(found, kind="stable").astype(np.int32)
         ends = np.cumsum(np.bincount(found, minlength=len(codes)))[:-1]
         assignment = cls({})
-        for place, of_place in zip(codes, np.split(numbers, ends), strict=True):
+        for place, of_place in zip(codes, np.split(indices, ends), strict=True):
             part = chosen(records, of_place)
             if isinstance(place, VideoSize):
                 assignment.clips[place] = part

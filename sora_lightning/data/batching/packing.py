@@ -275,33 +275,33 @@ class PackPlan:
     def batch(self, position: int) -> PackRequest:
         """The pack at a position, 0 or greater. Epochs not seen before are planned on the way."""
         while position >= self._starts[-1]:
-            number = len(self._starts) - 1
-            self._starts.append(self._starts[-1] + len(self.show(number).packs))
-        number = bisect_right(self._starts, position) - 1
-        one = self.show(number)
-        place = position - self._starts[number]
+            epoch = len(self._starts) - 1
+            self._starts.append(self._starts[-1] + len(self.show(epoch).packs))
+        epoch = bisect_right(self._starts, position) - 1
+        one = self.show(epoch)
+        place = position - self._starts[epoch]
         drawn = one.packs.clips[one.packs.starts[place] : one.packs.starts[place + 1]]
         repeats, clips = np.divmod(drawn, len(self.grids))
         return PackRequest(
             tuple(clips.tolist()),
             tuple(self.packing.size(grid) for grid in one.grids[drawn].tolist()),
-            tuple((number * self.repeats_per_epoch + repeats).tolist()),
+            tuple((epoch * self.repeats_per_epoch + repeats).tolist()),
             tuple(one.tokens[drawn].tolist()),
         )
 
-    def show(self, number: int) -> Epoch:
+    def show(self, epoch: int) -> Epoch:
         """One epoch in whole. The last one asked for is kept, the one after it is under way."""
-        if self._current is None or self._current[0] != number:
-            if self._next is not None and self._next[0] == number:
+        if self._current is None or self._current[0] != epoch:
+            if self._next is not None and self._next[0] == epoch:
                 one = self._next[1].result()
             else:
-                one = plan_epoch(self, number)
-            self._current = number, one
+                one = plan_epoch(self, epoch)
+            self._current = epoch, one
             if len(self.grids) > PLANNED_AT_ONCE:
                 pool = ThreadPoolExecutor(1)
-                self._next = number + 1, pool.submit(plan_epoch, self, number + 1)
+                self._next = epoch + 1, pool.submit(plan_epoch, self, epoch + 1)
                 pool.shutdown(wait=False)
-            rank_zero_info(f"epoch {number} over the clips: {one}")
+            rank_zero_info(f"epoch {epoch} over the clips: {one}")
             if one.waste > WASTE_WARNED_OF:
                 log.warning(
                     "packs of %d tokens waste %.1f %% of them: a larger budget, smaller clips or, "
@@ -335,11 +335,11 @@ class Epoch(NamedTuple):
         )
 
 
-def plan_epoch(plan: PackPlan, number: int) -> Epoch:
+def plan_epoch(plan: PackPlan, epoch: int) -> Epoch:
     """Draw sizes and order of one epoch, and pack it."""
-    rng = np.random.default_rng([plan.seed, 3, number])
+    rng = np.random.default_rng([plan.seed, 3, epoch])
     repeats, num_clips = plan.repeats_per_epoch, len(plan.grids)
-    first = number * repeats * num_clips
+    first = epoch * repeats * num_clips
     largest = plan.grids if repeats == 1 else np.tile(plan.grids, (repeats, 1))
     grids, tokens = shown(largest, plan.packing, rng, first)
     order = np.empty((repeats, num_clips), dtype=np.int32)

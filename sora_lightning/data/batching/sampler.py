@@ -201,46 +201,46 @@ class BatchPlan:
         clips = tuple(int(self._order(bucket, repeat)[place]) for repeat, place in pairs)
         return BatchRequest(self.sizes[bucket], clips, tuple(repeats.tolist()))
 
-    def _runs_before(self, number: int) -> list[int]:
+    def _runs_before(self, epoch: int) -> list[int]:
         """How many runs of each size have begun before an epoch, in proportion to its clips."""
         counts = zip(self.num_clips, self._phases, self._clips_per_run, strict=True)
-        return [max(0, -((phase - number * clips) // per_run)) for clips, phase, per_run in counts]
+        return [max(0, -((phase - epoch * clips) // per_run)) for clips, phase, per_run in counts]
 
     def _run(self, run: int) -> tuple[int, int]:
-        """The size (by its place) and the number among the runs of that size of a run."""
+        """The size (by its place) and the index among the runs of that size."""
         last = 1
         while sum(self._runs_before(last)) <= run:
             last *= 2
-        number = bisect.bisect_right(range(last), run, key=lambda n: sum(self._runs_before(n))) - 1
-        buckets, numbers = self._schedule(number)
-        place = run - sum(self._runs_before(number))
-        return int(buckets[place]), int(numbers[place])
+        epoch = bisect.bisect_right(range(last), run, key=lambda n: sum(self._runs_before(n))) - 1
+        buckets, run_indices = self._schedule(epoch)
+        place = run - sum(self._runs_before(epoch))
+        return int(buckets[place]), int(run_indices[place])
 
-    def _schedule(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+    def _schedule(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The runs of one epoch in their order."""
-        if number not in self._schedules:
-            begin, end = self._runs_before(number), self._runs_before(number + 1)
+        if epoch not in self._schedules:
+            begin, end = self._runs_before(epoch), self._runs_before(epoch + 1)
             counts = np.array(end) - np.array(begin)
             buckets = np.repeat(np.arange(len(counts)), counts)
-            np.random.default_rng([self.seed, 1, number]).shuffle(buckets)
-            numbers = np.empty_like(buckets)
+            np.random.default_rng([self.seed, 1, epoch]).shuffle(buckets)
+            run_indices = np.empty_like(buckets)
             for bucket in range(len(counts)):
-                numbers[buckets == bucket] = np.arange(begin[bucket], end[bucket])
+                run_indices[buckets == bucket] = np.arange(begin[bucket], end[bucket])
             self._schedules.clear()
-            self._schedules[number] = buckets, numbers
-        return self._schedules[number]
+            self._schedules[epoch] = buckets, run_indices
+        return self._schedules[epoch]
 
-    def _order(self, bucket: int, number: int) -> np.ndarray:
+    def _order(self, bucket: int, epoch: int) -> np.ndarray:
         """The order of a size's clips in one epoch. The last two of each size are kept."""
-        if (bucket, number) not in self._orders:
-            rng = np.random.default_rng([self.seed, 2, bucket, number])
+        if (bucket, epoch) not in self._orders:
+            rng = np.random.default_rng([self.seed, 2, bucket, epoch])
             self._orders = {
-                k: v for k, v in self._orders.items() if k[0] != bucket or k[1] == number - 1
+                k: v for k, v in self._orders.items() if k[0] != bucket or k[1] == epoch - 1
             }
             places = None if self.places is None else self.places[self.sizes[bucket]]
             order = shuffled(rng, self.num_clips[bucket], places)
-            self._orders[bucket, number] = order
-        return self._orders[bucket, number]
+            self._orders[bucket, epoch] = order
+        return self._orders[bucket, epoch]
 
 
 class BatchStream(DistributedSampler):
@@ -277,7 +277,7 @@ class BatchStream(DistributedSampler):
 
 class WindowBatches(Sequence[BatchRequest]):
     """Windows of clips, as many of one size to a batch as ``batch_sizes`` says; a batch is made
-    when it is asked for. Window ``w`` of clip ``n`` is number ``n * num_windows + w`` of its size.
+    when it is asked for. Window ``w`` of clip ``n`` has the index ``n * num_windows + w``.
     """
 
     def __init__(
@@ -289,7 +289,7 @@ class WindowBatches(Sequence[BatchRequest]):
         self.windows = windows
         self.batch_sizes = batch_sizes
         self.num_windows = num_windows
-        counts = [-(-len(numbers) // batch_sizes[size]) for size, numbers in windows.items()]
+        counts = [-(-len(indices) // batch_sizes[size]) for size, indices in windows.items()]
         self._ends = list(itertools.accumulate(counts))
         self._sizes = list(windows)
 
@@ -302,14 +302,14 @@ class WindowBatches(Sequence[BatchRequest]):
     def __getitem__(self, index: slice) -> list[BatchRequest]: ...
     def __getitem__(self, index: int | slice) -> BatchRequest | list[BatchRequest]:
         if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
+            return [self[one] for one in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
         place = bisect.bisect_right(self._ends, index)
         size = self._sizes[place]
         start = (index - ([0, *self._ends])[place]) * self.batch_sizes[size]
-        numbers = self.windows[size][start : start + self.batch_sizes[size]]
-        clips, windows = np.divmod(numbers, self.num_windows)
+        indices = self.windows[size][start : start + self.batch_sizes[size]]
+        clips, windows = np.divmod(indices, self.num_windows)
         return BatchRequest(size, tuple(clips.tolist()), tuple(windows.tolist()))
 
 
@@ -319,13 +319,13 @@ class FixedBatches(DistributedSampler):
     def __init__(self, batches: Sequence[BatchRequest], rank: int, num_ranks: int) -> None:
         super().__init__(batches, num_replicas=num_ranks, rank=rank, shuffle=False)  # type: ignore[arg-type]
         self.batches = batches
-        self.numbers = range(rank, len(batches), num_ranks)
+        self.indices = range(rank, len(batches), num_ranks)
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.indices)
 
     def __iter__(self) -> Iterator[BatchRequest]:
-        return (self.batches[number] for number in self.numbers)
+        return (self.batches[index] for index in self.indices)
 
 
 class StreamLoader(DataLoader):

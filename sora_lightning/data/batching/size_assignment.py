@@ -20,7 +20,7 @@ from sora_lightning.data.decoding.bad_clips import BadClips
 from sora_lightning.data.decoding.checksums import Checksums
 from sora_lightning.data.decoding.errors import DecodeError
 from sora_lightning.data.decoding.readers import probe
-from sora_lightning.data.decoding.subprocess_decoding import DecoderFailed, guarded_map
+from sora_lightning.data.decoding.subprocess_decoding import DecoderFailed, subprocess_map
 from sora_lightning.data.decoding.video_metadata import VideoMetadata
 from sora_lightning.data.latents import LatentCache, latent_key
 from sora_lightning.data.manifest.filters import Filter, first_against, require_columns
@@ -60,10 +60,10 @@ def assign_sizes(
 def require_checksums(manifest: Path, assignment: Assignment) -> None:
     """Raise ``ValueError`` naming the first clip of which the manifest does not tell the hash."""
     for clips in assignment.clips.values():
-        for number, content in enumerate(cells(clips, "content")):
+        for index, content in enumerate(cells(clips, "content")):
             if not isinstance(content, str) or not content:
                 raise ValueError(
-                    f"{manifest}: content is missing in the row of {clips[number].path.name}: "
+                    f"{manifest}: content is missing in the row of {clips[index].path.name}: "
                     "data.reading.verify_content = true needs the SHA-256 of each file: run "
                     "sora-lightning index"
                 )
@@ -78,7 +78,7 @@ def _probed(
     unknown = (r for r in records if r.metadata is None and first_against(r, filters) is None)
     paths, asked = itertools.tee(record.path for record in unknown)
     num_workers = max(1, min(PROBES_AT_ONCE, len(records) // 8))
-    probed = guarded_map(probe, asked, num_workers, PROBE_TIMEOUT_S)
+    probed = subprocess_map(probe, asked, num_workers, PROBE_TIMEOUT_S)
     bar = tqdm(probed, "probing", len(records), unit="clip", disable=len(records) < 100)
     for result, path in zip(bar, paths, strict=True):
         yield DecodeError(f"{path}: {result}") if isinstance(result, DecoderFailed) else result
@@ -107,7 +107,7 @@ class LatentKeys:
         return [latent_key(content, record, size, self.fps, w, self.num_windows) for w in windows]
 
     def find(self, record: ClipRecord, size: VideoSize, cache: LatentCache) -> Int[ndarray, "p w"]:
-        """The numbers of a clip's windows in a cache, -1 for those that it lacks: ``num_parts``
+        """The indices of a clip's windows in a cache, -1 for those that it lacks: ``num_parts``
         rows, of which the first is the clip's own.
         """
         return cache.find(self.of_windows(record, size))[None]
@@ -131,7 +131,7 @@ class Encoded(NamedTuple):
 def find_encoded(assignment: Assignment, keys: LatentKeys, cache: LatentCache) -> Encoded:
     """Look a cache through for the windows of all clips."""
     kept = Assignment({}, dict(assignment.removed))
-    numbers: list[dict[VideoSize, Int[ndarray, "_n w"]]] = [{} for _ in range(keys.num_parts)]
+    indices: list[dict[VideoSize, Int[ndarray, "_n w"]]] = [{} for _ in range(keys.num_parts)]
     lacking: list[Sequence[ClipRecord]] = []
     for size, clips in assignment.clips.items():
         found = np.full((keys.num_parts, len(clips), keys.num_windows), -1, dtype=np.int32)
@@ -139,9 +139,9 @@ def find_encoded(assignment: Assignment, keys: LatentKeys, cache: LatentCache) -
             found[:, row] = keys.find(record, size, cache)
         there = (found[0] >= 0).any(axis=1)
         kept.clips[size] = chosen(clips, np.flatnonzero(there))
-        for of_part, part in zip(numbers, found, strict=True):
+        for of_part, part in zip(indices, found, strict=True):
             of_part[size] = part[there]
         lacking.append(chosen(clips, np.flatnonzero(~there)))
     if len(without := joined(lacking)):
         kept.removed[Removal.NOT_ENCODED] = without
-    return Encoded(kept, numbers[0], numbers[1] if len(numbers) > 1 else None)
+    return Encoded(kept, indices[0], indices[1] if len(indices) > 1 else None)

@@ -81,7 +81,7 @@ class PairKeys(LatentKeys):
         return _source_key(self(record, size, window), self.checksums.of(_source_of(record)))
 
     def find(self, record: ClipRecord, size: VideoSize, cache: LatentCache) -> Int[ndarray, "2 w"]:
-        """The numbers of a clip's windows, and of its source's, in a cache; -1 for both where it
+        """The indices of a clip's windows, and of its source's, in a cache; -1 for both where it
         lacks either.
         """
         content = self.checksums.of(_source_of(record))

@@ -61,5 +61,5 @@ class FixedWindows:
 
     def __call__(self, record: ClipRecord, repeat: int) -> Window:
         window = self.sampler(record, repeat)
-        number = min(int(window.position * self.num_windows), self.num_windows - 1)
-        return window._replace(position=(number + 0.5) / self.num_windows)
+        index = min(int(window.position * self.num_windows), self.num_windows - 1)
+        return window._replace(position=(index + 0.5) / self.num_windows)

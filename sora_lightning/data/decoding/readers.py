@@ -203,7 +203,7 @@ class DecordReader(Reader):
             return PyAVReader().read(path, timeline, indices)
         import decord
 
-        # At this level it says which frames it painted over; GuardedReader listens.
+        # At this level it says which frames it painted over; SubprocessReader listens.
         decord.logging.set_level(decord.logging.INFO)
         try:
             reader = decord.VideoReader(os.path.abspath(path), num_threads=1)

@@ -52,10 +52,10 @@ class _Answer(NamedTuple):
     complaints: str
 
 
-class Guard:
+class SubprocessCaller:
     """A child process that runs one call after another, within ``timeout_s`` seconds each.
 
-    It is started by the first call, and again after a call that it did not survive. A guard that
+    It is started by the first call, and again after a call that it did not survive. A caller that
     is pickled, or that a process inherits by a fork, starts a child of its own. Not for several
     threads at once. Raises ``ValueError`` where processes cannot be forked.
     """
@@ -64,7 +64,7 @@ class Guard:
         if not timeout_s > 0:
             raise ValueError(f"timeout_s = {timeout_s}: must be greater than 0")
         if not CAN_FORK:
-            raise ValueError("this system cannot fork processes: decode without a guard")
+            raise ValueError("this system cannot fork processes: set decode_timeout_s to null")
         self.timeout_s = timeout_s
         self._num_bytes = FIRST_BUFFER_BYTES
         self._child: _Child | None = None
@@ -103,7 +103,7 @@ class Guard:
 class _Child:
     """The parent's side of one process, its pipe and its shared memory.
 
-    Arrays lie in one of two buffers: in the first, and are lent to the caller as they are; or,
+    Arrays lie in one of two buffers: in the first, and are lent as they are; or,
     while what was lent last is still in use, in the second, and are copied.
     """
 
@@ -205,26 +205,26 @@ def _answer(function: Callable[..., Any], arguments: tuple[Any, ...]) -> _Answer
     return _Answer(value, error, complaints)
 
 
-def guarded_map(
+def subprocess_map(
     function: Callable[[Any], Any], items: Iterable[Any], num_workers: int, timeout_s: float
 ) -> Iterator[Any]:
-    """``function(item)`` of each item, in order, or the ``DecodeError`` in its place; a few
-    thousand items are asked for ahead.
+    """Yield ``function(item)`` of each item, in order, or the ``DecodeError`` in its place.
 
-    Each of the workers has a guard, where processes can be forked.
+    A few thousand items are asked for ahead. Each worker has a child process, where processes can
+    be forked.
     """
     idle: SimpleQueue[Callable[..., Any]] = SimpleQueue()
     for _ in range(num_workers):
-        idle.put(Guard(timeout_s) if CAN_FORK else _unguarded)
+        idle.put(SubprocessCaller(timeout_s) if CAN_FORK else _in_this_process)
 
     def run(item: Any) -> Any:
-        guard = idle.get()
+        caller = idle.get()
         try:
-            return guard(function, item)[0]
+            return caller(function, item)[0]
         except DecodeError as error:
             return error
         finally:
-            idle.put(guard)
+            idle.put(caller)
 
     with ThreadPoolExecutor(num_workers) as pool:
         coming = iter(items)
@@ -232,15 +232,15 @@ def guarded_map(
             yield from pool.map(run, ahead)
 
 
-def _unguarded(function: Callable[..., Any], *arguments: Any) -> tuple[Any, str]:
+def _in_this_process(function: Callable[..., Any], *arguments: Any) -> tuple[Any, str]:
     try:
         return function(*arguments), ""
     except MemoryError as error:
         raise DecoderFailed("needs too much memory") from error
 
 
-class GuardedReader(Reader):
-    """Another reader's frames, decoded in a guarded child.
+class SubprocessReader(Reader):
+    """Decodes by another reader in a child process, within ``timeout_s`` seconds a call.
 
     The child also hears what no return value tells: decord paints over damage, and only the
     messages of its FFmpeg on stderr say so. Frames that came with such a message are thrown away
@@ -249,7 +249,7 @@ class GuardedReader(Reader):
 
     def __init__(self, reader: Reader, timeout_s: float) -> None:
         self.reader = reader
-        self.guard = Guard(timeout_s)
+        self.caller = SubprocessCaller(timeout_s)
 
     def timeline(self, path: Path) -> Timeline:
         return self._run(path, self.reader.timeline, path)[0]
@@ -264,7 +264,7 @@ class GuardedReader(Reader):
 
     def _run(self, path: Path, function: Callable[..., Any], *arguments: Any) -> tuple[Any, str]:
         try:
-            return self.guard(function, *arguments)
+            return self.caller(function, *arguments)
         except DecoderFailed as error:
             raise DecodeError(f"{path}: {error}") from error
 

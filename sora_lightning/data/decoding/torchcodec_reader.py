@@ -24,7 +24,7 @@ class TorchCodecReader(Reader):
     packets say goes to PyAV.
 
     torchcodec returns each frame's time with it, so that no verdict from the index is needed: a
-    frame of another time is thrown away. Damage is noticed by ``GuardedReader`` alone, as with
+    frame of another time is thrown away. Damage is noticed by ``SubprocessReader`` alone, as with
     decord. Raises ``ValueError`` where torchcodec, or the FFmpeg that
     it needs beside it, is not installed.
     """
@@ -67,7 +67,7 @@ def require_torchcodec() -> None:
     if importlib.util.find_spec("torchcodec") is None:
         raise ValueError("torchcodec is not installed: pip install 'sora-lightning[torchcodec]'")
     # FFmpeg paints over damage and says so on stderr alone, which torchcodec keeps quiet unless
-    # asked when it is loaded; GuardedReader listens.
+    # asked when it is loaded; SubprocessReader listens.
     os.environ.setdefault("TORCHCODEC_FFMPEG_LOG_LEVEL", "WARNING")
     try:
         import torchcodec.decoders  # noqa: F401

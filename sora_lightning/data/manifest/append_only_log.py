@@ -18,7 +18,7 @@ from sora_lightning.data.manifest.tables import Row
 Outcome = list[Row] | str
 
 
-class Journal:
+class AppendOnlyLog:
     """Lines of ``[key, path as given, outcome]``, the keys 32 hexadecimal digits.
 
     ``recall`` and ``add`` make it an iterable of the paths and outcomes of the files asked for, in

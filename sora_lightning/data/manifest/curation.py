@@ -133,7 +133,7 @@ def _look(luma: Float[np.ndarray, "F h w"]) -> str:
 
 
 def duplicates(clips: Iterable[tuple[str, str]]) -> Int[np.ndarray, " n"]:
-    """For each clip, given as its content and its look, the number of the first before it of the
+    """For each clip, given as its content and its look, the index of the first before it of the
     same content or of nearly the same look that is no duplicate itself, or -1.
 
     Looks are near where at most ``NEAR_BITS`` of 192 bits differ. Then one of ``NEAR_BITS + 1``
@@ -154,12 +154,12 @@ def duplicates(clips: Iterable[tuple[str, str]]) -> Int[np.ndarray, " n"]:
     found[copies] = first[copies]
     sharing = [_Sharing(stretch) for stretch in _stretches(looks)]
     shown = np.flatnonzero(np.bitwise_count(looks).sum(axis=1) > NEAR_BITS)
-    for number in shown[found[shown] < 0].tolist():
-        candidates = np.concatenate([one.before(number) for one in sharing])
-        differing = np.bitwise_count(looks[candidates] ^ looks[number]).sum(axis=1)
+    for index in shown[found[shown] < 0].tolist():
+        candidates = np.concatenate([one.before(index) for one in sharing])
+        differing = np.bitwise_count(looks[candidates] ^ looks[index]).sum(axis=1)
         near = candidates[(differing <= NEAR_BITS) & (found[candidates] < 0)]
         if len(near):
-            found[number] = near.min()
+            found[index] = near.min()
     of_first = found[first[copies]]
     found[copies] = np.where(of_first < 0, first[copies], of_first)
     return found
@@ -189,6 +189,6 @@ class _Sharing:
         self.place = np.empty(len(order), np.int32)
         self.place[order] = np.arange(len(order), dtype=np.int32)
 
-    def before(self, number: int) -> Int[np.ndarray, " m"]:
+    def before(self, index: int) -> Int[np.ndarray, " m"]:
         """Those that share it with a clip and come before it."""
-        return self.order[self.begin[number] : self.place[number]]
+        return self.order[self.begin[index] : self.place[index]]

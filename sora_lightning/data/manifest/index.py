@@ -20,9 +20,9 @@ from tqdm import tqdm
 from sora_lightning.data.decoding.encode import reencode
 from sora_lightning.data.decoding.errors import DecodeError
 from sora_lightning.data.decoding.readers import PyAVReader
-from sora_lightning.data.decoding.subprocess_decoding import guarded_map
+from sora_lightning.data.decoding.subprocess_decoding import subprocess_map
 from sora_lightning.data.decoding.timeline import read_timeline
-from sora_lightning.data.manifest.append_only_log import Journal
+from sora_lightning.data.manifest.append_only_log import AppendOnlyLog
 from sora_lightning.data.manifest.curation import (
     duplicates,
     look_through,
@@ -103,16 +103,16 @@ def index(
         for place, row in read_rows(source)
     )
     output.parent.mkdir(parents=True, exist_ok=True)
-    journal = Journal(output.with_name(f".{output.name}.journal"))
-    missing, asked = itertools.tee(job for job in jobs if not journal.recall(job.key))
-    found = guarded_map(_rows_of, asked, num_workers, timeout_s)
+    log = AppendOnlyLog(output.with_name(f".{output.name}.log"))
+    missing, asked = itertools.tee(job for job in jobs if not log.recall(job.key))
+    found = subprocess_map(_rows_of, asked, num_workers, timeout_s)
     with tqdm(total=num_jobs, desc="indexing", unit="file", disable=None) as bar:
         for result, job in zip(found, missing, strict=True):
             outcome = result if isinstance(result, list) else _reason(job, result)
-            bar.update(journal.add(job.key, job.row["path"], outcome) - bar.n)
-    if journal.num_recalled:
-        print(f"{journal.num_recalled} of {num_jobs} rows stood in {journal.path} from before")
-    results = _Results(journal, output.parent)
+            bar.update(log.add(job.key, job.row["path"], outcome) - bar.n)
+    if log.num_recalled:
+        print(f"{log.num_recalled} of {num_jobs} rows stood in {log.path} from before")
+    results = _Results(log, output.parent)
     write_lines(output.with_name(f"{output.name}.rejects.jsonl"), results.rejects())
     if not any(results):
         why = next((f": {reject['reason']}" for reject in results.rejects()), "")
@@ -221,11 +221,11 @@ def _facts(path: Path) -> Row:
 
 class _Results:
     """The rows of all files in order, with paths as the source gave them, and those of the rejects;
-    read from the journal whenever they are asked for.
+    read from the log whenever they are asked for.
     """
 
-    def __init__(self, journal: Journal, folder: Path) -> None:
-        self.journal = journal
+    def __init__(self, log: AppendOnlyLog, folder: Path) -> None:
+        self.log = log
         self.folder = folder.absolute()
         self._first_of: Int[np.ndarray, " n"] | None = None
 
@@ -241,14 +241,14 @@ class _Results:
             yield {**row, "duplicate_of": paths[int(first)]}
 
     def _rows(self) -> Iterator[Row]:
-        for given, result in self.journal:
+        for given, result in self.log:
             absolute = Path(given).is_absolute()
             for row in result if isinstance(result, list) else ():
                 path = row["path"] if absolute else os.path.relpath(row["path"], self.folder)
                 yield {**row, "path": path}
 
     def rejects(self) -> Iterator[Row]:
-        for given, result in self.journal:
+        for given, result in self.log:
             if isinstance(result, str):
                 yield {"path": given, "reason": result}
 

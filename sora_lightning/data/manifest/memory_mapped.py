@@ -21,10 +21,10 @@ ROWS_AT_ONCE = 1024
 
 
 class _Lazy(Sequence[ClipRecord]):
-    """A sequence of records that are made by their number."""
+    """A sequence of records that are made by their index."""
 
     @abstractmethod
-    def _record(self, number: int) -> ClipRecord: ...
+    def _record(self, index: int) -> ClipRecord: ...
 
     @overload
     def __getitem__(self, index: int) -> ClipRecord: ...
@@ -32,21 +32,21 @@ class _Lazy(Sequence[ClipRecord]):
     def __getitem__(self, index: slice) -> list[ClipRecord]: ...
     def __getitem__(self, index: int | slice) -> ClipRecord | list[ClipRecord]:
         if isinstance(index, slice):
-            return [self._record(number) for number in range(*index.indices(len(self)))]
+            return [self._record(one) for one in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         return self._record(index % len(self))
 
 
-class MappedRecords(_Lazy):
+class MemoryMappedRecords(_Lazy):
     """All rows of an Arrow file. Every process maps the file for itself."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._table: Any = None
-        self._length = len(self._mapped())
+        self._length = len(self._opened())
 
-    def _mapped(self) -> Any:
+    def _opened(self) -> Any:
         if self._table is None:
             self._table = arrow_table(self.path)
         return self._table
@@ -54,70 +54,70 @@ class MappedRecords(_Lazy):
     def __len__(self) -> int:
         return self._length
 
-    def _record(self, number: int) -> ClipRecord:
-        (row,) = self._mapped().slice(number, 1).to_pylist()
-        return self.made(number, row)
+    def _record(self, index: int) -> ClipRecord:
+        (row,) = self._opened().slice(index, 1).to_pylist()
+        return self.made(index, row)
 
     def __iter__(self) -> Iterator[ClipRecord]:
         # Through a mapping of its own: what a pass over the whole file touches is let go after it.
         rows = itertools.chain.from_iterable(arrow_batches(self.path, ROWS_AT_ONCE))
-        for number, row in enumerate(rows):
-            yield self.made(number, row)
+        for index, row in enumerate(rows):
+            yield self.made(index, row)
 
-    def rows(self, numbers: Int[ndarray, " n"], names: Sequence[str]) -> Iterator[Row]:
-        """These columns, as far as there are any, of the rows of rising numbers, many at a time."""
+    def rows(self, indices: Int[ndarray, " n"], names: Sequence[str]) -> Iterator[Row]:
+        """These columns, as far as there are any, of the rows of rising indices, many at a time."""
         table = arrow_table(self.path)
         table = table.select([name for name in table.column_names if not names or name in names])
         if not table.num_columns:
-            yield from ({} for _ in numbers)
+            yield from ({} for _ in indices)
             return
-        for start in range(0, len(numbers), ROWS_AT_ONCE):
-            part = numbers[start : start + ROWS_AT_ONCE]
+        for start in range(0, len(indices), ROWS_AT_ONCE):
+            part = indices[start : start + ROWS_AT_ONCE]
             near = table.slice(int(part[0]), int(part[-1] - part[0]) + 1)
             yield from near.take(part - part[0]).to_pylist()
 
-    def made(self, number: int, row: dict[str, Any]) -> ClipRecord:
+    def made(self, index: int, row: dict[str, Any]) -> ClipRecord:
         columns = {name: value for name, value in row.items() if value is not None}
-        return ManifestRow(f"{self.path}:{number + 1}", columns).record(self.path.parent)
+        return ManifestRow(f"{self.path}:{index + 1}", columns).record(self.path.parent)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_table": None}
 
 
 class ChosenRecords(_Lazy):
-    """Some of the rows of an Arrow file, by their numbers."""
+    """Some of the rows of an Arrow file, by their indices."""
 
-    def __init__(self, records: MappedRecords, numbers: Int[ndarray, " n"]) -> None:
+    def __init__(self, records: MemoryMappedRecords, indices: Int[ndarray, " n"]) -> None:
         self.records = records
-        self.numbers = numbers
+        self.indices = indices
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.indices)
 
-    def _record(self, number: int) -> ClipRecord:
-        return self.records[int(self.numbers[number])]
+    def _record(self, index: int) -> ClipRecord:
+        return self.records[int(self.indices[index])]
 
     def __iter__(self) -> Iterator[ClipRecord]:
-        for number, row in zip(self.numbers, self.rows(), strict=True):
-            yield self.records.made(int(number), row)
+        for index, row in zip(self.indices, self.rows(), strict=True):
+            yield self.records.made(int(index), row)
 
     def rows(self, *names: str) -> Iterator[Row]:
         """These columns of the rows, or all of them; absent cells are None."""
-        falls = np.flatnonzero(self.numbers[1:] < self.numbers[:-1]) + 1
-        for part in np.split(self.numbers, falls):
+        falls = np.flatnonzero(self.indices[1:] < self.indices[:-1]) + 1
+        for part in np.split(self.indices, falls):
             if len(part):
                 yield from self.records.rows(part, names)
 
 
 def chosen(
-    records: Sequence[ClipRecord], numbers: Sequence[int] | Int[ndarray, " n"]
+    records: Sequence[ClipRecord], indices: Sequence[int] | Int[ndarray, " n"]
 ) -> Sequence[ClipRecord]:
-    """Those of some numbers: of a mapped file by reference, else as a list."""
-    if isinstance(records, MappedRecords):
-        return ChosenRecords(records, np.asarray(numbers, dtype=np.int32))
+    """Choose records by their indices: of a mapped file by reference, else as a list."""
+    if isinstance(records, MemoryMappedRecords):
+        return ChosenRecords(records, np.asarray(indices, dtype=np.int32))
     if isinstance(records, ChosenRecords):
-        return ChosenRecords(records.records, records.numbers[np.asarray(numbers, dtype=np.int32)])
-    return [records[number] for number in numbers]
+        return ChosenRecords(records.records, records.indices[np.asarray(indices, dtype=np.int32)])
+    return [records[index] for index in indices]
 
 
 def cells(records: Sequence[ClipRecord], name: str) -> Iterator[Any]:
@@ -141,7 +141,7 @@ def joined(parts: Iterable[Sequence[ClipRecord]]) -> Sequence[ClipRecord]:
     if of_file and len(of_file) == len(parts):
         records = of_file[0].records
         if all(part.records is records for part in of_file):
-            return ChosenRecords(records, np.concatenate([part.numbers for part in of_file]))
+            return ChosenRecords(records, np.concatenate([part.indices for part in of_file]))
     return list(itertools.chain.from_iterable(parts))
 
 
@@ -152,7 +152,7 @@ def open_manifest(manifest: Path) -> Sequence[ClipRecord]:
     manifest = Path(manifest)
     if manifest.suffix != ".arrow" or manifest.is_dir():
         return read_manifest(manifest)
-    records = MappedRecords(manifest)
+    records = MemoryMappedRecords(manifest)
     if not len(records):
         raise ValueError(f"{manifest}: the manifest has no rows")
     ids = np.fromiter((int(r.clip_id, 16) for r in records), np.uint64, len(records))

@@ -28,7 +28,7 @@ from sora_lightning.data.decoding import checksums as checksums_module
 from sora_lightning.data.decoding import shards as shards_module
 from sora_lightning.data.decoding.checksums import Checksums
 from sora_lightning.data.decoding.readers import default_reader
-from sora_lightning.data.decoding.subprocess_decoding import GuardedReader
+from sora_lightning.data.decoding.subprocess_decoding import SubprocessReader
 from sora_lightning.data.manifest.index import index
 from sora_lightning.files import file_sha256
 from sora_lightning.types import VideoSize
@@ -82,7 +82,7 @@ def flipped(content: bytes, rng: np.random.Generator) -> bytes:
 
 def refusals(records: Sequence[ClipRecord], verify: bool) -> list[str]:
     """Why clips are refused, of those that are."""
-    guarded = GuardedReader(default_reader(), timeout_s=60.0)
+    guarded = SubprocessReader(default_reader(), timeout_s=60.0)
     reader = ClipReader(guarded, 5.0, Checksums(verify))
     reasons = []
     for record in records:
@@ -90,7 +90,7 @@ def refusals(records: Sequence[ClipRecord], verify: bool) -> list[str]:
             reader.read(record, SIZE, 0.5)
         except DecodeError as error:
             reasons.append(str(error))
-    guarded.guard.close()
+    guarded.caller.close()
     return reasons
 
 

@@ -24,7 +24,7 @@ from sora_lightning.data.decoding import (
 )
 from sora_lightning.data.decoding.encode import reencode, write_video
 from sora_lightning.data.decoding.readers import DecordReader, default_reader
-from sora_lightning.data.decoding.subprocess_decoding import GuardedReader, guarded_map
+from sora_lightning.data.decoding.subprocess_decoding import SubprocessReader, subprocess_map
 from tests.data.barcodes import barcode, cut_without_encoding, numbers_in, write_barcodes
 
 HEIGHT, WIDTH = 64, 96
@@ -257,8 +257,8 @@ def _greedy(path: Path) -> None:
 
 def test_a_decoder_without_memory_costs_one_clip(tmp_path: Path) -> None:
     with pytest.raises(DecodeError, match=r"x\.mp4: needs too much memory"):
-        GuardedReader(Greedy(), 5.0).timeline(tmp_path / "x.mp4")
-    results = list(guarded_map(_greedy, [tmp_path], num_workers=1, timeout_s=5.0))
+        SubprocessReader(Greedy(), 5.0).timeline(tmp_path / "x.mp4")
+    results = list(subprocess_map(_greedy, [tmp_path], num_workers=1, timeout_s=5.0))
     assert [str(result) for result in results] == ["needs too much memory"]
 
 

@@ -19,7 +19,7 @@ from sora_lightning.data.decoding.readers import (
     default_reader,
     probe,
 )
-from sora_lightning.data.decoding.subprocess_decoding import Guard
+from sora_lightning.data.decoding.subprocess_decoding import SubprocessCaller
 from sora_lightning.data.decoding.timeline import read_timeline
 from tests.data.barcodes import barcode, cut_without_encoding, numbers_in
 from tests.data.decoding.torchcodec_reader import torchcodec_parameter
@@ -273,6 +273,6 @@ def test_closed_gops_of_h264_stay_with_decord(barcodes: Callable[..., Path]) -> 
         options = {"g": str(rng.integers(1, 50)), "x264-params": f"open-gop=0:{frames}"}
         path = barcodes(f"{number}.{('mp4', 'mkv', 'mov')[number % 3]}", STEADY, options=options)
         timeline = read_timeline(path)
-        _, complaints = Guard(20.0)(DecordReader().read, path, timeline, [3, 30, 59])
+        _, complaints = SubprocessCaller(20.0)(DecordReader().read, path, timeline, [3, 30, 59])
         kept += timeline.decord_objection is None and not complaints
     assert kept >= 19

@@ -20,7 +20,11 @@ from torch import Tensor
 from sora_lightning.data import DecodeError, PyAVReader
 from sora_lightning.data.decoding.bad_clips import BadClips, TooManyBadClips
 from sora_lightning.data.decoding.readers import DecordReader, Reader, default_reader
-from sora_lightning.data.decoding.subprocess_decoding import Guard, GuardedReader, guarded_map
+from sora_lightning.data.decoding.subprocess_decoding import (
+    SubprocessCaller,
+    SubprocessReader,
+    subprocess_map,
+)
 from sora_lightning.data.decoding.timeline import Timeline, read_timeline
 from sora_lightning.data.manifest.records import ClipRecord
 from sora_lightning.types import VideoBatch
@@ -48,7 +52,7 @@ class Unruly(Reader):
 
 def test_a_hang_and_a_crash_end_with_their_call(barcodes: Callable[..., Path]) -> None:
     paths = {name: barcodes(f"{name}.mp4", STEADY) for name in ("good", "hang", "crash")}
-    reader = GuardedReader(Unruly(), timeout_s=1.0)
+    reader = SubprocessReader(Unruly(), timeout_s=1.0)
     timelines = {name: reader.timeline(path) for name, path in paths.items()}
     for _ in range(2):
         started = time.monotonic()
@@ -62,33 +66,33 @@ def test_a_hang_and_a_crash_end_with_their_call(barcodes: Callable[..., Path]) -
 
 
 def test_a_guard_gives_what_the_function_gives() -> None:
-    guard = Guard(5.0)
-    assert guard(max, 3, 4) == (4, "")
+    caller = SubprocessCaller(5.0)
+    assert caller(max, 3, 4) == (4, "")
     for num_bytes in (0, 10, 2**20, 40 * 2**20, 40 * 2**20):  # the last but one outgrows the buffer
-        array, _ = guard(np.arange, num_bytes, None, 1, np.uint8)
+        array, _ = caller(np.arange, num_bytes, None, 1, np.uint8)
         np.testing.assert_array_equal(array, np.arange(num_bytes).astype(np.uint8))
     with pytest.raises(ZeroDivisionError):
-        guard(divmod, 1, 0)
-    assert guard(os.write, 2, b"damaged") == (7, "damaged")
-    assert guard(max, 1, 2) == (2, "")
-    first = guard(os.getpid)[0]
-    assert guard(os.getpid)[0] == first != os.getpid()
-    guard.close()
+        caller(divmod, 1, 0)
+    assert caller(os.write, 2, b"damaged") == (7, "damaged")
+    assert caller(max, 1, 2) == (2, "")
+    first = caller(os.getpid)[0]
+    assert caller(os.getpid)[0] == first != os.getpid()
+    caller.close()
     with pytest.raises(ProcessLookupError):
         os.kill(first, 0)
     with pytest.raises(ValueError, match="timeout_s = 0"):
-        Guard(0.0)
+        SubprocessCaller(0.0)
 
 
 def test_arrays_are_lent_without_a_copy_and_not_written_over_while_in_use() -> None:
-    guard = Guard(5.0)
+    caller = SubprocessCaller(5.0)
 
     def filled(value: int) -> np.ndarray:
-        return guard(np.full, (1000, 8), value, np.uint8)[0]
+        return caller(np.full, (1000, 8), value, np.uint8)[0]
 
     first = filled(1)
-    assert guard._child is not None
-    shared = np.frombuffer(guard._child.shared[0], np.uint8)
+    assert caller._child is not None
+    shared = np.frombuffer(caller._child.shared[0], np.uint8)
     assert np.shares_memory(first, shared)
     part = torch.from_numpy(first)[10:]
     del first
@@ -99,17 +103,17 @@ def test_arrays_are_lent_without_a_copy_and_not_written_over_while_in_use() -> N
     del part
     last = filled(5)
     assert np.shares_memory(last, shared)
-    guard.close()
+    caller.close()
     assert last.min() == 5
 
 
-def test_a_guarded_map_keeps_the_order_and_the_errors(tmp_path: Path) -> None:
+def test_a_subprocess_map_keeps_the_order_and_the_errors(tmp_path: Path) -> None:
     paths = [tmp_path / f"{number}.mp4" for number in range(30)]
-    results = list(guarded_map(read_timeline, paths, 3, 5.0))
+    results = list(subprocess_map(read_timeline, paths, 3, 5.0))
     assert [path.name in str(error) for path, error in zip(paths, results, strict=True)] == [
         True
     ] * 30
-    assert list(guarded_map(abs, range(-50, 0), 3, 5.0)) == list(range(50, 0, -1))
+    assert list(subprocess_map(abs, range(-50, 0), 3, 5.0)) == list(range(50, 0, -1))
 
 
 def sequential(path: Path, timeline: Timeline) -> list[tuple[int, np.ndarray]]:
@@ -137,7 +141,7 @@ def assert_right_or_refused(
     valid picture (often so in VP9, and in HEVC without a hash of its pictures), which no decoder
     can tell from the right one.
     """
-    reader = GuardedReader(bare or default_reader(), timeout_s=60.0)
+    reader = SubprocessReader(bare or default_reader(), timeout_s=60.0)
     served = died = 0
     unnoticed: dict[str, list[float]] = {}
     for number in range(num_files):
@@ -239,12 +243,12 @@ def test_decord_paints_over_damage_and_is_found_out(
     path.write_bytes(content)
     timeline = read_timeline(path)
     assert timeline.decord_objection is None
-    guarded = GuardedReader(DecordReader(), 10.0)
+    reader_in_child = SubprocessReader(DecordReader(), 10.0)
     assert DecordReader().read(path, timeline, [25, 30]).shape == (2, 64, 128, 3)
     for sound in ([3, 9], [50, 52]):
-        assert numbers_in(guarded.read(path, timeline, sound)) == sound
+        assert numbers_in(reader_in_child.read(path, timeline, sound)) == sound
     with pytest.raises(DecodeError, match=r"damaged.mp4"):
-        guarded.read(path, timeline, [25, 30])
+        reader_in_child.read(path, timeline, [25, 30])
 
 
 def resident_bytes() -> int:
@@ -264,11 +268,11 @@ def opened(path: Path, times: int) -> Iterator[int]:
 @pytest.mark.parametrize("times", [500, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_memory_stays_flat(times: int, barcodes: Callable[..., Path]) -> None:
     path = barcodes("closed.mp4", STEADY, options=CLOSED)
-    guard = Guard(600.0)
-    memory, _ = guard(_memory, path, times)
+    caller = SubprocessCaller(600.0)
+    memory, _ = caller(_memory, path, times)
     assert memory[-1] - memory[1] < 16 * 2**20
     before = resident_bytes()
-    reader = GuardedReader(default_reader(), 20.0)
+    reader = SubprocessReader(default_reader(), 20.0)
     for number in range(times):
         reader.read(path, reader.timeline(path), [number % 60])
     assert resident_bytes() - before < 16 * 2**20
@@ -287,14 +291,14 @@ def test_the_guard_costs_little(tmp_path: Path) -> None:
     coarse = rng.integers(0, 255, (60, 20, 30, 3)).astype(np.uint8)
     write_video(tmp_path / "a.mp4", coarse.repeat(16, 1).repeat(16, 2), fps=24, keyframe_every=30)
     timeline = read_timeline(tmp_path / "a.mp4")
-    readers = {"bare": default_reader(), "guarded": GuardedReader(default_reader(), 20.0)}
+    readers = {"bare": default_reader(), "child": SubprocessReader(default_reader(), 20.0)}
     seconds: dict[str, list[float]] = {name: [] for name in readers}
     for start in rng.integers(0, 40, 30).tolist():
         for name, reader in readers.items():
             started = time.perf_counter()
             reader.read(tmp_path / "a.mp4", timeline, list(range(start, start + 16)))
             seconds[name].append(time.perf_counter() - started)
-    assert np.median(seconds["guarded"]) <= 1.2 * np.median(seconds["bare"])
+    assert np.median(seconds["child"]) <= 1.2 * np.median(seconds["bare"])
 
 
 class Nothing(L.LightningModule):
@@ -377,15 +381,15 @@ def endless(barcodes: Callable[..., Path], tmp_path: Path) -> Path:
 
 
 def test_decord_is_stopped_where_it_loops_for_ever_and_the_default_reads_on(endless: Path) -> None:
-    guarded = GuardedReader(BareDecord(), 2.0)
-    timeline = guarded.timeline(endless)  # the child is up from here on
+    reader_in_child = SubprocessReader(BareDecord(), 2.0)
+    timeline = reader_in_child.timeline(endless)  # the child is up from here on
     assert "an edit list discards" in str(timeline.decord_objection)
     started = time.monotonic()
     with pytest.raises(DecodeError, match=r"endless\.mp4: took longer than 2 s"):
-        guarded.read(endless, timeline, [0])
+        reader_in_child.read(endless, timeline, [0])
     assert 1.9 < time.monotonic() - started < 3.0
     last = len(timeline) - 1
-    frames = GuardedReader(default_reader(), 20.0).read(endless, timeline, [0, last])
+    frames = SubprocessReader(default_reader(), 20.0).read(endless, timeline, [0, last])
     with av.open(str(endless)) as container:
         shown = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert numbers_in(frames) == numbers_in(np.stack([shown[0], shown[last]]))

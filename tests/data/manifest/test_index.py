@@ -77,19 +77,19 @@ def test_index_goes_on_where_it_stopped_and_sees_what_changed(
     output = tmp_path / "clips.jsonl"
     indexing.index(footage, output)
     whole = output.read_text()
-    journal = tmp_path / ".clips.jsonl.journal"
-    lines = journal.read_text().splitlines(keepends=True)
+    log = tmp_path / ".clips.jsonl.log"
+    lines = log.read_text().splitlines(keepends=True)
     assert len(lines) == 5
-    journal.write_text("".join(lines[:3]) + lines[3][:20] + "\n")  # as cut by an interruption
+    log.write_text("".join(lines[:3]) + lines[3][:20] + "\n")  # as cut by an interruption
     probed: list[str] = []
-    through = indexing.guarded_map
+    through = indexing.subprocess_map
 
     def counted(function: Callable, jobs: Iterable, *settings: object) -> object:
         jobs = list(jobs)
         probed.extend(job.path.name for job in jobs)
         return through(function, jobs, *settings)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(indexing, "guarded_map", counted)
+    monkeypatch.setattr(indexing, "subprocess_map", counted)
     indexing.index(footage, output)
     assert output.read_text() == whole
     assert len(probed) == 2
@@ -104,7 +104,7 @@ def test_a_row_costs_few_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         technical = {"fps": 8, "num_frames": 9, "height": 8, "width": 8, "content": "0" * 64}
         return ([{**j.row, **technical, "path": str(j.path), "decoder_reason": ""}] for j in jobs)
 
-    monkeypatch.setattr(indexing, "guarded_map", found)
+    monkeypatch.setattr(indexing, "subprocess_map", found)
     peaks = []
     for num_rows in (500, 4500):
         folder = tmp_path / str(num_rows)

@@ -15,7 +15,7 @@ import torch
 from sora_lightning.data import Packing, read_manifest
 from sora_lightning.data.manifest.memory_mapped import (
     ChosenRecords,
-    MappedRecords,
+    MemoryMappedRecords,
     chosen,
     joined,
     open_manifest,
@@ -46,7 +46,7 @@ def test_the_records_are_those_of_the_rows_however_they_are_asked_for(
     arrow: Path, shapes: dict[str, Path]
 ) -> None:
     mapped, records = open_manifest(arrow), read_manifest(arrow)
-    assert isinstance(mapped, MappedRecords)
+    assert isinstance(mapped, MemoryMappedRecords)
     assert records == read_manifest(shapes["train"])
     assert list(mapped) == records == [mapped[i] for i in range(len(mapped))] == mapped[:]
     assert mapped[-1] == records[-1]
