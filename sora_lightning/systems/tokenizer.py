@@ -1,7 +1,8 @@
-"""Trains a tokenizer to give back its pixels."""
+"""Trains a tokenizer to reconstruct its clips."""
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
@@ -32,23 +34,27 @@ from sora_lightning.types import (
     from_groups,
 )
 
+# Encoded latents further from mean 0 and standard deviation 1 are warned of.
+MAX_SHIFT, MAX_SCALE = 0.5, 1.5
+
 Reconstruction = tuple[Float[Tensor, "b 3 F H W"], Float[Tensor, "b 3 F H W"], DiagonalGaussian]
 """What a group of clips decodes to, the clips, and the posterior of their latents."""
 
 
 class TokenizerSystem(L.LightningModule):
-    """Encode, draw from the posterior, decode, compare; with ``adversarial`` a discriminator, which
-    trains beside it under the same optimiser, looks at the result too.
+    """Encode, sample the posterior, decode, compare. With ``adversarial``, a discriminator trains
+    beside the tokenizer under the same optimizer.
 
-    Each validation also records the latents' mean and covariance over the validation clips in the
-    tokenizer's buffers: those of a run's last checkpoint are the ones that its latents are
-    normalised by, channel by channel, or along their principal axes with ``whiten``. ``tiling``
-    encodes by tiles in ``predict``, where frames are too large to be encoded whole.
+    Each validation, of which the last step always has one, records the latents' mean and covariance
+    over the validation clips in the tokenizer's buffers. Latents are normalised by them, channel by
+    channel, or along their principal axes with ``whiten``. ``predict`` warns where they do not fit
+    the clips that it encodes. ``tiling`` encodes by tiles in ``predict``, where frames are too
+    large to be encoded whole.
 
-    With ``decoder_noise`` the decoder of a trained tokenizer, which ``load_tokenizer`` loads, goes
-    on training by itself: from the posterior's mean with noise of up to so many standard deviations
-    of the normalised latents, for each clip its own, so that it forgives what a diffusion model
-    gets wrong (noise-augmented decoding, arXiv 2510.11690). The latents stay as they are.
+    With ``decoder_noise`` only the decoder of a trained tokenizer, which ``load_tokenizer`` loads,
+    trains: from the posterior's mean with noise of up to so many standard deviations of the
+    normalised latents, a level for each clip. It then tolerates the errors of a diffusion model
+    (noise-augmented decoding, arXiv 2510.11690). The latents do not change.
     """
 
     def __init__(
@@ -85,11 +91,12 @@ class TokenizerSystem(L.LightningModule):
         if tiling is not None:
             tiling(tokenizer)  # sides that do not fit are refused before any work
         self._moments: list[Float[Tensor, "c+1 c+1"]] = []
+        self._encoded: list[Float[Tensor, "3 c"]] = []
 
     @classmethod
     def from_checkpoint(cls, path: Path | str) -> TokenizerSystem:
-        """The system with averaged weights, ready to encode. ``ValueError`` for a file that holds
-        none.
+        """Return the system with averaged weights, ready to encode. ``ValueError`` for a file that
+        holds none.
         """
         return load_system(cls, path)
 
@@ -99,6 +106,11 @@ class TokenizerSystem(L.LightningModule):
         """
         if stage == "fit":
             self._check_trains()
+            if self.decoder_noise is None and self.trainer.limit_val_batches == 0:
+                raise ValueError(
+                    "trainer.limit_val_batches = 0: a tokenizer's latents are normalised by their "
+                    "statistics over the validation clips, so it must validate"
+                )
         spec = data_spec(self)
         if stage != "fit" or spec is None:
             return
@@ -127,6 +139,14 @@ class TokenizerSystem(L.LightningModule):
                 "nothing trains: the tokenizer is loaded and frozen, and decoder_noise, with which "
                 "its decoder trains, is not set"
             )
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Have the last step validated: the statistics must be those of the last weights."""
+        trainer = self.trainer
+        ends = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+        if self.decoder_noise is None and (ends or trainer.global_step == trainer.max_steps):
+            trainer.check_val_every_n_epoch = None
+            trainer.should_stop = True
 
     def training_step(self, batch: VideoBatch | PackedBatch, batch_idx: int) -> Float[Tensor, ""]:
         if not len(batch):
@@ -208,9 +228,29 @@ class TokenizerSystem(L.LightningModule):
     def predict_step(
         self, batch: VideoBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> Float[Tensor, "b c f h w"]:
-        """Normalised latents, for the latent cache."""
+        """Return normalised latents, for the latent cache."""
         tokenizer = self.tokenizer if self.tiling is None else self.tiling(self.tokenizer)
-        return tokenizer.encode(batch.pixels)
+        latents = tokenizer.encode(batch.pixels)
+        values = rearrange(latents.double(), "b c f h w -> c (b f h w)")
+        count = values.new_full((len(values),), values.shape[1])
+        self._encoded.append(torch.stack([count, values.sum(1), values.square().sum(1)]))
+        return latents
+
+    def on_predict_epoch_end(self) -> None:
+        """Warn where the encoded latents are far from mean 0 and standard deviation 1."""
+        if not self._encoded:
+            return
+        count, total, squares = torch.stack(self._encoded).sum(0)
+        self._encoded.clear()
+        mean = total / count
+        std = (squares / count - mean.square()).clamp(min=0).sqrt()
+        if bool((mean.abs() > MAX_SHIFT).any() or ((std.log()).abs() > math.log(MAX_SCALE)).any()):
+            rank_zero_warn(
+                f"the encoded latents have means from {mean.min():.2f} to {mean.max():.2f} and "
+                f"standard deviations from {std.min():.2f} to {std.max():.2f}, not 0 and 1: the "
+                "statistics in the checkpoint were measured on other clips or other lengths, or "
+                "before the training ended; validate the tokenizer on clips as these are"
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the configuration of a loaded tokenizer where the path of its file stood."""
@@ -228,7 +268,7 @@ class TokenizerSystem(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Tokenizer and discriminator are clipped apart."""
+        """Clip the gradients of tokenizer and discriminator separately."""
         if gradient_clip_val:
             parts = [p for p in (self.tokenizer, self.adversarial) if p is not None]
             sides = [list(part.parameters()) for part in parts]
@@ -265,17 +305,17 @@ def check_packable(tokenizer: VideoTokenizer, packing: Packing) -> None:
 def psnr(
     reconstruction: Float[Tensor, "b 3 F H W"], video: Float[Tensor, "b 3 F H W"]
 ) -> Float[Tensor, " b"]:
-    """Peak signal-to-noise ratio of each clip in dB; the range [-1, 1] makes the peak 2."""
+    """Return the peak signal-to-noise ratio of each clip in dB, for pixels in [-1, 1]."""
     error = (reconstruction - video).square().flatten(1).mean(1)
     return 10 * torch.log10(4 / error.clamp(min=1e-12))
 
 
 def latent_moments(posterior: DiagonalGaussian) -> Float[Tensor, "c+1 c+1"]:
-    """Sums of the expected products of (1, channels) over all positions, in float64: count, sums
-    and second moments in one matrix, which adds up over batches and ranks.
+    """Return the sums of the expected products of (1, channels) over all positions, in float64.
 
-    The posterior's own variance counts: by its mean alone, a channel that says almost nothing
-    would be blown up to the size of the others.
+    The matrix holds count, sums and second moments, and adds up over batches and ranks. The
+    posterior's variance is included: by its mean alone, a channel with almost no information would
+    be scaled up to the size of the others.
     """
     x, variance = (
         rearrange(part.double(), "b c f h w -> (b f h w) c")

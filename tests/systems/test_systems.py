@@ -1,6 +1,7 @@
 """Both systems through the command line, on real files: training, resuming, loading, refusing."""
 
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ import torch
 from sora_lightning.callbacks import EMA
 from sora_lightning.checkpoints import load_tokenizer
 from sora_lightning.conditioning import Unconditional
+from sora_lightning.data import VideoDataModule
+from sora_lightning.data.settings import Batching
 from sora_lightning.denoisers import DiT, DiTParts
 from sora_lightning.denoisers.conditions import NoCondition
 from sora_lightning.generation import SamplingConfig
@@ -103,6 +106,55 @@ def test_the_tokenizer_keeps_the_latent_statistics_of_its_validation(
     tokenizer = TokenizerSystem.from_checkpoint(path).tokenizer
     assert (tokenizer.latent_std != 1).all()
     assert (tokenizer.latent_mean != 0).all()
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        ("--trainer.max_steps", "5", "--trainer.check_val_every_n_epoch", "100"),
+        (
+            *("--trainer.max_steps", "5", "--trainer.val_check_interval", "2"),
+            *("--trainer.check_val_every_n_epoch", "null"),
+        ),
+        ("--trainer.max_epochs", "2", "--trainer.check_val_every_n_epoch", "3"),
+    ],
+    ids=["epochs", "interval", "max_epochs"],
+)
+def test_the_statistics_are_those_of_the_weights_that_are_saved(
+    schedule, fit, clips, tokenizer_model, tmp_path
+):
+    """Wherever the last planned validation was: measured again, they are the same."""
+    path = fit({"model": tokenizer_model}, tmp_path / "run", *schedule)
+    tokenizer = load_tokenizer(path)
+    batching = Batching(sizes=["5x16x16", "5x24x16"], pixels_per_batch=4 * 5 * 16 * 16)
+    data = VideoDataModule(clips["train"], clips["val"], batching=batching)
+    data.setup("fit")
+    with torch.no_grad():
+        posteriors = [tokenizer.posterior(batch.pixels) for batch in data.val_dataloader()]
+    moments = sum(latent_moments(posterior) for posterior in posteriors)
+    mean = moments[0, 1:] / moments[0, 0]
+    variance = moments[1:, 1:].diagonal() / moments[0, 0] - mean.square()
+    torch.testing.assert_close(tokenizer.latent_mean, mean.float(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(tokenizer.latent_std, variance.sqrt().float(), atol=1e-4, rtol=1e-4)
+
+
+def test_a_tokenizer_that_does_not_validate_is_refused(fit, tokenizer_model, tmp_path):
+    with pytest.raises(ValueError, match=r"trainer\.limit_val_batches = 0"):
+        fit({"model": tokenizer_model}, tmp_path / "run", "--trainer.limit_val_batches", "0")
+
+
+def test_predict_warns_of_statistics_that_do_not_fit(fit, tokenizer_model, tmp_path):
+    arguments = ("--trainer.max_steps", "3")
+    path = fit({"model": tokenizer_model}, tmp_path / "run", *arguments)
+    model = {"model": tokenizer_model}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="the encoded latents")
+        fit(model, tmp_path / "fits", "--ckpt_path", str(path), verb="predict")
+    content = torch.load(path, weights_only=True)
+    content["state_dict"]["tokenizer.latent_std"][:] *= 2
+    torch.save(content, tmp_path / "stale.ckpt")
+    with pytest.warns(UserWarning, match=r"standard deviations from 0\.\d+ to 0\.\d+, not 0 and 1"):
+        fit(model, tmp_path / "stale", "--ckpt_path", str(tmp_path / "stale.ckpt"), verb="predict")
 
 
 def test_latent_statistics_are_those_of_what_the_posterior_draws():
