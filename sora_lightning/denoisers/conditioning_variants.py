@@ -4,6 +4,7 @@ gates, in-context tokens, and cross-attention.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -77,15 +78,14 @@ class InContextDiT(DiT):
 
     block: ClassVar[BlockFactory] = PlainBlock
 
-    def check_parts(self, last_block: int = 0) -> None:
-        super().check_parts(last_block)
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            if [attention.partition for attention in block.attentions] != [JOINT]:
-                raise ValueError(
-                    "layout: in-context blocks place the condition's tokens among a clip's own, "
-                    "which asks for joint attention in every block"
-                )
+    def make_blocks(self, make: BlockFactory, shapes: Sequence[BlockShape]) -> list[Block]:
+        if any(shape.partitions != (JOINT,) for shape in shapes):
+            raise ValueError(
+                "layout: in-context blocks place the condition's tokens among a clip's own, which "
+                "asks for joint attention in every block"
+            )
+        self.positions.check(last_block=0)
+        return super().make_blocks(make, shapes)
 
     def embed(
         self,

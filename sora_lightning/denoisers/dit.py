@@ -33,7 +33,11 @@ from sora_lightning.denoisers.sizes import named_size
 from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.partitions import AttentionLayout, Joint
 from sora_lightning.layers.patch import Patch
-from sora_lightning.layers.positions.absolute import PositionEmbedding, Sinusoidal
+from sora_lightning.layers.positions.absolute import (
+    PositionEmbedding,
+    PositionEmbeddings,
+    Sinusoidal,
+)
 from sora_lightning.layers.positions.rotary import Rotary
 from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.types import Condition, PackedLatents
@@ -92,15 +96,16 @@ class DiT(Denoiser):
         self.x_in = nn.Linear(in_channels * self.patch.volume, size.width)
         self.time = parts.time(size.width)
         self.condition = parts.condition(condition_width, size.width)
-        self.positions = nn.ModuleList(position(size.width) for position in parts.positions)
+        self.positions = PositionEmbeddings(
+            (position(size.width) for position in parts.positions), size.depth - 1
+        )
         self.rotary, self.head_width = parts.rotary, size.head_width
-        make_block = parts.block or type(self).block
-        blocks = [
-            make_block(BlockShape.of(size, partitions, self.attends_to_text(i)))
+        shapes = [
+            BlockShape.of(size, partitions, self.attends_to_text(i))
             for i, partitions in enumerate((layout or Joint()).schedule(size.depth))
         ]
+        blocks = self.make_blocks(parts.block or type(self).block, shapes)
         self.blocks = nn.ModuleList(blocks)
-        self.check_parts(size.depth - 1)
         shared_width = blocks[0].shared_width
         self.shared = nn.Linear(size.width, shared_width) if shared_width else None
         self.final = blocks[0].final_layer(out_channels * self.patch.volume)
@@ -119,20 +124,14 @@ class DiT(Denoiser):
             zero_init(self.shared)
         self.final.zero_init()
 
+    def make_blocks(self, make: BlockFactory, shapes: Sequence[BlockShape]) -> list[Block]:
+        """Return the blocks of these shapes."""
+        return [make(shape) for shape in shapes]
+
     def attends_to_text(self, block: int) -> bool:
         """Return True if the block of this index attends to text."""
         every = self.condition.text_every
         return bool(every) and block % every == 0
-
-    def check_parts(self, last_block: int) -> None:
-        """Raise ``ValueError`` for parts that do not fit the blocks."""
-        for position in self.positions:
-            assert isinstance(position, PositionEmbedding)
-            if position.before_block > last_block:
-                raise ValueError(
-                    f"before_block = {position.before_block} of {type(position).__name__}: must be "
-                    f"at most {last_block} in this network"
-                )
 
     def forward(
         self,
@@ -160,7 +159,7 @@ class DiT(Denoiser):
         inputs = self._concat(x_t, condition.concat_latents, estimate)
         x = self.patch.to_tokens(inputs, sequence)  # b n p
         x = self.x_in(x.to(self.x_in.weight.dtype))  # b n d
-        x = self._add_positions(x, 0, sequence)
+        x = self.positions.add(x, 0, sequence)
         if isinstance(x_t, PackedLatents):
             t = sequence.times(t)
         c = self._conditioning(Timesteps.of(t, sequence), self.condition.pooled(condition))
@@ -173,7 +172,7 @@ class DiT(Denoiser):
         """Run some of the blocks, each after the positions that are added before it."""
         for i in range(len(self.blocks))[which]:
             if i > 0:
-                x = self._add_positions(x, i, context.sequence)
+                x = self.positions.add(x, i, context.sequence)
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(self.blocks[i], x, context, use_reentrant=False)
             else:
@@ -242,9 +241,3 @@ class DiT(Denoiser):
             zeros = x_t.new_zeros(len(x_t), self.num_concat_channels, *x_t.shape[2:])
             parts.append(zeros if concat_latents is None else concat_latents)
         return torch.cat(parts, dim=1)
-
-    def _add_positions(self, x: Tensor, block: int, sequence: PackedSequence) -> Tensor:
-        for position in self.positions:
-            if position.before_block == block:
-                x = x + position(sequence).to(x.dtype)
-        return x

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from sora_lightning.denoisers.blocks import AdaLNBlock, TimeEmbedding
-from sora_lightning.denoisers.conditions import NoCondition, PooledOnly
+from sora_lightning.denoisers.conditions import ConditionInput, NoCondition, PooledOnly
 from sora_lightning.denoisers.dit import DiT, DiTParts
 from sora_lightning.layers.partitions import Alternating, Joint
-from sora_lightning.layers.positions.absolute import SinusoidalPlane, SinusoidalTime
+from sora_lightning.layers.positions.absolute import (
+    PositionEmbedding,
+    SinusoidalPlane,
+    SinusoidalTime,
+)
 
 
 def image_dit(latent_channels: int, condition_width: int, size: str = "XL", patch: int = 2) -> DiT:
@@ -17,22 +22,9 @@ def image_dit(latent_channels: int, condition_width: int, size: str = "XL", patc
 
     The label's embedding is the pooled vector of the condition, of the network's width.
     """
-    parts = DiTParts(
-        block=partial(AdaLNBlock, qk_norm=None),
-        condition=PooledOnly,
-        positions=[SinusoidalPlane],
-        rotary=None,
-        time=partial(TimeEmbedding, offset=-1.0),
-    )
-    return DiT(
-        latent_channels,
-        condition_width,
-        size=size,
-        patch=(1, patch, patch),
-        layout=Joint(),
-        parts=parts,
-        learned_sigma=True,
-    )
+    parts = _parts(PooledOnly, [SinusoidalPlane])
+    patches = (1, patch, patch)
+    return DiT(latent_channels, condition_width, size, patches, Joint(), parts, learned_sigma=True)
 
 
 def latte(latent_channels: int, condition_width: int, size: str = "XL", patch: int = 2) -> DiT:
@@ -41,19 +33,21 @@ def latte(latent_channels: int, condition_width: int, size: str = "XL", patch: i
     The image DiT's blocks attend within frames and through time in turn. Temporal positions are
     added before the first temporal block.
     """
-    parts = DiTParts(
+    parts = _parts(NoCondition, [SinusoidalPlane, SinusoidalTime])
+    patches = (1, patch, patch)
+    return DiT(
+        latent_channels, condition_width, size, patches, Alternating(), parts, learned_sigma=True
+    )
+
+
+def _parts(
+    condition: Callable[[int, int], ConditionInput],
+    positions: Sequence[Callable[[int], PositionEmbedding]],
+) -> DiTParts:
+    return DiTParts(
         block=partial(AdaLNBlock, qk_norm=None),
-        condition=NoCondition,
-        positions=[SinusoidalPlane, SinusoidalTime],
+        condition=condition,
+        positions=positions,
         rotary=None,
         time=partial(TimeEmbedding, offset=-1.0),
-    )
-    return DiT(
-        latent_channels,
-        condition_width,
-        size=size,
-        patch=(1, patch, patch),
-        layout=Alternating(),
-        parts=parts,
-        learned_sigma=True,
     )

@@ -78,7 +78,7 @@ class Pretrained:
         except SafetensorError as error:
             raise ValueError(f"{path}: not a safetensors file ({error})") from error
         if _METADATA not in metadata:
-            raise ValueError(f"{path}: does not say which of this house's models it fills")
+            raise ValueError(f"{path}: does not say which model it fills")
         held = json.loads(metadata[_METADATA])
         grid = None if held["grid"] is None else TokenGrid(**held["grid"])
         return cls(held["parts"], load_file(path), grid)

@@ -16,7 +16,11 @@ from torch import Tensor, nn
 from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.partitions import AttentionLayout, Joint
 from sora_lightning.layers.patch import Patch
-from sora_lightning.layers.positions.absolute import PositionEmbedding, Sinusoidal
+from sora_lightning.layers.positions.absolute import (
+    PositionEmbedding,
+    PositionEmbeddings,
+    Sinusoidal,
+)
 from sora_lightning.layers.positions.rotary import Rotary
 from sora_lightning.layers.transformer import LayerNorm, RMSNorm, TransformerSize
 from sora_lightning.tokenizers.base import VideoTokenizer
@@ -153,14 +157,9 @@ class Transformer(nn.Module):
     ):
         super().__init__()
         width = size.width
-        self.positions = nn.ModuleList(position(width) for position in positions.added)
-        for one in self.positions:
-            assert isinstance(one, PositionEmbedding)
-            if one.before_block >= size.depth:
-                raise ValueError(
-                    f"before_block = {one.before_block} of {type(one).__name__}: there are "
-                    f"{size.depth} blocks"
-                )
+        self.positions = PositionEmbeddings(
+            (position(width) for position in positions.added), size.depth - 1
+        )
         self.blocks = nn.ModuleList(
             EncoderBlock(size, partitions, qk_norm=RMSNorm)
             for partitions in layout.schedule(size.depth)
@@ -176,8 +175,6 @@ class Transformer(nn.Module):
         if self.rotary is not None:
             angles = self.rotary.angles(sequence, self.head_width)
         for i, block in enumerate(self.blocks):
-            for position in self.positions:
-                if position.before_block == i:
-                    x = x + position(sequence).to(x.dtype)
+            x = self.positions.add(x, i, sequence)
             x = block(x, sequence, angles)
         return self.norm(x)

@@ -136,7 +136,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"tubelet = \[4, 8\] must be three positive numbers"):
         ViViTTokenizer(tubelet=(4, 8))
     late = Positions(added=(lambda width: Sinusoidal(width, before_block=3),))
-    with pytest.raises(ValueError, match="before_block = 3 of Sinusoidal: there are 3 blocks"):
+    with pytest.raises(ValueError, match="before_block = 3 of Sinusoidal: must be at most 2"):
         tokenizer_of(positions=late)
     with pytest.raises(ValueError, match="5x16x20: width 20 is not a multiple of 8"):
         tokenizer_of().encode(torch.zeros(1, 3, 5, 16, 20))

@@ -6,7 +6,7 @@ They are computed from the tokens' coordinates, so clips of any sizes may share 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +57,33 @@ class PositionEmbedding(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, sequence: PackedSequence) -> Float[Tensor, "n d"]: ...
+
+
+class PositionEmbeddings(nn.ModuleList):
+    """The position embeddings of a network, each added to the tokens before its block."""
+
+    def __init__(self, embeddings: Iterable[PositionEmbedding], last_block: int):
+        super().__init__(embeddings)
+        self.check(last_block)
+
+    def check(self, last_block: int) -> None:
+        """Raise ``ValueError`` for a ``before_block`` above ``last_block``."""
+        for embedding in self:
+            assert isinstance(embedding, PositionEmbedding)
+            if embedding.before_block > last_block:
+                raise ValueError(
+                    f"before_block = {embedding.before_block} of {type(embedding).__name__}: must "
+                    f"be at most {last_block} in this network"
+                )
+
+    def add(
+        self, x: Float[Tensor, "b n d"], block: int, sequence: PackedSequence
+    ) -> Float[Tensor, "b n d"]:
+        """Return the tokens with the positions that are added before this block."""
+        for embedding in self:
+            if embedding.before_block == block:
+                x = x + embedding(sequence).to(x.dtype)
+        return x
 
 
 class Sinusoidal(PositionEmbedding):
