@@ -37,6 +37,7 @@ class Painter(nn.Module):
         super().__init__()
         self.tokenizer = SimpleNamespace(compression=Compression(4, 8, 8), latent_channels=4)
         self.denoiser = SimpleNamespace(patch=Patch(1, 1, 1))
+        self.conditioner = SimpleNamespace(unseen_words=lambda prompts: [])
         self.fps = 8.0
         self.training_sizes = (VideoSize(17, 32, 32), VideoSize(17, 24, 40), VideoSize(25, 32, 32))
         self.known_frames = SimpleNamespace(masks=[], needs_source=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby, islice
@@ -32,6 +33,7 @@ from sora_lightning.systems import DiffusionSystem
 from sora_lightning.types import VideoSize, as_levels
 
 _IMAGES = (".png", ".jpg", ".jpeg")
+_NUM_WORDS_SHOWN = 8
 _NUM_SEEDS = 2**32  # the windows of a long video take seeds above
 
 
@@ -173,6 +175,7 @@ def sample(
     options = request.task, inputs, sampling, file_sha256(checkpoint), hashes
     first = Sample("", "", request.seed, str(sizes[0]), system.fps, *options)
     plan = [_planned(first, i, row, sizes) for i, row in enumerate(rows)]
+    _warn_of_unseen_words(system, [one.prompt for one in plan])
     if request.prompts is None:
         _prepare(output, folder=output.parent)
         for one, video in make_videos(video_generator, plan, batch_size):
@@ -225,6 +228,18 @@ def _load(checkpoint: Path, task: str) -> DiffusionSystem:
             "masks), and would ignore those that it is given"
         )
     return system
+
+
+def _warn_of_unseen_words(system: DiffusionSystem, prompts: list[str]) -> None:
+    """Warn of words whose meaning the text encoder cannot know."""
+    unseen = system.conditioner.unseen_words(prompts)
+    if unseen:
+        words = ", ".join(map(repr, unseen[:_NUM_WORDS_SHOWN]))
+        more = f" and {len(unseen) - _NUM_WORDS_SHOWN} more" if unseen[_NUM_WORDS_SHOWN:] else ""
+        warnings.warn(
+            f"the text encoder never saw these words of the prompts in training: {words}{more}",
+            stacklevel=3,
+        )
 
 
 def _planned(first: Sample, index: int, row: ManifestRow, sizes: list[VideoSize]) -> Sample:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,16 @@ def test_a_task_that_the_training_did_not_know_is_refused(fit, diffusion_model, 
         said = f"--task {task}: {plain} was not trained on known frames"
         assert said in capsys.readouterr().err
     assert sample(plain, "--task=edit", "--video=in.mp4", "--strength=0.5") == 0
+
+
+def test_words_that_the_training_never_saw_are_named(checkpoint, clip):
+    seen = DiffusionSystem.from_checkpoint(checkpoint).conditioner
+    assert seen.unseen_words(["a circle xylophone"]) == ["xylophone"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert sample(checkpoint, "--prompt=a circle") == 0
+    with pytest.warns(UserWarning, match="never saw these words .* in training: 'xylophone'$"):
+        assert sample(checkpoint, "--prompt=a circle xylophone") == 0
 
 
 def test_a_still_image_is_a_picture(checkpoint, clip):
