@@ -11,6 +11,19 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def check_output(path: Path) -> None:
+    """Make the folder of the file that ``--output`` names.
+
+    Raises ``ValueError`` naming the path where the file could not be written.
+    """
+    if path.is_dir():
+        raise ValueError(f"--output {path}: is a folder, and a file is written")
+    try:
+        check_writable(path.parent)
+    except ValueError as error:
+        raise ValueError(f"--output {error}") from error
+
+
 def check_writable(folder: Path) -> None:
     """Make a folder. Raises ``ValueError`` naming it where no file can be written into it."""
     try:
@@ -18,4 +31,5 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"1")
     except OSError as error:
-        raise ValueError(f"{folder}: cannot be written to: {error.strerror}") from error
+        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+        raise ValueError(f"{folder}: cannot be written to: {reason}") from error

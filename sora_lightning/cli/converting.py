@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from sora_lightning.cli.suggest import suggestion
+from sora_lightning.files import check_output
 from sora_lightning.interop.pretrained import Pretrained, read_foreign, write_foreign
 from sora_lightning.types import TokenGrid, VideoSize
 
@@ -54,6 +55,7 @@ def convert(
         raise ValueError(f"--output {output}: a file of {OURS} ends in .safetensors")
     if not input.is_file():
         raise ValueError(f"--input {input}: no such file")
+    check_output(output)
     try:
         if source == OURS:
             pretrained = Pretrained.load(input)

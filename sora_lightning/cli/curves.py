@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sora_lightning.files import check_output
+
 _TAGS = {"train/loss": "training", "val/loss": "validation"}
 _COLOURS = {"train/loss": "#4878cf", "val/loss": "#d1495b"}
 _PANEL_INCHES = (5.6, 3.6)
@@ -32,6 +34,7 @@ def curves(folder: Path, output: Path) -> None:
     folder, output = Path(folder), Path(output)
     if output.suffix not in (".png", ".svg"):
         raise ValueError(f"output = {output}: must end in .png or .svg")
+    check_output(output)
     runs = {run: read_losses(run) for run in sorted(_runs(folder))}
     runs = {run: losses for run, losses in runs.items() if losses}
     if not runs:

@@ -170,6 +170,9 @@ def check_latents(verb: str, config: Namespace) -> None:
     """
     if verb == "predict" and config.latents.root is None:
         raise ValueError("latents.root is missing: the folder that predict writes latents to")
+    if verb == "predict":
+        with _named("latents.root"):
+            check_writable(Path(config.latents.root))
     if verb != "predict" and config.data.latents is not None:
         with _named("data.latents"):
             LatentCache.open(config.data.latents)

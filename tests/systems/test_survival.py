@@ -241,6 +241,22 @@ def test_what_the_trainer_refuses_is_one_line(
     assert said in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    below, folder = tmp_path / "file" / "x.safetensors", tmp_path / "x.safetensors"
+    folder.mkdir()
+    (tmp_path / "weights.pt").write_text("")
+    files = ["--source=dit", "--target=sora-lightning", f"--input={tmp_path / 'weights.pt'}"]
+    for output, said in ((below, "cannot be written to: it is a file"), (folder, "is a folder")):
+        assert main(["convert", *files, f"--output={output}"]) == 2
+        assert said in capsys.readouterr().err
+    picture = str(tmp_path / "file" / "x.png")
+    assert main(["curves", "--folder", str(tmp_path), "--output", picture]) == 2
+    assert "cannot be written to" in capsys.readouterr().err
+
+
 def test_a_seed_out_of_range_is_refused(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     assert fit("--seed_everything=-1") == 2
     assert "seed_everything: -1 is not in bounds" in capsys.readouterr().err

@@ -162,8 +162,10 @@ def _stop(owner: int, pid: int, pipe: Connection) -> None:
 
 def _serve(pipe: Connection, shared: Sequence[mmap.mmap], written: int, timeout_s: float) -> None:
     """The child's life: answer calls until the parent closes its end of the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's affair
-    for number in (signal.SIGTERM, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGALRM):
+    # A signal to the whole group is for the parent, which would blame the clip for this one's end.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
     gc.freeze()  # what the parent left is never collected here: it may close what it shares
     os.dup2(written, 2)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -63,6 +64,16 @@ def test_a_hang_and_a_crash_end_with_their_call(barcodes: Callable[..., Path]) -
             reader.read(paths["crash"], timelines["crash"], [3])
         frames = reader.read(paths["good"], timelines["good"], [3, 50])
         assert numbers_in(frames) == [3, 50]
+
+
+def _signalled(number: int) -> int:
+    os.kill(os.getpid(), number)
+    return number
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_whole_group_does_not_blame_the_clip(number: int) -> None:
+    assert SubprocessCaller(timeout_s=10.0)(_signalled, number) == (number, "")
 
 
 def test_a_guard_gives_what_the_function_gives() -> None:
