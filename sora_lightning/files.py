@@ -25,10 +25,11 @@ def check_output(path: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Make a folder. Raises ``ValueError`` naming it where no file can be written into it."""
+    """Raise ``ValueError`` naming a folder, which need not exist, if no file can be put there."""
+    path = folder.absolute()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
+        existing = next(one for one in (path, *path.parents) if one.exists())
+        with tempfile.TemporaryFile(dir=existing) as file:
             file.write(b"1")
     except OSError as error:
         reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror

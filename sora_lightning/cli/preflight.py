@@ -86,6 +86,7 @@ def lock(run_dir: Path) -> IO[str] | None:
     """
     if getattr(rank_zero_only, "rank", 0):
         return None
+    run_dir.mkdir(parents=True, exist_ok=True)
     file = (run_dir / ".lock").open("w")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -146,6 +147,9 @@ def _changes(before: Any, now: Any, path: str) -> Iterator[tuple[str, Any, Any]]
     elif isinstance(before, list | tuple) and isinstance(now, list | tuple):
         if list(map(str, before)) != list(map(str, now)):
             yield path, list(before), list(now)
+    elif callable(now):  # a default that no YAML gives: the checkpoint holds its import path
+        if import_class(str(before)) is not now:
+            yield path, before, f"{now.__module__}.{now.__qualname__}"
     elif str(before) != str(now):
         yield path, before, now
 

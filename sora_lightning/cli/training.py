@@ -95,7 +95,6 @@ class TrainingCLI(LightningCLI):
             raise ValueError("weights_only = False: a checkpoint that needs it may run any program")
         check_trainer(config.trainer)
         config.ckpt_path = check_run_directory(verb, config.run_dir, config.ckpt_path, config.model)
-        self._lock = lock(Path(config.run_dir)) if verb == "fit" else None
         check_inputs(config)
         check_latents(verb, config)
         # Not a link: with one, jsonargparse 4.53 takes no key of the model on the command line as
@@ -128,6 +127,8 @@ class TrainingCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _run_subcommand(self, subcommand: str) -> None:
+        if subcommand == "fit":
+            self._lock = lock(Path(self.config[subcommand].run_dir))
         try:
             super()._run_subcommand(subcommand)
         except BaseException as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from evaluation.__main__ import main as evaluate
+from evaluation.features.tiny import TinyConfig, TinyJudge, save_judge
 from sora_lightning.__main__ import main
 from sora_lightning.checkpoints import load_tokenizer
 from sora_lightning.interop.pretrained import converted_tokenizer
@@ -112,6 +113,7 @@ def test_a_checkpoint_runs_no_program_when_it_is_loaded(
 
 def test_no_command_runs_a_program_from_a_checkpoint(
     fit: Any,
+    clips: dict[str, Path],
     tokenizer_model: Any,
     tokenizer_checkpoint: Path,
     diffusion_checkpoint: Path,
@@ -123,12 +125,13 @@ def test_no_command_runs_a_program_from_a_checkpoint(
     prompt = ["--prompt", "a", "--size", "16x16", "--num-frames", "5", "--num-steps", "1"]
     sample = ["sample", *prompt, "--output", "x.mp4", "--checkpoint"]
     assert main([*sample, str(bad_diffusion)]) == 2
-    assert main([*sample, str(diffusion_checkpoint), "--guide", str(bad_diffusion)]) == 2
-    judged = ["--checkpoint", str(bad_diffusion), "--protocol", "demo", "--output", "report"]
-    rows = Path("prompts.jsonl")
-    rows.write_text("")
-    assert evaluate([*judged, "--reference", str(rows)]) == 2
-    assert capsys.readouterr().err.count(str(bad_diffusion)) >= 2
+    assert (
+        main([*sample, str(diffusion_checkpoint), "--guidance-weak-model", str(bad_diffusion)]) == 2
+    )
+    save_judge(TinyJudge(TinyConfig()), Path("judge.pt"), {})
+    judged = ["--checkpoint", str(bad_diffusion), "--protocol", "demo", "--judge", "judge.pt"]
+    assert evaluate([*judged, "--output", "report", "--reference", str(clips["train"])]) == 2
+    assert capsys.readouterr().err.count(str(bad_diffusion)) >= 3
     few = ("--trainer.max_steps", "7")
     for verb, *arguments in (
         ("validate", "--ckpt_path", str(bad)),
@@ -136,7 +139,8 @@ def test_no_command_runs_a_program_from_a_checkpoint(
         ("fit", "--checkpoint.start_from", str(bad), *few),
     ):
         run_dir = marker.parent / f"{verb}{arguments[0]}"
-        fit({"model": tokenizer_model}, run_dir, *arguments, verb=verb)
+        with suppress(ValueError):  # refused, or only weights are taken from the file
+            fit({"model": tokenizer_model}, run_dir, *arguments, verb=verb)
     assert not marker.exists()
 
 
