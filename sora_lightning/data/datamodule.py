@@ -147,8 +147,8 @@ class VideoDataModule(L.LightningDataModule):
             self._open_cache(self.latents)
 
     def check(self) -> dict[Path, Assignment]:
-        """Which clips of each manifest go to which size, and which are left out and why; ``str`` of
-        it is a table.
+        """Assign the clips of each manifest to sizes, or to the reason why they are left out. The
+        ``str`` of an assignment is a table.
 
         Decodes one frame of every file of which the manifest does not say frames, rate and size.
         Raises ``ValueError`` with that table where no clip is left.
@@ -167,7 +167,7 @@ class VideoDataModule(L.LightningDataModule):
 
     @property
     def spec(self) -> DataSpec:
-        """What is served. The tokenizer of cached latents is known after ``setup``."""
+        """Describe what is served. The tokenizer of cached latents is known after ``setup``."""
         return DataSpec(
             fps=self.fps,
             validates=self.val_manifest is not None,
@@ -276,7 +276,7 @@ class VideoDataModule(L.LightningDataModule):
         return [reader, SourceReader(reader)] if self.reading.sources else [reader]
 
     def _bad_clip_budget(self, assignment: Assignment) -> float:
-        """How many more clips of a manifest may turn out to be bad."""
+        """Number of clips of a manifest that may yet turn out to be bad."""
         bad = len(assignment.removed.get(Removal.UNREADABLE, ()))
         num_clips = assignment.num_clips + assignment.num_removed
         return self.reading.max_bad_share * num_clips - bad

@@ -218,7 +218,7 @@ class LatentCache:
         return self._at(index)
 
     def window(self, indices: Int[ndarray, " w"], window: float) -> Float[Tensor, "c f h w"]:
-        """Of a clip's windows those latents in whose share of the clip ``window`` in [0, 1] falls.
+        """Return the latents of the cached window nearest to a position ``window`` in [0, 1].
 
         ``indices`` are those in the cache, in order; a -1 is passed over.
         """

@@ -12,7 +12,7 @@ from sora_lightning.types import VideoSize
 
 @dataclass(frozen=True)
 class Reading:
-    """How files are read, and what happens to those that cannot be.
+    """Settings of reading files, and of those that cannot be read.
 
     Args:
         num_workers: Processes that decode; 0 decodes in the training process. The command line
@@ -52,7 +52,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Batching:
-    """Which clips stand together, and in which order.
+    """Settings of sizes, batches and their order.
 
     Args:
         sizes: ``frames x rows x columns``, say ``["17x32x32", "17x24x40"]``, or a ``SizeFamily``
@@ -89,7 +89,7 @@ class Batching:
             raise ValueError(f"seed = {self.seed}: must not be negative")
 
     def size_rule(self, fps: float, packing: Packing | None) -> SizeRule:
-        """How clips get their sizes. Raises ``ValueError`` unless sizes are given in one way."""
+        """Return the rule of sizes. Raises ``ValueError`` unless there is exactly one."""
         given = {"sizes": self.sizes, "pixels_per_batch": self.pixels_per_batch}
         if packing is not None:
             if wrong := [name for name, value in given.items() if value is not None]:

@@ -1,4 +1,4 @@
-"""What a data module serves, typed: systems check it in ``setup``, before a step is taken."""
+"""A typed description of what a data module serves; systems check it in ``setup``."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from sora_lightning.types import VideoSize
 
 
 class Removal(Enum):
-    """Why a clip takes no part in training. The value is what a user is told."""
+    """Reasons for which a clip takes no part in training. The value is shown to users."""
 
     TOO_SMALL = "smaller than every size (clips are never upscaled)"
     TOO_SHORT = "too short for every size that it covers"
@@ -50,7 +50,7 @@ class SizeRule(ABC):
 
     @abstractmethod
     def batch_size(self, size: VideoSize) -> int:
-        """How many clips of one size a batch of them holds, at least one."""
+        """Return the number of clips of a size in a batch, at least one."""
 
     @abstractmethod
     def nearest(self, metadata: VideoMetadata, duration_s: float) -> VideoSize | Removal:
@@ -187,7 +187,7 @@ class Assignment:
         places: Iterable[VideoSize | Removal | Filter],
         sizes: Sequence[VideoSize] = (),
     ) -> Assignment:
-        """From what becomes of each record, in order; ``sizes`` come first, with clips or none."""
+        """Group records by their size or reason of removal; ``sizes`` come first, even if empty."""
         codes: dict[VideoSize | Removal | Filter, int] = {s: i for i, s in enumerate(sizes)}
         of_records = array("i", (codes.setdefault(place, len(codes)) for place in places))
         found = np.array(of_records, dtype=np.int32)

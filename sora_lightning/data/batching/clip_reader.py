@@ -82,8 +82,9 @@ class ClipReader:
         return path, timeline, start_s + np.arange(size.num_frames) / self.fps
 
     def timeline(self, record: ClipRecord, path: Path) -> Timeline:
-        """When the frames of a clip's file, which lies at ``path``, are shown. Raises
-        ``DecodeError``, also where the file is not the one that was indexed.
+        """Return the times of the frames of a clip's file, which lies at ``path``.
+
+        Raises ``DecodeError``, also where the file is not the one that was indexed.
         """
         as_seen = path, state(record)
         if as_seen not in self._timelines:

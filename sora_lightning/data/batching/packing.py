@@ -1,5 +1,5 @@
-"""Which clips share a sequence at a token budget: Patch n' Pack (arXiv 2307.06304, section 2),
-planned on integers alone.
+"""Plans which clips share a sequence at a token budget: Patch n' Pack (arXiv 2307.06304, section
+2), on integers alone.
 
 NaViT packs by first fit. Here a pack begins with the clip that has waited longest and takes the
 largest that fit from among those that come next: near to packing the whole set sorted, while the
@@ -243,7 +243,7 @@ class PackPlan:
 
     @property
     def mixes_sizes(self) -> bool:
-        """Whether ranks must stand side by side in a run to work on one size: packs need not."""
+        """Always False: ranks need not work on one size in a step."""
         return False
 
     @property

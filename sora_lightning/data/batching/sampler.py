@@ -1,4 +1,4 @@
-"""Which clips make which batch: an endless order that depends on the seed and one position alone.
+"""Plans of batches: an endless order that depends on the seed and one position alone.
 
 Neither workers nor ranks change it, and a run that stops at any batch goes on with the next.
 Lightning leaves a ``DistributedSampler`` alone, saves and restores a loader's state, but tells
@@ -42,7 +42,7 @@ class Plan(Protocol):
 
     @property
     def mixes_sizes(self) -> bool:
-        """Whether ranks work on one size in a step only where they share a run."""
+        """True if ranks work on one size in a step only where they share a run."""
 
     @property
     def batches_per_epoch(self) -> int:
@@ -202,7 +202,7 @@ class BatchPlan:
         return BatchRequest(self.sizes[bucket], clips, tuple(repeats.tolist()))
 
     def _runs_before(self, epoch: int) -> list[int]:
-        """How many runs of each size have begun before an epoch, in proportion to its clips."""
+        """Number of runs of each size that begin before an epoch, in proportion to its clips."""
         counts = zip(self.num_clips, self._phases, self._clips_per_run, strict=True)
         return [max(0, -((phase - epoch * clips) // per_run)) for clips, phase, per_run in counts]
 

@@ -72,8 +72,9 @@ def require_checksums(manifest: Path, assignment: Assignment) -> None:
 def _probed(
     records: Sequence[ClipRecord], filters: Sequence[Filter]
 ) -> Iterator[VideoMetadata | DecodeError]:
-    """What the files hold of which the manifest does not say it, in order. Nothing is probed
-    before the first is asked for, and then a few thousand ahead.
+    """Yield the metadata of the files whose rows lack it, in order.
+
+    Nothing is probed before the first is asked for, and then a few thousand ahead.
     """
     unknown = (r for r in records if r.metadata is None and first_against(r, filters) is None)
     paths, asked = itertools.tee(record.path for record in unknown)
@@ -123,7 +124,7 @@ class Encoded(NamedTuple):
     source_indices: dict[VideoSize, Int[ndarray, "_n w"]] | None
 
     def indices_of(self, size: VideoSize) -> list[Int[ndarray, "_n w"]]:
-        """Those of the clips of a size and, where the keys name pairs, of their sources."""
+        """Indices of a size's clips and, where the keys name pairs, of their sources."""
         parts = (self.indices, self.source_indices)
         return [part[size] for part in parts if part is not None]
 

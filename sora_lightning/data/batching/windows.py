@@ -1,4 +1,4 @@
-"""Which window of a clip is shown at each of its repeats, and with which caption."""
+"""Sample the window and the caption of each repeat of a clip."""
 
 from __future__ import annotations
 

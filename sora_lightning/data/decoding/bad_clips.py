@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class TooManyBadClips(DecodeError):
-    """The run must stop: more clips cannot be read than the settings bear with."""
+    """Raised where more clips cannot be read than ``max_bad_share`` allows."""
 
     def __init__(self, message: str) -> None:
         # A DataLoader's worker hands on its errors with their traceback in the message.

@@ -1,5 +1,5 @@
-"""What clips hold, by the SHA-256 of their bytes: it names them in the latent cache, and tells
-whether they are still what was indexed.
+"""SHA-256 hashes of clips: they are the keys of the latent cache, and tell whether a clip is still
+the one that was indexed.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Checksums:
         raise DecodeError(f"{record.path}: has changed since it was indexed: index it again")
 
     def _hash(self, record: ClipRecord, path: Path | None) -> str:
-        """Of the bytes in ``path``; of the clip, wherever it lies, where that is None."""
+        """Hash the file at ``path``, or the clip, wherever it lies, if that is None."""
         as_seen = repr((place_of(record), state(record))).encode()
         key = hashlib.blake2b(as_seen, digest_size=16).digest()
         if key not in self._hashes:

@@ -1,4 +1,4 @@
-"""What can be said of a file that does not decode."""
+"""Errors of files that do not decode, and the reasons that can be seen in them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def require_decodable_size(path: Path, height: int, width: int) -> None:
 
 
 def looks_like(path: Path) -> str:
-    """What an unreadable file seems to be, in brackets; nothing where it cannot be opened."""
+    """Guess what an unreadable file is, in brackets; an empty text if it cannot be opened."""
     try:
         with path.open("rb") as file:
             head = file.read(1024)

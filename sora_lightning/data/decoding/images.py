@@ -14,7 +14,7 @@ IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file is a still image, by its suffix."""
+    """Return True if a file is a still image, by its suffix."""
     return path.suffix.lower() in IMAGES
 
 

@@ -86,7 +86,7 @@ class Reader(ABC):
     """
 
     def timeline(self, path: Path) -> Timeline:
-        """When the frames of the file are shown. Raises ``DecodeError``."""
+        """Return the times of the file's frames. Raises ``DecodeError``."""
         return read_timeline(path)
 
     @abstractmethod

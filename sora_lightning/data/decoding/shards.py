@@ -152,12 +152,12 @@ def clip_sha256(record: ClipRecord) -> str:
 
 
 def is_remote(record: ClipRecord) -> bool:
-    """Whether what holds a clip has an address, and is no file."""
+    """Return True if a clip lies at an address, and not in a file."""
     return "://" in str(_holder(record.columns) or "")
 
 
 def place_of(record: ClipRecord) -> tuple[str, Any]:
-    """What holds a clip, and where in it the clip lies."""
+    """Return the file, shard or dataset of a clip, and its place in it."""
     holder = _holder(record.columns)
     if holder is None:
         return str(record.path), None
@@ -165,8 +165,8 @@ def place_of(record: ClipRecord) -> tuple[str, Any]:
 
 
 def stamp(record: ClipRecord) -> tuple[int, int] | None:
-    """How many bytes a clip has, and when its file or what holds it was last written; None without
-    one. How many bytes an item of litdata has is what the manifest says.
+    """Return the size of a clip in bytes and the time at which its file was written; None without a
+    file. The size of an item of litdata is that of the manifest.
     """
     seen = state(record)
     if seen is None:
@@ -177,7 +177,7 @@ def stamp(record: ClipRecord) -> tuple[int, int] | None:
 
 
 class State(NamedTuple):
-    """What the file system says of a file. No program can set back ``changed_ns``."""
+    """Properties of a file by the file system. No program can set back ``changed_ns``."""
 
     size: int
     modified_ns: int
@@ -186,7 +186,7 @@ class State(NamedTuple):
 
 
 def state(record: ClipRecord) -> State | None:
-    """Of a clip's file, or of what holds it; None where there is no file."""
+    """Return the state of a clip's file, shard or dataset; None where there is no file."""
     columns = record.columns
     holder = _holder(columns)
     path = record.path if holder is None else Path(holder)

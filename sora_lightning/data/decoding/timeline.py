@@ -1,4 +1,4 @@
-"""When the frames of a file are shown, and which decoders may be trusted with it.
+"""Times of a file's frames, and which decoders may be trusted with it.
 
 decord 0.6.0 gives wrong frames without a word for open GOPs, mpeg-ts and edit lists, and may loop
 for ever on stream-copied cuts. All of these show in the packets alone, so a file is judged by
@@ -34,7 +34,7 @@ IMAGE_DURATION_S = 0.04  # as FFmpeg counts
 
 @dataclass(frozen=True)
 class Timeline:
-    """When the frames of a file are shown, in the order of showing.
+    """Times of a file's frames, in the order of showing.
 
     Args:
         pts: Presentation timestamps in the stream's own units.
@@ -150,7 +150,7 @@ def demux(path: Path, container: InputContainer, stream: VideoStream) -> Iterato
 
 
 class _Facts(NamedTuple):
-    """What the headers say of a file and its video stream."""
+    """Properties of a file and its video stream by their headers."""
 
     container: str
     codec: str

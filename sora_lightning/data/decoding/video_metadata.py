@@ -1,4 +1,4 @@
-"""What a file holds, in numbers."""
+"""Length, rate and size of a video."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What ``index`` has found of each file, in a file beside its output: a call that was interrupted
-goes on from it. Of a line, memory keeps the place alone.
+"""Results of ``index`` for each file, appended to a file beside its output, so that an interrupted
+call can go on. Memory holds the offset of each line alone.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class AppendOnlyLog:
         self._known, self._known_places = found[order], np.array(places, dtype=np.int64)[order]
 
     def recall(self, key: str) -> bool:
-        """Whether an earlier call found out about a file; if not, it is to be added."""
+        """Return True if an earlier call has the result of a file; if not, it is to be added."""
         asked = np.frombuffer(bytes.fromhex(key), "S16")
         (after,) = np.searchsorted(self._known, asked, side="right").tolist()
         known = after > 0 and self._known[after - 1] == asked[0]

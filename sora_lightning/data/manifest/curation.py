@@ -72,7 +72,7 @@ def look_through(path: Path) -> Thumbnails:
 
 
 def scene_cuts(thumbnails: Thumbnails) -> list[float]:
-    """When new scenes begin, in seconds from the first frame; the first scene's 0.0 included.
+    """Return the times at which scenes begin, in seconds from the first frame, 0.0 included.
 
     A hard cut changes the whole picture within one frame, and far more than the frames before and
     after it change; a fade, a flash or a fast pan does not stand out like that.
@@ -95,7 +95,7 @@ def require_pyscenedetect() -> None:
 
 
 def pyscenedetect_cuts(path: Path) -> list[float]:
-    """The same from PySceneDetect's content detector."""
+    """Return the times at which scenes begin by PySceneDetect's content detector."""
     from scenedetect import ContentDetector, detect
 
     scenes = detect(str(path), ContentDetector())
@@ -190,5 +190,5 @@ class _Sharing:
         self.place[order] = np.arange(len(order), dtype=np.int32)
 
     def before(self, index: int) -> Int[np.ndarray, " m"]:
-        """Those that share it with a clip and come before it."""
+        """Indices of the clips before one that share its value."""
         return self.order[self.begin[index] : self.place[index]]

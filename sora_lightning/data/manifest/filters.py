@@ -58,7 +58,7 @@ class Filter:
 
     @property
     def value(self) -> str:
-        """What a user is told of the clips that it removes."""
+        """The reason that a report gives for the clips that it removes."""
         return f"filter: not {self}"
 
     def keeps(self, record: ClipRecord) -> bool:

@@ -45,7 +45,7 @@ from sora_lightning.files import file_sha256
 
 @dataclass(frozen=True)
 class Work:
-    """What to do with each file, besides probing it: find scenes by a detector (None: the whole
+    """The work on each file, besides probing it: find scenes by a detector (None: the whole
     file is one) and leave out those shorter than ``min_scene_s``; give scores; write copies with
     closed GOPs into a folder.
     """

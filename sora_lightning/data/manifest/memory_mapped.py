@@ -65,7 +65,7 @@ class MemoryMappedRecords(_Lazy):
             yield self.made(index, row)
 
     def rows(self, indices: Int[ndarray, " n"], names: Sequence[str]) -> Iterator[Row]:
-        """These columns, as far as there are any, of the rows of rising indices, many at a time."""
+        """Yield these columns of the rows at rising indices, read many at a time."""
         table = arrow_table(self.path)
         table = table.select([name for name in table.column_names if not names or name in names])
         if not table.num_columns:
@@ -102,7 +102,7 @@ class ChosenRecords(_Lazy):
             yield self.records.made(int(index), row)
 
     def rows(self, *names: str) -> Iterator[Row]:
-        """These columns of the rows, or all of them; absent cells are None."""
+        """Yield these columns of the rows, or all columns; absent cells are None."""
         falls = np.flatnonzero(self.indices[1:] < self.indices[:-1]) + 1
         for part in np.split(self.indices, falls):
             if len(part):
@@ -121,7 +121,7 @@ def chosen(
 
 
 def cells(records: Sequence[ClipRecord], name: str) -> Iterator[Any]:
-    """What each row has in a column, or None; of a mapped file no records are made."""
+    """Yield the cells of a column, or None; of a mapped file no records are made."""
     if isinstance(records, ChosenRecords):
         return (row.get(name) for row in records.rows(name))
     return (record.columns.get(name) for record in records)

@@ -147,7 +147,7 @@ class ManifestRow:
         return tuple(text for text, _ in pairs), tuple(weight / total for _, weight in pairs)
 
     def metadata(self) -> VideoMetadata | None:
-        """What the row says of its file, None where a part of it lacks."""
+        """Frames, rate and size by the row; None where one of them is missing."""
         num_frames, height, width = map(self.count, ("num_frames", "height", "width"))
         fps = self.number("fps", at_least=1e-3)
         if num_frames and height and width and fps:

@@ -298,7 +298,7 @@ def _text(value: Any) -> Any:
 
 
 def has_source(row: Row, folder: Path) -> bool:
-    """Whether the column ``source`` of a row in this folder names a file, and not a provenance."""
+    """Return True if the column ``source`` names a file in this folder, and not a provenance."""
     source = row.get("source")
     return isinstance(source, str) and bool(source) and (folder / source).is_file()
 

@@ -131,7 +131,7 @@ def write_dataset(
 
 
 def _contents(split: str, count: int, seed: int) -> list[list[Triple]]:
-    """What each clip of a split shows. Combinations come round evenly, in ever new orders."""
+    """Draw the combinations of each clip of a split, each equally often, in ever new orders."""
     rng = np.random.default_rng([seed, SPLITS.index(split)])
     allowed = triples(held_out=split == "test")
     num_pairs = count // 5

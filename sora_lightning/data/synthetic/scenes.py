@@ -1,4 +1,4 @@
-"""What a synthetic clip shows, and the words for it: scenes of moving shapes, their captions, and
+"""Scenes of moving shapes that synthetic clips show, their captions, and
 the held-out combinations.
 
 Lengths are fractions of a clip's short side, and every shape stays inside the central square of
@@ -89,7 +89,7 @@ class MovingShape:
     turns: tuple[Turn, ...] = ()
 
     def moved(self, time_s: Float32[np.ndarray, " F"]) -> Float32[np.ndarray, "F 2"]:
-        """How far the shape has come (right, down) at these times, in short sides."""
+        """Return the shape's displacement (right, down) at these times, in short sides."""
         legs = [Turn(0.0, self.direction), *self.turns]
         ends = [turn.time_s for turn in self.turns] + [np.inf]
         way = np.zeros((len(time_s), 2), np.float32)
@@ -187,8 +187,8 @@ def turning_scene(content: Triple, rng: np.random.Generator) -> Scene:
 
 
 def can_share(first: Triple, second: Triple) -> bool:
-    """Whether two combinations fit into one clip: different colours, and both horizontal or both
-    vertical.
+    """Return True if two combinations fit into one clip: different colours, and both horizontal or
+    both vertical.
     """
     same_axis = DIRECTIONS[first.direction][0] ** 2 == DIRECTIONS[second.direction][0] ** 2
     return first.colour != second.colour and same_axis
