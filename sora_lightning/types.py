@@ -1,5 +1,4 @@
-"""The vocabulary of the house: what is called a size, a clip, a batch, a grid of tokens, a
-condition.
+"""Types shared by the whole package: sizes, grids of tokens, batches, conditions, denoisers.
 
 Axis letters, everywhere: ``b`` batch, ``c`` channels, ``f h w`` latent frame, row and column, ``F H
 W`` pixels, ``n`` spacetime tokens, ``l`` text tokens, ``d`` width, ``k`` heads. Pixels are floats
@@ -37,8 +36,8 @@ class VideoSize:
 
     @classmethod
     def parse(cls, text: str) -> VideoSize:
-        """Read ``frames x height x width``, say ``17x32x48``. Raises ``ValueError`` for anything
-        else.
+        """Parse ``frames x height x width``, say ``17x32x48``. Raises ``ValueError`` for other
+        texts.
         """
         match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text.strip())
         if match is None:
@@ -50,7 +49,7 @@ class VideoSize:
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """The number of latent frames, rows and columns that a clip's tokens stand on."""
+    """Numbers of frames, rows and columns of a clip's tokens."""
 
     f: int
     h: int
@@ -63,8 +62,9 @@ class TokenGrid:
 
 @dataclass(frozen=True)
 class Compression:
-    """How many pixels of each axis share one latent position. Causal: F frames give 1 + (F - 1) /
-    frames.
+    """Number of pixels along each axis that share one latent position.
+
+    ``F`` frames give ``1 + (F - 1) / frames`` latent frames.
     """
 
     frames: int
@@ -94,7 +94,7 @@ class Compression:
         )
 
     def size(self, grid: TokenGrid) -> VideoSize:
-        """The video that a latent grid decodes to."""
+        """Return the size of the video that a latent grid decodes to."""
         return VideoSize(1 + (grid.f - 1) * self.frames, grid.h * self.height, grid.w * self.width)
 
 
@@ -113,8 +113,10 @@ def as_levels(pixels: Float[Tensor, "*size"]) -> UInt8[Tensor, "*size"]:
 
 @dataclass
 class VideoBatch:
-    """Clips of one size. Exactly one of ``video`` and ``latents`` may be absent: a latent cache
-    serves no pixels. ``source`` holds the clips that these are edits of, frame by frame.
+    """Clips of one size.
+
+    At most one of ``video`` and ``latents`` is absent: a latent cache serves no pixels. ``source``
+    holds the clips of which these are edits.
     """
 
     captions: list[str]
@@ -157,10 +159,10 @@ class VideoBatch:
 
 @dataclass(frozen=True)
 class PackedLatents:
-    """Latents of clips of any sizes, which a denoiser sees as one sequence: a tensor for each.
+    """Latents of clips of any sizes, a tensor for each, which a denoiser sees as one sequence.
 
-    ``shown`` is true where a clip's latents take part, in whole tokens, one of them at least; the
-    others are dropped: no network sees them and no loss asks for them. ``None`` drops nothing.
+    ``shown`` is True at tokens that take part, at least one of each clip. The others are dropped:
+    no network sees them, and they have no loss. ``None`` drops nothing.
     """
 
     clips: tuple[Float[Tensor, "c _f _h _w"], ...]
@@ -186,8 +188,9 @@ class PackedLatents:
     def map(
         self, function: Callable[..., Float[Tensor, "_c f h w"]], *others: Iterable[Any]
     ) -> PackedLatents:
-        """``function`` of each clip and of what each of the others holds for it: other packed
-        latents' ``clips``, or a tensor with a row for each clip.
+        """Apply ``function`` to each clip and its item of each of the others.
+
+        Others are ``clips`` of packed latents, or tensors with a row for each clip.
         """
         rows = zip(self.clips, *others, strict=True)
         return replace(self, clips=tuple(function(*row) for row in rows))
@@ -313,13 +316,13 @@ class Condition:
         return self.pooled.shape[0]
 
     def __getitem__(self, clips: slice) -> Condition:
-        """The conditions of some of the clips."""
+        """Return the conditions of some of the clips."""
         channels = None if self.concat_latents is None else self.concat_latents[clips]
         return Condition(self.tokens[clips], self.mask[clips], self.pooled[clips], channels)
 
     @staticmethod
     def cat(first: Condition, second: Condition) -> Condition:
-        """Two batches of conditions as one; the shorter texts are padded with masked tokens."""
+        """Concatenate two batches of conditions, padding shorter texts with masked tokens."""
         length = max(first.mask.shape[1], second.mask.shape[1])
         a, b = first.pad(length), second.pad(length)
         return Condition(
@@ -330,7 +333,7 @@ class Condition:
         )
 
     def joined(self, more: ImageTokens) -> Condition:
-        """The same condition with more tokens to attend to."""
+        """Return the condition with more tokens to attend to."""
         tokens, mask = more.tokens.to(self.tokens), more.mask
         return replace(
             self,
@@ -339,7 +342,7 @@ class Condition:
         )
 
     def pad(self, length: int) -> Condition:
-        """The same condition with masked text tokens appended up to ``length``."""
+        """Return the condition with masked text tokens appended up to ``length``."""
         missing = length - self.mask.shape[1]
         return Condition(
             tokens=F.pad(self.tokens, (0, 0, 0, missing)),
@@ -361,11 +364,10 @@ def _cat_concat_latents(first: Condition, second: Condition) -> Tensor | None:
 
 @runtime_checkable
 class DenoiserFunction(Protocol):
-    """Any callable that predicts, at noisy latents ``x_t`` and time ``t``, what its objective asks
-    for. ``t`` holds a time for each clip, or for each of its tokens where some are known.
+    """A callable that predicts from noisy latents ``x_t`` and time ``t``.
 
-    Objectives and samplers ask for no more, so guidance may wrap a network and a closed form may
-    stand in for it.
+    ``t`` holds a time for each clip, or for each of its tokens where some are known. Samplers need
+    no more, so guidance may wrap a network and a closed form may replace it.
     """
 
     def __call__(

@@ -1,5 +1,5 @@
-"""The first frame as tokens to attend to beside the text, what I2VGen-XL (arXiv 2311.04145, section
-3.1) tells of a picture beside its latents.
+"""Encoders of the first frame into tokens that are attended to beside those of the text (I2VGen-XL,
+arXiv 2311.04145, section 3.1).
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from torch.nn import functional as F
 from sora_lightning.types import ImageTokens, as_levels
 
 Decode = Callable[[Tensor], Tensor]
-"""From normalised latents to pixels in [-1, 1]: a tokenizer's."""
+"""Decodes normalised latents to pixels in [-1, 1], as a tokenizer does."""
 
-# Radford et al., 2021 (arXiv 2103.00020): mean and deviation of CLIP's training images.
-_MEAN, _DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+# Radford et al., 2021 (arXiv 2103.00020): mean and standard deviation of CLIP's
+# training images.
+_MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 class ImageEncoder(nn.Module, ABC):
     """Turns a clip's first latent frame into tokens of the conditioner's width.
 
-    It is read from the latents in training and in sampling, where a cache serves no pixels and a
-    picture has been encoded already; ``decode`` gives its pixels as the tokenizer shows them. A
-    causal tokenizer's first latent frame holds the first frame and nothing else.
+    Its input are latents in training and in sampling alike, since a cache serves no pixels.
+    ``decode`` returns their pixels. The first latent frame of a causal tokenizer holds the first
+    frame alone.
 
     ``specification`` is the ``class_path`` and ``init_args`` of an encoder that was loaded from
     files; a system keeps it in its own checkpoint, beside the weights.
@@ -42,21 +43,22 @@ class ImageEncoder(nn.Module, ABC):
     def forward(
         self, latents: Float[Tensor, "b c 1 h w"], decode: Decode
     ) -> Float[Tensor, "b m d"]:
-        """The same number of tokens for latents of any size."""
+        """Return tokens, as many for latents of any size."""
 
     def known(
         self, latents: Float[Tensor, "b c f h w"], mask: Bool[Tensor, "b 1 f h w"], decode: Decode
     ) -> ImageTokens:
-        """The tokens of each clip of which the whole first frame is known, and none of others."""
-        there = mask[:, :, :1].flatten(1).all(1)
+        """Return the tokens of each clip whose whole first frame is known, and none of others."""
+        has_image = mask[:, :, :1].flatten(1).all(1)
         tokens = self(latents[:, :, :1], decode)
-        tokens = torch.where(rearrange(there, "b -> b 1 1"), tokens, 0)
-        return ImageTokens(tokens, repeat(there, "b -> b m", m=tokens.shape[1]))
+        tokens = torch.where(rearrange(has_image, "b -> b 1 1"), tokens, 0)
+        return ImageTokens(tokens, repeat(has_image, "b -> b m", m=tokens.shape[1]))
 
 
 class GlobalEncoder(ImageEncoder):
-    """Two convolutions over the latents, averaged to ``side`` x ``side`` places, a token each: it
-    trains with the denoiser and needs no weights.
+    """Two convolutions over the latents, averaged to ``side`` x ``side`` positions of a token each.
+
+    It trains with the denoiser and needs no weights.
     """
 
     def __init__(self, latent_channels: int, width: int, hidden: int = 64, side: int = 4):
@@ -71,20 +73,20 @@ class GlobalEncoder(ImageEncoder):
             nn.AdaptiveAvgPool2d(side),
         )
         self.out = nn.Linear(hidden, width)
-        # Attention does not see an order: each place says which it is.
-        self.places = nn.Parameter(0.02 * torch.randn(side**2, width))
+        # Attention does not see an order: each position has a vector of its own.
+        self.positions = nn.Parameter(0.02 * torch.randn(side**2, width))
 
     def forward(
         self, latents: Float[Tensor, "b c 1 h w"], decode: Decode
     ) -> Float[Tensor, "b m d"]:
         """See ``ImageEncoder``."""
         features = self.features(latents[:, :, 0])
-        return self.out(rearrange(features, "b d h w -> b (h w) d")) + self.places
+        return self.out(rearrange(features, "b d h w -> b (h w) d")) + self.positions
 
 
 class ClipEncoder(ImageEncoder):
-    """I2VGen-XL's two encoders: the picture's embedding by a frozen CLIP, through a perceptron into
-    ``num_tokens`` tokens, and the tokens of a ``GlobalEncoder`` that trains.
+    """I2VGen-XL's two encoders: a frozen CLIP, whose embedding a perceptron turns into
+    ``num_tokens`` tokens, and a ``GlobalEncoder`` that trains.
 
     ``folder`` is that of a CLIP as transformers writes it; ``config`` is the configuration of its
     vision tower in place of a folder: the weights are then random, or those of the checkpoint that
@@ -121,25 +123,25 @@ class ClipEncoder(ImageEncoder):
     ) -> Float[Tensor, "b m d"]:
         """See ``ImageEncoder``."""
         with torch.no_grad():
-            pictures = clip_pixels(decode(latents)[:, :, 0], self.tower.config.image_size)
-            embedding = self.tower.eval()(pixel_values=pictures).image_embeds
+            images = clip_pixels(decode(latents)[:, :, 0], self.tower.config.image_size)
+            embedding = self.tower.eval()(pixel_values=images).image_embeds
         tokens = rearrange(self.project(embedding), "b (m d) -> b m d", m=self.num_tokens)
         return torch.cat([tokens, self.whole(latents, decode)], dim=1)
 
 
-def clip_pixels(
-    pictures: Float[Tensor, "b 3 H W"], side: int
-) -> Float[Tensor, "b 3 {side} {side}"]:
-    """What CLIP's own processor makes of pictures in [-1, 1]: the short side scaled to ``side`` by
-    a bicubic filter with antialiasing, the centre cut out, each colour normalised.
+def clip_pixels(images: Float[Tensor, "b 3 H W"], side: int) -> Float[Tensor, "b 3 {side} {side}"]:
+    """Prepare images in [-1, 1] as CLIP's own processor does.
+
+    The short side is scaled to ``side`` by a bicubic filter with antialiasing, the centre is cut
+    out, and each colour is normalised.
     """
-    height, width = pictures.shape[2:]
+    height, width = images.shape[2:]
     scaled = [side * height // min(height, width), side * width // min(height, width)]
     # In whole levels, which the filter rounds to between its two passes as Pillow's does.
-    levels = F.interpolate(as_levels(pictures), size=scaled, mode="bicubic", antialias=True)
+    levels = F.interpolate(as_levels(images), size=scaled, mode="bicubic", antialias=True)
     top, left = (scaled[0] - side) // 2, (scaled[1] - side) // 2
-    mean, deviation = (pictures.new_tensor(x)[:, None, None] for x in (_MEAN, _DEVIATION))
-    return (levels[:, :, top : top + side, left : left + side] / 255 - mean) / deviation
+    mean, std = (images.new_tensor(x)[:, None, None] for x in (_MEAN, _STD))
+    return (levels[:, :, top : top + side, left : left + side] / 255 - mean) / std
 
 
 def _transformers() -> Any:

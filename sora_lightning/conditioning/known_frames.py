@@ -1,7 +1,7 @@
-"""Known frames: how a denoiser gets to know latents that are given, in training and in sampling.
+"""Conditioning on known frames, by one interface for training and sampling.
 
-They stand at diffusion time 0, or are concatenated to the input's channels, with or without tokens
-of the first frame beside those of the text.
+Known latents are seen at diffusion time 0, or concatenated to the input's channels, with or without
+tokens of the first frame beside those of the text.
 """
 
 from __future__ import annotations
@@ -132,9 +132,9 @@ class KnownFrameConditioning(nn.Module, ABC):
 
 
 class TimeZeroConditioning(KnownFrameConditioning):
-    """Known tokens stand at diffusion time 0, or a little later where a mask has ``noise``.
+    """Known tokens are seen at diffusion time 0, or a little later where a mask has ``noise``.
 
-    They are seen as they are, and the loss is that of the other tokens. Raises ``ValueError`` for a
+    The loss is that of the other tokens. Raises ``ValueError`` for a
     mask that needs a source.
     """
 

@@ -1,4 +1,4 @@
-"""A learned vector for each class: the condition of class-to-video models."""
+"""Class labels, each a learned vector, for class-to-video models."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,8 @@ class LabelConditioner(Conditioner):
     """Reads a caption as the name of a class. The empty caption, and a dropped one, is a further
     class, "none" (DiT, arXiv 2212.09748, section 4).
 
-    The vector is the pooled one and the only text token too. ``null_class`` off leaves "none" out.
+    The vector is the pooled vector and the only text token. Without ``null_class`` there is no
+    "none".
     ``ValueError`` for a caption that names no class.
     """
 
@@ -36,7 +37,7 @@ class LabelConditioner(Conditioner):
         return self.of_rows(labels)
 
     def of_rows(self, rows: Int[Tensor, " b"]) -> Condition:
-        """The condition of classes known by their rows of the table."""
+        """Return the condition of classes by their rows of the table."""
         pooled = self.embedding(rows)  # b d
         mask = torch.ones(len(rows), 1, dtype=torch.bool, device=pooled.device)
         return Condition(tokens=pooled[:, None], mask=mask, pooled=pooled)

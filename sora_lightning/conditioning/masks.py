@@ -1,7 +1,7 @@
-"""Frames as prompts: each task is a mask of tokens that are known while the others are denoised.
+"""Masks of tokens that are known while the others are denoised.
 
-A training draws from a mixture of tasks; at sampling the same network extends, connects, loops and
-inpaints. Kinds and shares follow Open-Sora's and Open-Sora-Plan's published recipes.
+A training draws from a mixture of masks. In sampling the same network extends, connects, loops and
+inpaints. The kinds of masks follow Open-Sora's and Open-Sora-Plan's published recipes.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ from sora_lightning.layers.patch import Patch
 from sora_lightning.types import TokenGrid
 
 NUM_UNIFORMS = 8
-"""Uniform numbers that decide a clip's task and mask."""
+"""Number of uniform numbers that decide a clip's mask."""
 
 
 @dataclass(frozen=True)
 class FrameMask(ABC):
-    """A kind of mask. ``weight`` is its share in the mixture, relative to the others'. ``noise`` is
-    the latest time that known tokens stand at, drawn evenly from 0 on.
+    """A kind of mask.
+
+    ``weight`` is its share in the mixture, relative to the others'. The diffusion time of known
+    tokens is uniform from 0 to ``noise``.
     """
 
     weight: float = 1.0
@@ -42,8 +44,8 @@ class FrameMask(ABC):
 
     @abstractmethod
     def known(self, grid: TokenGrid, uniforms: Sequence[float]) -> Bool[Tensor, "f h w"]:
-        """Which tokens of a clip are known, decided by six numbers in [0, 1). Never all of them,
-        except by ``VideoEditing``.
+        """Return the known tokens of a clip by six numbers in [0, 1): never all of them, except by
+        ``VideoEditing``.
         """
 
 
@@ -57,7 +59,7 @@ class TextToVideo(FrameMask):
 
 @dataclass(frozen=True)
 class FirstFrames(FrameMask):
-    """The first one, up to ``most`` of them: image to video, extension, prediction in chunks."""
+    """The first frames, from one to ``most``: image to video, extension, prediction in chunks."""
 
     most: int | None = None
 
@@ -69,7 +71,7 @@ class FirstFrames(FrameMask):
 
 @dataclass(frozen=True)
 class LastFrames(FrameMask):
-    """The last one, up to ``most`` of them: extension backward."""
+    """The last frames, from one to ``most``: backward extension."""
 
     most: int | None = None
 
@@ -81,7 +83,7 @@ class LastFrames(FrameMask):
 
 @dataclass(frozen=True)
 class BothEnds(FrameMask):
-    """Some of the first and of the last, each up to ``most``: connecting two videos, loops."""
+    """First and last frames, each from one to ``most``: connecting two videos, loops."""
 
     most: int | None = None
 
@@ -96,7 +98,7 @@ class BothEnds(FrameMask):
 
 @dataclass(frozen=True)
 class Inpainting(FrameMask):
-    """All but a box in space and time: inpainting."""
+    """Everything but a box in space and time."""
 
     def known(self, grid: TokenGrid, uniforms: Sequence[float]) -> Bool[Tensor, "f h w"]:
         box = []
@@ -111,8 +113,8 @@ class Inpainting(FrameMask):
 
 @dataclass(frozen=True)
 class VideoEditing(FrameMask):
-    """All is known, not of the clip itself but of the one that it is an edit of (InstructPix2Pix,
-    arXiv 2211.09800): for channels beside the latents alone.
+    """The whole source of which a clip is an edit (InstructPix2Pix, arXiv 2211.09800), for
+    ``ConcatConditioning``.
     """
 
     def known(self, grid: TokenGrid, uniforms: Sequence[float]) -> Bool[Tensor, "f h w"]:
@@ -145,6 +147,6 @@ def _nothing(grid: TokenGrid) -> Bool[Tensor, "f h w"]:
 
 
 def _count(number: float, largest: int, most: int | None) -> int:
-    """From 1 to ``largest``, and to ``most`` where that is given; 0 where there is no room."""
+    """Return a number from 1 to the smaller of ``largest`` and ``most``; 0 if ``largest`` is 0."""
     largest = min(largest, most or largest)
     return 1 + int(number * largest) if largest > 0 else 0

@@ -35,7 +35,7 @@ class GroupDraws:
     def of_clips(cls, batch: PackedBatch, seed: int, device: torch.device) -> GroupDraws:
         """Seed by clip and epoch: a clip draws the same on any rank and in any pack."""
         places = zip(batch.clip_ids, batch.repeats, strict=True)
-        return cls([make_rng(device, seed, int(name, 16), turn) for name, turn in places], 1)
+        return cls([make_rng(device, seed, int(name, 16), epoch) for name, epoch in places], 1)
 
     def uniform(self, *shape: int) -> Float[Tensor, " b *shape"]:
         """Draw from [0, 1)."""
