@@ -27,14 +27,14 @@ def attend(
     sequence: PackedSequence,
 ) -> Float[Tensor, "b k n e"]:
     """Attend within the groups of a partition, or with a share of the heads in each of several."""
-    shares = partition.shares
-    if len(shares) == 1:
-        return attend_in_groups(q, k, v, sequence.grouping(shares[0]))
-    queries, keys, values = (x.chunk(len(shares), dim=1) for x in (q, k, v))
+    parts = partition.head_partitions
+    if len(parts) == 1:
+        return attend_in_groups(q, k, v, sequence.grouping(parts[0]))
+    queries, keys, values = (x.chunk(len(parts), dim=1) for x in (q, k, v))
     return torch.cat(
         [
             attend_in_groups(q, k, v, sequence.grouping(part))
-            for q, k, v, part in zip(queries, keys, values, shares, strict=True)
+            for q, k, v, part in zip(queries, keys, values, parts, strict=True)
         ],
         dim=1,
     )
@@ -97,9 +97,9 @@ class SelfAttention(nn.Module):
         super().__init__()
         if width % num_heads:
             raise ValueError(f"width {width} is not a multiple of num_heads {num_heads}")
-        if num_heads % len(partition.shares):
+        if num_heads % len(partition.head_partitions):
             raise ValueError(
-                f"num_heads {num_heads} is not a multiple of the {len(partition.shares)} "
+                f"num_heads {num_heads} is not a multiple of the {len(partition.head_partitions)} "
                 "partitions that share the heads"
             )
         self.num_heads = num_heads

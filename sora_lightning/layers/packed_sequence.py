@@ -152,14 +152,14 @@ class PackedSequence:
                 return Whole()
             if self.kept is None and (regrouping := partition.regrouping(grid)) is not None:
                 return regrouping
-        return SortedGroups.of(self._group_numbers(partition), self.device)
+        return SortedGroups.of(self._group_indices(partition), self.device)
 
-    def _group_numbers(self, partition: TokenPartition) -> Int[Tensor, " n"]:
+    def _group_indices(self, partition: TokenPartition) -> Int[Tensor, " n"]:
         """Return the index of each token's group, on the CPU. No group is shared among clips."""
         numbers, first = [], 0
         for number, grid in enumerate(self.grids):
             coordinates = self._coordinates(number, torch.device("cpu"))
-            own = first + partition.group_numbers(coordinates, grid)
+            own = first + partition.group_indices(coordinates, grid)
             numbers += [torch.full((self.num_context,), first), own]
             first = int(own.max()) + 1
         return torch.cat(numbers)

@@ -26,7 +26,7 @@ class TokenPartition(ABC):
     """Divides a clip's tokens into groups; tokens of one group see each other."""
 
     @abstractmethod
-    def group_numbers(self, coordinates: Int[Tensor, "n 3"], grid: TokenGrid) -> Int[Tensor, " n"]:
+    def group_indices(self, coordinates: Int[Tensor, "n 3"], grid: TokenGrid) -> Int[Tensor, " n"]:
         """Return the index of each token's group, any integers of at least 0. This is the
         definition.
         """
@@ -40,13 +40,13 @@ class TokenPartition(ABC):
         return False
 
     @property
-    def shares(self) -> tuple[TokenPartition, ...]:
+    def head_partitions(self) -> tuple[TokenPartition, ...]:
         """The partitions among which an attention divides its heads evenly: this one only."""
         return (self,)
 
     def mask(self, coordinates: Int[Tensor, "n 3"], grid: TokenGrid) -> Bool[Tensor, "n n"]:
         """Return True where two tokens see each other. Slow; tests compare fast paths with it."""
-        number = self.group_numbers(coordinates, grid)
+        number = self.group_indices(coordinates, grid)
         return number[:, None] == number
 
 
@@ -81,7 +81,7 @@ class Partition(TokenPartition):
     def is_whole(self, grid: TokenGrid) -> bool:
         return self.box(grid) == (grid.f, grid.h, grid.w)
 
-    def group_numbers(self, coordinates: Int[Tensor, "n 3"], grid: TokenGrid) -> Int[Tensor, " n"]:
+    def group_indices(self, coordinates: Int[Tensor, "n 3"], grid: TokenGrid) -> Int[Tensor, " n"]:
         f, h, w = (coordinates // coordinates.new_tensor(self.box(grid))).unbind(-1)
         return (f * grid.h + h) * grid.w + w
 
@@ -134,7 +134,7 @@ class Skip(TokenPartition):
     def is_whole(self, grid: TokenGrid) -> bool:
         return self.ratio == 1
 
-    def group_numbers(self, coordinates: Int[Tensor, "n 3"], grid: TokenGrid) -> Int[Tensor, " n"]:
+    def group_indices(self, coordinates: Int[Tensor, "n 3"], grid: TokenGrid) -> Int[Tensor, " n"]:
         f, h, w = coordinates.unbind(-1)
         return ((f * grid.h + h) * grid.w + w) // self.run % self.ratio
 
@@ -148,7 +148,7 @@ class Skip(TokenPartition):
 class HeadSplit:
     """One attention whose heads are divided evenly among partitions (ViViT model 4)."""
 
-    shares: tuple[TokenPartition, ...]
+    head_partitions: tuple[TokenPartition, ...]
 
 
 JOINT = Partition()

@@ -41,8 +41,8 @@ def random_grids(seed, num_grids):
 def by_mask(q, k, v, partition, grids):
     """Each share of the heads under a mask that is written from the definition, clip by clip."""
     outputs = []
-    shares = partition.shares
-    for part, *heads in zip(shares, *(x.chunk(len(shares), 1) for x in (q, k, v)), strict=True):
+    parts = partition.head_partitions
+    for part, *heads in zip(parts, *(x.chunk(len(parts), 1) for x in (q, k, v)), strict=True):
         masks = [part.mask(grid_coordinates(grid, torch.device("cpu")), grid) for grid in grids]
         outputs.append(F.scaled_dot_product_attention(*heads, torch.block_diag(*masks).bool()))
     return torch.cat(outputs, dim=1)

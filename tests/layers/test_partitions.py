@@ -98,8 +98,8 @@ def test_schedules_of_a_network():
 def test_skips_deal_tokens_and_runs_of_tokens_in_turn():
     grid = TokenGrid(1, 2, 8)
     coordinates = grid_coordinates(grid, torch.device("cpu"))
-    assert Skip(4).group_numbers(coordinates, grid).tolist() == [0, 1, 2, 3] * 4
-    in_runs = Skip(2, run=2).group_numbers(coordinates, grid)
+    assert Skip(4).group_indices(coordinates, grid).tolist() == [0, 1, 2, 3] * 4
+    in_runs = Skip(2, run=2).group_indices(coordinates, grid)
     assert in_runs.tolist() == [0, 0, 1, 1] * 4
 
 

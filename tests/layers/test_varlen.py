@@ -67,7 +67,7 @@ def test_every_partition_reaches_the_kernel_as_it_asks(partition, monkeypatch):
     tensors = [torch.randn(1, 4, n, 8, requires_grad=True) for _ in range(3)]
     direction = torch.randn(1, 4, n, 8)
     actual = attention.attend(*tensors, partition, PackedSequence(GRIDS))
-    assert len(calls) == len(partition.shares)
+    assert len(calls) == len(partition.head_partitions)
     expected = by_mask(*tensors, partition, GRIDS)
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
     given = torch.autograd.grad((actual * direction).sum(), tensors)

@@ -36,7 +36,7 @@ class RelativeSelfAttention(SelfAttention):
         super().__init__(width, num_heads, partition, qk_norm, bias)
         if len(reach) != 3 or min(reach) < 0:
             raise ValueError(f"reach = {list(reach)} must be three numbers of at least 0")
-        if len(partition.shares) > 1:
+        if len(partition.head_partitions) > 1:
             raise ValueError("relative positions are for layouts whose heads share one partition")
         self.reach = tuple(reach)
         self.table = nn.Parameter(torch.empty(num_heads, *(2 * length + 1 for length in reach)))
@@ -45,7 +45,7 @@ class RelativeSelfAttention(SelfAttention):
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, sequence: PackedSequence
     ) -> Float[Tensor, "b k n e"]:
-        (partition,) = self.partition.shares
+        (partition,) = self.partition.head_partitions
         grouping = sequence.grouping(partition)
         places = grouping.group(rearrange(sequence.coordinates, "n three -> 1 1 n three"))
         # Boxes that tile one grid are all alike.
