@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -327,3 +328,11 @@ def test_sampling_with_a_tokenizer_is_refused(
     assert main(arguments) == 2
     assert "holds a TokenizerSystem, not a DiffusionSystem" in capsys.readouterr().err
     assert not Path("x.mp4").exists()
+
+
+def test_the_python_example_of_the_readme_runs(inside: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (_ROOT / "README.md").read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert names["videos"].shape == (2, 3, 17, 32, 32)
+    assert names["videos"].isfinite().all()

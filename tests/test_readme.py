@@ -1,4 +1,4 @@
-"""Every command in README and CONTRIBUTING is one that the programs accept."""
+"""Every command of the README and of the other pages is one that the programs accept."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ from sora_lightning.cli.training import PARSER, VERBS, TrainingCLI
 from sora_lightning.data import VideoDataModule
 
 _ROOT = Path(__file__).resolve().parents[1]
-_PAGES = ("README.md", "CONTRIBUTING.md")
+_PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "experiments/README.md",
+    "sora_lightning/data/README.md",
+)
 
 
 class Parsed(Exception):
@@ -76,9 +81,38 @@ def test_the_table_of_verbs_and_the_map_of_the_code_are_complete() -> None:
             assert f" {path.name}" in tree, path.name
 
 
+def test_the_readme_lists_every_experiment_and_fits_a_minute() -> None:
+    text = (_ROOT / "README.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| `") and ".yaml`" in line]
+    for yaml in _ROOT.glob("experiments/**/*.yaml"):
+        assert any(f"{yaml.name}`" in row for row in rows), yaml
+    assert len(text.splitlines()) <= 230
+
+
+@pytest.mark.parametrize("page", _PAGES)
+def test_a_link_of_a_page_leads_to_a_file(page: str) -> None:
+    path = _ROOT / page
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text())
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
 @pytest.mark.parametrize("page", _PAGES)
 def test_a_path_that_a_page_names_exists(page: str) -> None:
     named = re.findall(
         r"`((?:sora_lightning|evaluation|experiments|tests)/[\w./]+)`", (_ROOT / page).read_text()
     )
     assert [path for path in named if not (_ROOT / path).exists()] == []
+
+
+def test_the_reading_order_names_functions_that_exist() -> None:
+    text = (
+        (_ROOT / "CONTRIBUTING.md").read_text().partition("## Reading order")[2].partition("## ")[0]
+    )
+    names = set(re.findall(r"`\.?([A-Za-z_]+(?:\.\w+)?)`", text))
+    sources = "".join(
+        (_ROOT / path).read_text() for path in re.findall(r"`(sora_[\w/]+\.py)`", text)
+    )
+    assert {"DiffusionSystem.training_step", "losses", "euler", "AdaLNBlock.forward"} <= names
+    for name in names:
+        for part in name.split("."):
+            assert re.search(rf"(?:def|class) {part}\b", sources), name

@@ -38,7 +38,7 @@ def demo(output: Path = _HOME, quick: bool = False) -> None:
     run_stages(demo_stages(output, quick), output)
     print(
         f"\nThe scores      {output}/report/report.html"
-        f"\nThe videos      {output}/samples/contact_sheet.png"
+        f"\nThe videos      {output}/samples/contact_sheet.gif"
         f"\nThe curves      {output}/losses.png, or all of them, and videos that move:"
         f"\n                tensorboard --logdir {output} --samples_per_plugin images=100"
         f"\nYour own words  sora-lightning sample "
