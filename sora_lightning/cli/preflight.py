@@ -130,13 +130,19 @@ def _readable(path: Path, older: list[Path]) -> tuple[Path, dict[str, Any]]:
 def _check_unchanged(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise ``ValueError`` naming the first key of a model that a resumed training changes."""
     for name, part in now.items():
-        if isinstance(part, dict) and not isinstance(import_class(part["class_path"]), type):
-            continue  # a function that loads the part: the checkpoint holds what it loaded
+        if _is_loaded(part):
+            continue  # the checkpoint holds what the function loaded
         for key, was, given in _changes(before.get(name, part), part, name):
             raise ValueError(
                 f"model.init_args.{key} = {given!r}: {path} was trained with {was!r}. Leave it as "
                 "it was, or start a new run from these weights with --checkpoint.start_from"
             )
+
+
+def _is_loaded(part: Any) -> bool:
+    """Return True for a part that a function, such as ``load_tokenizer``, reads from a file."""
+    class_path = part.get("class_path") if isinstance(part, dict) else None
+    return class_path is not None and not isinstance(import_class(class_path), type)
 
 
 def _changes(before: Any, now: Any, path: str) -> Iterator[tuple[str, Any, Any]]:

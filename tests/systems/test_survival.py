@@ -56,6 +56,9 @@ def run_dir(tmp_path: Path) -> Path:
 def fit(clips: dict[str, Path], tokenizer_model: Any, run_dir: Path, tmp_path: Path) -> Fit:
     """Run ``fit`` by the program's own ``main``, and return its exit code."""
 
+    loss = {"class_path": "sora_lightning.tokenizers.ReconstructionLoss", "init_args": {"kl": 0.01}}
+    model = tokenizer_model | {"init_args": tokenizer_model["init_args"] | {"loss": loss}}
+
     def run(*arguments: str, callbacks: list[Any] | None = None, max_steps: int = 6) -> int:
         config = {
             "run_dir": str(run_dir),
@@ -79,7 +82,7 @@ def fit(clips: dict[str, Path], tokenizer_model: Any, run_dir: Path, tmp_path: P
                 "callbacks": callbacks or [],
             },
             "checkpoint": {"every_n_steps": 2},
-            "model": tokenizer_model,
+            "model": model,
         }
         path = tmp_path / "experiment.yaml"
         path.write_text(yaml.safe_dump(config))
@@ -170,6 +173,7 @@ def test_without_another_checkpoint_a_damaged_one_is_refused_in_a_sentence(
         ("optimizer.init_args.lr=0.5", "lr = 0.5: .* trained with 0.003"),
         ("optimizer=torch.optim.AdamW", "optimizer.class_path = 'torch.optim.AdamW': "),
         ("whiten=true", "whiten = True: "),
+        ("loss.kl=0.5", "kl = 0.5: .* trained with 0.01"),
     ],
 )
 def test_a_resume_with_another_model_or_optimizer_is_refused(
