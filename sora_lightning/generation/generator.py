@@ -102,6 +102,8 @@ class VideoGenerator:
         channels, available = self.sampling.guidance.channels, self.tokenizer.latent_channels
         if channels is not None and channels > available:
             raise ValueError(f"guidance.channels = {channels}: the latents have {available}")
+        # A grid that does not fit the path is refused here, before anything is sampled.
+        self.sampling.time_grid.times(self.sampling.num_steps, self.process.path, lambda: 1.0)
 
     def videos(
         self, prompts: list[str], size: VideoSize, seeds: list[int]

@@ -67,6 +67,8 @@ def test_the_sampler_visits_the_times_of_the_grid() -> None:
     x = EXPLODING.perturb(torch.zeros(1, 4, 2, 2, 2), seeded_noise([3], 4, GRID), times[:1].float())
     expected = euler(denoiser, x, times, conditioner(["a red circle"]), process)
     torch.testing.assert_close(made, expected, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"time_grid\.kind = karras: is for a VarianceExploding"):
+        replace(video_generator, process=Process())
     uniform = replace(video_generator, sampling=replace(sampling, time_grid=TimeGrid()))
     assert not torch.allclose(uniform.latents(["a red circle"], GRID, [3]), made, atol=1e-3)
 
