@@ -1,4 +1,4 @@
-"""The judge: sees videos and prompts, never models. ``python -m evaluation --help``."""
+"""The evaluation: sees videos and prompts, never models. ``python -m evaluation --help``."""
 
 from sora_lightning.torchvision_guard import make_torchvision_importable
 

@@ -1,6 +1,6 @@
-"""The judge's command line: ``python -m evaluation`` scores, ``python -m evaluation compare`` sets
-reports side by side, ``python -m evaluation tasks`` measures frames as prompts, ``python -m
-evaluation train-tiny`` trains the tiny judge.
+"""The command line: ``python -m evaluation`` scores, ``python -m evaluation compare`` sets reports
+side by side, ``python -m evaluation tasks`` measures frames as prompts, ``python -m
+evaluation train-tiny`` trains the small networks.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Score a checkpoint, or a folder of videos and prompts, against real videos.",
         epilog="To compare reports: `python -m evaluation compare --help`. "
         "To measure frames as prompts: `python -m evaluation tasks --help`. "
-        "To train the tiny judge: `python -m evaluation train-tiny --help`. "
+        "To train the small networks: `python -m evaluation train-tiny --help`. "
         "Every command takes --trust PACKAGE: files may name classes of it too.",
         allow_abbrev=False,
     )
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--checkpoint",
         type=Path,
-        help="sample from it, unless --videos is given; judge its tokenizer",
+        help="sample from it, unless --videos is given; networks its tokenizer",
     )
     add(
         "--videos",
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         "run's validation clips)",
     )
     add(
-        "--judge",
+        "--networks",
         type=Path,
         help="weights of the small networks (default: the protocol's, or those of the run, which "
         "are trained where it has none)",
@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_tokenizer_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "for a checkpoint of a tokenizer's training",
-        "It is judged on clips, beside bicubic scaling to as many values and H.264 in as many "
+        "It is evaluated on clips, beside bicubic scaling to as many values and H.264 in as many "
         "bytes. What is not given, the reference and the output too, is that of its run.",
     )
     add = group.add_argument
@@ -102,7 +102,7 @@ def _add_tokenizer_options(parser: argparse.ArgumentParser) -> None:
 def _train_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m evaluation train-tiny",
-        description="Train the tiny judge on the clips and captions of a manifest.",
+        description="Train the small networks on the clips and captions of a manifest.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -173,7 +173,6 @@ def _numbers(text: str) -> tuple[int, int]:
 def _tasks(arguments: argparse.Namespace) -> None:
     from evaluation.models.frame_tasks.protocol import TaskProtocol
     from evaluation.models.frame_tasks.run import NAMES, TaskRequest, as_table, measure_tasks
-    from sora_lightning.generation import SamplingConfig
 
     for option in ("checkpoint", "reference"):
         if not getattr(arguments, option).is_file():
@@ -181,7 +180,7 @@ def _tasks(arguments: argparse.Namespace) -> None:
     keys = ("cases", "sizes", "new_size", "new_frames", "strength", "edit_guidance")
     changes = {key: getattr(arguments, key) for key in keys if getattr(arguments, key) is not None}
     if arguments.steps is not None:
-        changes["sampling"] = SamplingConfig(num_steps=arguments.steps)
+        changes["sampling"] = replace(TaskProtocol().sampling, num_steps=arguments.steps)
     if arguments.frames is not None:
         changes["frames"], changes["long_frames"] = arguments.frames
     report = measure_tasks(
@@ -206,23 +205,23 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     # torch and the library load in seconds: --help and a mistyped option need not wait for them.
+    from evaluation.checks import Request
+    from evaluation.evaluate import evaluate
     from evaluation.own_clips import choose_protocol, run_data, run_folder, small_networks
     from evaluation.protocol import load_protocol
-    from evaluation.request import Request
-    from evaluation.run import evaluate
 
-    _check_paths(arguments, ("checkpoint", "videos", "reference", "judge"))
+    _check_paths(arguments, ("checkpoint", "videos", "reference", "networks"))
     if arguments.checkpoint is not None and arguments.videos is None:
         from evaluation.models.tokenizers.run import holds_only_a_tokenizer
 
         if holds_only_a_tokenizer(arguments.checkpoint):
-            _judge_tokenizer(arguments)
+            _evaluate_tokenizer(arguments)
             return
     for option in ("sizes", "fps", "lpips", "strip"):
         if getattr(arguments, option) is not None:
             raise ValueError(f"--{option} is for the checkpoint of a tokenizer's training alone")
     if arguments.checkpoint is None and arguments.videos is None:
-        raise ValueError("neither --checkpoint nor --videos is given: there is nothing to judge")
+        raise ValueError("neither --checkpoint nor --videos is given: there is nothing to evaluate")
     data = run_data(arguments.checkpoint)
     if arguments.protocol is None:
         protocol, reference = choose_protocol(arguments.reference, data)
@@ -232,15 +231,15 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             raise ValueError(f"protocol {protocol.name}: names no reference; give --reference")
         reference = given
     folder = arguments.videos if arguments.checkpoint is None else run_folder(arguments.checkpoint)
-    judge = arguments.judge or protocol.paths.judge
-    if judge is None and protocol.networks.videos is None:
-        judge = small_networks(folder, data, protocol)
+    networks = arguments.networks or protocol.paths.networks
+    if networks is None and protocol.networks.videos is None:
+        networks = small_networks(folder, data, protocol)
     output = arguments.output or folder / "report" / protocol.name
     report = evaluate(
         Request(
             protocol=protocol,
             reference=reference,
-            judge=judge,
+            networks=networks,
             output=output,
             checkpoint=arguments.checkpoint,
             videos=arguments.videos,
@@ -264,7 +263,7 @@ def _check_paths(arguments: argparse.Namespace, options: Sequence[str]) -> None:
             raise ValueError(f"--{option} {path}: no such file or folder")
 
 
-def _judge_tokenizer(arguments: argparse.Namespace) -> None:
+def _evaluate_tokenizer(arguments: argparse.Namespace) -> None:
     from evaluation.models.tokenizers.run import TokenizerRequest, evaluate_tokenizer
     from evaluation.own_clips import run_data, run_folder
     from evaluation.protocol import load_protocol
@@ -295,7 +294,7 @@ def _judge_tokenizer(arguments: argparse.Namespace) -> None:
             output=output,
             strip=arguments.strip or output / "strip.png",
             protocol=protocol,
-            judge=arguments.judge or protocol.paths.judge,
+            networks=arguments.networks or protocol.paths.networks,
             lpips=arguments.lpips,
             device=arguments.device,
         )

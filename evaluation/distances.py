@@ -23,8 +23,8 @@ from evaluation.metrics.frechet import (
     jackknife_interval,
 )
 from evaluation.metrics.kernel import kernel_distance, kernel_distances_without_each_group
+from evaluation.metrics.score import Score
 from evaluation.protocol import ScoreSpec
-from evaluation.scores import Score
 
 # From this many features on a distance takes seconds, and means are over fewer repetitions.
 _WIDE, _FEW_REPEATS = 1024, {"halves": 3, "infinity": 1}
@@ -32,7 +32,7 @@ _WIDE, _FEW_REPEATS = 1024, {"halves": 3, "infinity": 1}
 
 @dataclass(frozen=True)
 class FeatureSets:
-    """Features of what is judged and of real videos, ``rows_per_video`` in succession for each.
+    """Features of what is evaluated and of real videos, ``rows_per_video`` in succession for each.
 
     ``spare`` are of further real videos, which no score is made of: with as many of them as of
     generated ones the floor stands at the score's own numbers. ``paired`` says that generated
@@ -186,7 +186,7 @@ class _Floor:
             text = (
                 f"The same between two halves of the real videos, {self.over}: what remains when "
                 "nothing differs. At half the score's numbers, since there are not twice as many "
-                "real videos as are judged."
+                "real videos as are evaluated."
             )
         else:
             text = (

@@ -1,15 +1,15 @@
-"""Lists of videos and prompts as the judge takes them in, and clips of them as uint8 frames.
+"""Lists of videos and prompts as the evaluation takes them in, and clips of them as uint8 frames.
 
-Frames are chosen by time, never by count, so that files of any frame rate are judged at the
+Frames are chosen by time, never by count, so that files of any frame rate are evaluated at the
 protocol's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,8 +17,10 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from evaluation.files import CONTAINERS, TENSORS, VideoFile, is_video
+from evaluation.protocol import ClipSpec, texts_sha256
 from sora_lightning.data.manifest import ManifestRow, read_table
 from sora_lightning.data.manifest.records import CAPTION_COLUMNS
 
@@ -30,7 +32,7 @@ Video = UInt8[np.ndarray, "F H W 3"]
 
 @dataclass(frozen=True)
 class VideoEntry:
-    """One video to judge: its file, what it should show in one or more wordings, and how it was
+    """One video to evaluate: its file, what it should show in one or more wordings, and how it was
     sampled.
 
     ``sampling`` holds those of ``SAMPLING_KEYS`` that its row has, and the options in the row's
@@ -47,7 +49,7 @@ class VideoEntry:
 
     @property
     def prompt(self) -> str:
-        """The first wording, by which the video is judged; "" where none is known."""
+        """The first wording, by which the video is evaluated; "" where none is known."""
         return self.wordings[0] if self.wordings else ""
 
 
@@ -205,3 +207,78 @@ def _resized(video: Video, size: list[int]) -> UInt8[np.ndarray, "F height width
 def as_batch(videos: Sequence[Video]) -> UInt8[Tensor, "b 3 F H W"]:
     """Clips of one size as extractors take them."""
     return rearrange(torch.from_numpy(np.stack(videos)), "b F H W c -> b c F H W")
+
+
+BATCH = 16
+# Clips that wait for others of their size, at most.
+_WAITING = 4
+
+Look = Callable[[UInt8[Tensor, "b 3 F H W"], list[int]], Mapping[str, Sequence[Any]]]
+
+
+class Videos(Protocol):
+    """A list of videos, or what decodes them as they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: int, /) -> Video: ...
+
+
+class CutClips:
+    """The clip of each entry, at the size of the protocol nearest to its proportions; decoded anew
+    each time it is asked for.
+
+    ``window`` is one of ``WINDOWS``; a random one is drawn by ``seed`` and the entry's place.
+    """
+
+    def __init__(
+        self, entries: Sequence[VideoEntry], clips: ClipSpec, window: str, seed: int
+    ) -> None:
+        self.entries, self.clips, self.window, self.seed = entries, clips, window, seed
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, place: int) -> Video:
+        draw = 0.5
+        if self.window == "random":
+            draw = float(np.random.default_rng([self.seed, place]).random())
+        clips, file = self.clips, self.entries[place].file
+        video = read_video(file, clips.num_frames, clips.fps, self.window, draw)
+        return cover(video, *nearest_size(video.shape[1:3], clips.heights_and_widths))
+
+
+@torch.no_grad()
+def look_through(videos: Videos, look: Look, description: str) -> dict[str, list[Any]]:
+    """What ``look`` finds in each video, by name and in the order of the videos.
+
+    ``look`` is given batches of one size and the places of their videos, and gives a row for each
+    of them under each name.
+    """
+    rows: dict[str, dict[int, Any]] = {}
+    with tqdm(total=len(videos), desc=description, unit="video") as bar:
+        for places, batch in _batches(videos):
+            for name, values in look(batch, places).items():
+                rows.setdefault(name, {}).update(zip(places, values, strict=True))
+            bar.update(len(places))
+    return {name: [found[i] for i in range(len(videos))] for name, found in rows.items()}
+
+
+def _batches(videos: Videos) -> Iterator[tuple[list[int], UInt8[Tensor, "b 3 F H W"]]]:
+    waiting: dict[tuple[int, ...], dict[int, Video]] = {}
+    for place in range(len(videos)):
+        video = videos[place]
+        waiting.setdefault(video.shape, {})[place] = video
+        fullest = max(waiting.values(), key=len)
+        if len(fullest) == BATCH or sum(map(len, waiting.values())) == _WAITING * BATCH:
+            places, batch = list(fullest), as_batch(list(fullest.values()))
+            fullest.clear()
+            yield places, batch
+    for left in waiting.values():
+        if left:
+            yield list(left), as_batch(list(left.values()))
+
+
+def dataset_sha256(entries: Sequence[VideoEntry]) -> str:
+    """Of the videos' contents and prompts, in their order, wherever they lie."""
+    return texts_sha256([entry.file.sha256() + entry.prompt for entry in entries])

@@ -73,7 +73,7 @@ def small_networks(folder: Path, data: dict[str, Any], protocol: Protocol) -> Pa
         if not isinstance(manifest, str):
             raise ValueError(
                 f"{path}: no such file, and no config.yaml there names a manifest to train it on; "
-                "give --judge"
+                "give --networks"
             )
         print(f"training the small networks of {path} on {manifest}", flush=True)
         train_tiny(Path(manifest), path, None, protocol.clips, TinyTraining())

@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """The clips that are judged: ``num_frames`` at ``fps`` from a window of a video.
+    """The clips that are evaluated: ``num_frames`` at ``fps`` from a window of a video.
 
     Reference videos are cut about the centre to the proportions of the nearest of ``sizes``
     (height x width) and resized to it (bilinear, antialiased). Sampled videos stand at such a size
@@ -100,7 +100,7 @@ class ScoreSpec:
     ``alignment`` reads moving shapes from pixels, for prompts about them alone. ``least_videos`` is
     the smallest number of videos on either side; with ``few_videos`` fewer are scored too, without
     distances. ``seed`` draws halves, groups and shuffles.
-    ``num_generated`` and ``num_reference`` are how many are judged, the first of the list; all
+    ``num_generated`` and ``num_reference`` are how many are evaluated, the first of the list; all
     without them. ``covariance_ddof`` is 1 for the unbiased covariance, 0 for that of the set, which
     some public code takes. ``vbench`` names those of ``VBENCH_DIMENSIONS`` to have measured by
     VBench's own package.
@@ -145,8 +145,8 @@ class Part:
 class Networks:
     """Whose features are compared: of ``videos`` for FVD, of single ``frames`` for FID, and of
     frames and ``texts`` for the CLIP score; and which ``perceptual`` network says how different a
-    tokenizer's reconstruction looks. Without ``videos`` it is the tiny judge of ``paths.judge``,
-    for texts too.
+    tokenizer's reconstruction looks. Without ``videos`` the small networks
+    of ``paths.networks`` serve, for texts too.
     """
 
     videos: Part | None = None
@@ -165,12 +165,12 @@ class Paths:
     """Where things are by default. No part of the fingerprint: contents are hashed, not places."""
 
     reference: Path | None = None
-    judge: Path | None = None
+    networks: Path | None = None
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """One way to judge. Every field but ``paths`` moves scores and enters the fingerprint."""
+    """One way to evaluate. Every field but ``paths`` moves scores and enters the fingerprint."""
 
     name: str
     clips: ClipSpec

@@ -1,36 +1,29 @@
-"""Findings in, scores out: each with its interval, its scale and a sentence of what it means."""
+"""Features in, scores out: each with its interval, its scale and a sentence of what it means."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from evaluation.findings import Findings, Seen
+from evaluation.distances import FeatureSets, frechet_scores
+from evaluation.features import Clip
 from evaluation.metrics.alignment import ATTRIBUTES
 from evaluation.metrics.intervals import bootstrap_interval, wilson_interval
 from evaluation.metrics.motion import MOTION
 from evaluation.metrics.neighbours import diversity, nearest, nearest_of_others
+from evaluation.metrics.score import Score
+from evaluation.networks import FeatureExtractors, score_name
 from evaluation.protocol import ScoreSpec
+from evaluation.video_features import Detections, VideoFeatures
 
 Values = Float[np.ndarray, " n"]
-
-
-@dataclass(frozen=True)
-class Score:
-    """A number, over how many videos, its 95 % interval where it has one, which way is better, what
-    it means.
-    """
-
-    value: float
-    n: int
-    meaning: str
-    better: str  # "higher", "lower", or "" for a number that only gives another one its scale
-    low: float | None = None
-    high: float | None = None
+Row = dict[str, Any]
 
 
 def mean_score(values: Values, meaning: str, better: str, spec: ScoreSpec) -> Score:
@@ -42,8 +35,8 @@ def mean_score(values: Values, meaning: str, better: str, spec: ScoreSpec) -> Sc
 def clip_scores(
     name: str,
     embed_texts: Callable[[Sequence[str]], Float[Tensor, "b e"]],
-    generated: Findings,
-    reference: Findings,
+    generated: VideoFeatures,
+    reference: VideoFeatures,
     spec: ScoreSpec,
 ) -> tuple[dict[str, Score], Values]:
     """The score with the two that give it a scale, and each generated video's own."""
@@ -77,7 +70,7 @@ def clip_scores(
 
 
 def motion_and_variety(
-    generated: Findings, reference: Findings, spec: ScoreSpec
+    generated: VideoFeatures, reference: VideoFeatures, spec: ScoreSpec
 ) -> tuple[dict[str, Score], dict[str, Values]]:
     """How frames follow one another, how much videos differ from each other, how near each is to a
     real one; and each generated video's own values.
@@ -110,7 +103,7 @@ def motion_and_variety(
 
 
 def consistency_scores(
-    name: str, generated: Findings, reference: Findings, spec: ScoreSpec
+    name: str, generated: VideoFeatures, reference: VideoFeatures, spec: ScoreSpec
 ) -> tuple[dict[str, Score], Values]:
     """How alike successive frames are to the network in the name; and each generated video's
     own.
@@ -143,7 +136,7 @@ def _others(prompts: Sequence[str], seed: int) -> list[str]:
 
 def _scores(
     embed_texts: Callable[[Sequence[str]], Float[Tensor, "b e"]],
-    findings: Findings,
+    findings: VideoFeatures,
     texts: Sequence[str],
 ) -> Values:
     assert findings.embeddings is not None
@@ -163,7 +156,7 @@ _WHAT = {
 }
 
 
-def alignment_scores(seen: Sequence[Seen], of: str) -> dict[str, Score]:
+def alignment_scores(seen: Sequence[Detections], of: str) -> dict[str, Score]:
     """Parts right, with Wilson intervals; ``of`` is "" for generated videos or a prefix of
     ``_OF_WHAT``.
 
@@ -228,3 +221,93 @@ def tokenizer_scores(
             meanings.items(), fidelity.numpy().T, strict=True
         )
     }
+
+
+def make_scores(
+    extractors: FeatureExtractors,
+    generated: VideoFeatures,
+    real: VideoFeatures,
+    spec: ScoreSpec,
+    spare: VideoFeatures | None = None,
+) -> tuple[dict[str, Score], list[Row]]:
+    """Scores by name; and a row of findings for each generated video. ``spare`` are further real
+    videos, for the floors of distances.
+    """
+    scores: dict[str, Score] = {}
+    rows: list[Row] = [{} for _ in generated.prompts]
+    if generated.seen is not None:
+        scores |= alignment_scores(generated.seen, "")
+        for row, one in zip(rows, generated.seen, strict=True):
+            row |= {"found": [str(shape) for shape in one.found], **asdict(one.alignment)}
+    names = score_name("fvd", extractors.videos), score_name("kvd", extractors.videos)
+    paired = _paired(generated.prompts, real.prompts)
+    enough = not too_few(generated, real, spec)
+    if enough:
+        features = (generated.features, real.features, None if spare is None else spare.features)
+        scores |= frechet_scores(FeatureSets(*features, paired=paired), spec, names)
+    if extractors.texts is not None:
+        scores |= _text_scores(extractors, generated, real, spec, rows)
+    if extractors.frames is not None and enough:
+        names = score_name("fid", extractors.frames), score_name("kid", extractors.frames)
+        frames = (_frames(generated), _frames(real), None if spare is None else _frames(spare))
+        sets = FeatureSets(*frames, extractors.frames_per_video, paired)
+        scores |= frechet_scores(sets, spec, names)
+    motion, values = motion_and_variety(generated, real, spec)
+    for index, row in enumerate(rows):
+        row |= {name: round(float(column[index]), 6) for name, column in values.items()}
+    if real.fidelity is not None:
+        network = extractors.perceptual.label if extractors.perceptual is not None else None
+        scores |= tokenizer_scores(real.fidelity, network, spec)
+    if real.seen is not None:
+        scores |= alignment_scores(real.seen, "reference/")
+    if real.seen_again is not None:
+        scores |= alignment_scores(real.seen_again, "reconstruction/")
+    return scores | motion, rows
+
+
+def too_few(generated: VideoFeatures, real: VideoFeatures, spec: ScoreSpec) -> str:
+    """Why no distance is computed; "" where there are videos enough."""
+    n, m = len(generated.prompts), len(real.prompts)
+    if min(n, m) >= spec.least_videos:
+        return ""
+    return f"distances: need {spec.least_videos} videos on each side, and there are {n} and {m}"
+
+
+def _frames(findings: VideoFeatures) -> Float[Tensor, "m d"]:
+    assert findings.frames is not None
+    return rearrange(findings.frames, "n k d -> (n k) d")
+
+
+def _paired(generated: Sequence[str], real: Sequence[str]) -> bool:
+    """Whether both have the same prompts, as far as both go, and not none."""
+    n = min(len(generated), len(real))
+    return any(generated) and list(generated[:n]) == list(real[:n])
+
+
+def _text_scores(
+    extractors: FeatureExtractors,
+    generated: VideoFeatures,
+    real: VideoFeatures,
+    spec: ScoreSpec,
+    rows: list[Row],
+) -> dict[str, Score]:
+    assert extractors.texts is not None
+    # The network is part of what the score means.
+    network = extractors.texts.label.removeprefix("clip-")
+    name = f"clip_score-{network}"
+    scores, of_each = clip_scores(name, extractors.texts_embedded, generated, real, spec)
+    columns = {name: of_each}
+    if isinstance(extractors.texts, Clip):
+        cut = extractors.texts.truncated(generated.prompts)
+        scores[f"{name}/truncated"] = Score(
+            sum(cut) / len(cut),
+            len(cut),
+            "Part of prompts longer than the network reads; what it cannot read does not count.",
+            "",
+        )
+        name = f"clip_consistency-{network}"
+        more, columns[name] = consistency_scores(name, generated, real, spec)
+        scores |= more
+    for index, row in enumerate(rows):
+        row |= {key: round(float(column[index]), 4) for key, column in columns.items()}
+    return scores

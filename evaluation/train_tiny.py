@@ -1,4 +1,4 @@
-"""Trains the tiny judge on the clips of a manifest: ``python -m evaluation train-tiny``."""
+"""Trains the small networks on the clips of a manifest: ``python -m evaluation train-tiny``."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from evaluation.features.tiny import (
     TinyConfig,
-    TinyJudge,
+    TinyNetwork,
     contrastive_loss,
-    save_judge,
+    save_tiny,
 )
 from evaluation.inputs import (
     VideoEntry,
@@ -31,7 +31,7 @@ from evaluation.protocol import ClipSpec
 
 @dataclass(frozen=True)
 class TinyTraining:
-    """How the judge is trained: AdamW with a one-cycle rate, clips shifted by up to
+    """How the evaluation is trained: AdamW with a one-cycle rate, clips shifted by up to
     ``greatest_shift`` pixels.
     """
 
@@ -55,29 +55,29 @@ def train_tiny(
         raise ValueError(f"{manifest}: holds {len(entries)} clips; a contrast needs at least 8")
     val_entries = [] if validation is None else read_entries(validation)
     torch.manual_seed(training.seed)
-    judge = TinyJudge(TinyConfig())
-    videos = _decoded(entries, clips, judge.config.side)
-    _fit(judge, videos, entries, training)
-    judge.eval().standardise(_features(judge, videos))
+    network = TinyNetwork(TinyConfig())
+    videos = _decoded(entries, clips, network.config.side)
+    _fit(network, videos, entries, training)
+    network.eval().standardise(_features(network, videos))
     notes: dict[str, float] = {}
     if val_entries:
-        notes = measure(judge, _decoded(val_entries, clips, judge.config.side), val_entries)
-    save_judge(judge, output, notes)
+        notes = measure(network, _decoded(val_entries, clips, network.config.side), val_entries)
+    save_tiny(network, output, notes)
     return notes
 
 
 def measure(
-    judge: TinyJudge, videos: UInt8[Tensor, "n 3 F H W"], entries: Sequence[VideoEntry]
+    network: TinyNetwork, videos: UInt8[Tensor, "n 3 F H W"], entries: Sequence[VideoEntry]
 ) -> dict[str, float]:
-    """How well the judge can judge: parts in 0..1 over clips that it was not trained on.
+    """How well the evaluation can tell: parts in 0..1 over clips that it was not trained on.
 
     ``own_over_other``: how often a clip fits its own caption better than a caption of another clip
     (half by chance); ``top1`` and ``top5``: how often its own is the best, or among the best five,
     of all.
     """
-    judge.eval()
+    network.eval()
     with torch.no_grad():
-        likeness = judge.embed_videos(videos) @ judge.embed_texts([e.prompt for e in entries]).T
+        likeness = network.embed_videos(videos) @ network.embed_texts([e.prompt for e in entries]).T
     own = likeness.diagonal()[:, None]
     rank = (likeness > own).sum(dim=1)
     others = len(entries) - 1
@@ -90,14 +90,14 @@ def measure(
 
 
 @torch.no_grad()
-def _features(judge: TinyJudge, videos: UInt8[Tensor, "n 3 F H W"]) -> Float[Tensor, "n d"]:
-    return torch.cat([judge.features(part) for part in videos.split(64)])
+def _features(network: TinyNetwork, videos: UInt8[Tensor, "n 3 F H W"]) -> Float[Tensor, "n d"]:
+    return torch.cat([network.features(part) for part in videos.split(64)])
 
 
 def _decoded(
     entries: Sequence[VideoEntry], clips: ClipSpec, side: int
 ) -> UInt8[Tensor, "n 3 F H W"]:
-    """As the judge will meet them: at the protocol's sizes first, then at the judge's own."""
+    """Clips at the protocol's sizes first, as they are evaluated, then at the network's own."""
     videos = []
     for entry in tqdm(entries, desc="decode", unit="clip"):
         video = read_video(entry.file, clips.num_frames, clips.fps)
@@ -107,13 +107,15 @@ def _decoded(
 
 
 def _fit(
-    judge: TinyJudge,
+    network: TinyNetwork,
     videos: UInt8[Tensor, "n 3 F H W"],
     entries: Sequence[VideoEntry],
     training: TinyTraining,
 ) -> None:
     generator = torch.Generator().manual_seed(training.seed)
-    optimizer = torch.optim.AdamW(judge.parameters(), lr=training.learning_rate, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=training.learning_rate, weight_decay=0.05
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, training.learning_rate, total_steps=training.num_steps, pct_start=0.1
     )
@@ -123,7 +125,7 @@ def _fit(
         batch = torch.randperm(len(videos), generator=generator)[:batch_size]
         texts = [_wording(entries[i], generator) for i in batch.tolist()]
         clips = _shifted(videos[batch], training.greatest_shift, generator)
-        loss = contrastive_loss(judge, clips, texts)
+        loss = contrastive_loss(network, clips, texts)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -13,17 +13,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from evaluation.clips import CutClips, look_through
 from evaluation.features.cache import FeatureCache
 from evaluation.features.extractor import Extractor, VideoTextExtractor
-from evaluation.features.networks import score_name
-from evaluation.inputs import read_listing
+from evaluation.inputs import CutClips, dataset_sha256, look_through, read_listing
 from evaluation.metrics.bank import RowBank
 from evaluation.metrics.frechet import frechet_distance, jackknife_interval
 from evaluation.metrics.intervals import bootstrap_interval
 from evaluation.metrics.motion import MOTION, motion_scores
+from evaluation.networks import score_name
 from evaluation.protocol import ClipSpec
-from evaluation.record import dataset_sha256
 
 LEAST_VIDEOS = 8
 

@@ -22,7 +22,7 @@ from evaluation.protocol import ScoreSpec
 from evaluation.scores import Score, mean_score
 
 _SUFFIXES = (".mp4", ".gif")
-_RUN = "judged"
+_RUN = "evaluated"
 
 
 @dataclass(frozen=True)

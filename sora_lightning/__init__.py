@@ -1,4 +1,4 @@
-"""Sora Lightning: trains and judges Sora-type text-to-video models on PyTorch Lightning."""
+"""Sora Lightning: trains and evaluates Sora-type text-to-video models on PyTorch Lightning."""
 
 from importlib.metadata import version
 

@@ -83,7 +83,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         small = ("--model.init_args.denoiser.init_args.size.depth=2", *_SMALL, *_FEW)
         _run("fit", "--config", "experiments/demo/text_to_video.yaml", *small)
         train_tiny = ("train-tiny", "--manifest", "clips/train.jsonl", "--steps", "1")
-        assert evaluation_main([*train_tiny, "--output", "runs/demo/judge.pt"]) == 0
+        assert evaluation_main([*train_tiny, "--output", "runs/demo/networks.pt"]) == 0
         yield folder
 
 

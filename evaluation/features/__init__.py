@@ -5,7 +5,7 @@ from evaluation.features.extractor import Extractor, VideoTextExtractor
 from evaluation.features.i3d import I3D, TorchScriptI3D
 from evaluation.features.inception import Inception
 from evaluation.features.lpips import Lpips
-from evaluation.features.tiny import SavedJudge, TinyFile, TinyJudge, load_judge
+from evaluation.features.tiny import SavedTiny, TinyFile, TinyNetwork, load_tiny
 from evaluation.features.videomae import VideoMAE, ViTSize
 
 __all__ = [
@@ -14,12 +14,12 @@ __all__ = [
     "Extractor",
     "Inception",
     "Lpips",
-    "SavedJudge",
+    "SavedTiny",
     "TinyFile",
-    "TinyJudge",
+    "TinyNetwork",
     "TorchScriptI3D",
     "ViTSize",
     "VideoMAE",
     "VideoTextExtractor",
-    "load_judge",
+    "load_tiny",
 ]

@@ -1,4 +1,4 @@
-"""What every network of the judge is: uint8 videos in, one row of features for each out, and a
+"""What every network of the evaluation is: uint8 videos in, one row of features for each out, and a
 standing that its scores carry in their names.
 """
 

@@ -1,4 +1,4 @@
-"""A judge small enough to train in a minute: a video tower and a text tower that agree on what
+"""A network small enough to train in a minute: a video tower and a text tower that agree on what
 belongs together.
 
 It stands in where the public networks (I3D for FVD, CLIP for the CLIP score) cannot be downloaded.
@@ -39,7 +39,7 @@ class TinyConfig:
     embedding: int = 48
 
 
-class TinyJudge(VideoTextExtractor):
+class TinyNetwork(VideoTextExtractor):
     """Features of videos, and embeddings of videos and texts whose cosine says how well they fit.
 
     Videos are uint8 RGB ``b 3 F H W`` of any size and at least 4 frames at the frame rate of its
@@ -166,27 +166,27 @@ class _TextTower(nn.Module):
 
 
 def contrastive_loss(
-    judge: TinyJudge, videos: UInt8[Tensor, "b 3 F H W"], texts: Sequence[str]
+    network: TinyNetwork, videos: UInt8[Tensor, "b 3 F H W"], texts: Sequence[str]
 ) -> Float[Tensor, ""]:
     """Symmetric cross-entropy of choosing each clip's text and each text's clip out of the batch.
 
     Clips of a batch that share a text are each other's right answers too.
     """
-    logits = judge.log_scale.exp() * judge.embed_videos(videos) @ judge.embed_texts(texts).T
+    logits = network.log_scale.exp() * network.embed_videos(videos) @ network.embed_texts(texts).T
     same = torch.tensor([[float(a == b) for a in texts] for b in texts], device=logits.device)
     right = same / same.sum(dim=1, keepdim=True)
     return (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
 
 
-def save_judge(judge: TinyJudge, path: Path, notes: dict[str, float]) -> str:
+def save_tiny(network: TinyNetwork, path: Path, notes: dict[str, float]) -> str:
     """Write configuration, weights, their hash and notes (its accuracy, say) to one file; give the
     hash.
     """
-    sha256 = weights_sha256(judge)
+    sha256 = weights_sha256(network)
     payload = {
-        "kind": "tiny judge",
-        "config": asdict(judge.config),
-        "weights": judge.state_dict(),
+        "kind": "small networks",
+        "config": asdict(network.config),
+        "weights": network.state_dict(),
         "sha256": sha256,
         "notes": notes,
     }
@@ -198,37 +198,37 @@ def save_judge(judge: TinyJudge, path: Path, notes: dict[str, float]) -> str:
 
 
 @dataclass(frozen=True)
-class SavedJudge:
-    """A judge in eval mode, the hash of its weights, and the notes that were saved with it."""
+class SavedTiny:
+    """A network in eval mode, the hash of its weights, and the notes that were saved with it."""
 
-    judge: TinyJudge
+    network: TinyNetwork
     sha256: str
     notes: dict[str, float]
 
 
-def load_judge(path: Path) -> SavedJudge:
-    """Raises ``ValueError`` for a file that is missing, is no judge, or whose weights are not those
-    it was saved with.
+def load_tiny(path: Path) -> SavedTiny:
+    """Raises ``ValueError`` for a file that is missing, holds no such network, or whose weights are
+    not those it was saved with.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file; `python -m evaluation train-tiny` makes one")
     payload = read_weights(path)
-    if payload.get("kind") != "tiny judge":
+    if payload.get("kind") != "small networks":
         raise ValueError(
-            f"{path}: is not a tiny judge; `python -m evaluation train-tiny` makes one"
+            f"{path}: is not small networks; `python -m evaluation train-tiny` makes one"
         )
     config = payload["config"]
-    judge = TinyJudge(TinyConfig(**{**config, "channels": tuple(config["channels"])}))
-    judge.load_state_dict(payload["weights"])
-    actual = weights_sha256(judge)
+    network = TinyNetwork(TinyConfig(**{**config, "channels": tuple(config["channels"])}))
+    network.load_state_dict(payload["weights"])
+    actual = weights_sha256(network)
     if actual != payload["sha256"]:
         raise ValueError(f"{path}: weights have sha256 {actual}, and {payload['sha256']} was saved")
-    judge.sha256 = actual
-    return SavedJudge(judge.eval(), actual, payload["notes"])
+    network.sha256 = actual
+    return SavedTiny(network.eval(), actual, payload["notes"])
 
 
 class TinyFile(VideoTextExtractor):
-    """A saved judge by its path, as a YAML names it; without ``weights`` one that is not trained.
+    """A saved network by its path, as a YAML names it; without ``weights`` one that is not trained.
 
     Args:
         weights: ``random``, or a file that ``python -m evaluation train-tiny`` wrote.
@@ -240,19 +240,19 @@ class TinyFile(VideoTextExtractor):
     def __init__(self, weights: str) -> None:
         super().__init__()
         if weights == RANDOM:
-            self.judge, self.standing = drawn(lambda: TinyJudge(TinyConfig())), RANDOM
+            self.network, self.standing = drawn(lambda: TinyNetwork(TinyConfig())), RANDOM
         else:
-            self.judge, self.standing = load_judge(Path(weights)).judge, ""
-        self.feature_dim, self.settings = self.judge.feature_dim, self.judge.settings
+            self.network, self.standing = load_tiny(Path(weights)).network, ""
+        self.feature_dim, self.settings = self.network.feature_dim, self.network.settings
         self.freeze()
 
     def features(self, videos: UInt8[Tensor, "b 3 F H W"]) -> Float[Tensor, "b d"]:
-        return self.judge.features(videos)
+        return self.network.features(videos)
 
     def embed_videos(self, videos: UInt8[Tensor, "b 3 F H W"]) -> Float[Tensor, "b e"]:
         """Of length 1."""
-        return self.judge.embed_videos(videos)
+        return self.network.embed_videos(videos)
 
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "b e"]:
-        """Of length 1; see ``TinyJudge.embed_texts``."""
-        return self.judge.embed_texts(texts)
+        """Of length 1; see ``TinyNetwork.embed_texts``."""
+        return self.network.embed_texts(texts)

@@ -92,7 +92,7 @@ def _directions(words: Sequence[str]) -> list[str]:
 def align(found: Sequence[FoundShape], expected: Sequence[ExpectedShape]) -> Alignment:
     """Compare what a video shows with what its prompt says.
 
-    Each expected shape is judged by one found shape, paired so that first as many colours, then
+    Each expected shape is evaluated by one found shape, paired so that first as many colours, then
     shapes, then directions agree as can. An expected shape that finds no partner is wrong in
     everything, and a shape that nobody asked for makes the whole video wrong: else a video of every
     shape would satisfy any prompt.
@@ -124,7 +124,7 @@ class ShapeAlignment(RowBank):
     """
 
     def __init__(self) -> None:
-        super().__init__({"judged": len(ATTRIBUTES) + 2})
+        super().__init__({"evaluated": len(ATTRIBUTES) + 2})
 
     def update(
         self,
@@ -137,10 +137,10 @@ class ShapeAlignment(RowBank):
             astuple(align(find_shapes(v), parse_prompt(p)))
             for v, p in zip(videos, prompts, strict=True)
         ]
-        self.add("judged", ids, torch.tensor(rows).reshape(len(rows), len(ATTRIBUTES) + 2))
+        self.add("evaluated", ids, torch.tensor(rows).reshape(len(rows), len(ATTRIBUTES) + 2))
 
     def compute(self) -> dict[str, float]:
-        rows = self.rows("judged")
+        rows = self.rows("evaluated")
         right, num_expected = rows[:, : len(ATTRIBUTES)].bool(), rows[:, len(ATTRIBUTES)]
         scores = {}
         for prefix, chosen in (("", num_expected == 1), ("two_shapes/", num_expected > 1)):

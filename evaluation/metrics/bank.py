@@ -1,4 +1,4 @@
-"""Rows of numbers, one for each judged video, gathered over ranks: the state behind every metric
+"""Rows of numbers, one for each evaluated video, gathered over ranks: the state behind every metric
 here.
 
 A row is known by the id of its video. Ranks may hold any number of rows, none included, and may

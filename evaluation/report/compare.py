@@ -86,7 +86,7 @@ def _read(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: is not JSON ({error})") from error
     for key in ("settings", "details", "videos"):
         if key not in report:
-            raise ValueError(f"{path}: has no {key!r}; it is no report of this judge")
+            raise ValueError(f"{path}: has no {key!r}; it is no report of this networks")
     return report
 
 

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from evaluation.clips import Videos
-from evaluation.inputs import Video
+from evaluation.inputs import Video, Videos
 
 TEMPLATE = Path(__file__).with_name("page.html")
 # Rows shown at once at each end; the rest is folded away.
@@ -338,7 +337,7 @@ def _record_rows(report: Mapping[str, Any]) -> Iterator[Html]:
         "sampling": ", ".join(f"{key} {_spread(v)}" for key, v in settings["sampling"].items()),
         "real videos": f"{report['reference']}, sha256 {settings['reference_sha256']}",
         "prompts": f"sha256 {settings['prompts_sha256']}",
-        "judge": ", ".join(f"{key} {value}" for key, value in report["judge"].items()),
+        "networks": ", ".join(f"{key} {value}" for key, value in report["networks"].items()),
         **{f"network for {key}": _listed(value) for key, value in networks.items()},
         "versions": ", ".join(f"{key} {value}" for key, value in report["versions"].items()),
         "left out": "; ".join(report.get("left_out", [])) or "nothing",

@@ -12,8 +12,7 @@ from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
-from evaluation.clips import Videos
-from evaluation.inputs import Video
+from evaluation.inputs import Video, Videos
 from evaluation.report.page import page, shown
 
 _TENSORBOARD_VIDEOS = 16

@@ -55,8 +55,8 @@ def demo_stages(output: Path, quick: bool = False) -> list[Stage]:
         _encode(output),
         _fit_text_to_video(output, quick),
     ]
-    judged = [_train_judge(output, quick), _sample(output, quick), _score(output)]
-    return [clips, *training, *judged, _draw_curves(output)]
+    evaluated = [_train_networks(output, quick), _sample(output, quick), _score(output)]
+    return [clips, *training, *evaluated, _draw_curves(output)]
 
 
 def _synthesize(output: Path, quick: bool) -> Stage:
@@ -88,15 +88,15 @@ def _fit_text_to_video(output: Path, quick: bool) -> Stage:
     return fit("text_to_video", run, [config], *_few_steps(quick), *_elsewhere(output, places))
 
 
-def _train_judge(output: Path, quick: bool) -> Stage:
-    judge, data = output / "judge.pt", output / "data"
+def _train_networks(output: Path, quick: bool) -> Stage:
+    networks, data = output / "networks.pt", output / "data"
     few = ("--steps", "40") if quick else ()
     command = ("python", "-m", "evaluation", "train-tiny", "--manifest", f"{data}/train.jsonl")
     return Stage(
-        "judge",
-        (*command, "--output", f"{judge}", *few),
-        makes=(judge,),
-        records=(judge,),
+        "networks",
+        (*command, "--output", f"{networks}", *few),
+        makes=(networks,),
+        records=(networks,),
         reads=(EVALUATION, LIBRARY),
     )
 
@@ -118,7 +118,7 @@ def _score(output: Path) -> Stage:
     command = (
         *("python", "-m", "evaluation", "--protocol", "demo", "--videos", f"{output}/samples"),
         *("--checkpoint", f"{last_checkpoint(output / 'text_to_video')}"),
-        *("--reference", f"{output}/data/test.jsonl", "--judge", f"{output}/judge.pt"),
+        *("--reference", f"{output}/data/test.jsonl", "--networks", f"{output}/networks.pt"),
         *("--output", f"{report}"),
     )
     written = (report / "report.json", report / "report.html")

@@ -45,7 +45,7 @@ def frame_tasks(
         demo: What `sora-lightning demo` left: clips, tokenizer, text-to-video model.
         output: The folder of everything that is written.
         steps: Steps of training from the demo's weights.
-        cases: Videos of each task that are made and judged.
+        cases: Videos of each task that are made and evaluated.
         quick: A few steps and cases: shows that every part works, and measures nothing.
     """
     config = demo / "text_to_video" / "config.yaml"

@@ -14,9 +14,8 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from evaluation.clips import CutClips
 from evaluation.features import TinyFile
-from evaluation.inputs import as_batch, read_listing
+from evaluation.inputs import CutClips, as_batch, read_listing
 from evaluation.metrics import frechet_distance
 from evaluation.metrics.intervals import bootstrap_interval
 from evaluation.metrics.motion import MOTION

@@ -35,7 +35,7 @@ PACKED = {"packing": Packing(30, "4x4x4", 17, 32 * 40, (1, 4, 4))}
 PATIENCE_S = 900.0
 
 
-class Seen(L.LightningModule):
+class Detections(L.LightningModule):
     """Writes what each rank is fed, and steps by a loss whose gradient is the clips' mean pixel."""
 
     def __init__(self, folder: Path) -> None:
@@ -76,7 +76,7 @@ def train(
         devices=1, num_nodes=world_size, strategy="ddp" if world_size > 1 else "auto",
     )  # fmt: skip
     data = data_module(manifest, **settings, num_workers=workers, run_length=2, steps_per_epoch=3)
-    one.fit(Seen(folder), data, ckpt_path=resume)
+    one.fit(Detections(folder), data, ckpt_path=resume)
 
 
 class Pair:

@@ -1,4 +1,4 @@
-"""Rendered scenes whose content is known, and a small dataset with a judge trained on it."""
+"""Rendered scenes whose content is known, and a small dataset with a networks trained on it."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def judge(dataset: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a judge that has hardly been trained."""
-    path = tmp_path_factory.mktemp("judge") / "judge.pt"
+def networks(dataset: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a networks that has hardly been trained."""
+    path = tmp_path_factory.mktemp("networks") / "networks.pt"
     training = TinyTraining(num_steps=2, batch_size=8)
     train_tiny(dataset["train"], path, dataset["val"], load_protocol("demo").clips, training)
     return path
@@ -100,14 +100,14 @@ def samples(dataset: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def evaluate(
-    dataset: dict[str, Path], judge: Path, tmp_path_factory: pytest.TempPathFactory
+    dataset: dict[str, Path], networks: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., tuple[Path, dict[str, Any]]]:
     def run(*arguments: object) -> tuple[Path, dict[str, Any]]:
         """The folder of the report, a new one unless ``--output`` is given, and what it holds."""
         given = list(arguments)
         if "--output" not in given:
             given += ["--output", tmp_path_factory.mktemp("report")]
-        places = ["--reference", dataset["test"], "--judge", judge]
+        places = ["--reference", dataset["test"], "--networks", networks]
         assert main([str(part) for part in [*places, *given]]) == 0
         output = Path(str(given[given.index("--output") + 1]))
         return output, json.loads((output / "report.json").read_text())

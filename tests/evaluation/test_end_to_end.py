@@ -41,16 +41,17 @@ def part(name: str, **init_args: Any) -> dict[str, Any]:
     return {"class_path": f"evaluation.features.{name}", "init_args": init_args}
 
 
-def judged(
+def evaluated(
     folder: Path, generated: Path, reference: Path, networks: dict[str, Any], **options: Path
 ) -> dict[str, Any]:
     content = yaml.safe_load(Path("evaluation/protocols/demo.yaml").read_text())
     content["clips"] |= {"sizes": ["32x32"], "num_frames": 9, "reference_window": "start"}
     content["clips"]["generated_window"] = "start"
     content["scores"] |= {"alignment": False, "num_generated": NUM, "num_reference": NUM}
-    content |= {"networks": networks, "paths": {"output": str(folder / "report")}}
+    content |= {"networks": networks, "paths": {}}
     (folder / "protocol.yaml").write_text(yaml.safe_dump(content))
     places = {"videos": generated, "protocol": folder / "protocol.yaml", "reference": reference}
+    places["output"] = folder / "report"
     named = [str(p) for key, place in (places | options).items() for p in (f"--{key}", place)]
     assert main(named) == 0
     return json.loads((folder / "report" / "report.json").read_text())
@@ -74,7 +75,7 @@ def test_clip_fid_and_lpips(
         "perceptual": part("Lpips", weights="random"),
         "frames_per_video": 2,
     }
-    report = judged(tmp_path, generated, dataset["test"], networks, checkpoint=checkpoint)
+    report = evaluated(tmp_path, generated, dataset["test"], networks, checkpoint=checkpoint)
     scores = report["scores"]
     names = {"fid-inception-random", "kid-inception-random", "fvd-tiny-random", "kvd-tiny-random"}
     names |= {f"{name}/floor" for name in names}
@@ -95,7 +96,7 @@ def test_clip_fid_and_lpips(
     expected = float(frechet_distance(*rows))
     assert scores["fid-inception-random"] == pytest.approx(expected, rel=1e-4)
     assert 0 < scores["tokenizer/lpips-alex-random"] < 10
-    # The listing holds 20 real videos and 8 are judged by: 8 others make the floor.
+    # The listing holds 20 real videos and 8 are evaluated by: 8 others make the floor.
     assert (
         report["num_spare_reference"] == report["details"]["fid-inception-random/floor"]["n"] == 8
     )
@@ -112,7 +113,7 @@ def test_clip_fid_and_lpips(
 @pytest.mark.slow
 def test_fvd_by_i3d(generated: Path, dataset: dict[str, Path], tmp_path: Path) -> None:
     networks = {"videos": part("I3D", weights="random")}
-    report = judged(tmp_path, generated, dataset["test"], networks)
+    report = evaluated(tmp_path, generated, dataset["test"], networks)
     i3d = I3D("random")
     sides = [generated / "prompts.jsonl", dataset["test"]]
     with torch.no_grad():
@@ -127,4 +128,4 @@ def test_fvd_by_i3d(generated: Path, dataset: dict[str, Path], tmp_path: Path) -
     # No score reads prompts: none of its own for each video, and no real one beside it.
     assert not any(name.startswith("clip_score") for name in report["scores"])
     kept = list((tmp_path / "reference_features").glob("i3d-random-*.pt"))
-    assert len(kept) == 2  # of the real videos to judge by, and of further ones for the floor
+    assert len(kept) == 2  # of the real videos to evaluate with, and of further ones for the floor

@@ -1,4 +1,4 @@
-"""Folders of frames and tensors are judged as the same pixels in a file would be, and refused where
+"""Folders of frames and tensors are read as the same pixels in a file would be, and refused where
 they are not what their rows say.
 """
 

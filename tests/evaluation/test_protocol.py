@@ -13,7 +13,7 @@ from torch import Tensor
 
 from evaluation.features import Extractor, TinyFile
 from evaluation.features.cache import FeatureCache
-from evaluation.features.networks import build_part, score_name
+from evaluation.networks import build_part, score_name
 from evaluation.protocol import SHIPPED, Part, Protocol, fingerprint, load_protocol
 
 
@@ -69,7 +69,7 @@ def test_an_unknown_protocol_is_refused_with_those_there_are() -> None:
 def test_the_fingerprint_moves_with_scores_and_not_with_places(protocol: Protocol) -> None:
     own = fingerprint(protocol.settings())
     assert own == fingerprint(load_protocol("demo").settings())
-    elsewhere = replace(protocol, paths=replace(protocol.paths, judge=Path("elsewhere")))
+    elsewhere = replace(protocol, paths=replace(protocol.paths, networks=Path("elsewhere")))
     assert fingerprint(elsewhere.settings()) == own
     for other in (
         replace(protocol, clips=replace(protocol.clips, fps=9.0)),

@@ -1,4 +1,4 @@
-"""The judge as it is called: videos or a checkpoint in, a report out, and clear refusals."""
+"""The evaluation as it is called: videos or a checkpoint in, a report out, and clear refusals."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from sora_lightning.data.decoding.encode import write_video
 
 
 @pytest.fixture(scope="session")
-def judged(
+def evaluated(
     samples: Path, evaluate: Callable[..., tuple[Path, dict[str, Any]]]
 ) -> tuple[Path, dict[str, Any]]:
     return evaluate("--videos", samples)
 
 
-def test_scores_are_those_of_the_videos(judged: tuple[Path, dict[str, Any]]) -> None:
+def test_scores_are_those_of_the_videos(evaluated: tuple[Path, dict[str, Any]]) -> None:
     """16 prompts of one shape come first, 4 of their videos backwards; then 4 of two shapes."""
-    scores, details = judged[1]["scores"], judged[1]["details"]
+    scores, details = evaluated[1]["scores"], evaluated[1]["details"]
     assert scores["alignment/colour"] == scores["alignment/shape"] == 1
     assert scores["alignment/direction"] == scores["alignment/all"] == 0.75
     assert scores["alignment/two_shapes/all"] == 1
@@ -45,64 +45,64 @@ def test_scores_are_those_of_the_videos(judged: tuple[Path, dict[str, Any]]) -> 
     real, shuffled = (scores[f"clip_score-tiny/{part}"] for part in ("reference", "shuffled"))
     assert real != pytest.approx(shuffled, abs=1e-3)
     assert not any(name.startswith("tokenizer/") for name in scores)
-    # All real videos are judged by, and none is left for a floor at the same number.
-    assert judged[1]["num_spare_reference"] == 0
+    # All real videos are evaluated by, and none is left for a floor at the same number.
+    assert evaluated[1]["num_spare_reference"] == 0
     assert details["fvd-tiny/floor"]["n"] == details["fvd-tiny/half"]["n"] == 10
 
 
 def test_each_video_is_accounted_for(
-    judged: tuple[Path, dict[str, Any]], dataset: dict[str, Path]
+    evaluated: tuple[Path, dict[str, Any]], dataset: dict[str, Path]
 ) -> None:
-    rows = judged[1]["videos"]
+    rows = evaluated[1]["videos"]
     assert [row["prompt"] for row in rows] == [e.prompt for e in read_entries(dataset["test"])]
     assert [row["direction"] for row in rows] == [False] * 4 + [True] * 16
     assert rows[7]["seed"] == 7
 
 
-def test_what_was_done_is_recorded(judged: tuple[Path, dict[str, Any]]) -> None:
-    settings = judged[1]["settings"]
+def test_what_was_done_is_recorded(evaluated: tuple[Path, dict[str, Any]]) -> None:
+    settings = evaluated[1]["settings"]
     assert settings["sampling"]["num_steps"] == [7]  # what the rows say, not the protocol's 50
     assert settings["sampling"]["guidance_scale"] == ["unknown"]
-    assert settings["extractor"]["sha256"] == judged[1]["judge"]["sha256"]
+    assert settings["extractor"]["sha256"] == evaluated[1]["networks"]["sha256"]
     assert settings["num_videos"] == settings["num_reference"] == 20
 
 
 def test_the_same_again_has_the_same_scores_and_fingerprint(
-    judged: tuple[Path, dict[str, Any]],
+    evaluated: tuple[Path, dict[str, Any]],
     samples: Path,
     evaluate: Callable[..., tuple[Path, dict[str, Any]]],
 ) -> None:
     again = evaluate("--videos", samples)[1]
-    assert again["scores"] == pytest.approx(judged[1]["scores"], rel=1e-6)
-    assert again["fingerprint"] == judged[1]["fingerprint"]
+    assert again["scores"] == pytest.approx(evaluated[1]["scores"], rel=1e-6)
+    assert again["fingerprint"] == evaluated[1]["fingerprint"]
 
 
 def test_a_folder_is_a_reference_too(
     samples: Path, evaluate: Callable[..., tuple[Path, dict[str, Any]]]
 ) -> None:
-    """Judged by themselves, videos are at no distance, and the copies are seen."""
+    """Evaluated by themselves, videos are at no distance, and the copies are seen."""
     scores = evaluate("--videos", samples, "--reference", samples)[1]["scores"]
     assert scores["fvd-tiny"] == pytest.approx(0, abs=1e-6)
     assert scores["nearest_ratio"] == 0 < scores["reference/nearest_ratio"]
 
 
-def test_the_page_needs_nothing_else(judged: tuple[Path, dict[str, Any]]) -> None:
-    page = (judged[0] / "report.html").read_text()
+def test_the_page_needs_nothing_else(evaluated: tuple[Path, dict[str, Any]]) -> None:
+    page = (evaluated[0] / "report.html").read_text()
     assert set(re.findall(r'(?:src|href)="(.{5})', page)) == {"data:"}
     assert "://" not in page
     assert "$" not in page
-    for row in judged[1]["videos"]:
+    for row in evaluated[1]["videos"]:
         assert row["prompt"] in page
     # Each video beside the real clip of its prompt, and a dozen samples above them.
     assert page.count("data:image/webp") == 2 * 20 + 12
-    assert judged[1]["fingerprint"] in page
+    assert evaluated[1]["fingerprint"] in page
 
 
-def test_tensorboard_has_scores_and_moving_samples(judged: tuple[Path, dict[str, Any]]) -> None:
-    folder = judged[0] / "tensorboard"
+def test_tensorboard_has_scores_and_moving_samples(evaluated: tuple[Path, dict[str, Any]]) -> None:
+    folder = evaluated[0] / "tensorboard"
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0})
     events.Reload()
-    assert set(events.Tags()["scalars"]) == set(judged[1]["scores"])
+    assert set(events.Tags()["scalars"]) == set(evaluated[1]["scores"])
     (tag, *_) = events.Tags()["images"]
     assert b"acTL" in events.Images(tag)[0].encoded_image_string[:200]  # an animated PNG
 
@@ -177,21 +177,24 @@ def test_only_as_many_videos_are_sampled_as_are_judged(
         ((), "neither --checkpoint nor --videos is given"),
         (("--checkpoint", "absent.ckpt"), "--checkpoint absent.ckpt: no such file"),
         (("--checkpoint", ""), "--checkpoint is empty"),
-        (("--checkpoint", "{judge}"), "no Lightning checkpoint"),
+        (("--checkpoint", "{networks}"), "no Lightning checkpoint"),
         (("--videos", "absent"), "--videos absent: no such file or folder"),
         (("--videos", "{empty}"), "holds no video"),
         (("--videos", "{few}"), "holds 3 videos; protocol demo needs at least 8"),
         (("--videos", "{samples}", "--protocol", "dmo"), "protocol 'dmo': no such file"),
         (("--videos", "{samples}", "--reference", "{few}/prompts.jsonl"), "holds 3 videos"),
         (("--videos", "{samples}", "--reference", "{few}/twice.jsonl"), "the same clip stands in"),
-        (("--videos", "{samples}", "--judge", "{few}/0.mp4"), "cannot be read as weights"),
+        (("--videos", "{samples}", "--networks", "{few}/0.mp4"), "cannot be read as weights"),
         (("--videos", "{samples}", "--output", "{few}/0.mp4"), "is a file; it must be a folder"),
         (("--videos", "{samples}", "--checkpoint", "{checkpoint}"), "were sampled from a checkp"),
         (
             ("--videos", "{spoilt}/short"),
             r"short/x.mp4: lasts 0.38 s; 17 frames at 8 fps",
         ),
-        (("--videos", "{spoilt}/small"), "small/x.mp4: is 16x16 pixels, .* judges 32x32: too smal"),
+        (
+            ("--videos", "{spoilt}/small"),
+            "small/x.mp4: is 16x16 pixels, .* evaluates 32x32: too smal",
+        ),
         (("--videos", "{spoilt}/empty_prompt"), "jsonl:1: prompt = ' ': ' ' is not a caption"),
         (("--videos", "{spoilt}/tensor"), "x.pt: its row says no 'layout'; it must be one of F H"),
     ],
@@ -200,7 +203,7 @@ def test_what_cannot_be_judged_is_refused_at_once(
     arguments: tuple[str, ...],
     message: str,
     samples: Path,
-    judge: Path,
+    networks: Path,
     checkpoint: Path,
     dataset: dict[str, Path],
     tmp_path: Path,
@@ -214,9 +217,16 @@ def test_what_cannot_be_judged_is_refused_at_once(
     rows = (samples / "prompts.jsonl").read_text().splitlines(keepends=True)
     (few / "prompts.jsonl").write_text("".join(rows[:3]))
     (few / "twice.jsonl").write_text(rows[0] * 10)
-    places = {"samples": samples, "judge": judge, "empty": empty, "few": few}
+    places = {"samples": samples, "networks": networks, "empty": empty, "few": few}
     places["spoilt"] = _spoilt(tmp_path / "spoilt", samples)
-    defaults = ["--reference", dataset["test"], "--judge", judge, "--output", tmp_path / "report"]
+    defaults = [
+        "--reference",
+        dataset["test"],
+        "--networks",
+        networks,
+        "--output",
+        tmp_path / "report",
+    ]
     asked = [part.format(checkpoint=checkpoint, **places) for part in arguments]
     assert main([str(part) for part in [*defaults, *asked]]) == 2
     captured = capsys.readouterr()
@@ -245,7 +255,7 @@ def _spoilt(root: Path, samples: Path) -> Path:
 
 
 def test_a_prompt_that_says_too_little_is_refused(
-    samples: Path, dataset: dict[str, Path], judge: Path, tmp_path: Path, capsys: Any
+    samples: Path, dataset: dict[str, Path], networks: Path, tmp_path: Path, capsys: Any
 ) -> None:
     rows = (samples / "prompts.jsonl").read_text().splitlines()
     vague = [json.dumps(json.loads(row) | {"prompt": "a nice video"}) for row in rows]
@@ -253,7 +263,7 @@ def test_a_prompt_that_says_too_little_is_refused(
         name = json.loads(row)["path"]
         (tmp_path / name).write_bytes((samples / name).read_bytes())
     (tmp_path / "prompts.jsonl").write_text("\n".join(vague))
-    arguments = ["--videos", tmp_path, "--reference", dataset["test"], "--judge", judge]
+    arguments = ["--videos", tmp_path, "--reference", dataset["test"], "--networks", networks]
     assert main([str(part) for part in arguments]) == 2
     assert "prompt 'a nice video': names no shape" in capsys.readouterr().err
 
@@ -261,7 +271,7 @@ def test_a_prompt_that_says_too_little_is_refused(
 def test_training_the_judge_is_a_command(
     dataset: dict[str, Path], tmp_path: Path, capsys: Any
 ) -> None:
-    output = tmp_path / "judge.pt"
+    output = tmp_path / "networks.pt"
     arguments = ["train-tiny", "--manifest", dataset["train"], "--output", output, "--steps", "1"]
     assert main([str(part) for part in arguments]) == 0
     assert "own_over_other" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""However many videos are judged, only a few of them are in memory at once."""
+"""However many videos are evaluated, only a few of them are in memory at once."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import evaluation.clips
+import evaluation.inputs
 from evaluation.__main__ import main
-from evaluation.clips import BATCH, CutClips, look_through
-from evaluation.inputs import Video
+from evaluation.inputs import BATCH, CutClips, Video, look_through
 
 SHAPES = ((4, 8, 8), (4, 6, 10), (4, 10, 6))
 
@@ -82,15 +81,22 @@ def test_videos_of_a_hundred_sizes_do_not_wait_for_one_another() -> None:
 def test_a_whole_evaluation_holds_a_few_videos_at_once(
     samples: Path,
     dataset: dict[str, Path],
-    judge: Path,
+    networks: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """From the first network to the page with its pictures: of 2 x 20 videos, in batches of 2."""
     alive, cut = Alive(), CutClips.__getitem__
     monkeypatch.setattr(CutClips, "__getitem__", lambda self, i: alive.watch(cut(self, i)))
-    monkeypatch.setattr(evaluation.clips, "BATCH", 2)
-    places = ["--reference", dataset["test"], "--judge", judge, "--output", tmp_path / "report"]
+    monkeypatch.setattr(evaluation.inputs, "BATCH", 2)
+    places = [
+        "--reference",
+        dataset["test"],
+        "--networks",
+        networks,
+        "--output",
+        tmp_path / "report",
+    ]
     assert main([str(part) for part in [*places, "--videos", samples]]) == 0
     assert alive.ever >= 40
     assert alive.most <= 2 * 3 + 2

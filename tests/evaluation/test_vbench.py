@@ -75,18 +75,18 @@ def protocol_file(tmp_path: Path) -> Path:
 
 
 def arguments(
-    samples: Path, dataset: dict[str, Path], judge: Path, protocol_file: Path
+    samples: Path, dataset: dict[str, Path], networks: Path, protocol_file: Path
 ) -> list[str]:
-    places = {"videos": samples, "reference": dataset["test"], "judge": judge}
+    places = {"videos": samples, "reference": dataset["test"], "networks": networks}
     places |= {"protocol": protocol_file, "output": protocol_file.parent / "report"}
     return [str(part) for key, place in places.items() for part in (f"--{key}", place)]
 
 
 @pytest.mark.usefixtures("package")
 def test_its_scores_stand_in_the_report(
-    samples: Path, dataset: dict[str, Path], judge: Path, protocol_file: Path
+    samples: Path, dataset: dict[str, Path], networks: Path, protocol_file: Path
 ) -> None:
-    assert main(arguments(samples, dataset, judge, protocol_file)) == 0
+    assert main(arguments(samples, dataset, networks, protocol_file)) == 0
     report = json.loads((protocol_file.parent / "report" / "report.json").read_text())
     details = report["details"]
     assert report["scores"]["vbench/subject_consistency"] == pytest.approx(0.095)
@@ -105,13 +105,13 @@ def test_its_scores_stand_in_the_report(
 def test_without_the_package_nothing_is_begun(
     samples: Path,
     dataset: dict[str, Path],
-    judge: Path,
+    networks: Path,
     protocol_file: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(sys.modules, "vbench", None)
-    assert main(arguments(samples, dataset, judge, protocol_file)) == 2
+    assert main(arguments(samples, dataset, networks, protocol_file)) == 2
     assert "scores.vbench needs the package vbench" in capsys.readouterr().err
     assert not (protocol_file.parent / "report").exists()
 

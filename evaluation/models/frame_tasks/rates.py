@@ -13,7 +13,9 @@ from evaluation.metrics.shapes import COLOURS
 from evaluation.metrics.tracks import seam_ratio
 from evaluation.models.frame_tasks import making
 from evaluation.models.frame_tasks.cases import Case, Video, in_colour, turned_round
-from evaluation.models.frame_tasks.judging import (
+from evaluation.models.frame_tasks.making import Make, Windows, make_videos
+from evaluation.models.frame_tasks.protocol import TaskProtocol
+from evaluation.models.frame_tasks.rules import (
     Mean,
     Rate,
     follows,
@@ -23,8 +25,6 @@ from evaluation.models.frame_tasks.judging import (
     moves_evenly,
     shows,
 )
-from evaluation.models.frame_tasks.making import Make, Windows, make_videos
-from evaluation.models.frame_tasks.protocol import TaskProtocol
 from sora_lightning.denoisers import FeatureCaching
 from sora_lightning.generation import SamplingConfig, VideoGenerator
 

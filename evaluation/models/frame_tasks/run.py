@@ -11,9 +11,9 @@ from typing import Any
 
 from evaluation.models.frame_tasks import rates
 from evaluation.models.frame_tasks.cases import pairs_to_connect, real_cases
-from evaluation.models.frame_tasks.judging import gap_row
 from evaluation.models.frame_tasks.protocol import TaskProtocol
 from evaluation.models.frame_tasks.rates import Outcome, Trial
+from evaluation.models.frame_tasks.rules import gap_row
 from evaluation.protocol import fingerprint
 from sora_lightning.cli.contact_sheet import contact_sheet
 from sora_lightning.denoisers import FeatureCaching
@@ -50,7 +50,7 @@ class TaskRequest:
 
 
 def measure_tasks(request: TaskRequest) -> dict[str, Any]:
-    """Make and judge each task's videos; write ``report.json`` and a PNG for each, and give the
+    """Make and networks each task's videos; write ``report.json`` and a PNG for each, and give the
     report.
 
     Raises ``ValueError`` before anything is made for what does not fit together.

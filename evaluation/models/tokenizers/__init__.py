@@ -1,1 +1,1 @@
-"""The judge of a tokenizer: what it gives back of real clips, beside older ways to say as much."""
+"""Evaluation of a tokenizer: what it gives back of real clips, beside older ways to code them."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evaluation.distances import FeatureSets, frechet_scores
-from evaluation.features.networks import build_judges, score_name
+from evaluation.metrics.score import Score
 from evaluation.models.tokenizers.baselines import (
     Video,
     bicubic_in_space,
@@ -36,9 +36,9 @@ from evaluation.models.tokenizers.probes import (
     tile_seams,
 )
 from evaluation.models.tokenizers.strip import write_strip
+from evaluation.networks import build_extractors, score_name
 from evaluation.protocol import Protocol, fingerprint, texts_sha256
 from evaluation.report.write import write_report
-from evaluation.scores import Score
 from sora_lightning.checkpoints import load_tokenizer, read_checkpoint
 from sora_lightning.data import Batching, VideoDataModule
 from sora_lightning.files import file_sha256
@@ -64,10 +64,10 @@ _TILE_SEAMS = {
 
 @dataclass(frozen=True)
 class TokenizerRequest:
-    """Which tokenizer to judge on which clips: of a manifest, at ``sizes`` and ``fps`` as the data
-    module reads them, the middle window of each.
+    """Which tokenizer to evaluate on which clips: of a manifest, at ``sizes`` and ``fps`` as the
+    data module reads them, the middle window of each.
 
-    ``protocol`` and ``judge`` give the network of rFVD, ``lpips`` the file of VGG's weights;
+    ``protocol`` and ``networks`` give the network of rFVD, ``lpips`` the file of VGG's weights;
     without them the report says what is left out. ``strip`` is the picture to write.
     """
 
@@ -78,7 +78,7 @@ class TokenizerRequest:
     output: Path
     strip: Path
     protocol: Protocol | None = None
-    judge: Path | None = None
+    networks: Path | None = None
     lpips: Path | None = None
     device: str = "cpu"
 
@@ -212,22 +212,25 @@ def _rfvd(
     if len(chosen) < spec.least_videos:
         few = f"rfvd: needs {spec.least_videos} clips of one size, and {size} has {len(chosen)}"
         return {}, {}, [few]
-    if request.judge is not None and not request.judge.exists():
-        return {}, {}, [f"rfvd: {request.judge} does not exist; `make demo` trains it"]
-    judges = build_judges(request.protocol, request.judge, request.device)
+    if request.networks is not None and not request.networks.exists():
+        return {}, {}, [f"rfvd: {request.networks} does not exist; `make demo` trains it"]
+    extractors = build_extractors(request.protocol, request.networks, request.device)
     frames, height, width = chosen[0].real.shape[:3]
-    judges.videos.check_size(frames, height, width)
+    extractors.videos.check_size(frames, height, width)
     ours, real = (
         torch.cat(
-            [judges.features(rearrange(torch.from_numpy(v), "F H W c -> 1 c F H W")) for v in side]
+            [
+                extractors.features(rearrange(torch.from_numpy(v), "F H W c -> 1 c F H W"))
+                for v in side
+            ]
         )
         for side in ([c.ways[OURS] for c in chosen], [c.real for c in chosen])
     )
     # Of reconstructions: the r says so, the rest which network it is by.
-    names = f"r{score_name('fvd', judges.videos)}", f"r{score_name('kvd', judges.videos)}"
+    names = f"r{score_name('fvd', extractors.videos)}", f"r{score_name('kvd', extractors.videos)}"
     found = frechet_scores(FeatureSets(ours, real), spec, names)
     scores = {f"{OURS}/{name}": score for name, score in found.items()}
-    return scores, judges.record(), []
+    return scores, extractors.record(), []
 
 
 def _probes(
@@ -308,7 +311,7 @@ def _report(
             "sha256": file_sha256(request.checkpoint),
             "step": int(content.get("global_step", 0)),
         },
-        "judge": {"left out": "; ".join(left_out) or "nothing"},
+        "networks": {"left out": "; ".join(left_out) or "nothing"},
         "reference": str(request.reference),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
         "device": request.device,

@@ -51,8 +51,8 @@ def tinted(video: np.ndarray) -> np.ndarray:
 
 
 def part_right(known: list[Known], flaw: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    judged = [align(find_shapes(flaw(k.video)), parse_prompt(k.prompt)) for k in known]
-    return np.mean([(one.colour, one.direction, one.shape) for one in judged], axis=0)
+    evaluated = [align(find_shapes(flaw(k.video)), parse_prompt(k.prompt)) for k in known]
+    return np.mean([(one.colour, one.direction, one.shape) for one in evaluated], axis=0)
 
 
 def test_rendered_clips_are_read_right(known: list[Known]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from evaluation.metrics.alignment import ExpectedShape
 from evaluation.metrics.tracks import centres, distance_of_tracks, seam_ratio, steps
 from evaluation.models.frame_tasks.cases import in_colour, pairs_to_connect
-from evaluation.models.frame_tasks.judging import (
+from evaluation.models.frame_tasks.rules import (
     LONGEST_STEP,
     Mean,
     Rate,

@@ -1,4 +1,4 @@
-"""The judge of a tokenizer: baselines that keep to their budget, probes that find what they look
+"""Evaluation of a tokenizer: baselines that keep to their budget, probes that find what they look
 for, and the whole way from a checkpoint to a report.
 """
 
@@ -258,12 +258,12 @@ def test_a_checkpoint_of_a_tokenizer_is_judged_by_the_plain_command(run, capsys)
     assert strip.height > 5 * 128
 
 
-def test_rfvd_of_enough_clips_by_the_judge_in_its_name(run, dataset, judge, tmp_path, capsys):
+def test_rfvd_of_enough_clips_by_the_judge_in_its_name(run, dataset, networks, tmp_path, capsys):
     """As many clips of one size as the protocol asks for; others are left out of it and not of the
     rest.
     """
     arguments = ["--checkpoint", run / "checkpoints/last.ckpt", "--reference", dataset["val"]]
-    arguments += ["--sizes", "5x32x32", "--judge", judge, "--output", tmp_path]
+    arguments += ["--sizes", "5x32x32", "--networks", networks, "--output", tmp_path]
     assert main([str(part) for part in arguments]) == 0
     assert "rfvd: needs" not in capsys.readouterr().out
     report = json.loads((tmp_path / "report.json").read_text())
@@ -285,12 +285,12 @@ def clips_of(videos, rebuilt):
     ]
 
 
-def test_rfvd_is_0_for_what_is_not_changed_and_grows_with_what_is(judge, protocol, tmp_path):
+def test_rfvd_is_0_for_what_is_not_changed_and_grows_with_what_is(networks, protocol, tmp_path):
     draw = np.random.default_rng(0)
     videos = [draw.integers(0, 256, (5, 32, 32, 3), dtype=np.uint8) // 2 for _ in range(9)]
     videos[8] = videos[8][:, :24]  # of another size: left out
     request = TokenizerRequest(
-        tmp_path, tmp_path, ("5x32x32",), 8.0, tmp_path, tmp_path, protocol, judge
+        tmp_path, tmp_path, ("5x32x32",), 8.0, tmp_path, tmp_path, protocol, networks
     )
 
     def rfvd(rebuilt):

@@ -1,4 +1,4 @@
-"""Reports are compared only where they measure the same, and judged only where they differ."""
+"""Reports are compared only where they measure the same, and evaluated only where they differ."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def _report(text: str) -> dict[str, Any]:
         "videos": [row, row, {**row, "prompt": ""}],
         "settings": settings,
         "checkpoint": {"path": text, "sha256": text, "step": 7},
-        "judge": {text: text},
+        "networks": {text: text},
         "versions": {text: text},
         **dict.fromkeys(("protocol", "fingerprint", "reference", "device", "seconds"), text),
     }

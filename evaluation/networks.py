@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
-from evaluation.features import Clip, Extractor, Lpips, TinyFile, TinyJudge, load_judge
+from evaluation.features import Clip, Extractor, Lpips, TinyFile, TinyNetwork, load_tiny
 from evaluation.features.clip import spaced
 from evaluation.metrics.fvd import frame_features
 from evaluation.metrics.motion import consistency, consistency_with_first
@@ -23,15 +23,15 @@ _TEXTS = 64  # that a network reads at a time
 
 
 @dataclass(frozen=True)
-class Judges:
+class FeatureExtractors:
     """``videos`` gives the features of FVD; ``frames``, where named, those of FID; ``texts``, where
     named, the CLIP score; ``perceptual``, where named, how different a reconstruction looks.
-    ``notes`` are what a tiny judge was saved with.
+    ``notes`` are what small networks was saved with.
     """
 
     videos: Extractor
     frames: Extractor | None
-    texts: Clip | TinyJudge | TinyFile | None
+    texts: Clip | TinyNetwork | TinyFile | None
     perceptual: Lpips | None
     frames_per_video: int
     device: str
@@ -109,20 +109,20 @@ def score_name(base: str, network: Extractor) -> str:
     return base if network.label == published.get(base) else f"{base}-{network.label}"
 
 
-def build_judges(protocol: Protocol, judge: Path | None, device: str) -> Judges:
+def build_extractors(protocol: Protocol, networks: Path | None, device: str) -> FeatureExtractors:
     """Raises ``ValueError`` for a part that cannot be built or whose weights are not the ones."""
     named = protocol.networks
     notes: dict[str, Any] = {}
     videos: Extractor
-    texts: Clip | TinyJudge | TinyFile | None = None
+    texts: Clip | TinyNetwork | TinyFile | None = None
     if named.videos is None:
-        if judge is None:
+        if networks is None:
             raise ValueError(
-                f"protocol {protocol.name}: names no networks.videos and no paths.judge; "
-                "give --judge"
+                f"protocol {protocol.name}: names no networks.videos and no paths.networks; "
+                "give --networks"
             )
-        saved = load_judge(judge)
-        videos, texts, notes = saved.judge, saved.judge, saved.notes
+        saved = load_tiny(networks)
+        videos, texts, notes = saved.network, saved.network, saved.notes
     else:
         videos = build_part(named.videos, Extractor, "networks.videos")
     frames: Extractor | None = None
@@ -138,7 +138,9 @@ def build_judges(protocol: Protocol, judge: Path | None, device: str) -> Judges:
     for network in (videos, frames, texts, perceptual):
         if network is not None:
             network.to(device)
-    return Judges(videos, frames, texts, perceptual, named.frames_per_video, device, notes)
+    return FeatureExtractors(
+        videos, frames, texts, perceptual, named.frames_per_video, device, notes
+    )
 
 
 def build_part(part: Part, kind: type, where: str) -> Any:

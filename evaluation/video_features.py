@@ -11,18 +11,18 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from evaluation.clips import Videos, look_through
-from evaluation.features.networks import Judges
+from evaluation.inputs import Videos, look_through
 from evaluation.metrics.alignment import Alignment, align, parse_prompt
 from evaluation.metrics.motion import motion_scores
 from evaluation.metrics.reconstruction import psnr_per_clip, ssim_per_clip
 from evaluation.metrics.shapes import FoundShape, find_shapes
+from evaluation.networks import FeatureExtractors
 
 Reconstruct = Callable[[UInt8[Tensor, "b 3 F H W"]], UInt8[Tensor, "b 3 F H W"]]
 
 
 @dataclass(frozen=True)
-class Seen:
+class Detections:
     """What pixels show of one video, and how that compares with its prompt."""
 
     found: list[FoundShape]
@@ -30,7 +30,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Findings:
+class VideoFeatures:
     """Of each video of a set, in its order: ``features`` of the whole, and ``motion`` in the order
     of ``MOTION``; where a network is named for it, features of some ``frames``, an ``embedding`` to
     compare with texts and the frames' ``consistency``; the shapes ``seen`` in it. Of what a
@@ -45,19 +45,19 @@ class Findings:
     embeddings: Float[Tensor, "n e"] | None = None
     consistency: Float[Tensor, "n 2"] | None = None
     fidelity: Float[Tensor, "n s"] | None = None
-    seen: list[Seen] | None = None
-    seen_again: list[Seen] | None = None
+    seen: list[Detections] | None = None
+    seen_again: list[Detections] | None = None
 
 
-def find(
+def extract_features(
     videos: Videos,
     prompts: Sequence[str],
-    judges: Judges,
+    extractors: FeatureExtractors,
     shapes: bool,
     description: str,
     features: Float[Tensor, "n d"] | None = None,
     reconstruct: Reconstruct | None = None,
-) -> Findings:
+) -> VideoFeatures:
     """Look once through videos, each decoded once. ``shapes``: whether to look for moving shapes,
     for prompts about them alone. ``features`` that are known already are not made again.
     """
@@ -67,15 +67,15 @@ def find(
         # One at a time: in double precision a whole batch of large videos would fill the memory.
         rows: dict[str, Any] = {"motion": torch.cat([motion_scores(one[None]) for one in batch])}
         if features is None:
-            rows["features"] = judges.features(batch)
-        if judges.frames is not None:
-            rows["frames"] = judges.of_frames(batch)
-        rows |= judges.embedded(batch)
+            rows["features"] = extractors.features(batch)
+        if extractors.frames is not None:
+            rows["frames"] = extractors.of_frames(batch)
+        rows |= extractors.embedded(batch)
         if shapes:
             rows["seen"] = _look_for_shapes(batch, asked)
         if reconstruct is not None:
             again = reconstruct(batch)
-            rows["fidelity"] = _fidelity(batch, again, judges)
+            rows["fidelity"] = _fidelity(batch, again, extractors)
             if shapes:
                 rows["seen_again"] = _look_for_shapes(again, asked)
         return rows
@@ -86,22 +86,24 @@ def find(
     }
     if features is not None:
         rows["features"] = features
-    return Findings(list(prompts), **rows)  # type: ignore[arg-type]
+    return VideoFeatures(list(prompts), **rows)  # type: ignore[arg-type]
 
 
-def _look_for_shapes(batch: UInt8[Tensor, "b 3 F H W"], prompts: Sequence[str]) -> list[Seen]:
+def _look_for_shapes(batch: UInt8[Tensor, "b 3 F H W"], prompts: Sequence[str]) -> list[Detections]:
     seen = []
     for video, prompt in zip(batch, prompts, strict=True):
         found = find_shapes(rearrange(video, "c F H W -> F H W c").numpy())
-        seen.append(Seen(found, align(found, parse_prompt(prompt))))
+        seen.append(Detections(found, align(found, parse_prompt(prompt))))
     return seen
 
 
 def _fidelity(
-    real: UInt8[Tensor, "b 3 F H W"], again: UInt8[Tensor, "b 3 F H W"], judges: Judges
+    real: UInt8[Tensor, "b 3 F H W"],
+    again: UInt8[Tensor, "b 3 F H W"],
+    extractors: FeatureExtractors,
 ) -> Float[Tensor, "b s"]:
     measures = [psnr_per_clip, ssim_per_clip]
-    if judges.perceptual is not None:
-        measures.append(judges.perceptual_distances)
+    if extractors.perceptual is not None:
+        measures.append(extractors.perceptual_distances)
     pairs = list(zip(real.split(1), again.split(1), strict=True))
     return torch.stack([torch.cat([m(*pair).double() for pair in pairs]) for m in measures], dim=1)

@@ -1,5 +1,5 @@
-"""What is to be judged, and all that can be known to be wrong with it before the first minute is
-spent.
+"""What is read for an evaluation, and all that can be known to be wrong with it before the first
+minute is spent.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from evaluation.features.networks import Judges
 from evaluation.inputs import (
     PROMPTS_FILE,
     VideoEntry,
@@ -21,6 +20,7 @@ from evaluation.inputs import (
 )
 from evaluation.metrics.alignment import parse_prompt
 from evaluation.metrics.reconstruction import LEAST_SIDE
+from evaluation.networks import FeatureExtractors
 from evaluation.protocol import ClipSpec, Protocol
 from evaluation.vbench import check_entries, vbench_version
 
@@ -29,14 +29,14 @@ LEAST_VIDEOS = 4  # that any score is made of
 
 @dataclass(frozen=True)
 class Request:
-    """What to judge: videos, or a checkpoint to sample them from, or both (the checkpoint's
-    tokenizer is judged too). ``reference`` is a folder or a listing of real videos.
+    """What to evaluate: videos, or a checkpoint to sample them from, or both (the checkpoint's
+    tokenizer is evaluated too). ``reference`` is a folder or a listing of real videos.
     """
 
     protocol: Protocol
     reference: Path
     output: Path
-    judge: Path | None = None
+    networks: Path | None = None
     checkpoint: Path | None = None
     videos: Path | None = None
     device: str = "cpu"
@@ -49,7 +49,7 @@ class Request:
 
 
 def read_reference(request: Request) -> tuple[list[VideoEntry], int]:
-    """The real videos to judge by, and how many were left out for being too short."""
+    """The real videos to evaluate with, and how many were left out for being too short."""
     protocol = request.protocol
     entries = read_listing(request.reference, protocol.reads_prompts)
     whole = len(entries)
@@ -60,7 +60,7 @@ def read_reference(request: Request) -> tuple[list[VideoEntry], int]:
 
 
 def read_spare(request: Request, num_generated: int, num_reference: int) -> list[VideoEntry]:
-    """Real videos after those that are judged by, as many as were generated, for floors at the
+    """Real videos after those that are evaluated by, as many as were generated, for floors at the
     scores' own numbers; none where there are not so many that are long enough.
     """
     protocol = request.protocol
@@ -73,7 +73,7 @@ def read_spare(request: Request, num_generated: int, num_reference: int) -> list
 
 
 def read_generated(request: Request) -> list[VideoEntry]:
-    """The videos to judge."""
+    """The videos to evaluate."""
     protocol, folder = request.protocol, request.videos or request.output / "videos"
     return read_folder(folder, protocol.reads_prompts)[: protocol.scores.num_generated]
 
@@ -82,11 +82,11 @@ def check(
     request: Request,
     reference: Sequence[VideoEntry],
     checkpoint_sha256: str | None,
-    judges: Judges,
+    extractors: FeatureExtractors,
 ) -> None:
-    """Raises ``ValueError`` for what cannot be judged, naming it."""
+    """Raises ``ValueError`` for what cannot be evaluated, naming it."""
     if checkpoint_sha256 is None and request.videos is None:
-        raise ValueError("neither --checkpoint nor --videos is given: there is nothing to judge")
+        raise ValueError("neither --checkpoint nor --videos is given: there is nothing to evaluate")
     if request.output.is_file():
         raise ValueError(f"--output {request.output}: is a file; it must be a folder")
     _check_output(request, checkpoint_sha256)
@@ -94,7 +94,7 @@ def check(
     if protocol.scores.vbench:
         vbench_version()
     for height, width in protocol.clips.heights_and_widths:
-        judges.check_size(protocol.clips.num_frames, height, width)
+        extractors.check_size(protocol.clips.num_frames, height, width)
         if request.checkpoint is not None and min(height, width) < LEAST_SIDE:
             raise ValueError(f"clips of {height}x{width} pixels: SSIM needs {LEAST_SIDE}")
     _check_entries(reference, protocol, request.reference, protocol.scores.num_reference)
@@ -163,14 +163,14 @@ def _check_entries(
 
 def _check_sizes(entries: Sequence[VideoEntry], protocol: Protocol) -> None:
     """Larger videos are brought to the protocol's size, as real ones are; smaller ones would be
-    judged for the blur of enlarging them.
+    evaluated for the blur of enlarging them.
     """
     for entry in entries:
         height, width = entry.file.check()
         size = nearest_size((height, width), protocol.clips.heights_and_widths)
         if height < size[0] or width < size[1]:
             raise ValueError(
-                f"{entry.path}: is {height}x{width} pixels, and protocol {protocol.name} judges "
+                f"{entry.path}: is {height}x{width} pixels, and protocol {protocol.name} evaluates "
                 f"{size[0]}x{size[1]}: too small"
             )
 
@@ -185,5 +185,5 @@ def _check_prompts(request: Request) -> None:
     if number is not None and held < number:
         raise ValueError(
             f"--reference {request.reference}: holds {held} captions to sample from; "
-            f"protocol {request.protocol.name} judges {number} videos"
+            f"protocol {request.protocol.name} evaluates {number} videos"
         )

@@ -1,0 +1,192 @@
+"""From videos, or a checkpoint that samples them, to a report: load, features, scores, report."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from evaluation import vbench
+from evaluation.checks import Request, check, read_generated, read_reference, read_spare
+from evaluation.features.cache import FeatureCache
+from evaluation.inputs import SAMPLING_KEYS, CutClips, VideoEntry, dataset_sha256
+from evaluation.metrics.score import Score
+from evaluation.models.sample import describe_checkpoint, sample_videos, through_tokenizer
+from evaluation.networks import FeatureExtractors, build_extractors
+from evaluation.protocol import fingerprint, texts_sha256
+from evaluation.report.write import write_report
+from evaluation.scores import make_scores, too_few
+from evaluation.vbench import vbench_version
+from evaluation.video_features import VideoFeatures, extract_features
+
+_PACKAGES = ("torch", "torchmetrics", "numpy", "scipy", "av")
+
+
+def evaluate(request: Request) -> dict[str, Any]:
+    """Sample where that is asked for, score, and write the report; give it.
+
+    Raises ``ValueError`` naming what is wrong before any video is sampled or evaluated.
+    """
+    checkpoint = describe_checkpoint(request.checkpoint) if request.checkpoint else None
+    protocol = request.protocol
+    extractors = build_extractors(protocol, request.networks, request.device)
+    reference, num_short = read_reference(request)
+    check(request, reference, checkpoint["sha256"] if checkpoint else None, extractors)
+    started = time.monotonic()
+    if request.videos is None:
+        sample_videos(request)
+    entries = read_generated(request)
+    clips, seed = protocol.clips, protocol.scores.seed
+    videos = CutClips(entries, clips, clips.generated_window, seed)
+    real_videos = CutClips(reference, clips, clips.reference_window, seed)
+    prompts = [entry.prompt for entry in entries]
+    generated = extract_features(
+        videos, prompts, extractors, protocol.scores.alignment, "generated videos"
+    )
+    reference_sha256 = dataset_sha256(reference)
+    real = _real(request, reference, real_videos, extractors, reference_sha256)
+    spare = read_spare(request, len(entries), len(reference))
+    others = _spare(request, spare, extractors) if spare else None
+    scores, rows = make_scores(extractors, generated, real, protocol.scores, others)
+    if protocol.scores.vbench:
+        scores |= _by_vbench(request, entries, rows)
+    report = {
+        "scores": {name: score.value for name, score in scores.items()},
+        "details": {name: asdict(score) for name, score in scores.items()},
+        **record(request, extractors, checkpoint, entries, reference, reference_sha256),
+        "left_out": [reason] if (reason := too_few(generated, real, protocol.scores)) else [],
+        "num_short_reference": num_short,
+        "num_spare_reference": len(spare),
+        "videos": [
+            {"path": str(e.path), "prompt": e.prompt, **e.sampling, **row}
+            for e, row in zip(entries, rows, strict=True)
+        ],
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    paired = real_videos if protocol.reads_prompts and real.prompts == prompts else None
+    write_report(report, videos, paired, clips.fps or _rate(entries[0]), request.output)
+    torch.save(
+        {"generated": generated.features.float(), "reference": real.features.float()},
+        request.output / "features.pt",
+    )
+    return report
+
+
+def _by_vbench(
+    request: Request, entries: Sequence[VideoEntry], rows: list[dict[str, Any]]
+) -> dict[str, Score]:
+    spec = request.protocol.scores
+    measured = vbench.measure(entries, spec.vbench, request.output / "vbench", request.device)
+    scores, columns = vbench.as_scores(measured, spec)
+    for index, row in enumerate(rows):
+        row |= {name: column[index] for name, column in columns.items()}
+    return scores
+
+
+def _rate(entry: VideoEntry) -> float:
+    times, end = entry.file.times()
+    return len(times) / max(end - times[0], 1e-6) if entry.file.has_clock else 8.0
+
+
+def _real(
+    request: Request,
+    entries: Sequence[VideoEntry],
+    videos: CutClips,
+    extractors: FeatureExtractors,
+    reference_sha256: str,
+) -> VideoFeatures:
+    """The features are kept between runs, beside the report's folder."""
+    cache = _cache(request, extractors, reference_sha256)
+    known, reconstruct = cache.read(), None
+    if request.checkpoint is not None:
+        reconstruct = through_tokenizer(request.checkpoint, request.device)
+    prompts = [entry.prompt for entry in entries]
+    alignment = request.protocol.scores.alignment
+    real = extract_features(
+        videos, prompts, extractors, alignment, "real videos", known, reconstruct
+    )
+    if known is None:
+        cache.write(real.features)
+    return real
+
+
+def _spare(
+    request: Request, entries: Sequence[VideoEntry], extractors: FeatureExtractors
+) -> VideoFeatures:
+    """Of further real videos, which floors alone are made of."""
+    clips, seed = request.protocol.clips, request.protocol.scores.seed
+    videos = CutClips(entries, clips, clips.reference_window, seed)
+    cache = _cache(request, extractors, dataset_sha256(entries))
+    known = cache.read()
+    prompts = [entry.prompt for entry in entries]
+    found = extract_features(videos, prompts, extractors, False, "further real videos", known)
+    if known is None:
+        cache.write(found.features)
+    return found
+
+
+def _cache(request: Request, extractors: FeatureExtractors, reference_sha256: str) -> FeatureCache:
+    settings = {
+        "clips": request.protocol.settings()["clips"],
+        "seed": request.protocol.scores.seed,
+        "network": extractors.videos.record(),
+    }
+    folder = request.output.parent / "reference_features"
+    return FeatureCache(folder, extractors.videos.label, reference_sha256, settings)
+
+
+def record(
+    request: Request,
+    extractors: FeatureExtractors,
+    checkpoint: dict[str, Any] | None,
+    entries: Sequence[VideoEntry],
+    reference: Sequence[VideoEntry],
+    reference_sha256: str,
+) -> dict[str, Any]:
+    """``settings`` is all that moves a score but the model; its hash is the fingerprint."""
+    settings = request.protocol.settings()
+    # What the videos' own rows say of their sampling counts, not what the protocol would have done.
+    settings["sampling"] = {
+        key: sorted({_said(e, key) for e in entries}, key=_numbers_first)
+        for key in ("seed", "num_steps", "guidance_scale", *_options(entries))
+    }
+    settings["networks"] = extractors.record()
+    if request.protocol.scores.vbench:
+        settings["networks"]["vbench"] = vbench_version()
+    settings["extractor"] = settings["networks"]["videos"]
+    settings["prompts_sha256"] = texts_sha256([e.prompt for e in entries])
+    settings["reference_sha256"] = reference_sha256
+    settings["num_videos"], settings["num_reference"] = len(entries), len(reference)
+    return {
+        "protocol": request.protocol.name,
+        "fingerprint": fingerprint(settings),
+        "settings": settings,
+        "checkpoint": checkpoint,
+        "networks": {
+            "name": extractors.videos.label,
+            "path": str(request.networks or ""),
+            "sha256": extractors.videos.sha256,
+            **extractors.notes,
+        },
+        "reference": str(request.reference),
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in _PACKAGES},
+        "device": request.device,
+    }
+
+
+def _said(entry: VideoEntry, key: str) -> float | str:
+    return entry.sampling.get(key, "unknown" if key in SAMPLING_KEYS else "unset")
+
+
+def _options(entries: Sequence[VideoEntry]) -> list[str]:
+    """The recorded options of sampling that one of the videos has."""
+    return sorted({key for e in entries for key in e.sampling} - set(SAMPLING_KEYS))
+
+
+def _numbers_first(value: float | str) -> tuple[bool, float | str]:
+    return isinstance(value, str), value

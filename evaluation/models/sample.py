@@ -1,0 +1,76 @@
+"""Asks a checkpoint for the videos of an evaluation: samples of its prompts, and real clips through
+its tokenizer.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from evaluation.checks import Request
+from evaluation.video_features import Reconstruct
+from sora_lightning.checkpoints import load_tokenizer, read_checkpoint
+from sora_lightning.cli.sample import Request as SampleRequest
+from sora_lightning.cli.sample import sample
+from sora_lightning.files import file_sha256
+from sora_lightning.generation import GuidanceConfig, SamplingConfig
+from sora_lightning.types import as_levels
+
+
+def describe_checkpoint(checkpoint: Path) -> dict[str, Any]:
+    """Path, hash and step of a checkpoint, for the report."""
+    content = read_checkpoint(checkpoint)
+    return {
+        "path": str(checkpoint),
+        "sha256": file_sha256(checkpoint),
+        "step": int(content.get("global_step", 0)),
+    }
+
+
+def sample_videos(request: Request) -> None:
+    """Sample a video for each caption, as many as are evaluated, by the library's command,
+    which goes on where it stopped.
+    """
+    assert request.checkpoint is not None
+    clips, sampling = request.protocol.clips, request.protocol.sampling
+    sample(
+        checkpoint=request.checkpoint,
+        output=request.output / "videos",
+        request=SampleRequest(
+            prompts=_captions(request),
+            size=",".join(clips.sizes),
+            num_frames=clips.num_frames,
+            seed=sampling.seed,
+        ),
+        sampling=SamplingConfig(
+            num_steps=sampling.num_steps, guidance=GuidanceConfig(sampling.guidance_scale)
+        ),
+        device=request.device,
+    )
+
+
+def _captions(request: Request) -> Path:
+    """The reference's own file, or, where it holds more captions than are evaluated, the first of
+    them."""
+    number = request.protocol.scores.num_generated
+    rows = [row for row in request.prompts.read_text(encoding="utf-8").splitlines() if row.strip()]
+    if number is None or number >= len(rows):
+        return request.prompts
+    first = request.output / "captions.jsonl"
+    request.output.mkdir(parents=True, exist_ok=True)
+    first.write_text("".join(row + "\n" for row in rows[:number]), encoding="utf-8")
+    return first
+
+
+def through_tokenizer(checkpoint: Path, device: str) -> Reconstruct:
+    """Encodes and decodes by the tokenizer that the checkpoint holds."""
+    tokenizer = load_tokenizer(checkpoint).to(device).eval()
+
+    def reconstruct(batch: UInt8[Tensor, "b 3 F H W"]) -> UInt8[Tensor, "b 3 F H W"]:
+        pixels = tokenizer.decode(tokenizer.encode(batch.to(device).float() / 127.5 - 1))
+        return as_levels(pixels.cpu())
+
+    return reconstruct
