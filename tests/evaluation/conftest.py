@@ -124,7 +124,7 @@ def checkpoint(dataset: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
         clips = str(dataset["train"])
         batching = {"sizes": ["17x32x32"], "pixels_per_batch": 2 * 17 * 32 * 32}
         data = {"manifest": clips, "val_manifest": clips, "fps": 8, "batching": batching}
-        trainer = {"logger": False, "max_steps": 1, "limit_val_batches": 0, "accelerator": "cpu"}
+        trainer = {"logger": False, "max_steps": 1, "limit_val_batches": 1, "accelerator": "cpu"}
         config = {
             "run_dir": str(root / name),
             "data": data,
