@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from evaluation.__main__ import main as evaluate
-from evaluation.features.tiny import TinyConfig, TinyJudge, save_judge
+from evaluation.features.tiny import TinyConfig, TinyNetwork, save_tiny
 from sora_lightning.__main__ import main
 from sora_lightning.checkpoints import load_tokenizer
 from sora_lightning.interop.pretrained import converted_tokenizer
@@ -128,8 +128,8 @@ def test_no_command_runs_a_program_from_a_checkpoint(
     assert (
         main([*sample, str(diffusion_checkpoint), "--guidance-weak-model", str(bad_diffusion)]) == 2
     )
-    save_judge(TinyJudge(TinyConfig()), Path("judge.pt"), {})
-    judged = ["--checkpoint", str(bad_diffusion), "--protocol", "demo", "--judge", "judge.pt"]
+    save_tiny(TinyNetwork(TinyConfig()), Path("judge.pt"), {})
+    judged = ["--checkpoint", str(bad_diffusion), "--protocol", "demo", "--networks", "judge.pt"]
     assert evaluate([*judged, "--output", "report", "--reference", str(clips["train"])]) == 2
     assert capsys.readouterr().err.count(str(bad_diffusion)) >= 3
     few = ("--trainer.max_steps", "7")
