@@ -1,8 +1,24 @@
-"""Checksums and write access of files."""
+"""Where this package's experiments are; checksums and write access of files."""
 
 import hashlib
 import tempfile
 from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+
+
+def find_config(path: Path) -> Path:
+    """Return the path of a YAML: as given, else that of an experiment of this package.
+
+    ``experiments/demo/tokenizer.yaml``, ``demo/tokenizer.yaml`` and ``demo/tokenizer`` name the
+    same one in any folder. A path that is neither is returned as it is.
+    """
+    if path.is_file():
+        return path
+    name = Path(*path.parts[1:]) if path.parts[:1] == ("experiments",) else path
+    folders = (PACKAGE / "experiments", PACKAGE.parent / "experiments")  # in a wheel, in a checkout
+    found = (folder / one for folder in folders for one in (name, name.with_suffix(".yaml")))
+    return next((one for one in found if one.is_file()), path)
 
 
 def file_sha256(path: Path) -> str:

@@ -12,6 +12,8 @@ import sora_lightning
 import sora_lightning.__main__ as program
 from sora_lightning.__main__ import main
 from sora_lightning.cli.functions import parse_function
+from sora_lightning.cli.sources import with_found_configs
+from sora_lightning.files import find_config
 
 
 def paint(output: Path, num_frames: int = 17, rate: float = 8.0) -> None:
@@ -105,3 +107,18 @@ def test_a_missing_file_is_named(
     monkeypatch.setattr(program, "_verb", lambda name: lambda arguments: missing.read_text())
     assert main(["fit"]) == 2
     assert str(missing) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["demo/tokenizer", "demo/tokenizer.yaml", "experiments/demo/tokenizer.yaml"]
+)
+def test_an_experiment_is_found_in_any_folder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    expected = Path(__file__).parents[1] / "experiments/demo/tokenizer.yaml"
+    assert find_config(Path(name)) == expected
+    given = ["fit", "--config", name, f"--config={name}", "--seed_everything", "1"]
+    found = ["fit", "--config", str(expected), f"--config={expected}", "--seed_everything", "1"]
+    assert with_found_configs(given) == found
+    assert find_config(Path("demo/tokeniser")) == Path("demo/tokeniser")

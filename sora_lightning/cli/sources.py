@@ -11,6 +11,7 @@ import yaml
 
 from sora_lightning.cli.signatures import Signature, find_target
 from sora_lightning.cli.suggest import suggestion
+from sora_lightning.files import find_config
 
 
 class CommandLineValue(str):
@@ -59,11 +60,26 @@ def read_sources(argv: list[str]) -> list[Source]:
     return sources
 
 
+def with_found_configs(argv: list[str]) -> list[str]:
+    """Return the arguments with the path of each ``--config`` (see ``find_config``)."""
+    found, is_config = [], False
+    for argument in argv:
+        flag, equals, value = argument.partition("=")
+        if is_config:
+            argument = str(find_config(Path(argument)))
+        elif equals and flag in ("-c", "--config"):
+            argument = f"{flag}={find_config(Path(value))}"
+        is_config = argument in ("-c", "--config")
+        found.append(argument)
+    return found
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read the mapping in a YAML file.
 
     Raises ``ValueError`` with the file and, for a syntax error, the line.
     """
+    path = find_config(path)
     if not path.is_file():
         known = [str(p) for p in Path("experiments").glob("**/*.yaml")]
         raise ValueError(f"--config {path}: no such file. {suggestion(str(path), known)}".rstrip())

@@ -38,7 +38,7 @@ from sora_lightning.cli.preflight import (
     check_trainer,
     lock,
 )
-from sora_lightning.cli.sources import Source, merge, read_sources
+from sora_lightning.cli.sources import Source, merge, read_sources, with_found_configs
 from sora_lightning.data import VideoDataModule
 from sora_lightning.trust import trust_only_known_packages
 
@@ -172,6 +172,7 @@ def run_training(argv: list[str]) -> None:
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     trust_only_known_packages()
     filter_warnings()
+    argv = with_found_configs(argv)
     _refuse_second_rate(read_sources(argv[1:]))
     num_threads = torch.get_num_threads()
     try:

@@ -23,9 +23,9 @@ from typing import Any
 from zipfile import is_zipfile
 
 from sora_lightning.cli.errors import Terminated
-from sora_lightning.files import file_sha256
+from sora_lightning.files import PACKAGE, file_sha256, find_config
 
-LIBRARY, EVALUATION = Path("sora_lightning"), Path("evaluation")  # sources that decide results
+LIBRARY, EVALUATION = PACKAGE, PACKAGE.parent / "evaluation"  # sources that decide results
 _PROGRAMS = {"sora-lightning": ("-m", "sora_lightning"), "python": ()}
 _SOURCES = (".py", ".yaml", ".txt")
 
@@ -117,15 +117,12 @@ def stage_key(stage: Stage, previous: str) -> str:
     """SHA-256 over all that decides the stage's result; ``previous`` is the hash of the stamp of
     the stage before it."""
     digest = hashlib.sha256(json.dumps([previous, stage.command, version("torch")]).encode())
-    for path in stage.reads:
+    for path in map(find_config, stage.reads):
         if not path.exists():
-            raise ValueError(
-                f"stage {stage.name} reads {path}, which is not here: "
-                "run it from the repository's root"
-            )
+            raise ValueError(f"stage {stage.name} reads {path}, which is not here")
         for file in sorted(_files(path)):
             if file.suffix in _SOURCES:
-                digest.update(f"{file} ".encode() + file.read_bytes())
+                digest.update(f"{file.relative_to(path.parent)} ".encode() + file.read_bytes())
     return digest.hexdigest()
 
 
