@@ -253,7 +253,10 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
     folder.mkdir()
     (tmp_path / "weights.pt").write_text("")
     files = ["--source=dit", "--target=sora-lightning", f"--input={tmp_path / 'weights.pt'}"]
-    for output, said in ((below, "cannot be written to: it is a file"), (folder, "is a folder")):
+    for output, said in (
+        (below, "file: cannot be written to: Not a directory"),
+        (folder, "is a folder"),
+    ):
         assert main(["convert", *files, f"--output={output}"]) == 2
         assert said in capsys.readouterr().err
     picture = str(tmp_path / "file" / "x.png")
