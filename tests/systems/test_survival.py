@@ -102,8 +102,16 @@ def _step(path: Path) -> int:
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 @pytest.mark.parametrize("validating", [False, True])
 def test_a_signal_saves_the_newest_state_and_says_how_to_go_on(
-    fit: Fit, run_dir: Path, capsys: pytest.CaptureFixture[str], name: str, validating: bool
+    fit: Fit,
+    run_dir: Path,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+    name: str,
+    validating: bool,
 ) -> None:
+    # A suite that runs below nohup starts with SIGHUP ignored, and a training then leaves it so.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    request.addfinalizer(lambda: signal.signal(signal.SIGHUP, before))
     step = 4 if validating else 3
     kill = _part(Kill, step=step, number=int(signal.Signals[name]), validating=validating)
     assert fit(callbacks=[kill]) == 143
