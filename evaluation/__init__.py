@@ -1,4 +1,7 @@
-"""The evaluation: sees videos and prompts, never models. ``python -m evaluation --help``."""
+"""Evaluation of videos against prompts and real clips. See ``python -m evaluation --help``.
+
+Only ``evaluation.models`` loads models.
+"""
 
 from sora_lightning.torchvision_guard import make_torchvision_importable
 

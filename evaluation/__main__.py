@@ -1,6 +1,7 @@
-"""The command line: ``python -m evaluation`` scores, ``python -m evaluation compare`` sets reports
-side by side, ``python -m evaluation tasks`` measures frames as prompts, ``python -m
-evaluation train-tiny`` trains the small networks.
+"""Command line of the evaluation.
+
+``python -m evaluation`` scores, ``compare`` compares reports, ``tasks`` measures generation from
+known frames, and ``train-tiny`` trains the small networks.
 """
 
 from __future__ import annotations
@@ -18,9 +19,7 @@ _REFUSED, _INTERRUPTED = 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code: 0; 2 for what a user can put right; 130
-    interrupted.
-    """
+    """Run one command and return the exit code: 0, 2 for a user's error, 130 if interrupted."""
     arguments = pop_trusted(list(sys.argv[1:] if argv is None else argv))
     verb = arguments[0] if arguments and arguments[0] in _VERBS else ""
     parser, run = {**_VERBS, "": (_parser, _evaluate)}[verb]
@@ -29,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(parsed)
     except KeyboardInterrupt:
         print(
-            "\ninterrupted; the same command goes on with sampling where it stopped",
+            "\ninterrupted; the same command resumes sampling",
             file=sys.stderr,
         )
         return _INTERRUPTED
@@ -53,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--checkpoint",
         type=Path,
-        help="sample from it, unless --videos is given; networks its tokenizer",
+        help="sample from it, unless --videos is given; also evaluate its tokenizer",
     )
     add(
         "--videos",
@@ -80,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         "are trained where it has none)",
     )
     add("--output", type=Path, help="folder of the report (default: report/PROTOCOL in the run)")
-    add("--overwrite", action="store_true", help="also a report of another checkpoint")
+    add("--overwrite", action="store_true", help="overwrite also a report of another checkpoint")
     add("--device", default="cpu", help="where the model computes: cpu, cuda (default: cpu)")
     _add_tokenizer_options(parser)
     return parser
@@ -90,13 +89,17 @@ def _add_tokenizer_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "for a checkpoint of a tokenizer's training",
         "It is evaluated on clips, beside bicubic scaling to as many values and H.264 in as many "
-        "bytes. What is not given, the reference and the output too, is that of its run.",
+        "bytes. Defaults, also those of --reference and --output, come from its run.",
     )
     add = group.add_argument
-    add("--sizes", help="comma between, e.g. 17x64x64,9x64x64 (default: the run's)")
+    add("--sizes", help="comma-separated, e.g. 17x64x64,9x64x64 (default: the run's)")
     add("--fps", type=float, help="frames per second (default: the run's)")
     add("--lpips", type=Path, help="torchvision's weights of VGG-16; without them no LPIPS")
-    add("--strip", type=Path, help="picture of clips before and after (default: in the report's)")
+    add(
+        "--strip",
+        type=Path,
+        help="image of clips and reconstructions (default: in the report's folder)",
+    )
 
 
 def _train_parser() -> argparse.ArgumentParser:
@@ -111,12 +114,12 @@ def _train_parser() -> argparse.ArgumentParser:
     add(
         "--val",
         type=Path,
-        help="JSONL to measure it on (default: val.jsonl beside the manifest, if any)",
+        help="JSONL to measure accuracy on (default: val.jsonl beside the manifest, if any)",
     )
     add(
         "--protocol",
         default="demo",
-        help="whose frames, rate and sizes to train at (default: demo)",
+        help="protocol whose frames, rate and sizes to train at (default: demo)",
     )
     add("--steps", type=int, help="steps of training")
     return parser
@@ -135,23 +138,23 @@ def _compare_parser() -> argparse.ArgumentParser:
 def _tasks_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m evaluation tasks",
-        description="Make the videos of every task that known frames prompt, and measure from "
-        "pixels how often each is right.",
+        description="Make the videos of every task with known frames, and measure from pixels how "
+        "often each is right.",
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, help="of a training with tasks")
+    add("--checkpoint", type=Path, required=True, help="checkpoint of a training with tasks")
     add("--reference", type=Path, required=True, help="JSONL of real videos of moving shapes")
-    add("--output", type=Path, required=True, help="folder of report.json and the pictures")
-    add("--tasks", help="some of the tasks, with commas between (default: all)")
+    add("--output", type=Path, required=True, help="folder of report.json and the images")
+    add("--tasks", help="comma-separated tasks (default: all)")
     add("--cases", type=int, help="videos of each task (default: 64)")
     add("--steps", type=int, help="steps of the sampler (default: 25)")
-    add("--sizes", type=_sizes, help="height x width that it was trained on: 32x32,24x40")
-    add("--new-size", type=_size, help="and one that it was not (default: 24x32)")
-    add("--frames", type=_numbers, help="the two lengths that it was trained on: 17,25")
-    add("--new-frames", type=int, help="and a longer one (default: 33)")
-    add("--strength", type=float, help="of an edit (default: 0.6)")
-    add("--edit-guidance", type=float, help="weight of an edit's prompt (default: 4)")
+    add("--sizes", type=_sizes, help="training sizes, height x width: 32x32,24x40")
+    add("--new-size", type=_size, help="size not used in training (default: 24x32)")
+    add("--frames", type=_numbers, help="the two training lengths: 17,25")
+    add("--new-frames", type=int, help="longer length not used in training (default: 33)")
+    add("--strength", type=float, help="share of the steps used by an edit (default: 0.56)")
+    add("--edit-guidance", type=float, help="guidance scale of an edit's prompt (default: 6)")
     add("--device", default="cpu", help="where the model computes: cpu, cuda (default: cpu)")
     return parser
 
@@ -204,7 +207,7 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    # torch and the library load in seconds: --help and a mistyped option need not wait for them.
+    # Imported here, since torch takes seconds to load: --help and option errors need not wait.
     from evaluation.checks import Request
     from evaluation.evaluate import evaluate
     from evaluation.own_clips import choose_protocol, run_data, run_folder, small_networks
@@ -219,7 +222,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             return
     for option in ("sizes", "fps", "lpips", "strip"):
         if getattr(arguments, option) is not None:
-            raise ValueError(f"--{option} is for the checkpoint of a tokenizer's training alone")
+            raise ValueError(f"--{option} only applies to the checkpoint of a tokenizer's training")
     if arguments.checkpoint is None and arguments.videos is None:
         raise ValueError("neither --checkpoint nor --videos is given: there is nothing to evaluate")
     data = run_data(arguments.checkpoint)
@@ -256,7 +259,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _check_paths(arguments: argparse.Namespace, options: Sequence[str]) -> None:
     for option in options:
         path = getattr(arguments, option)
-        # `make eval` without CKPT gives an empty path, which pathlib takes for this folder.
+        # `make eval` without CKPT gives an empty path, which pathlib reads as the current folder.
         if path == Path():
             raise ValueError(f"--{option} is empty: name a file or folder")
         if path is not None and not path.exists():

@@ -1,6 +1,4 @@
-"""What is read for an evaluation, and all that can be known to be wrong with it before the first
-minute is spent.
-"""
+"""Inputs of an evaluation, and the checks that are made before it starts."""
 
 from __future__ import annotations
 
@@ -24,13 +22,15 @@ from evaluation.networks import FeatureExtractors
 from evaluation.protocol import ClipSpec, Protocol
 from evaluation.vbench import check_entries, vbench_version
 
-LEAST_VIDEOS = 4  # that any score is made of
+LEAST_VIDEOS = 4  # for any score
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to evaluate: videos, or a checkpoint to sample them from, or both (the checkpoint's
-    tokenizer is evaluated too). ``reference`` is a folder or a listing of real videos.
+    """What to evaluate: videos, or a checkpoint to sample from, or both.
+
+    With both, the tokenizer of the checkpoint is evaluated too. ``reference`` is a folder or a
+    listing of real videos.
     """
 
     protocol: Protocol
@@ -44,12 +44,12 @@ class Request:
 
     @property
     def prompts(self) -> Path:
-        """The file whose captions are sampled."""
+        """File with the captions to sample."""
         return self.reference / PROMPTS_FILE if self.reference.is_dir() else self.reference
 
 
 def read_reference(request: Request) -> tuple[list[VideoEntry], int]:
-    """The real videos to evaluate with, and how many were left out for being too short."""
+    """Return the real videos, and how many were left out because they are too short."""
     protocol = request.protocol
     entries = read_listing(request.reference, protocol.reads_prompts)
     whole = len(entries)
@@ -60,8 +60,10 @@ def read_reference(request: Request) -> tuple[list[VideoEntry], int]:
 
 
 def read_spare(request: Request, num_generated: int, num_reference: int) -> list[VideoEntry]:
-    """Real videos after those that are evaluated by, as many as were generated, for floors at the
-    scores' own numbers; none where there are not so many that are long enough.
+    """Return as many further real videos as were generated, for floors with the scores' sample
+    size.
+
+    The list is empty if there are not enough that are long enough.
     """
     protocol = request.protocol
     entries = read_listing(request.reference, protocol.reads_prompts)
@@ -73,7 +75,7 @@ def read_spare(request: Request, num_generated: int, num_reference: int) -> list
 
 
 def read_generated(request: Request) -> list[VideoEntry]:
-    """The videos to evaluate."""
+    """Return the videos to evaluate."""
     protocol, folder = request.protocol, request.videos or request.output / "videos"
     return read_folder(folder, protocol.reads_prompts)[: protocol.scores.num_generated]
 
@@ -84,7 +86,7 @@ def check(
     checkpoint_sha256: str | None,
     extractors: FeatureExtractors,
 ) -> None:
-    """Raises ``ValueError`` for what cannot be evaluated, naming it."""
+    """Raise ``ValueError`` naming what cannot be evaluated."""
     if checkpoint_sha256 is None and request.videos is None:
         raise ValueError("neither --checkpoint nor --videos is given: there is nothing to evaluate")
     if request.output.is_file():
@@ -118,7 +120,7 @@ def check(
 
 
 def _check_output(request: Request, checkpoint_sha256: str | None) -> None:
-    """Raise ``ValueError`` where the report of another checkpoint would be written over."""
+    """Raise ``ValueError`` if the report of another checkpoint would be overwritten."""
     path = request.output / "report.json"
     if request.overwrite or not path.is_file():
         return
@@ -162,8 +164,10 @@ def _check_entries(
 
 
 def _check_sizes(entries: Sequence[VideoEntry], protocol: Protocol) -> None:
-    """Larger videos are brought to the protocol's size, as real ones are; smaller ones would be
-    evaluated for the blur of enlarging them.
+    """Raise ``ValueError`` for videos smaller than the protocol's size.
+
+    Larger videos are resized as real ones are. Enlarging smaller ones would blur them, and the
+    scores would measure that blur.
     """
     for entry in entries:
         height, width = entry.file.check()

@@ -1,5 +1,6 @@
-"""Two sets of features in, distances out: each with its interval, and beside what real videos reach
-among themselves.
+"""Distances between two sets of features, with intervals and with floors.
+
+A floor is the same distance between two sets of real videos.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ from evaluation.metrics.kernel import kernel_distance, kernel_distances_without_
 from evaluation.metrics.score import Score
 from evaluation.protocol import ScoreSpec
 
-# From this many features on a distance takes seconds, and means are over fewer repetitions.
+# With this many features a distance takes seconds, so means are over fewer repetitions.
 _WIDE, _FEW_REPEATS = 1024, {"halves": 3, "infinity": 1}
 
 
 @dataclass(frozen=True)
 class FeatureSets:
-    """Features of what is evaluated and of real videos, ``rows_per_video`` in succession for each.
+    """Features of generated and of real videos, ``rows_per_video`` successive rows for each.
 
-    ``spare`` are of further real videos, which no score is made of: with as many of them as of
-    generated ones the floor stands at the score's own numbers. ``paired`` says that generated
-    videos have the prompts of the first real ones, in their order.
+    ``spare`` are features of additional real videos, which are used for floors only. With as many
+    of them as generated videos, the floor has the same sample size as the score. ``paired`` states
+    that the generated videos have the prompts of the first real ones, in their order.
     """
 
     generated: Float[Tensor, "n d"]
@@ -47,7 +48,7 @@ class FeatureSets:
 
     @property
     def pool(self) -> Float[Tensor, "p d"]:
-        """All real ones."""
+        """Features of all real videos, including the spare ones."""
         rest = [] if self.spare is None else [self.spare]
         return torch.cat([self.reference, *rest])
 
@@ -56,9 +57,10 @@ class FeatureSets:
 
     @property
     def beside(self) -> tuple[int, int] | None:
-        """Numbers of videos of two real sets apart that compare with the whole of the generated
-        ones: as many as these, and as many others as the score has, or at least as many again.
-        ``None`` where there are not so many.
+        """Sizes of two disjoint sets of real videos whose distance is a floor for the whole score.
+
+        The first has the number of generated videos, the second that of the reference or at least
+        as many as the first. ``None`` if there are not enough real videos.
         """
         n, m = self.videos(self.generated), self.videos(self.reference)
         others = min(m, self.videos(self.pool) - n)
@@ -66,10 +68,12 @@ class FeatureSets:
 
 
 def frechet_scores(sets: FeatureSets, spec: ScoreSpec, names: tuple[str, str]) -> dict[str, Score]:
-    """The Fréchet distance with its interval; what endlessly many videos would give; the floor and
-    the distance that compares with it, at all of the generated videos where the real ones suffice,
-    else at half; and the kernel distance with its interval and floor. ``names`` are those of the
-    two distances.
+    """Return the scores of a pair of feature sets, for the two ``names`` of the distances.
+
+    They are the Fréchet distance with its interval, its extrapolation to infinitely many videos,
+    its floor, and the distance to compare with the floor. The last two use all generated videos if
+    there are enough real ones, otherwise half of them. The kernel distance follows with its
+    interval and floor.
     """
     fvd, kvd = names
     of = frechet_distance if spec.covariance_ddof else frechet_distance_of_population
@@ -78,7 +82,7 @@ def frechet_scores(sets: FeatureSets, spec: ScoreSpec, names: tuple[str, str]) -
     settings: dict[str, Any] = {"seed": spec.seed, "rows_per_video": sets.rows_per_video}
     pair = sets.generated, sets.reference
     with warnings.catch_warnings():
-        # The report says it beside the score.
+        # The report states it in the meaning of the score.
         warnings.simplefilter("ignore", UserWarning)
         value = float(of(*pair))
         interval = jackknife_interval(*pair, spec.jackknife_groups, distance=of, **settings)
@@ -111,15 +115,15 @@ def frechet_scores(sets: FeatureSets, spec: ScoreSpec, names: tuple[str, str]) -
         ),
         f"{fvd}/infinity": score(
             infinity,
-            meaning="What endlessly many videos would give, by a line through the distances of "
-            f"{of_subsets}.",
+            meaning="Extrapolation to infinitely many videos by a line through the distances "
+            f"of {of_subsets}.",
         ),
         f"{fvd}/{floor.beside}": floor.of_generated(),
         f"{fvd}/floor": floor.of_real("No model should be expected below it."),
         kvd: score(
             float(kernel_distance(*pair)),
-            meaning="Unbiased kernel distance by the same features: about 0 where nothing differs, "
-            "at any number of videos, and then as often below as above.",
+            meaning="Unbiased kernel distance by the same features: about 0, of either sign, for "
+            "sets of one distribution, at any number of videos.",
             low=kernel_interval[0],
             high=kernel_interval[1],
         ),
@@ -129,7 +133,7 @@ def frechet_scores(sets: FeatureSets, spec: ScoreSpec, names: tuple[str, str]) -
 
 @dataclass(frozen=True)
 class _Floor:
-    """A distance between real videos, and that of generated ones which compares with it."""
+    """A distance between real videos, and the distance of generated videos with the same sizes."""
 
     real: float
     generated: float
@@ -157,7 +161,7 @@ class _Floor:
             )
             over = "one division" if sets.paired else f"mean over {draws} divisions"
             return cls(real, generated, sets.beside, "apart", over, sets.paired)
-        # Both sides are cut at the same places, so the two must be of one length.
+        # Halves of both sets have the same indices, so both must have the same length.
         n = min(len(sets.generated), len(sets.reference))
         real, generated = (
             distance_between_halves(sets.reference[:n], side[:n], repeats, **settings)
@@ -170,13 +174,13 @@ class _Floor:
         n, m = self.sizes
         if self.beside == "half":
             text = (
-                "The same with half the videos on each side and no prompt on both: to read beside "
-                "the floor."
+                "Distance of half of the generated videos to half of the real ones, without common "
+                "prompts. Compare it with the floor."
             )
         else:
             text = (
-                f"The same with the {n} generated videos and {m} of the real ones"
-                f"{', no prompt on both' if self.paired else ''}: to read beside the floor."
+                f"Distance of the {n} generated videos to {m} of the real ones"
+                f"{', without common prompts' if self.paired else ''}. Compare it with the floor."
             )
         return Score(self.generated, self.n, text, "lower")
 
@@ -184,13 +188,12 @@ class _Floor:
         n, m = self.sizes
         if self.beside == "half":
             text = (
-                f"The same between two halves of the real videos, {self.over}: what remains when "
-                "nothing differs. At half the score's numbers, since there are not twice as many "
-                "real videos as are evaluated."
+                f"Distance between two halves of the real videos, {self.over}. It has half the "
+                "score's sample size, since there are not twice as many real videos as evaluated."
             )
         else:
             text = (
-                f"The same between {n} real videos and {m} others, {self.over}: what remains when "
-                "nothing differs, at the score's own number of videos."
+                f"Distance between {n} real videos and {m} others, {self.over}, at the score's own "
+                "sample size."
             )
         return Score(self.real, self.n, f"{text} {rule}", "")

@@ -1,4 +1,4 @@
-"""From videos, or a checkpoint that samples them, to a report: load, features, scores, report."""
+"""Evaluation of videos, or of a checkpoint that samples them: load, features, scores, report."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _PACKAGES = ("torch", "torchmetrics", "numpy", "scipy", "av")
 
 
 def evaluate(request: Request) -> dict[str, Any]:
-    """Sample where that is asked for, score, and write the report; give it.
+    """Sample videos if needed, score them, write the report, and return it.
 
-    Raises ``ValueError`` naming what is wrong before any video is sampled or evaluated.
+    Raises ``ValueError`` naming the problem before any video is sampled or evaluated.
     """
     checkpoint = describe_checkpoint(request.checkpoint) if request.checkpoint else None
     protocol = request.protocol
@@ -100,7 +100,7 @@ def _real(
     extractors: FeatureExtractors,
     reference_sha256: str,
 ) -> VideoFeatures:
-    """The features are kept between runs, beside the report's folder."""
+    """Features of the reference; those for the distance are cached beside the report's folder."""
     cache = _cache(request, extractors, reference_sha256)
     known, reconstruct = cache.read(), None
     if request.checkpoint is not None:
@@ -118,7 +118,7 @@ def _real(
 def _spare(
     request: Request, entries: Sequence[VideoEntry], extractors: FeatureExtractors
 ) -> VideoFeatures:
-    """Of further real videos, which floors alone are made of."""
+    """Features of additional real videos, used for floors only."""
     clips, seed = request.protocol.clips, request.protocol.scores.seed
     videos = CutClips(entries, clips, clips.reference_window, seed)
     cache = _cache(request, extractors, dataset_sha256(entries))
@@ -148,9 +148,13 @@ def record(
     reference: Sequence[VideoEntry],
     reference_sha256: str,
 ) -> dict[str, Any]:
-    """``settings`` is all that moves a score but the model; its hash is the fingerprint."""
+    """Return the part of the report that identifies the evaluation.
+
+    ``settings`` holds everything that affects a score except the model; its hash is the
+    fingerprint.
+    """
     settings = request.protocol.settings()
-    # What the videos' own rows say of their sampling counts, not what the protocol would have done.
+    # The sampling recorded with the videos counts, not that of the protocol.
     settings["sampling"] = {
         key: sorted({_said(e, key) for e in entries}, key=_numbers_first)
         for key in ("seed", "num_steps", "guidance_scale", *_options(entries))
@@ -184,7 +188,7 @@ def _said(entry: VideoEntry, key: str) -> float | str:
 
 
 def _options(entries: Sequence[VideoEntry]) -> list[str]:
-    """The recorded options of sampling that one of the videos has."""
+    """Names of all sampling options that are recorded for at least one video."""
     return sorted({key for e in entries for key in e.sampling} - set(SAMPLING_KEYS))
 
 

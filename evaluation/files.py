@@ -1,5 +1,7 @@
-"""Files of videos in three forms: containers, read by ``sora_lightning.data.decoding``, folders of
-frames, and tensors, which are read without running code and only up to a size.
+"""Video files: containers, folders of frames, and tensors.
+
+Containers are read by ``sora_lightning.data.decoding``. Tensors are read without executing code,
+and only up to a size limit.
 """
 
 from __future__ import annotations
@@ -23,11 +25,11 @@ from evaluation.features.weights import digest_of
 from sora_lightning.data.decoding import DecodeError, PyAVReader, read_frames, read_timeline
 from sora_lightning.data.manifest.tables import IMAGES, VIDEOS
 
-CONTAINERS, PICTURES = VIDEOS, (*IMAGES, ".bmp")
+CONTAINERS, IMAGE_SUFFIXES = VIDEOS, (*IMAGES, ".bmp")
 TENSORS = (".pt", ".npy", ".safetensors")
-# Larger ones are refused before they are read: they would fill the memory.
+# Larger files are refused before they are read, since they would not fit into memory.
 _MOST_PIXELS, _MOST_BYTES = 2**26, 2**33
-LAYOUTS = {"F H W 3": 3, "3 F H W": 0, "F 3 H W": 1}  # and which axis holds the colours
+LAYOUTS = {"F H W 3": 3, "3 F H W": 0, "F 3 H W": 1}  # and the axis of the colours, if not the last
 RANGES = {"0..255": (0.0, 255.0), "0..1": (0.0, 1.0), "-1..1": (-1.0, 1.0)}
 
 Frames = UInt8[np.ndarray, "F H W 3"]
@@ -35,12 +37,12 @@ Frames = UInt8[np.ndarray, "F H W 3"]
 
 @dataclass(frozen=True)
 class VideoFile:
-    """A video by its path, and what it cannot say of itself.
+    """A video by its path, with the properties that the file itself does not store.
 
-    ``fps`` is the rate of a folder of frames or of a tensor; containers have their own. ``layout``
-    is a tensor's, one of ``LAYOUTS``; ``range`` that of its values, one of ``RANGES``, which for
-    uint8 is ``0..255`` without saying. A file of tensors holds one. ``start_s`` and ``end_s`` cut a
-    window out, in seconds from the first frame.
+    ``fps`` is the frame rate of a folder of frames or of a tensor; containers store their own.
+    ``layout`` is the axis order of a tensor, one of ``LAYOUTS``. ``range`` is its value range, one
+    of ``RANGES``; for uint8 it is always ``0..255``. A tensor file holds one tensor. ``start_s``
+    and ``end_s`` select a window, in seconds from the first frame.
     """
 
     path: Path
@@ -52,12 +54,14 @@ class VideoFile:
 
     @property
     def has_clock(self) -> bool:
-        """Whether its frames have times: without, they only follow one another."""
+        """Return True if the frames have timestamps."""
         return self.fps is not None or self.path.suffix.lower() in CONTAINERS
 
     def times(self) -> tuple[Float[np.ndarray, " F"], float]:
-        """When each frame of the window begins, in seconds, in the order of display; and when the
-        last one ends. A second a frame without a clock.
+        """Return the start times of the window's frames in display order, and the end of the last
+        one.
+
+        Times are in seconds. Without a frame rate, each frame lasts one second.
         """
         times, end = self._all_times()
         inside = times[self._first(times) : np.searchsorted(times, self.end_s)]
@@ -68,25 +72,27 @@ class VideoFile:
         return inside, min(end, self.end_s)
 
     def frames(self, places: Sequence[int] | np.ndarray) -> Frames:
-        """Frames at these places of the window. Raises ``ValueError`` naming the file for what
-        cannot be decoded, and for tensors of another layout or range than is said.
+        """Return the frames at these indices of the window.
+
+        Raises ``ValueError`` naming the file if it cannot be decoded, or if a tensor does not have
+        the given layout or range.
         """
         indices = np.asarray(places, dtype=int)
         if self.start_s > 0:
             indices = indices + self._first(self._all_times()[0])
         if self.path.is_dir():
-            return _picture_frames(self.path, indices)
+            return _image_frames(self.path, indices)
         if self.path.suffix.lower() in TENSORS:
             return self._levels(self._tensor()[torch.as_tensor(indices)])
         return PyAVReader().read(self.path, read_timeline(self.path), indices.tolist())
 
     def _first(self, times: Float[np.ndarray, " F"]) -> int:
-        """The frame on display when the window begins."""
+        """Index of the frame displayed at the start of the window."""
         return max(0, int(np.searchsorted(times, self.start_s + 5e-4, side="right")) - 1)
 
     def _all_times(self) -> tuple[Float[np.ndarray, " F"], float]:
         if self.path.is_dir():
-            num_frames = len(_pictures(self.path))
+            num_frames = len(_image_files(self.path))
         elif self.path.suffix.lower() in TENSORS:
             num_frames = len(self._tensor())
         else:
@@ -96,8 +102,10 @@ class VideoFile:
         return np.arange(num_frames) * step, num_frames * step
 
     def check(self) -> tuple[int, int]:
-        """Height and width. Raises ``ValueError`` as ``frames`` does, for all of a tensor's values
-        and the first frame of another video.
+        """Return the height and width.
+
+        Raises ``ValueError`` as ``frames`` does, for all values of a tensor and for the first frame
+        of any other video.
         """
         if self.path.suffix.lower() in TENSORS:
             height, width = self._levels(self._tensor()).shape[1:3]
@@ -106,17 +114,17 @@ class VideoFile:
         return height, width
 
     def sha256(self) -> str:
-        """Hash of its content and window; of a folder, of its frames' in their order."""
+        """Return the hash of content and window; for a folder, of its frames in their order."""
         window = (self.start_s, self.end_s)
         if not self.path.is_dir() and window == (0.0, math.inf):
             return digest_of(self.path).removeprefix("sha256:")
-        paths = _pictures(self.path) if self.path.is_dir() else [self.path]
+        paths = _image_files(self.path) if self.path.is_dir() else [self.path]
         names = [digest_of(path) for path in paths]
         names += [] if window == (0.0, math.inf) else [str(window)]
         return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
     def _tensor(self) -> torch.Tensor:
-        """With frames first and colours last."""
+        """The tensor with layout F H W 3."""
         tensor = _only_tensor(self.path)
         if self.layout not in LAYOUTS:
             said = "no 'layout'" if self.layout is None else f"'layout' {self.layout!r}"
@@ -142,9 +150,9 @@ class VideoFile:
             )
         low, high = RANGES[self.range]
         least, greatest = tensor.min().item(), tensor.max().item()
-        slack = (high - low) / 255  # of rounding; more is another range
+        slack = (high - low) / 255  # rounding; larger excess means another range
         fits = low - slack <= least and greatest <= high + slack
-        # A picture of nothing but the darkest level is one in 0..1 taken for another.
+        # An image with only the darkest levels is in 0..1, labelled with the wrong range.
         if not fits or (self.range == "0..255" and 0 < greatest <= 1):
             raise ValueError(
                 f"{self.path}: has values from {least:.4g} to {greatest:.4g}, not in {self.range}"
@@ -154,16 +162,16 @@ class VideoFile:
 
 
 def is_video(path: Path) -> bool:
-    """By its name, or for a folder by the pictures in it."""
+    """Return True for a video or tensor file, by its suffix, and for a folder of images."""
     if path.name.startswith("."):
         return False
     if path.is_dir():
-        return any(one.suffix.lower() in PICTURES for one in path.iterdir())
+        return any(one.suffix.lower() in IMAGE_SUFFIXES for one in path.iterdir())
     return path.suffix.lower() in CONTAINERS + TENSORS
 
 
 def _only_tensor(path: Path) -> torch.Tensor:
-    """The tensor of a file, mapped into memory. Its size is checked before its values are read."""
+    """The only tensor of a file, memory-mapped. Its size is checked before its values are read."""
     suffix = path.suffix.lower()
     content: Any
     try:
@@ -195,15 +203,15 @@ def _check_bytes(path: Path, size: int) -> None:
         raise ValueError(f"{path}: holds {size:,} bytes; at most {_MOST_BYTES:,} are read")
 
 
-def _pictures(folder: Path) -> list[Path]:
-    """The frames of a folder by their numbers, so that 10 comes after 9."""
+def _image_files(folder: Path) -> list[Path]:
+    """The frames of a folder in natural order, so that 10 comes after 9."""
     found = [
         path
         for path in folder.iterdir()
-        if path.suffix.lower() in PICTURES and not path.name.startswith(".")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
     ]
     if not found:
-        raise ValueError(f"{folder}: holds no frame; known are {', '.join(PICTURES)}")
+        raise ValueError(f"{folder}: holds no frame; known are {', '.join(IMAGE_SUFFIXES)}")
 
     def numbers_in(path: Path) -> list[tuple[int, str]]:
         parts = re.split(r"(\d+)", path.name)
@@ -212,29 +220,29 @@ def _pictures(folder: Path) -> list[Path]:
     return sorted(found, key=numbers_in)
 
 
-def _picture_frames(folder: Path, places: Sequence[int] | np.ndarray) -> Frames:
-    paths = _pictures(folder)
+def _image_frames(folder: Path, places: Sequence[int] | np.ndarray) -> Frames:
+    paths = _image_files(folder)
     frames: list[np.ndarray] = []
     for path in (paths[int(place)] for place in places):
-        _check_picture(path)
+        _check_image(path)
         try:
             frames.append(read_frames(path)[0][0])
         except DecodeError as error:
-            raise ValueError(f"{path}: cannot be decoded as a picture ({error})") from error
+            raise ValueError(f"{path}: cannot be decoded as an image ({error})") from error
         if frames[-1].shape != frames[0].shape:
             first, this = ("x".join(map(str, one.shape[:2])) for one in (frames[0], frames[-1]))
             raise ValueError(f"{path}: is {this} pixels, and another frame of the video {first}")
     return np.stack(frames)
 
 
-def _check_picture(path: Path) -> None:
-    """Raise ``ValueError`` for a picture of too many pixels, by its header alone."""
+def _check_image(path: Path) -> None:
+    """Raise ``ValueError`` for an image with too many pixels, reading only its header."""
     try:
-        with Image.open(path) as picture:
-            width, height = picture.size
+        with Image.open(path) as image:
+            width, height = image.size
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path}: {error}") from error
     except OSError as error:
-        raise ValueError(f"{path}: cannot be decoded as a picture ({error})") from error
+        raise ValueError(f"{path}: cannot be decoded as an image ({error})") from error
     if height * width > _MOST_PIXELS:
         raise ValueError(f"{path}: is {height}x{width} pixels; at most {_MOST_PIXELS:,} are read")

@@ -1,7 +1,7 @@
-"""Lists of videos and prompts as the evaluation takes them in, and clips of them as uint8 frames.
+"""Lists of videos and prompts to evaluate, and clips of them as uint8 frames.
 
-Frames are chosen by time, never by count, so that files of any frame rate are evaluated at the
-protocol's.
+Frames are selected by time, not by count, so that files of any frame rate are evaluated at the
+protocol's frame rate.
 """
 
 from __future__ import annotations
@@ -32,11 +32,10 @@ Video = UInt8[np.ndarray, "F H W 3"]
 
 @dataclass(frozen=True)
 class VideoEntry:
-    """One video to evaluate: its file, what it should show in one or more wordings, and how it was
-    sampled.
+    """A video to evaluate: its file, its prompt in one or more wordings, and how it was sampled.
 
-    ``sampling`` holds those of ``SAMPLING_KEYS`` that its row has, and the options in the row's
-    ``sampling`` by name, ``guidance_scale`` for the ``scale`` of its ``guidance``.
+    ``sampling`` holds the row's values for ``SAMPLING_KEYS``, and the options of the row's
+    ``sampling`` by name. The ``scale`` of its ``guidance`` is named ``guidance_scale``.
     """
 
     file: VideoFile
@@ -49,21 +48,21 @@ class VideoEntry:
 
     @property
     def prompt(self) -> str:
-        """The first wording, by which the video is evaluated; "" where none is known."""
+        """The first wording, which is the one evaluated; "" if there is none."""
         return self.wordings[0] if self.wordings else ""
 
 
 def read_listing(path: Path, prompts: bool = True) -> list[VideoEntry]:
-    """Return the videos of a folder, or of the rows of a manifest. ``prompts``: each needs one."""
+    """Return the videos of a folder or manifest. With ``prompts``, each video needs a prompt."""
     return read_folder(path, prompts) if path.is_dir() else read_entries(path, prompts)
 
 
 def read_entries(listing: Path, prompts: bool = True) -> list[VideoEntry]:
-    """Return the rows of a manifest, as ``sora_lightning.data.manifest`` reads it.
+    """Return the rows of a manifest, read by ``sora_lightning.data.manifest``.
 
-    A folder of frames or a tensor says its ``fps`` and a tensor also ``layout`` and ``range``, as
-    ``VideoFile`` has them. Raises ``ValueError`` naming the file, the line and the key for a wrong
-    row, a video that does not exist, and a clip that is listed twice.
+    A folder of frames and a tensor need ``fps`` in their row, and a tensor also ``layout`` and
+    ``range``, as in ``VideoFile``. Raises ``ValueError`` naming the file, the line and the key for
+    an invalid row, a video that does not exist, and a clip that is listed twice.
     """
     if not listing.is_file():
         raise ValueError(f"{listing}: no such file")
@@ -97,9 +96,7 @@ def _entry(row: ManifestRow, folder: Path, prompts: bool) -> VideoEntry:
 
 
 def _options(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The options of a nested record by the names of their groups; those that are not set are left
-    out.
-    """
+    """Return the options of a nested record by the names of their groups, without unset ones."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _options(inner, f"{name}_{key}" if name else key)
@@ -110,10 +107,11 @@ def _options(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def read_folder(folder: Path, prompts: bool = True) -> list[VideoEntry]:
-    """The videos of a folder, with the prompts of the ``prompts.jsonl`` beside them; all of them,
-    by name, where there is no such file and no prompt is needed.
+    """Return the videos of a folder, with the prompts of its ``prompts.jsonl``.
 
-    Raises ``ValueError`` for a folder that does not exist, holds no video, or holds no prompts.
+    If there is no such file and no prompts are needed, all videos are returned, sorted by name.
+    Raises ``ValueError`` for a folder that does not exist, holds no video, or lacks prompts that
+    are needed.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
@@ -134,12 +132,12 @@ def read_folder(folder: Path, prompts: bool = True) -> list[VideoEntry]:
 def read_video(
     file: VideoFile, num_frames: int, fps: float | None, window: str = "middle", draw: float = 0.5
 ) -> Video:
-    """``num_frames`` frames at ``fps`` from a window of a video, each the one on display at its
-    time; without ``fps``, as many successive frames as the file has them.
+    """Read ``num_frames`` frames at ``fps`` from a window of a video.
 
-    The window stands at the ``start``, in the ``middle``, or, if ``random``, at the part ``draw``
-    in 0..1 of the way between start and end. Raises ``ValueError`` naming the file when it cannot
-    be decoded or is too short.
+    Each frame is the one displayed at its time. Without ``fps``, the frames are successive frames
+    of the file. The window is at the ``start``, in the ``middle``, or, if ``random``, at the
+    fraction ``draw`` in 0..1 between start and end. Raises ``ValueError`` naming the file if it
+    cannot be decoded or is too short.
     """
     times, end = file.times()
     check_length(file, times, end, num_frames, fps)
@@ -149,16 +147,14 @@ def read_video(
         return file.frames(np.arange(first, first + num_frames))
     start = times[0] + max(0.0, end - times[0] - num_frames / fps) * part
     wanted = start + np.arange(num_frames) / fps
-    # Times are rounded to the file's clock: a frame that begins half a millisecond late is the one.
+    # Times are rounded to the file's time base: a frame may begin half a millisecond late.
     return file.frames(np.searchsorted(times, wanted + 5e-4, side="right") - 1)
 
 
 def check_length(
     file: VideoFile, times: Float[np.ndarray, " F"], end: float, num_frames: int, fps: float | None
 ) -> None:
-    """Raises ``ValueError`` naming a file too short for a window, or without the clock to cut it
-    by.
-    """
+    """Raise ``ValueError`` naming the file if it is too short for a window or has no frame rate."""
     if fps is None:
         if len(times) < num_frames:
             raise ValueError(f"{file.path}: has {len(times)} frames; {num_frames} are needed")
@@ -166,7 +162,7 @@ def check_length(
     if not file.has_clock:
         raise ValueError(f"{file.path}: has no frame rate; its row must say 'fps'")
     length = end - times[0]
-    # A whole window has num_frames / fps; the last of its frames need only have begun.
+    # A window lasts num_frames / fps, but its last frame only has to begin within the file.
     if (num_frames - 1) / fps >= length - 1e-6:
         raise ValueError(
             f"{file.path}: lasts {length:.2f} s; {num_frames} frames at {fps:g} fps "
@@ -177,15 +173,18 @@ def check_length(
 def nearest_size(
     height_and_width: tuple[int, ...], sizes: Sequence[tuple[int, int]]
 ) -> tuple[int, int]:
-    """The (height, width) of nearest aspect ratio; the first of equals."""
+    """Return the (height, width) of the nearest aspect ratio; the first one of equals."""
     height, width = height_and_width
     ratio = np.log(height / width)
     return min(sizes, key=lambda size: abs(np.log(size[0] / size[1]) - ratio))
 
 
 def cover(video: Video, height: int, width: int) -> UInt8[np.ndarray, "F height width 3"]:
-    """Cut about the centre to the proportions of height x width, then resized to them (bilinear,
-    antialiased). Nothing is distorted by more than half a pixel of the source."""
+    """Center-crop a video to the aspect ratio height / width, and resize it (bilinear,
+    antialiased).
+
+    The aspect ratio is exact to half a pixel of the source.
+    """
     rows = min(video.shape[1], max(1, round(video.shape[2] * height / width)))
     columns = min(video.shape[2], max(1, round(video.shape[1] * width / height)))
     top, left = (video.shape[1] - rows) // 2, (video.shape[2] - columns) // 2
@@ -194,7 +193,7 @@ def cover(video: Video, height: int, width: int) -> UInt8[np.ndarray, "F height 
 
 
 def squash(video: Video, side: int) -> UInt8[np.ndarray, "F side side 3"]:
-    """Resized to a square whatever the aspect ratio (bilinear, antialiased)."""
+    """Resize a video to a square, ignoring the aspect ratio (bilinear, antialiased)."""
     return _resized(video, [side, side])
 
 
@@ -205,19 +204,19 @@ def _resized(video: Video, size: list[int]) -> UInt8[np.ndarray, "F height width
 
 
 def as_batch(videos: Sequence[Video]) -> UInt8[Tensor, "b 3 F H W"]:
-    """Clips of one size as extractors take them."""
+    """Stack clips of one size to a batch for feature extractors."""
     return rearrange(torch.from_numpy(np.stack(videos)), "b F H W c -> b c F H W")
 
 
 BATCH = 16
-# Clips that wait for others of their size, at most.
+# Maximal number of clips that wait for others of their size, in batches.
 _WAITING = 4
 
 Look = Callable[[UInt8[Tensor, "b 3 F H W"], list[int]], Mapping[str, Sequence[Any]]]
 
 
 class Videos(Protocol):
-    """A list of videos, or what decodes them as they are asked for."""
+    """A sequence of videos, which may be decoded on access."""
 
     def __len__(self) -> int: ...
 
@@ -225,10 +224,10 @@ class Videos(Protocol):
 
 
 class CutClips:
-    """The clip of each entry, at the size of the protocol nearest to its proportions; decoded anew
-    each time it is asked for.
+    """A clip of each entry, at the size of the protocol with the nearest aspect ratio.
 
-    ``window`` is one of ``WINDOWS``; a random one is drawn by ``seed`` and the entry's place.
+    Clips are decoded on each access. ``window`` is one of ``WINDOWS``; the position of a random
+    window depends on ``seed`` and the index of the entry.
     """
 
     def __init__(
@@ -250,10 +249,10 @@ class CutClips:
 
 @torch.no_grad()
 def look_through(videos: Videos, look: Look, description: str) -> dict[str, list[Any]]:
-    """What ``look`` finds in each video, by name and in the order of the videos.
+    """Apply ``look`` to batches of videos, and return its results by name, in the videos' order.
 
-    ``look`` is given batches of one size and the places of their videos, and gives a row for each
-    of them under each name.
+    ``look`` takes a batch of one size and the indices of its videos, and returns one row per video
+    under each name.
     """
     rows: dict[str, dict[int, Any]] = {}
     with tqdm(total=len(videos), desc=description, unit="video") as bar:
@@ -280,5 +279,5 @@ def _batches(videos: Videos) -> Iterator[tuple[list[int], UInt8[Tensor, "b 3 F H
 
 
 def dataset_sha256(entries: Sequence[VideoEntry]) -> str:
-    """Of the videos' contents and prompts, in their order, wherever they lie."""
+    """Return the sha256 of the videos' contents and prompts in their order, not of their paths."""
     return texts_sha256([entry.file.sha256() + entry.prompt for entry in entries])

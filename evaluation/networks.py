@@ -1,4 +1,4 @@
-"""The networks that a protocol names, built and on their device, and what they make of videos."""
+"""Feature extractors of a protocol, built and moved to their device."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from evaluation.metrics.motion import consistency, consistency_with_first
 from evaluation.protocol import Part, Protocol
 from sora_lightning.trust import import_class
 
-_TEXTS = 64  # that a network reads at a time
+_TEXTS = 64  # per batch of a network
 
 
 @dataclass(frozen=True)
 class FeatureExtractors:
-    """``videos`` gives the features of FVD; ``frames``, where named, those of FID; ``texts``, where
-    named, the CLIP score; ``perceptual``, where named, how different a reconstruction looks.
-    ``notes`` are what small networks was saved with.
+    """Networks that compute the features behind the scores.
+
+    ``videos`` is for FVD, ``frames`` for FID, ``texts`` for the CLIP score and ``perceptual`` for
+    LPIPS. ``notes`` are those saved with the small networks.
     """
 
     videos: Extractor
@@ -48,9 +49,11 @@ class FeatureExtractors:
 
     @torch.no_grad()
     def embedded(self, videos: UInt8[Tensor, "b 3 F H W"]) -> dict[str, Float[Tensor, "b _"]]:
-        """``embeddings``, whose product with a text's embedding is the mean cosine over the frames
-        looked at; by CLIP also the ``consistency`` of all frames, one by one and with the first.
-        Nothing where no network is named for it.
+        """Return ``embeddings`` of videos and, with CLIP, the ``consistency`` of their frames.
+
+        The product of an embedding with a text's embedding is their mean cosine over the sampled
+        frames. The two columns of ``consistency`` compare successive frames, and frames with the
+        first one. The result is empty without a network for texts.
         """
         if self.texts is None:
             return {}
@@ -76,7 +79,7 @@ class FeatureExtractors:
         return torch.cat([self.texts.embed_texts(part).cpu() for part in parts])
 
     def check_size(self, num_frames: int, height: int, width: int) -> None:
-        """Raises ``ValueError`` for clips too short or too small for one of the networks."""
+        """Raise ``ValueError`` for clips too short or too small for one of the networks."""
         self.videos.check_size(num_frames, height, width)
         for network in (self.frames, self.texts):
             if network is not None:
@@ -90,7 +93,7 @@ class FeatureExtractors:
             self.perceptual.check_size(height, width)
 
     def record(self) -> dict[str, Any]:
-        """All that moves the scores, hashes of weights among it."""
+        """All settings of the networks that affect scores, including hashes of weights."""
         record: dict[str, Any] = {"videos": self.videos.record()}
         if self.frames is not None:
             record["frames"] = {**self.frames.record(), "per_video": self.frames_per_video}
@@ -102,15 +105,20 @@ class FeatureExtractors:
 
 
 def score_name(base: str, network: Extractor) -> str:
-    """``fvd`` by the published I3D and ``fid`` by the published Inception; with any other network,
-    and with weights that are drawn or not known, a name of its own.
+    """Return the name of a score computed with a network.
+
+    It is ``fvd`` or ``kvd`` for the published I3D and ``fid`` or ``kid`` for the published
+    Inception. Any other network, and random or unverified weights, are part of the name.
     """
     published = {"fvd": "i3d", "kvd": "i3d", "fid": "inception", "kid": "inception"}
     return base if network.label == published.get(base) else f"{base}-{network.label}"
 
 
 def build_extractors(protocol: Protocol, networks: Path | None, device: str) -> FeatureExtractors:
-    """Raises ``ValueError`` for a part that cannot be built or whose weights are not the ones."""
+    """Build the networks of a protocol on a device.
+
+    Raises ``ValueError`` for a class that cannot be built or weights with the wrong hash.
+    """
     named = protocol.networks
     notes: dict[str, Any] = {}
     videos: Extractor
@@ -118,7 +126,7 @@ def build_extractors(protocol: Protocol, networks: Path | None, device: str) -> 
     if named.videos is None:
         if networks is None:
             raise ValueError(
-                f"protocol {protocol.name}: names no networks.videos and no paths.networks; "
+                f"protocol {protocol.name}: names neither networks.videos nor paths.networks; "
                 "give --networks"
             )
         saved = load_tiny(networks)
@@ -131,7 +139,7 @@ def build_extractors(protocol: Protocol, networks: Path | None, device: str) -> 
     if named.texts is not None:
         texts = build_part(named.texts, Extractor, "networks.texts")
         if not hasattr(texts, "embed_texts"):
-            raise ValueError(f"networks.texts = {named.texts.class_path}: embeds no texts")
+            raise ValueError(f"networks.texts = {named.texts.class_path}: does not embed texts")
     perceptual: Lpips | None = None
     if named.perceptual is not None:
         perceptual = build_part(named.perceptual, Lpips, "networks.perceptual")
@@ -144,15 +152,15 @@ def build_extractors(protocol: Protocol, networks: Path | None, device: str) -> 
 
 
 def build_part(part: Part, kind: type, where: str) -> Any:
-    """An object of ``kind`` or a subclass by its path and arguments, whose types are checked."""
+    """Build an object of ``kind`` or a subclass from its class path and type-checked arguments."""
     try:
         chosen = import_class(part.class_path)
     except ValueError as error:
         raise ValueError(f"{where} = {error}") from error
     if not (isinstance(chosen, type) and issubclass(chosen, kind)):
-        raise ValueError(f"{where} = {part.class_path}: is no {kind.__name__}")
-    # As arguments of the class, not as a subclass of another: what the class itself refuses then
-    # comes through in its own words.
+        raise ValueError(f"{where} = {part.class_path}: is not a {kind.__name__}")
+    # Added as arguments of the class, not as a subclass: a ValueError of the class itself is then
+    # passed on unchanged.
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(chosen, "part")
     try:

@@ -1,4 +1,4 @@
-"""What a run says of its own clips: which protocol measures them, with which small networks."""
+"""Protocol and small networks for the evaluation of a run on its own clips."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from evaluation.train_tiny import TinyTraining, train_tiny
 
 
 def run_folder(checkpoint: Path) -> Path:
-    """The folder of the run that saved a checkpoint."""
+    """Return the folder of the run that saved a checkpoint."""
     folder = checkpoint.absolute().parent
     return folder.parent if folder.name == "checkpoints" else folder
 
 
 def run_data(checkpoint: Path | None) -> dict[str, Any]:
-    """``data`` of the configuration that a run saved, with its ``sizes``; empty without one."""
+    """Return ``data`` of a run's saved configuration, with its ``sizes``; empty without one."""
     config = run_folder(checkpoint) / "config.yaml" if checkpoint is not None else Path()
     if not config.is_file():
         return {}
@@ -32,8 +32,10 @@ def run_data(checkpoint: Path | None) -> dict[str, Any]:
 
 
 def choose_protocol(reference: Path | None, data: dict[str, Any]) -> tuple[Protocol, Path]:
-    """The protocol ``demo`` where all captions of the reference are about moving shapes, else
-    ``own`` with the length, rate and sizes of the run's ``data``; and the reference.
+    """Return a protocol and the path of the reference.
+
+    The protocol is ``demo`` if all captions of the reference describe moving shapes. Otherwise it
+    is ``own`` with the length, frame rate and sizes of the run's ``data``.
     """
     demo = load_protocol("demo")
     validation = data.get("val_manifest")
@@ -66,7 +68,7 @@ def _own(data: dict[str, Any]) -> Protocol:
 
 
 def small_networks(folder: Path, data: dict[str, Any], protocol: Protocol) -> Path:
-    """The file of a run's small networks, which are trained on its clips where it is missing."""
+    """Return the file of a run's small networks; train them on its clips if it is missing."""
     path = folder / "small_networks.pt"
     manifest = data.get("manifest")
     if not path.is_file():

@@ -1,5 +1,6 @@
-"""What is measured and how, as one frozen value with a fingerprint: scores compare only where
-fingerprints agree.
+"""Protocols: everything that determines a score, as one frozen dataclass with a fingerprint.
+
+Scores are comparable only if their fingerprints are equal.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any, TypeVar
 import yaml
 
 WINDOWS = ("start", "middle", "random")
-# Those that VBench documents for videos of one's own prompts.
+# Dimensions that VBench supports for custom prompts.
 VBENCH_DIMENSIONS = (
     "subject_consistency",
     "background_consistency",
@@ -35,14 +36,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """The clips that are evaluated: ``num_frames`` at ``fps`` from a window of a video.
+    """Clips to evaluate: ``num_frames`` frames at ``fps`` from a window of each video.
 
-    Reference videos are cut about the centre to the proportions of the nearest of ``sizes``
-    (height x width) and resized to it (bilinear, antialiased). Sampled videos stand at such a size
-    already. Where ``fps`` is null, frames follow one another as the file has them. Windows are one
-    of ``WINDOWS``; a random one is drawn by ``scores.seed`` and the video's place.
-    ``drop_short_reference`` leaves out real videos that are too short, and the report counts them;
-    otherwise they are an error, as short generated videos always are.
+    Reference videos are center-cropped to the aspect ratio of the nearest of ``sizes`` (height x
+    width) and resized to it (bilinear, antialiased). Sampled videos have one of these sizes
+    already. If ``fps`` is null, the frames are successive frames of the file. Windows are one of
+    ``WINDOWS``; the position of a random window depends on ``scores.seed`` and the video's index.
+    With ``drop_short_reference``, real videos that are too short are left out and counted in the
+    report; otherwise they are an error. Short generated videos are always an error.
     """
 
     num_frames: int
@@ -75,8 +76,9 @@ class ClipSpec:
 
 @dataclass(frozen=True)
 class SamplingSpec:
-    """How videos are sampled from a checkpoint, one for each prompt of the reference; prompt i has
-    ``seed`` + i.
+    """Options for sampling one video for each prompt of the reference from a checkpoint.
+
+    Prompt i is sampled with the seed ``seed`` + i.
     """
 
     seed: int
@@ -95,15 +97,15 @@ class SamplingSpec:
 
 @dataclass(frozen=True)
 class ScoreSpec:
-    """Which scores are made and how their intervals are.
+    """Which scores to compute, and options for their intervals.
 
-    ``alignment`` reads moving shapes from pixels, for prompts about them alone. ``least_videos`` is
-    the smallest number of videos on either side; with ``few_videos`` fewer are scored too, without
-    distances. ``seed`` draws halves, groups and shuffles.
-    ``num_generated`` and ``num_reference`` are how many are evaluated, the first of the list; all
-    without them. ``covariance_ddof`` is 1 for the unbiased covariance, 0 for that of the set, which
-    some public code takes. ``vbench`` names those of ``VBENCH_DIMENSIONS`` to have measured by
-    VBench's own package.
+    ``alignment`` detects moving shapes in the pixels; every prompt must describe moving shapes.
+    ``least_videos`` is the smallest number of videos on either side. With ``few_videos``, smaller
+    sets are also scored, but without distances. ``seed`` is used to draw halves, groups and
+    shuffles. ``num_generated`` and ``num_reference`` limit the evaluation to the first videos of a
+    list; None means all. ``covariance_ddof`` is 1 for unbiased covariances and 0 for division by n,
+    which some public code uses. ``vbench`` lists those of ``VBENCH_DIMENSIONS`` that VBench's own
+    package computes.
     """
 
     alignment: bool
@@ -135,7 +137,7 @@ class ScoreSpec:
 
 @dataclass(frozen=True)
 class Part:
-    """A class and its arguments, as in the YAML of an experiment."""
+    """A class path and its arguments, as in the YAML of an experiment."""
 
     class_path: str
     init_args: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -143,10 +145,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Networks:
-    """Whose features are compared: of ``videos`` for FVD, of single ``frames`` for FID, and of
-    frames and ``texts`` for the CLIP score; and which ``perceptual`` network says how different a
-    tokenizer's reconstruction looks. Without ``videos`` the small networks
-    of ``paths.networks`` serve, for texts too.
+    """Networks that extract features.
+
+    ``videos`` is for FVD, ``frames`` for FID, ``texts`` for the CLIP score, and ``perceptual`` for
+    LPIPS of a tokenizer's reconstructions. Without ``videos``, the small networks of
+    ``paths.networks`` are used, also for texts.
     """
 
     videos: Part | None = None
@@ -162,7 +165,7 @@ class Networks:
 
 @dataclass(frozen=True)
 class Paths:
-    """Where things are by default. No part of the fingerprint: contents are hashed, not places."""
+    """Default paths. They are not part of the fingerprint, which hashes file contents instead."""
 
     reference: Path | None = None
     networks: Path | None = None
@@ -170,7 +173,9 @@ class Paths:
 
 @dataclass(frozen=True)
 class Protocol:
-    """One way to evaluate. Every field but ``paths`` moves scores and enters the fingerprint."""
+    """An evaluation protocol. Every field except ``paths`` affects scores and enters the
+    fingerprint.
+    """
 
     name: str
     clips: ClipSpec
@@ -181,20 +186,20 @@ class Protocol:
 
     @property
     def reads_prompts(self) -> bool:
-        """Whether a score depends on what videos should show."""
+        """Return True if a score depends on the prompts."""
         named = self.networks
         return self.scores.alignment or named.texts is not None or named.videos is None
 
     def settings(self) -> dict[str, Any]:
-        """All that moves a score, as plain values."""
+        """All settings that affect scores, as plain values."""
         settings = dataclasses.asdict(self)
-        # Networks are recorded by what they are, weights' hashes and all, not by where they lie.
+        # Networks are recorded with the hashes of their weights, not by path.
         del settings["paths"], settings["networks"]
         return json.loads(json.dumps(settings))
 
 
 def load_protocol(name_or_path: str) -> Protocol:
-    """A shipped protocol by name (``demo``), or any YAML file by path.
+    """Load a shipped protocol by name (``demo``), or any YAML file by path.
 
     Raises ``ValueError`` naming the file and the key's full path for an unknown key, a missing one,
     a wrong type or a value out of range.
@@ -212,13 +217,13 @@ def load_protocol(name_or_path: str) -> Protocol:
 
 
 def fingerprint(record: dict[str, Any]) -> str:
-    """sha256 of a record's canonical JSON: keys in order, no spaces, no NaN."""
+    """Return the sha256 of a record's canonical JSON: sorted keys, no spaces, no NaN."""
     canonical = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def texts_sha256(texts: Sequence[str]) -> str:
-    """Of texts in their order."""
+    """Return the sha256 of a list of texts. The order matters."""
     return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
 
 
@@ -228,7 +233,7 @@ def _require(holds: object, key: str, value: object, rule: str) -> None:
 
 
 def _build(kind: type[T], values: Any, at: str) -> T:
-    """A dataclass from nested mappings, every key and type checked."""
+    """Build a dataclass from nested mappings; every key and type is checked."""
     if not isinstance(values, dict):
         raise ValueError(f"{at or 'the file'} is {values!r}: must be a mapping of keys to values")
     types_of = typing.get_type_hints(kind)
@@ -243,7 +248,7 @@ def _build(kind: type[T], values: Any, at: str) -> T:
         if key not in names:
             near = difflib.get_close_matches(str(key), names, n=1)
             meant = f"did you mean {at}{near[0]}?" if near else f"known are {', '.join(names)}"
-            raise ValueError(f"{at}{key} is no key of a protocol; {meant}")
+            raise ValueError(f"{at}{key} is not a key of a protocol; {meant}")
     for name in needed:
         if name not in values:
             raise ValueError(f"{at}{name} is missing")
@@ -268,7 +273,7 @@ def _convert(kind: Any, value: Any, at: str) -> Any:
         return Path(value)
     if kind is float and type(value) is int:
         return float(value)
-    # bool is a kind of int to Python, but true is no number of steps.
+    # bool is a subclass of int, but true is not a number of steps.
     if type(value) is not kind:
         raise ValueError(f"{at} = {value!r}: must be of type {kind.__name__}")
     return value

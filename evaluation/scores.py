@@ -1,4 +1,4 @@
-"""Features in, scores out: each with its interval, its scale and a sentence of what it means."""
+"""Scores from features: each with its interval, a scale to read it on, and its meaning."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Row = dict[str, Any]
 
 
 def mean_score(values: Values, meaning: str, better: str, spec: ScoreSpec) -> Score:
-    """The mean over videos, with the interval of drawing other videos."""
+    """Mean over videos with a bootstrap interval."""
     interval = bootstrap_interval(values, seed=spec.seed)
     return Score(float(values.mean()), len(values), meaning, better, *interval)
 
@@ -39,7 +39,11 @@ def clip_scores(
     reference: VideoFeatures,
     spec: ScoreSpec,
 ) -> tuple[dict[str, Score], Values]:
-    """The score with the two that give it a scale, and each generated video's own."""
+    """Return the CLIP score with its two references, and the score of each generated video.
+
+    The references are real videos with their own captions, and with captions of others (chance
+    level).
+    """
     scores = _scores(embed_texts, generated, generated.prompts)
     real = _scores(embed_texts, reference, reference.prompts)
     shuffled = _scores(embed_texts, reference, _others(reference.prompts, spec.seed))
@@ -48,20 +52,19 @@ def clip_scores(
         name: mean_score(
             scores,
             "100 times the cosine between a generated video and its prompt by the network in its "
-            "name, mean over frames; not clamped.",
+            "name, mean over frames, not clamped.",
             "higher",
             spec,
         ),
         f"{name}/reference": mean_score(
             real,
-            "The same for real videos and their own captions: what a perfect model would get.",
+            "CLIP score of real videos with their own captions: the value of a perfect model.",
             "",
             spec,
         ),
         f"{name}/shuffled": mean_score(
             shuffled,
-            "The same for real videos and captions of others: what a model deaf to its prompt "
-            "would get.",
+            "CLIP score of real videos with captions of others: chance level.",
             "",
             spec,
         ),
@@ -72,15 +75,13 @@ def clip_scores(
 def motion_and_variety(
     generated: VideoFeatures, reference: VideoFeatures, spec: ScoreSpec
 ) -> tuple[dict[str, Score], dict[str, Values]]:
-    """How frames follow one another, how much videos differ from each other, how near each is to a
-    real one; and each generated video's own values.
-    """
+    """Return scores of motion, diversity and nearest neighbours, and the values of each video."""
     meanings = {
-        "flicker": "1 less the mean change of a pixel from frame to frame; 1 for a still.",
-        "proxy/dynamic_degree": "Part of pixels that change by 16 levels of 255 or more from frame "
-        "to frame. A proxy: not VBench's dynamic degree.",
-        "proxy/motion_smoothness": "1 less the mean difference of a frame from the mean of its "
-        "neighbours; 1 for a still. A proxy: not VBench's motion smoothness.",
+        "flicker": "1 minus the mean change of a pixel between frames; 1 for a still video.",
+        "proxy/dynamic_degree": "Share of pixels that change by 16 levels of 255 or more between "
+        "frames. A proxy: not VBench's dynamic degree.",
+        "proxy/motion_smoothness": "1 minus the mean difference of a frame from the mean of its "
+        "neighbours; 1 for a still video. A proxy: not VBench's motion smoothness.",
     }
     scores: dict[str, Score] = {}
     values = dict(zip(MOTION, generated.motion.numpy().T, strict=True))
@@ -88,37 +89,35 @@ def motion_and_variety(
     real = dict(zip(MOTION, reference.motion.numpy().T, strict=True))
     real["nearest_ratio"] = nearest_of_others(reference.features).ratio.numpy()
     meanings["nearest_ratio"] = (
-        "Distance to the nearest real video over that to the second nearest, mean over videos: "
-        "near 0 for copies. Give the training's videos as reference to look for memorisation."
+        "Ratio of the distances to the nearest and the second nearest real video, mean over "
+        "videos: near 0 for copies. To detect memorisation, use the training videos as reference."
     )
     for prefix, columns in (("", values), ("reference/", real)):
-        whose = "Of real videos: " if prefix else ""
+        whose = "Real videos: " if prefix else ""
         for name, column in columns.items():
             scores[prefix + name] = mean_score(column, whose + meanings[name], "", spec)
-    for findings, prefix in ((generated, ""), (reference, "reference/")):
-        meaning = "Mean distance between features of two videos; 0 if all were one."
-        spread = float(diversity(findings.features))
-        scores[f"{prefix}diversity"] = Score(spread, len(findings.features), meaning, "")
+    for video_features, prefix in ((generated, ""), (reference, "reference/")):
+        meaning = "Mean distance between the features of two videos; 0 if all are equal."
+        spread = float(diversity(video_features.features))
+        scores[f"{prefix}diversity"] = Score(spread, len(video_features.features), meaning, "")
     return scores, values
 
 
 def consistency_scores(
     name: str, generated: VideoFeatures, reference: VideoFeatures, spec: ScoreSpec
 ) -> tuple[dict[str, Score], Values]:
-    """How alike successive frames are to the network in the name; and each generated video's
-    own.
-    """
+    """Return the consistency of frames by the network ``name``, and each video's value."""
     meanings = {
-        "": "Mean cosine of successive frames by the network in its name; 1 for a still, so read "
-        "it beside the dynamic degree.",
-        "/with_first": "The same with the first frame taken in as VBench does for its subjects.",
+        "": "Mean cosine of successive frames by the network in its name; 1 for a still video, so "
+        "read it with the dynamic degree.",
+        "/with_first": "Mean cosine with the previous and the first frame, as in VBench.",
     }
     scores = {}
-    for findings, prefix in ((generated, ""), (reference, "reference/")):
-        assert findings.consistency is not None
-        whose = "Of real videos: " if prefix else ""
+    for video_features, prefix in ((generated, ""), (reference, "reference/")):
+        assert video_features.consistency is not None
+        whose = "Real videos: " if prefix else ""
         for column, (form, meaning) in zip(
-            findings.consistency.numpy().T, meanings.items(), strict=True
+            video_features.consistency.numpy().T, meanings.items(), strict=True
         ):
             scores[f"{prefix}{name}{form}"] = mean_score(column, whose + meaning, "", spec)
     assert generated.consistency is not None
@@ -126,7 +125,7 @@ def consistency_scores(
 
 
 def _others(prompts: Sequence[str], seed: int) -> list[str]:
-    """Each prompt replaced by another video's, along one random cycle."""
+    """Replace each prompt by another video's, along one random cycle."""
     cycle = np.random.default_rng(seed).permutation(len(prompts))
     others = list(prompts)
     for place, following in zip(cycle, np.roll(cycle, 1), strict=True):
@@ -136,17 +135,17 @@ def _others(prompts: Sequence[str], seed: int) -> list[str]:
 
 def _scores(
     embed_texts: Callable[[Sequence[str]], Float[Tensor, "b e"]],
-    findings: VideoFeatures,
+    video_features: VideoFeatures,
     texts: Sequence[str],
 ) -> Values:
-    assert findings.embeddings is not None
-    return 100 * (findings.embeddings * embed_texts(texts)).sum(dim=1).double().numpy()
+    assert video_features.embeddings is not None
+    return 100 * (video_features.embeddings * embed_texts(texts)).sum(dim=1).double().numpy()
 
 
 _OF_WHAT = {
     "": "generated videos",
-    "reference/": "real clips, so that it measures the reader of pixels itself",
-    "reconstruction/": "real clips after the tokenizer, which no model on it should exceed",
+    "reference/": "real clips, which measures the shape detector itself",
+    "reconstruction/": "real clips after the tokenizer: an upper bound for models that use it",
 }
 _WHAT = {
     "colour": "colours are those of the prompt",
@@ -157,11 +156,10 @@ _WHAT = {
 
 
 def alignment_scores(seen: Sequence[Detections], of: str) -> dict[str, Score]:
-    """Parts right, with Wilson intervals; ``of`` is "" for generated videos or a prefix of
-    ``_OF_WHAT``.
+    """Return the shares of videos that match their prompts, with Wilson intervals.
 
-    Prompts of one shape and of several are apart. A video with a shape that nobody asked for is
-    wrong in everything.
+    ``of`` is "" for generated videos, or a prefix of ``_OF_WHAT``. Prompts with one shape and with
+    several are scored separately. A video with an additional shape does not match in any attribute.
     """
     scores = {}
     alignments = [one.alignment for one in seen]
@@ -175,25 +173,25 @@ def alignment_scores(seen: Sequence[Detections], of: str) -> dict[str, Score]:
         right = {name: [getattr(a, name) for a in chosen] for name in ATTRIBUTES}
         right["all"] = [all(flags) for flags in zip(*right.values(), strict=True)]
         for name, flags in right.items():
-            meaning = f"Part of videos whose {_WHAT[name]}, over {prompts}; of {_OF_WHAT[of]}."
+            meaning = f"Share of videos whose {_WHAT[name]}, over {prompts}; {_OF_WHAT[of]}."
             low, high = wilson_interval(sum(flags), len(flags))
             scores[f"{of}alignment/{kind}{name}"] = Score(
                 sum(flags) / len(flags), len(flags), meaning, "" if of else "higher", low, high
             )
     unread = {
-        "none": "a coloured blob that is none of the shapes",
-        "ambiguous": "a shape that fits two alike, or that changes its form or colour",
+        "none": "a coloured blob that is none of the known shapes",
+        "ambiguous": "a shape that matches two equally, or changes its form or colour",
     }
     found = [{part for f in one.found for part in (f.shape or "none", f.colour)} for one in seen]
     if not of:
-        unread["extra_shapes"] = "a shape which the prompt does not name"
+        unread["extra_shapes"] = "a shape that the prompt does not mention"
         found = [
             parts | ({"extra_shapes"} if a.num_extra else set())
             for parts, a in zip(found, alignments, strict=True)
         ]
     for name, what in unread.items():
         number, n = sum(name in parts for parts in found), len(found)
-        meaning = f"Part of videos that show {what}; they count as wrong. Of {_OF_WHAT[of]}."
+        meaning = f"Share of videos that show {what}; they count as wrong; {_OF_WHAT[of]}."
         low, high = wilson_interval(number, n)
         better = "" if of else "lower"
         scores[f"{of}alignment/{name}"] = Score(number / n, n, meaning, better, low, high)
@@ -203,19 +201,17 @@ def alignment_scores(seen: Sequence[Detections], of: str) -> dict[str, Score]:
 def tokenizer_scores(
     fidelity: Float[Tensor, "n s"], perceptual: str | None, spec: ScoreSpec
 ) -> dict[str, Score]:
-    """PSNR and SSIM of what the tokenizer makes of the real clips, and LPIPS by the network of this
-    name.
-    """
+    """Return PSNR, SSIM and, given the name of a perceptual network, LPIPS of reconstructions."""
     meanings = {
-        "psnr": ("Peak signal to noise of real clips after the tokenizer, in dB", "higher"),
-        "ssim": ("Structural similarity of real clips after the tokenizer, at most 1", "higher"),
+        "psnr": ("Peak signal-to-noise ratio of reconstructed real clips, in dB", "higher"),
+        "ssim": ("Structural similarity of reconstructed real clips, at most 1", "higher"),
     }
     if perceptual is not None:
-        meaning = "LPIPS between real clips and what the tokenizer makes of them, 0 for the same"
+        meaning = "LPIPS between real clips and their reconstructions, 0 for equal clips"
         meanings[f"lpips-{perceptual}"] = (meaning, "lower")
     return {
         f"tokenizer/{name}": mean_score(
-            column, f"{meaning}; mean over frames, then clips.", better, spec
+            column, f"{meaning}; mean over frames and clips.", better, spec
         )
         for (name, (meaning, better)), column in zip(
             meanings.items(), fidelity.numpy().T, strict=True
@@ -230,14 +226,15 @@ def make_scores(
     spec: ScoreSpec,
     spare: VideoFeatures | None = None,
 ) -> tuple[dict[str, Score], list[Row]]:
-    """Scores by name; and a row of findings for each generated video. ``spare`` are further real
-    videos, for the floors of distances.
+    """Return the scores by name, and a row of values for each generated video.
+
+    ``spare`` are features of additional real videos for the floors of distances.
     """
     scores: dict[str, Score] = {}
     rows: list[Row] = [{} for _ in generated.prompts]
-    if generated.seen is not None:
-        scores |= alignment_scores(generated.seen, "")
-        for row, one in zip(rows, generated.seen, strict=True):
+    if generated.detections is not None:
+        scores |= alignment_scores(generated.detections, "")
+        for row, one in zip(rows, generated.detections, strict=True):
             row |= {"found": [str(shape) for shape in one.found], **asdict(one.alignment)}
     names = score_name("fvd", extractors.videos), score_name("kvd", extractors.videos)
     paired = _paired(generated.prompts, real.prompts)
@@ -258,28 +255,30 @@ def make_scores(
     if real.fidelity is not None:
         network = extractors.perceptual.label if extractors.perceptual is not None else None
         scores |= tokenizer_scores(real.fidelity, network, spec)
-    if real.seen is not None:
-        scores |= alignment_scores(real.seen, "reference/")
-    if real.seen_again is not None:
-        scores |= alignment_scores(real.seen_again, "reconstruction/")
+    if real.detections is not None:
+        scores |= alignment_scores(real.detections, "reference/")
+    if real.reconstruction_detections is not None:
+        scores |= alignment_scores(real.reconstruction_detections, "reconstruction/")
     return scores | motion, rows
 
 
 def too_few(generated: VideoFeatures, real: VideoFeatures, spec: ScoreSpec) -> str:
-    """Why no distance is computed; "" where there are videos enough."""
+    """Return why no distance is computed; "" if there are enough videos."""
     n, m = len(generated.prompts), len(real.prompts)
     if min(n, m) >= spec.least_videos:
         return ""
     return f"distances: need {spec.least_videos} videos on each side, and there are {n} and {m}"
 
 
-def _frames(findings: VideoFeatures) -> Float[Tensor, "m d"]:
-    assert findings.frames is not None
-    return rearrange(findings.frames, "n k d -> (n k) d")
+def _frames(video_features: VideoFeatures) -> Float[Tensor, "m d"]:
+    assert video_features.frames is not None
+    return rearrange(video_features.frames, "n k d -> (n k) d")
 
 
 def _paired(generated: Sequence[str], real: Sequence[str]) -> bool:
-    """Whether both have the same prompts, as far as both go, and not none."""
+    """Return True if both lists have the same prompts up to the shorter length, and not only empty
+    ones.
+    """
     n = min(len(generated), len(real))
     return any(generated) and list(generated[:n]) == list(real[:n])
 
@@ -292,7 +291,7 @@ def _text_scores(
     rows: list[Row],
 ) -> dict[str, Score]:
     assert extractors.texts is not None
-    # The network is part of what the score means.
+    # Values depend on the network, so it is part of the name.
     network = extractors.texts.label.removeprefix("clip-")
     name = f"clip_score-{network}"
     scores, of_each = clip_scores(name, extractors.texts_embedded, generated, real, spec)
@@ -302,7 +301,7 @@ def _text_scores(
         scores[f"{name}/truncated"] = Score(
             sum(cut) / len(cut),
             len(cut),
-            "Part of prompts longer than the network reads; what it cannot read does not count.",
+            "Share of prompts longer than the network's context, beyond which text is ignored.",
             "",
         )
         name = f"clip_consistency-{network}"

@@ -1,4 +1,4 @@
-"""Trains the small networks on the clips of a manifest: ``python -m evaluation train-tiny``."""
+"""Training of the small networks on a manifest: ``python -m evaluation train-tiny``."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ from evaluation.protocol import ClipSpec
 
 @dataclass(frozen=True)
 class TinyTraining:
-    """How the evaluation is trained: AdamW with a one-cycle rate, clips shifted by up to
-    ``greatest_shift`` pixels.
+    """Hyperparameters: AdamW with a one-cycle learning rate.
+
+    Clips are shifted randomly by up to ``greatest_shift`` pixels.
     """
 
     num_steps: int = 200
@@ -45,10 +46,10 @@ class TinyTraining:
 def train_tiny(
     manifest: Path, output: Path, validation: Path | None, clips: ClipSpec, training: TinyTraining
 ) -> dict[str, float]:
-    """Train on a manifest, measure on another, save to ``output``; give what was measured.
+    """Train on a manifest, save to ``output``, and return the accuracy on ``validation``.
 
-    Without ``validation`` nothing is measured. Raises ``ValueError`` for manifests as
-    ``read_entries`` does, and for fewer than 8 clips.
+    Without ``validation`` the result is empty. Raises ``ValueError`` as ``read_entries`` does, and
+    for fewer than 8 clips.
     """
     entries = read_entries(manifest)
     if len(entries) < 8:
@@ -69,11 +70,11 @@ def train_tiny(
 def measure(
     network: TinyNetwork, videos: UInt8[Tensor, "n 3 F H W"], entries: Sequence[VideoEntry]
 ) -> dict[str, float]:
-    """How well the evaluation can tell: parts in 0..1 over clips that it was not trained on.
+    """Return the retrieval accuracy of a network on clips that it was not trained on, in 0..1.
 
-    ``own_over_other``: how often a clip fits its own caption better than a caption of another clip
-    (half by chance); ``top1`` and ``top5``: how often its own is the best, or among the best five,
-    of all.
+    ``own_over_other`` is the share of pairs in which a clip is closer to its own caption than to
+    another clip's (0.5 at chance level). ``top1`` and ``top5`` are the shares of clips whose own
+    caption is the closest, or among the five closest, of all.
     """
     network.eval()
     with torch.no_grad():
@@ -97,7 +98,7 @@ def _features(network: TinyNetwork, videos: UInt8[Tensor, "n 3 F H W"]) -> Float
 def _decoded(
     entries: Sequence[VideoEntry], clips: ClipSpec, side: int
 ) -> UInt8[Tensor, "n 3 F H W"]:
-    """Clips at the protocol's sizes first, as they are evaluated, then at the network's own."""
+    """Clips at the protocol's sizes, as in an evaluation, then resized for the network."""
     videos = []
     for entry in tqdm(entries, desc="decode", unit="clip"):
         video = read_video(entry.file, clips.num_frames, clips.fps)
@@ -140,7 +141,7 @@ def _wording(entry: VideoEntry, generator: torch.Generator) -> str:
 def _shifted(
     videos: UInt8[Tensor, "b 3 F H W"], greatest: int, generator: torch.Generator
 ) -> UInt8[Tensor, "b 3 F H W"]:
-    """The whole batch moved by one draw of pixels, edges repeated."""
+    """Shift the whole batch by one random offset in pixels, repeating the edges."""
     if greatest == 0:
         return videos
     down, right = torch.randint(-greatest, greatest + 1, (2,), generator=generator).tolist()

@@ -1,5 +1,6 @@
-"""FVD, CLIP score and motion of generated videos while a model trains, computed as the command
-computes them: for ``sora_lightning.callbacks.ScoreVideos``.
+"""FVD, CLIP score and motion of generated videos during training.
+
+For ``sora_lightning.callbacks.ScoreVideos``; the values are those of ``python -m evaluation``.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ LEAST_VIDEOS = 8
 class FVD(RowBank):
     """Fréchet distance between generated videos and a reference, with its jackknife interval.
 
-    It is called ``fvd`` by the published I3D alone; with another network the name says which.
-    Features of the reference are computed once and kept in ``cache`` by the content of its files.
+    The score is named ``fvd`` only with the published I3D; any other network is part of the name.
+    Features of the reference are computed once and kept in ``cache`` under the hash of its files.
 
     Args:
-        network: Whose features are compared.
-        reference: Manifest or folder of real videos; cut in the middle, at the model's size and
-            frame rate.
-        num_reference: The first so many videos are compared with; all without it.
-        cache: Folder of the reference's features.
+        network: Extractor of the features.
+        reference: Manifest or folder of real videos. Their middle window is used, at the model's
+            size and frame rate.
+        num_reference: Number of reference videos to use, from the first; all if None.
+        cache: Folder for the features of the reference.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class FVD(RowBank):
     def compute(self) -> dict[str, float]:
         generated, reference = self.rows("generated").cpu(), self.real
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of few videos, in every validation
+            warnings.simplefilter("ignore", UserWarning)  # about few videos, at every validation
             value = float(frechet_distance(generated, reference))
             low, high = jackknife_interval(generated, reference)
         return {self.name: value, f"{self.name}/low": max(0.0, low), f"{self.name}/high": high}
@@ -94,8 +95,9 @@ class FVD(RowBank):
 
 
 class CLIPScore(RowBank):
-    """100 times the cosine between each video and its prompt: mean over videos, with its bootstrap
-    interval. The network is part of the name.
+    """100 times the cosine between each video and its prompt: mean with a bootstrap interval.
+
+    The network is part of the name.
     """
 
     def __init__(self, network: VideoTextExtractor) -> None:

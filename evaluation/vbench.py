@@ -1,7 +1,7 @@
-"""VBench's own scores by its own package, which is imported only where a protocol asks for them
-(Huang et al., 2024; github.com/Vchitect/VBench, its mode for one's own videos).
+"""VBench scores, computed by its own package in its mode for custom videos (Huang et al., 2024).
 
-The package reads whole files at their own size and rate, not the clips that other scores are of.
+The package (github.com/Vchitect/VBench) is imported only if a protocol asks for it. It reads whole
+files at their own size and frame rate, not the clips of the other scores.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _RUN = "evaluated"
 
 @dataclass(frozen=True)
 class Dimension:
-    """VBench's score, and what it says of each video: for one dimension in another scale."""
+    """VBench's score of one dimension, and its values for each video, possibly on another scale."""
 
     value: float
     videos: list[float]
 
 
 def vbench_version() -> str:
-    """Raises ``ValueError`` where the package is not installed."""
+    """Return the installed version; raise ``ValueError`` if the package is not installed."""
     try:
         import_module("vbench")
     except ImportError as error:
@@ -48,21 +48,23 @@ def vbench_version() -> str:
 
 
 def check_entries(entries: Sequence[VideoEntry]) -> None:
-    """Raises ``ValueError`` naming a video in a form that VBench passes over."""
+    """Raise ``ValueError`` naming a video with a suffix that VBench ignores."""
     for entry in entries:
         if entry.path.suffix.lower() not in _SUFFIXES:
-            raise ValueError(f"{entry.path}: scores.vbench takes {' and '.join(_SUFFIXES)} alone")
+            raise ValueError(f"{entry.path}: scores.vbench supports only {' and '.join(_SUFFIXES)}")
 
 
 def measure(
     entries: Sequence[VideoEntry], dimensions: Sequence[str], folder: Path, device: str
 ) -> dict[str, Dimension]:
-    """By dimension. ``folder`` is emptied, and holds VBench's own files afterwards."""
+    """Return the result of each dimension. ``folder`` is emptied first and then holds VBench's
+    files.
+    """
     package: Any = import_module("vbench")
     shutil.rmtree(folder, ignore_errors=True)
     videos = folder / "videos"
     videos.mkdir(parents=True)
-    # VBench scores all files of a folder, and tells them apart by their names.
+    # VBench scores all files of a folder and identifies them by name.
     prompts = {}
     for place, entry in enumerate(entries):
         name = f"{place:06d}{entry.path.suffix.lower()}"
@@ -84,14 +86,15 @@ def measure(
 def as_scores(
     measured: Mapping[str, Dimension], spec: ScoreSpec
 ) -> tuple[dict[str, Score], dict[str, list[float]]]:
-    """Scores under ``vbench/``, and the values of each video. An interval only where a score is the
-    mean of its videos' values.
+    """Return scores named ``vbench/...`` and the values of each video.
+
+    A score has an interval only if it is the mean of its videos' values.
     """
     scores, columns = {}, {}
     for dimension, found in measured.items():
         name = f"vbench/{dimension}"
         better = "" if dimension == "dynamic_degree" else "higher"
-        meaning = "By VBench's own package, of whole videos."
+        meaning = "Computed by VBench's own package on whole videos."
         values = np.array(found.videos)
         score = mean_score(values, meaning, better, spec)
         if not np.isclose(values.mean(), found.value, rtol=1e-3):

@@ -1,4 +1,4 @@
-"""What the networks and the eye see of each video of a set: all that scores are made of."""
+"""Features and detections of each video of a set, from which all scores are computed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Reconstruct = Callable[[UInt8[Tensor, "b 3 F H W"]], UInt8[Tensor, "b 3 F H W"]]
 
 @dataclass(frozen=True)
 class Detections:
-    """What pixels show of one video, and how that compares with its prompt."""
+    """Shapes found in a video, and their alignment with its prompt."""
 
     found: list[FoundShape]
     alignment: Alignment
@@ -31,11 +31,13 @@ class Detections:
 
 @dataclass(frozen=True)
 class VideoFeatures:
-    """Of each video of a set, in its order: ``features`` of the whole, and ``motion`` in the order
-    of ``MOTION``; where a network is named for it, features of some ``frames``, an ``embedding`` to
-    compare with texts and the frames' ``consistency``; the shapes ``seen`` in it. Of what a
-    tokenizer makes of it, ``fidelity`` (PSNR, SSIM and, with its network, LPIPS) and the shapes
-    ``seen_again``.
+    """Features of each video of a set, in its order.
+
+    ``features`` and ``frames`` are for the distances, ``motion`` holds the scores named in
+    ``MOTION``. ``embeddings`` are compared with texts, and ``consistency`` is measured between
+    frame embeddings. ``detections`` are the shapes found. For a tokenizer's reconstruction of the
+    videos, ``fidelity`` holds PSNR, SSIM and, with a perceptual network, LPIPS, and
+    ``reconstruction_detections`` the shapes found.
     """
 
     prompts: list[str]
@@ -45,8 +47,8 @@ class VideoFeatures:
     embeddings: Float[Tensor, "n e"] | None = None
     consistency: Float[Tensor, "n 2"] | None = None
     fidelity: Float[Tensor, "n s"] | None = None
-    seen: list[Detections] | None = None
-    seen_again: list[Detections] | None = None
+    detections: list[Detections] | None = None
+    reconstruction_detections: list[Detections] | None = None
 
 
 def extract_features(
@@ -58,13 +60,15 @@ def extract_features(
     features: Float[Tensor, "n d"] | None = None,
     reconstruct: Reconstruct | None = None,
 ) -> VideoFeatures:
-    """Look once through videos, each decoded once. ``shapes``: whether to look for moving shapes,
-    for prompts about them alone. ``features`` that are known already are not made again.
+    """Extract features from videos, decoding each of them once.
+
+    ``shapes`` enables the detection of moving shapes; every prompt must then describe some.
+    Precomputed ``features`` are not extracted again.
     """
 
     def look(batch: UInt8[Tensor, "b 3 F H W"], places: list[int]) -> Mapping[str, Sequence[Any]]:
         asked = [prompts[place] for place in places]
-        # One at a time: in double precision a whole batch of large videos would fill the memory.
+        # One video at a time: a batch of large videos in float64 would not fit into memory.
         rows: dict[str, Any] = {"motion": torch.cat([motion_scores(one[None]) for one in batch])}
         if features is None:
             rows["features"] = extractors.features(batch)
@@ -72,12 +76,12 @@ def extract_features(
             rows["frames"] = extractors.of_frames(batch)
         rows |= extractors.embedded(batch)
         if shapes:
-            rows["seen"] = _look_for_shapes(batch, asked)
+            rows["detections"] = _look_for_shapes(batch, asked)
         if reconstruct is not None:
             again = reconstruct(batch)
             rows["fidelity"] = _fidelity(batch, again, extractors)
             if shapes:
-                rows["seen_again"] = _look_for_shapes(again, asked)
+                rows["reconstruction_detections"] = _look_for_shapes(again, asked)
         return rows
 
     rows = {
@@ -90,11 +94,11 @@ def extract_features(
 
 
 def _look_for_shapes(batch: UInt8[Tensor, "b 3 F H W"], prompts: Sequence[str]) -> list[Detections]:
-    seen = []
+    detections = []
     for video, prompt in zip(batch, prompts, strict=True):
         found = find_shapes(rearrange(video, "c F H W -> F H W c").numpy())
-        seen.append(Detections(found, align(found, parse_prompt(prompt))))
-    return seen
+        detections.append(Detections(found, align(found, parse_prompt(prompt))))
+    return detections
 
 
 def _fidelity(

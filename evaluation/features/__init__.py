@@ -1,4 +1,4 @@
-"""Networks whose features and embeddings the scores are made of."""
+"""Networks that extract features and embeddings for the scores."""
 
 from evaluation.features.clip import Clip
 from evaluation.features.extractor import Extractor, VideoTextExtractor

@@ -1,4 +1,4 @@
-"""Features of the real set, kept between runs under the hashes of the data and of the protocol."""
+"""Cache of the reference's features, keyed by the hashes of the data and of the settings."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from evaluation.protocol import fingerprint
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """Where the features of a dataset are kept for these settings.
+    """Cached features of a dataset.
 
-    ``settings`` is all that moves the features: how clips are cut out, and the network with the
-    hash of its weights.
+    ``settings`` holds everything that affects the features: how clips are cut, and the network with
+    the hash of its weights.
     """
 
     folder: Path
@@ -37,8 +37,10 @@ class FeatureCache:
         return self.folder / f"{self.name}-{dataset}-{protocol}.pt"
 
     def read(self) -> Float[Tensor, "n ..."] | None:
-        """``None`` where they are not there yet. Raises ``ValueError`` for a file that is damaged,
-        or that holds features of another dataset or of other settings than its name says.
+        """Return the features, or ``None`` if they are not cached.
+
+        Raises ``ValueError`` for a file that is damaged, or that holds features of another dataset
+        or other settings.
         """
         if not self.path.is_file():
             return None
@@ -58,7 +60,7 @@ class FeatureCache:
         return features
 
     def write(self, features: Float[Tensor, "n ..."]) -> None:
-        """Whole or not at all."""
+        """Write the features to the cache atomically."""
         features = features.float()
         self.folder.mkdir(parents=True, exist_ok=True)
         unfinished = self.path.with_name(self.path.name + ".part")

@@ -1,7 +1,7 @@
-"""CLIP, image and text, from a local folder in the form of Hugging Face transformers.
+"""CLIP from a local folder in the format of Hugging Face transformers.
 
-Texts are cut by the tokenizer, which keeps the end mark that the text's embedding is read at; a cut
-through the ids instead would make all long captions alike.
+Texts are truncated by the tokenizer, which keeps the end token. The text embedding is read at that
+token; truncating the ids instead would make all long captions alike.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from torch.nn import functional as F
 from evaluation.features.extractor import RANDOM, VideoTextExtractor
 from evaluation.features.weights import check_digest
 
-# Radford et al., 2021: mean and deviation of the training images.
-MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+# Mean and standard deviation of the training images (Radford et al., 2021).
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 class Clip(VideoTextExtractor):
-    """Embeds frames, videos and texts into one space, as vectors of length 1.
+    """Embeds frames, videos and texts as unit vectors of one space.
 
-    A video is embedded as the normalised mean of its frames' embeddings; ``frame_scores`` gives
-    what the CLIP score of a video is made of.
+    The embedding of a video is the normalised mean of its frame embeddings. ``frame_scores``
+    returns the values that the CLIP score averages.
 
     Args:
-        folder: Holds ``config.json``, ``model.safetensors`` and the tokenizer's files; nothing is
-            downloaded.
-        digest: What ``model.safetensors`` must be, ``sha256:...`` or ``git:...``; without one the
-            score is named ``unverified``.
-        num_frames: Frames of a video that are looked at, uniformly spaced, the first and the last
-            among them.
-        random: Draw the weights instead of reading them, for tests.
+        folder: Folder with ``config.json``, ``model.safetensors`` and the tokenizer's files;
+            nothing is downloaded.
+        digest: Expected hash of ``model.safetensors``, ``sha256:...`` or ``git:...``; without one
+            the score is named ``unverified``.
+        num_frames: Number of frames of a video to embed, uniformly spaced, including the first
+            and the last.
+        random: Initialise the weights randomly instead of reading them, for tests.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Clip(VideoTextExtractor):
         self.side, self.max_words = vision.image_size, text.max_position_embeddings
         self.feature_dim = self.model.config.projection_dim
         size = {768: "b", 1024: "l", 1280: "h", 1408: "g"}.get(vision.hidden_size)
-        # The model is part of what the score means: ViT-B/32 and ViT-L/14 do not compare.
+        # Scores of ViT-B/32 and ViT-L/14 are not comparable, so the model is part of the name.
         model = f"vit-{size}{vision.patch_size}" if size else f"vit-{vision.hidden_size}"
         self.kind = f"clip-{model}-{self.side}"
         self.standing = RANDOM if random else ("" if digest else "unverified")
@@ -73,7 +73,7 @@ class Clip(VideoTextExtractor):
     def embed_frames(
         self, videos: UInt8[Tensor, "b 3 F H W"], num_frames: int | None = None
     ) -> Float[Tensor, "b K e"]:
-        """Of ``num_frames`` frames uniformly spaced; of all without it."""
+        """Embeddings of ``num_frames`` uniformly spaced frames, or of all frames if None."""
         self.check(videos)
         if num_frames is not None:
             videos = videos[:, :, spaced(videos.shape[2], num_frames)]
@@ -83,7 +83,7 @@ class Clip(VideoTextExtractor):
         return rearrange(rows, "(b F) e -> b F e", b=len(videos))
 
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "b e"]:
-        """Raises ``ValueError`` for an empty text."""
+        """Embeddings of texts. Raises ``ValueError`` for an empty text."""
         for text in texts:
             if not text.strip():
                 raise ValueError(f"text {text!r}: is empty")
@@ -98,25 +98,26 @@ class Clip(VideoTextExtractor):
         return 100 * torch.einsum("bke,be->bk", frames, self.embed_texts(texts))
 
     def truncated(self, texts: Sequence[str]) -> list[bool]:
-        """Which texts are longer than the network reads."""
+        """Return which texts are longer than the network's context."""
         ids = self.tokenizer(list(texts))["input_ids"]
         return [len(row) > self.max_words for row in ids]
 
     def pixels(self, frames: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 side side"]:
-        """What the model's own processor gives: the short side resized by a bicubic filter with
-        antialiasing in whole levels, the centre cut out, normalised.
+        """Preprocess frames as the model's own processor does.
+
+        The short side is resized by a bicubic filter with antialiasing on integer levels; frames
+        are then center-cropped and normalised.
         """
         short = min(frames.shape[2:])
         height, width = (int(n * self.side / short) for n in frames.shape[2:])
-        # On whole levels torch rounds between its two passes, as Pillow does.
+        # On integer levels torch rounds between its two passes, as Pillow does.
         resized = F.interpolate(frames, size=[height, width], mode="bicubic", antialias=True)
         top, left = (height - self.side) // 2, (width - self.side) // 2
         cut = resized[:, :, top : top + self.side, left : left + self.side]
-        mean, deviation = (
-            torch.tensor(values, device=frames.device)[:, None, None]
-            for values in (MEAN, DEVIATION)
+        mean, std = (
+            torch.tensor(values, device=frames.device)[:, None, None] for values in (MEAN, STD)
         )
-        return (cut.float() / 255 - mean) / deviation
+        return (cut.float() / 255 - mean) / std
 
     def _tokenized(self, texts: Sequence[str]) -> dict[str, Int[Tensor, "b l"]]:
         tokens = self.tokenizer(
@@ -131,8 +132,9 @@ class Clip(VideoTextExtractor):
 
 
 def spaced(num_frames: int, count: int) -> list[int]:
-    """Places of ``count`` frames uniformly over ``num_frames``, both ends among them; each frame
-    at most once.
+    """Indices of ``count`` frames uniformly spaced over ``num_frames``, including both ends.
+
+    Each frame is used at most once.
     """
     count = min(count, num_frames)
     places = torch.linspace(0, num_frames - 1, count) if count > 1 else torch.tensor([0.0])
@@ -140,7 +142,7 @@ def spaced(num_frames: int, count: int) -> list[int]:
 
 
 def _pooled(output: Any) -> Float[Tensor, "b e"]:
-    # transformers 5 gives an object where 4 gave the tensor.
+    # transformers 5 returns an object, transformers 4 the tensor.
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
@@ -165,6 +167,6 @@ def _loaded(folder: Path, digest: str, random: bool) -> tuple[Any, Any]:
         check_digest(weights, digest)
     try:
         model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    except Exception as error:  # safetensors raises a type of its own for a damaged file
+    except Exception as error:  # safetensors raises its own type for a damaged file
         raise ValueError(f"{weights}: cannot be read as weights ({error})") from error
     return model, tokenizer

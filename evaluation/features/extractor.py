@@ -1,6 +1,4 @@
-"""What every network of the evaluation is: uint8 videos in, one row of features for each out, and a
-standing that its scores carry in their names.
-"""
+"""Base classes of the evaluation's networks: uint8 videos in, one row of features for each out."""
 
 from __future__ import annotations
 
@@ -25,12 +23,12 @@ RANDOM = "random"
 
 
 class Extractor(nn.Module, ABC):
-    """A frozen network. Attributes that a subclass sets:
+    """A frozen network that extracts features of videos. Attributes to set in subclasses:
 
-    ``kind`` names it in scores (``i3d``); ``feature_dim`` is the width of its features;
-    ``least_frames`` and ``least_side`` the smallest clip it takes; ``settings`` all that moves its
-    features but the weights; ``sha256`` of the weights; ``standing`` is "" for the published
-    weights, ``random``, ``tiny`` or ``unverified``.
+    ``kind`` is its name in scores (``i3d``). ``feature_dim`` is the width of its features.
+    ``least_frames`` and ``least_side`` are the size of the smallest clip. ``settings`` are all
+    settings that affect the features. ``sha256`` is the hash of the weights. ``standing`` is "" for
+    the published weights, otherwise ``random``, ``tiny`` or ``unverified``.
     """
 
     kind: str
@@ -43,22 +41,22 @@ class Extractor(nn.Module, ABC):
 
     @abstractmethod
     def features(self, videos: UInt8[Tensor, "b 3 F H W"]) -> Float[Tensor, "b d"]:
-        """Of videos as files hold them: 0..255, of any one size."""
+        """Features of videos with values in 0..255 and of any one size."""
 
     def forward(self, videos: UInt8[Tensor, "b 3 F H W"]) -> Float[Tensor, "b d"]:
         return self.features(videos)
 
     @property
     def label(self) -> str:
-        """``kind``, and the standing of the weights where they are not the published ones."""
+        """``kind``, followed by ``standing`` if the weights are not the published ones."""
         return f"{self.kind}-{self.standing}" if self.standing else self.kind
 
     def record(self) -> dict[str, Any]:
-        """All that moves the features, as plain values for a fingerprint."""
+        """Everything that affects the features, as plain values for a fingerprint."""
         return {"name": self.label, "sha256": self.sha256, **self.settings}
 
     def check(self, videos: Tensor) -> None:
-        """Raises ``ValueError`` for another type, layout or length than the network takes."""
+        """Raise ``ValueError`` for a wrong type, layout or length."""
         if videos.ndim != 5 or videos.shape[1] != 3 or videos.dtype != torch.uint8:
             raise ValueError(
                 f"videos of shape {tuple(videos.shape)} and type {videos.dtype}: "
@@ -67,7 +65,7 @@ class Extractor(nn.Module, ABC):
         self.check_size(videos.shape[2], videos.shape[3], videos.shape[4])
 
     def check_size(self, num_frames: int, height: int, width: int) -> None:
-        """Raises ``ValueError`` for a clip too short or too small for the network."""
+        """Raise ``ValueError`` for a clip too short or too small for the network."""
         if num_frames < self.least_frames:
             raise ValueError(
                 f"clips of {num_frames} frames: {self.kind} needs at least {self.least_frames}"
@@ -78,17 +76,17 @@ class Extractor(nn.Module, ABC):
             )
 
     def freeze(self) -> None:
-        """For evaluation alone; and the hash of the weights is taken."""
+        """Set eval mode, freeze the parameters, and compute the hash of the weights."""
         self.eval().requires_grad_(False)
         self.sha256 = weights_sha256(self)
 
 
 class VideoTextExtractor(Extractor):
-    """An extractor that embeds videos and texts into one space, as vectors of length 1."""
+    """An extractor that embeds videos and texts as unit vectors of one space."""
 
     @abstractmethod
     def embed_videos(self, videos: UInt8[Tensor, "b 3 F H W"]) -> Float[Tensor, "b e"]:
-        """Embeddings of videos as files hold them: 0..255, of any one size."""
+        """Embeddings of videos with values in 0..255 and of any one size."""
 
     @abstractmethod
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "b e"]:
@@ -102,11 +100,11 @@ def fill(
     published: tuple[str, ...],
     translate: Any = lambda tensors: tensors,
 ) -> str:
-    """Load a file into ``module`` and give its standing.
+    """Load a file of weights into ``module`` and return their standing.
 
-    ``weights`` is ``random``, or what ``locate_weights`` takes; ``translate`` gives a file's
-    tensors the names of the module's. Weights count as published when ``digest``, which they are
-    checked by, is one of ``published``; others may serve, under a name of their own.
+    ``weights`` is ``random``, or a source for ``locate_weights``. ``translate`` renames the tensors
+    of the file to those of the module. The file is checked by ``digest``; weights are published if
+    that is one of ``published``. Other weights can be used, but scores are named ``unverified``.
     """
     check_digest_form(digest)
     if weights == RANDOM:
@@ -119,7 +117,7 @@ def fill(
 
 
 def drawn(build: Any, seed: int = 0) -> Any:
-    """What ``build()`` makes, with random weights that are the same on every machine and rank."""
+    """Return ``build()`` with random weights that are equal on every machine and rank."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build()

@@ -1,7 +1,8 @@
-"""I3D, the network of the Fréchet video distance: Inception inflated to three dimensions (Carreira
-and Zisserman, 2017), its 400 logits as features (Unterthiner et al., 2018).
+"""I3D, the network of the Fréchet video distance.
 
-The names of the parts are those of the public PyTorch weights; ``i3d_keys`` reads the others.
+Inception is inflated to three dimensions (Carreira and Zisserman, 2017), and its 400 logits are the
+features (Unterthiner et al., 2018). Submodules are named as in the public PyTorch weights;
+``i3d_keys`` converts other names.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evaluation.features.extractor import Extractor, drawn, fill
-from evaluation.features.i3d_keys import to_house
+from evaluation.features.i3d_keys import to_pytorch
 from evaluation.features.resize import Filter, Fit, to_square
 from evaluation.features.weights import digest_of, locate_weights
 
-# Channels in; out of b0, b1a, b1b, b2a, b2b, b3b.
+# Input channels, and output channels of b0, b1a, b1b, b2a, b2b, b3b.
 MIXED = {
     "Mixed_3b": (192, (64, 96, 128, 16, 32, 32)),
     "Mixed_3c": (256, (128, 128, 192, 32, 96, 64)),
@@ -29,7 +30,7 @@ MIXED = {
     "Mixed_5b": (832, (256, 160, 320, 32, 128, 128)),
     "Mixed_5c": (832, (384, 192, 384, 48, 128, 128)),
 }
-# The conversion of the network that FVD was published with, by git's name for the file's content.
+# Git's object ids of the converted network that FVD was published with.
 PUBLISHED = ("git:a867b87ac3a9097d200598b1d48a1b890d8ec744",)
 PUBLISHED_TORCHSCRIPT = ("git:93daef59c7ae0e9e8f76225521407e60cbafa6aa",)
 
@@ -37,8 +38,9 @@ Triple = tuple[int, int, int]
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Zeros in front and behind, by TensorFlow's rule SAME: as many outputs as strides begin, the
-    odd zero behind.
+    """Number of zeros before and after, by TensorFlow's SAME padding.
+
+    There are ceil(size / stride) outputs, and an odd zero is placed after.
     """
     total = max(kernel - (size % stride or stride), 0)
     return total // 2, total - total // 2
@@ -47,13 +49,13 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
 def pad_same(
     x: Float[Tensor, "b c f h w"], kernel: Triple, stride: Triple
 ) -> Float[Tensor, "b c f2 h2 w2"]:
-    # F.pad takes the last axis first.
+    # F.pad expects the last axis first.
     sizes = zip(reversed(x.shape[2:]), reversed(kernel), reversed(stride), strict=True)
     return F.pad(x, [n for axis in sizes for n in same_padding(*axis)])
 
 
 class Unit(nn.Module):
-    """Convolution, batch norm, ReLU; padded by SAME."""
+    """Convolution, batch norm and ReLU, with SAME padding."""
 
     def __init__(
         self, fan_in: int, fan_out: int, kernel: int, stride: int = 1, eps: float = 1e-3
@@ -68,7 +70,7 @@ class Unit(nn.Module):
 
 
 class MaxPool(nn.Module):
-    """Padded by SAME. Zeros may stand for padding: what comes in is never negative."""
+    """Max pooling with SAME padding. Zeros are exact, since inputs are never negative."""
 
     def __init__(self, kernel: Triple, stride: Triple) -> None:
         super().__init__()
@@ -79,7 +81,7 @@ class MaxPool(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Four branches side by side: 1³; 1³ and 3³; 1³ and 3³; pool 3³ and 1³."""
+    """Four parallel branches: 1³; 1³ and 3³; 1³ and 3³; pool 3³ and 1³."""
 
     def __init__(self, fan_in: int, widths: tuple[int, ...], eps: float) -> None:
         super().__init__()
@@ -104,7 +106,7 @@ class _Logits(nn.Module):
 
 
 class InceptionI3D(nn.Module):
-    """The network alone: pixels in [-1, 1] to logits, at least 9 frames of 193 x 193 pixels."""
+    """The network: pixels in [-1, 1] to logits, for at least 9 frames of 193 x 193 pixels."""
 
     def __init__(self, num_classes: int = 400, batch_norm_eps: float = 1e-3) -> None:
         super().__init__()
@@ -130,7 +132,7 @@ class InceptionI3D(nn.Module):
         return reduce(self.logits(x), "b k f 1 1 -> b k", "mean")
 
     def until(self, last: str, x: Float[Tensor, "b 3 F H W"]) -> Float[Tensor, "b c f h w"]:
-        """What comes out of the part named ``last``."""
+        """Return the output of the submodule named ``last``."""
         for name, part in self.named_children():
             x = part(x)
             if name == last:
@@ -139,16 +141,16 @@ class InceptionI3D(nn.Module):
 
 
 class I3D(Extractor):
-    """The 400 logits of videos brought to 224 x 224.
+    """The 400 logits of videos resized to 224 x 224.
 
     Args:
         weights: ``random``, a path, a URL, or ``env:NAME``.
-        digest: What the file must be: ``sha256:...`` or ``git:...``. The published one makes the
-            score's name ``fvd``.
-        batch_norm_eps: 1e-3 in the published graph; several ports have 1e-5, which moves logits
+        digest: Expected hash of the file, ``sha256:...`` or ``git:...``. Scores are named ``fvd``
+            only with the published one.
+        batch_norm_eps: 1e-3 in the published graph; several ports have 1e-5, which changes logits
             by about 5 %.
-        filter: How frames are resized.
-        fit: Whether proportions change (``squash``) or the sides are cut (``cover``).
+        filter: Filter for resizing frames.
+        fit: ``squash`` changes the aspect ratio, ``cover`` crops the sides.
     """
 
     kind = "i3d"
@@ -167,7 +169,7 @@ class I3D(Extractor):
         if not batch_norm_eps > 0:
             raise ValueError(f"batch_norm_eps = {batch_norm_eps}: must be positive")
         self.network = drawn(lambda: InceptionI3D(batch_norm_eps=batch_norm_eps))
-        self.standing = fill(self.network, weights, digest, PUBLISHED, to_house)
+        self.standing = fill(self.network, weights, digest, PUBLISHED, to_pytorch)
         self.filter, self.fit = filter, fit
         self.settings = {"batch_norm_eps": batch_norm_eps, "filter": filter, "fit": fit}
         self.freeze()
@@ -179,9 +181,9 @@ class I3D(Extractor):
 
 
 class TorchScriptI3D(Extractor):
-    """The TorchScript file that StyleGAN-V and others call; it resizes by a filter of its own.
+    """The TorchScript file used by StyleGAN-V and others, which resizes frames itself.
 
-    The file is code, so it runs only when ``digest`` is given and matches.
+    The file contains code, so it is run only if ``digest`` is given and matches.
     """
 
     kind = "i3d-torchscript"

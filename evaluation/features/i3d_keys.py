@@ -1,9 +1,9 @@
-"""Names of I3D's weights in the public files, both ways.
+"""Conversion between the weight names of public I3D files.
 
-``house`` is that of the PyTorch conversions that FVD code ships (``Mixed_3b.b1a.bn.bias``);
-``kinetics`` that of the older port of the Kinetics weights (``mixed_3b.branch_1.0.batch3d.bias``);
-``tensorflow`` that of the original variables, whose kernels end in (in, out) and which have no
-gamma.
+``pytorch`` is the scheme of the PyTorch conversions used by FVD code (``Mixed_3b.b1a.bn.bias``),
+and of this package. ``kinetics`` is that of the older port of the Kinetics weights
+(``mixed_3b.branch_1.0.batch3d.bias``). ``tensorflow`` is that of the original variables, whose
+kernels end in (in, out) and which have no gamma.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-SCHEMES = ("house", "kinetics", "tensorflow")
+SCHEMES = ("pytorch", "kinetics", "tensorflow")
 _STEM = ("Conv3d_1a_7x7", "Conv3d_2b_1x1", "Conv3d_2c_3x3")
 _MIXED = ("3b", "3c", "4b", "4c", "4d", "4e", "4f", "5b", "5c")
 _BRANCHES = {
@@ -32,9 +32,9 @@ _COUNTER = "num_batches_tracked"
 
 @dataclass(frozen=True)
 class _Name:
-    """One weight's house name, and how its values come in and go out."""
+    """Name of a weight in the ``pytorch`` scheme, and conversions of its values to and from it."""
 
-    house: str
+    pytorch: str
     inward: Callable[[Tensor], Tensor]
     outward: Callable[[Tensor], Tensor]
 
@@ -56,41 +56,41 @@ def _spread(value: Tensor) -> Tensor:
 
 
 def _units() -> list[tuple[str, str, str]]:
-    """Each convolution with its norm, by its name in the three schemes."""
+    """Names of each convolution with its norm in the three schemes."""
     units = [(name, name.lower(), name) for name in _STEM]
     for mixed in _MIXED:
         for branch, (kinetics, tensorflow) in _BRANCHES.items():
-            # A slip in the original graph, which all of its weights bear.
-            slip = mixed == "5b" and branch == "b2b"
-            variable = "Branch_2/Conv3d_0a_3x3" if slip else tensorflow
-            house = f"Mixed_{mixed}"
+            # A naming error of the original graph, present in all of its weights.
+            misnamed = mixed == "5b" and branch == "b2b"
+            variable = "Branch_2/Conv3d_0a_3x3" if misnamed else tensorflow
+            pytorch = f"Mixed_{mixed}"
             units.append(
-                (f"{house}.{branch}", f"{house.lower()}.{kinetics}", f"{house}/{variable}")
+                (f"{pytorch}.{branch}", f"{pytorch.lower()}.{kinetics}", f"{pytorch}/{variable}")
             )
     return units
 
 
 def _names(scheme: str) -> dict[str, _Name]:
-    """House names and conversions by the scheme's name. Without the counters of batch norms."""
+    """Names and conversions by the scheme's names, without the counters of batch norms."""
     names = {}
-    for house, kinetics, tensorflow in _units():
+    for pytorch, kinetics, tensorflow in _units():
         norms = ("weight", "bias", "running_mean", "running_var")
         if scheme == "tensorflow":
             root = _TENSORFLOW_ROOT + tensorflow
-            kernel = _Name(f"{house}.conv3d.weight", _kernel_inward, _kernel_outward)
+            kernel = _Name(f"{pytorch}.conv3d.weight", _kernel_inward, _kernel_outward)
             names[f"{root}/conv_3d/w"] = kernel
             variables = (None, "beta", "moving_mean", "moving_variance")
             for norm, variable in zip(norms, variables, strict=True):
                 if variable:
-                    name = _Name(f"{house}.bn.{norm}", torch.flatten, _spread)
+                    name = _Name(f"{pytorch}.bn.{norm}", torch.flatten, _spread)
                     names[f"{root}/batch_norm/{variable}"] = name
         else:
-            root, bn = (house, "bn") if scheme == "house" else (kinetics, "batch3d")
+            root, bn = (pytorch, "bn") if scheme == "pytorch" else (kinetics, "batch3d")
             for theirs, ours in [("conv3d.weight", "conv3d.weight")] + [
                 (f"{bn}.{norm}", f"bn.{norm}") for norm in norms
             ]:
-                names[f"{root}.{theirs}"] = _Name(f"{house}.{ours}", _as_it_is, _as_it_is)
-    last, outer = "logits.conv3d", {"house": "logits.conv3d", "kinetics": "conv3d_0c_1x1.conv3d"}
+                names[f"{root}.{theirs}"] = _Name(f"{pytorch}.{ours}", _as_it_is, _as_it_is)
+    last, outer = "logits.conv3d", {"pytorch": "logits.conv3d", "kinetics": "conv3d_0c_1x1.conv3d"}
     if scheme == "tensorflow":
         root = f"{_TENSORFLOW_ROOT}Logits/Conv3d_0c_1x1/conv_3d"
         names[f"{root}/w"] = _Name(f"{last}.weight", _kernel_inward, _kernel_outward)
@@ -102,37 +102,40 @@ def _names(scheme: str) -> dict[str, _Name]:
 
 
 def scheme_of(weights: Mapping[str, Tensor]) -> str:
-    """Which scheme most of the names belong to. Raises ``ValueError`` where none does."""
+    """Return the scheme that most of the names belong to. Raises ``ValueError`` if none matches."""
     counts = {scheme: len(_names(scheme).keys() & weights.keys()) for scheme in SCHEMES}
     best = max(counts, key=lambda scheme: counts[scheme])
     if not counts[best]:
-        raise ValueError(f"{next(iter(weights), 'nothing')!r}: is no weight of I3D")
+        raise ValueError(f"{next(iter(weights), 'nothing')!r}: is not a weight of I3D")
     return best
 
 
-def to_house(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of any scheme under the house's names. Raises ``ValueError`` naming a key that is
-    left over; counters of batch norms are dropped.
+def to_pytorch(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert weights of any scheme to the ``pytorch`` scheme.
+
+    Raises ``ValueError`` naming an unexpected key; counters of batch norms are dropped.
     """
     weights = {name.removesuffix(":0"): value for name, value in weights.items()}
     names = _names(scheme := scheme_of(weights))
-    house: dict[str, Tensor] = {}
+    pytorch: dict[str, Tensor] = {}
     for name, value in weights.items():
         if name.endswith(_COUNTER):
             continue
         if name not in names:
-            raise ValueError(f"{name} is left over; I3D has no such weight (names by {scheme})")
-        house[names[name].house] = names[name].inward(torch.as_tensor(value)).contiguous()
+            raise ValueError(f"{name} is unexpected; I3D has no such weight (names by {scheme})")
+        pytorch[names[name].pytorch] = names[name].inward(torch.as_tensor(value)).contiguous()
     if scheme == "tensorflow":
-        for name in list(house):
-            if name.endswith("bn.bias"):  # no gamma: it is 1
-                house[name.replace("bn.bias", "bn.weight")] = torch.ones_like(house[name])
-    return house
+        for name in list(pytorch):
+            if name.endswith("bn.bias"):  # gamma is 1
+                pytorch[name.replace("bn.bias", "bn.weight")] = torch.ones_like(pytorch[name])
+    return pytorch
 
 
-def from_house(weights: Mapping[str, Tensor], scheme: str) -> dict[str, Tensor]:
-    """The inverse of ``to_house``. Raises ``ValueError`` for a scheme that is none of ``SCHEMES``,
-    and for gammas other than 1 where the scheme has none.
+def from_pytorch(weights: Mapping[str, Tensor], scheme: str) -> dict[str, Tensor]:
+    """Convert weights of the ``pytorch`` scheme to another one.
+
+    Raises ``ValueError`` for a scheme not in ``SCHEMES``, and for gammas other than 1 if the scheme
+    has none.
     """
     if scheme not in SCHEMES:
         raise ValueError(f"scheme {scheme!r}: must be one of {', '.join(SCHEMES)}")
@@ -140,4 +143,4 @@ def from_house(weights: Mapping[str, Tensor], scheme: str) -> dict[str, Tensor]:
         for name, value in weights.items():
             if name.endswith("bn.weight") and not bool((value == 1).all()):
                 raise ValueError(f"{name}: is not 1, and {scheme} has no gamma to hold it")
-    return {theirs: name.outward(weights[name.house]) for theirs, name in _names(scheme).items()}
+    return {theirs: name.outward(weights[name.pytorch]) for theirs, name in _names(scheme).items()}

@@ -1,5 +1,6 @@
-"""Inception as FID takes it: the TorchScript file that clean-fid, StyleGAN and others share, on
-frames resized the way clean-fid does (Parmar et al., 2022).
+"""Inception for FID: the TorchScript file used by clean-fid, StyleGAN and others.
+
+Frames are resized as in clean-fid (Parmar et al., 2022).
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ class Inception(Extractor):
     Args:
         weights: ``random``, or the TorchScript file ``inception-2015-12-05.pt`` by path, URL or
             ``env:NAME``.
-        digest: What the file must be. It is code, so it does not run without one.
-        published: Whether that digest is the public file's, as the protocol's author vouches.
+        digest: Expected hash of the file. The file contains code, so it is not run without one.
+        published: Whether that digest is the public file's, to be set by the protocol's author.
     """
 
     kind = "inception"
@@ -43,7 +44,7 @@ class Inception(Extractor):
         if not digest:
             raise ValueError(f"weights {weights!r}: a TorchScript file is code and needs a digest")
         path = locate_weights(weights, digest)
-        # Its first part normalises and resizes in its own way; clean-fid skips it too.
+        # Its first part normalises and resizes differently; clean-fid skips it too.
         self.layers = torch.jit.load(str(path), map_location="cpu").layers
         self.standing = "" if published else "unverified"
         self.eval().requires_grad_(False)
@@ -60,7 +61,7 @@ class Inception(Extractor):
 
 
 def _random_layers() -> nn.Module:
-    """Of the right width and nothing else, for tests of what is built on it."""
+    """A small network with the right output width, for tests."""
     return nn.Sequential(
         nn.Conv2d(3, 64, 7, 8), nn.ReLU(), nn.Conv2d(64, 2048, 3, 4), nn.AdaptiveAvgPool2d(1)
     )

@@ -1,6 +1,8 @@
-"""LPIPS: how different two pictures look, by a network for classes (Zhang et al., 2018, version
-0.1): channels of unit length after five of its layers, their squared differences weighed by heads
-that are fitted to what people said, summed over layers, mean over places.
+"""LPIPS, a perceptual distance of images (Zhang et al., 2018, version 0.1).
+
+Activations of five layers of a classification network are normalised over channels. Their squared
+differences are weighted by heads fitted to human judgements, summed over layers, and averaged over
+positions.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from evaluation.features.extractor import drawn, fill
 from evaluation.features.weights import read_weights, weights_sha256
 
 Backbone = Literal["alex", "vgg"]
-# Layers as torchvision numbers them: convolutions as (out, kernel, stride, padding), each followed
-# by its ReLU; pools as (kernel, stride). "tap" marks a ReLU whose values are compared.
+# Layers in torchvision's order: convolutions as (out, kernel, stride, padding), each followed by
+# its ReLU; pools as (kernel, stride). "tap" marks a ReLU whose output is compared.
 _ALEX: tuple[Any, ...] = (
     *((64, 11, 4, 2), "tap", (3, 2), (192, 5, 1, 2), "tap", (3, 2)),
     *((384, 3, 1, 1), "tap", (256, 3, 1, 1), "tap", (256, 3, 1, 1), "tap"),
@@ -31,20 +33,20 @@ _VGG: tuple[Any, ...] = tuple(
 )[:-1]
 _LAYERS = {"alex": _ALEX, "vgg": _VGG}
 _LEAST_SIDE = {"alex": 31, "vgg": 16}
-# torchvision ends the names of its files with the beginning of their sha256.
+# torchvision's file names end with the first digits of their sha256.
 PUBLISHED = {"alex": "sha256:7be5be79", "vgg": "sha256:397923af"}
-# Of the pictures that the networks were trained on, for pixels in [-1, 1].
+# Statistics of the training images, for pixels in [-1, 1].
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
 class Lpips(nn.Module):
-    """Distances between videos, frame by frame. The heads come with torchmetrics.
+    """LPIPS between videos, frame by frame. The heads come with torchmetrics.
 
     Args:
-        weights: Of the network for classes: ``random``, or torchvision's file by path, URL or
-            ``env:NAME``.
-        digest: What the file must be. The published one makes the score's name ``lpips-alex`` or
-            ``lpips-vgg``; any other, and none, a name of its own.
+        weights: Weights of the classification network: ``random``, or torchvision's file by path,
+            URL or ``env:NAME``.
+        digest: Expected hash of the file. Scores are named ``lpips-alex`` or ``lpips-vgg`` only
+            with the published one.
         backbone: ``alex``, which most papers report, or ``vgg``.
     """
 
@@ -64,18 +66,19 @@ class Lpips(nn.Module):
 
     @property
     def label(self) -> str:
-        """The network, and the standing of its weights where they are not the published ones."""
+        """Backbone, followed by ``standing`` if the weights are not the published ones."""
         return "-".join(filter(None, (self.backbone, self.standing)))
 
     def record(self) -> dict[str, Any]:
-        """All that moves the distances."""
+        """Everything that affects the distances."""
         return {"name": f"lpips-{self.label}", "sha256": self.sha256}
 
     def forward(
         self, real: UInt8[Tensor, "b 3 F H W"], other: UInt8[Tensor, "b 3 F H W"]
     ) -> Float[Tensor, " b"]:
-        """Mean over frames; 0 for equal videos. Raises ``ValueError`` for videos of two shapes or
-        too small.
+        """Mean over frames; 0 for equal videos.
+
+        Raises ``ValueError`` for videos of different shapes or too small.
         """
         if real.shape != other.shape or real.dtype != torch.uint8 or other.dtype != torch.uint8:
             raise ValueError(
@@ -87,7 +90,7 @@ class Lpips(nn.Module):
         return reduce(self.distances(frames, others), "(b F) -> b", "mean", b=len(real))
 
     def check_size(self, height: int, width: int) -> None:
-        """Raises ``ValueError`` for frames too small for the network."""
+        """Raise ``ValueError`` for frames too small for the network."""
         if min(height, width) < self.least_side:
             raise ValueError(
                 f"clips of {height}x{width} pixels: lpips-{self.backbone} needs {self.least_side}"
@@ -96,26 +99,26 @@ class Lpips(nn.Module):
     def distances(
         self, frames: UInt8[Tensor, "b 3 H W"], others: UInt8[Tensor, "b 3 H W"]
     ) -> Float[Tensor, " b"]:
-        sides = self._seen(frames), self._seen(others)
+        sides = self._activations(frames), self._activations(others)
         total = frames.new_zeros(len(frames), dtype=torch.float32)
         for x, y, head in zip(*sides, self.heads, strict=True):
             weighed = torch.einsum("bchw,ocij->bhw", (x - y).square(), head)
             total = total + reduce(weighed, "b h w -> b", "mean")
         return total
 
-    def _seen(self, frames: UInt8[Tensor, "b 3 H W"]) -> list[Float[Tensor, "b c h w"]]:
-        """What the compared layers give, each place's channels of length 1."""
+    def _activations(self, frames: UInt8[Tensor, "b 3 H W"]) -> list[Float[Tensor, "b c h w"]]:
+        """Activations of the compared layers, normalised over channels."""
         shift, scale = (
             torch.tensor(values, device=frames.device)[:, None, None] for values in (_SHIFT, _SCALE)
         )
         x = (frames.float() / 127.5 - 1 - shift) / scale
-        seen = []
+        activations = []
         for place, layer in enumerate(self.features):
             x = layer(x)
             if place in self.taps:
                 length = x.square().sum(dim=1, keepdim=True).add(1e-8).sqrt()
-                seen.append(x / length)
-        return seen
+                activations.append(x / length)
+        return activations
 
 
 def _without_classes(content: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -128,7 +131,7 @@ def _without_classes(content: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _network(layers: tuple[Any, ...]) -> tuple[nn.Sequential, set[int]]:
-    """The layers under torchvision's numbers, and the places of those that are compared."""
+    """The layers under torchvision's numbers, and the indices of those that are compared."""
     built: list[nn.Module] = []
     taps = set()
     width = 3

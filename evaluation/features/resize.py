@@ -1,5 +1,7 @@
-"""The ways in which public code resizes frames. They differ by up to 18 of 255 levels in the mean,
-which moves an FVD by more than most models do.
+"""Resizing of frames as in public code.
+
+The variants differ by up to 18 of 255 levels on average, which changes an FVD by more than most
+models do.
 """
 
 from __future__ import annotations
@@ -19,11 +21,11 @@ Fit = Literal["squash", "cover"]
 def resize(
     frames: Float[Tensor, "b c h w"], height: int, width: int, filter: Filter
 ) -> Float[Tensor, "b c height width"]:
-    """Frames at another size; values are clamped to 0..255, which bicubic filters overshoot.
+    """Resize frames; values are clamped to 0..255, which bicubic filters overshoot.
 
-    ``bilinear-tf1`` is ``tf.image.resize_bilinear`` of TensorFlow 1: output pixel i stands at
-    i * input / output, without the half pixel that later code adds. Raises ``ValueError`` for
-    another filter.
+    ``bilinear-tf1`` is ``tf.image.resize_bilinear`` of TensorFlow 1: output pixel i is sampled at i
+    * input / output, without the half-pixel offset of later versions. Raises ``ValueError`` for an
+    unknown filter.
     """
     if filter == "bilinear-tf1":
         return _tf1(_tf1(frames, height).mT, width).mT
@@ -37,7 +39,7 @@ def resize(
 
 
 def _tf1(frames: Float[Tensor, "b c h w"], height: int) -> Float[Tensor, "b c height w"]:
-    """Rows alone. TensorFlow works the places out in float32."""
+    """Interpolate rows. As in TensorFlow, positions are computed in float32."""
     places = torch.arange(height, device=frames.device) * (frames.shape[2] / height)
     low = places.floor().long()
     high = (low + 1).clamp(max=frames.shape[2] - 1)
@@ -48,10 +50,10 @@ def _tf1(frames: Float[Tensor, "b c h w"], height: int) -> Float[Tensor, "b c he
 def to_square(
     videos: UInt8[Tensor, "b 3 F H W"], side: int, filter: Filter, fit: Fit
 ) -> Float[Tensor, "b 3 F side side"]:
-    """Videos at side x side in 0..255, not rounded.
+    """Resize videos to side x side in 0..255, without rounding.
 
-    ``squash`` changes the proportions; ``cover`` brings the short side to ``side`` and cuts the
-    centre out. Raises ``ValueError`` for another fit.
+    ``squash`` changes the aspect ratio; ``cover`` resizes the short side to ``side`` and
+    center-crops. Raises ``ValueError`` for another fit.
     """
     frames = rearrange(videos, "b c F H W -> (b F) c H W").float()
     if fit == "squash":

@@ -1,8 +1,7 @@
-"""A network small enough to train in a minute: a video tower and a text tower that agree on what
-belongs together.
+"""A small network, trained in a minute: a video and a text tower with a contrastive loss.
 
-It stands in where the public networks (I3D for FVD, CLIP for the CLIP score) cannot be downloaded.
-Its scores are named ``fvd-tiny`` and ``clip_score-tiny``, and compare with no published figure.
+It is used if the public networks (I3D for FVD, CLIP for the CLIP score) are not available. Its
+scores are named ``fvd-tiny`` and ``clip_score-tiny``, and are not comparable with published values.
 Contrastive loss: Radford et al., 2021.
 """
 
@@ -26,8 +25,9 @@ from evaluation.features.weights import read_weights, weights_sha256
 
 @dataclass(frozen=True)
 class TinyConfig:
-    """Sizes of the towers. Videos are resized to ``side`` x ``side``; words are hashed into
-    ``num_words``.
+    """Sizes of the towers.
+
+    Videos are resized to ``side`` x ``side``; words are hashed into ``num_words``.
     """
 
     side: int = 32
@@ -40,9 +40,10 @@ class TinyConfig:
 
 
 class TinyNetwork(VideoTextExtractor):
-    """Features of videos, and embeddings of videos and texts whose cosine says how well they fit.
+    """Features of videos, and embeddings of videos and texts whose cosine measures how well they
+    match.
 
-    Videos are uint8 RGB ``b 3 F H W`` of any size and at least 4 frames at the frame rate of its
+    Videos are uint8 RGB ``b 3 F H W`` of any size, with at least 4 frames at the frame rate of the
     training.
     """
 
@@ -66,13 +67,12 @@ class TinyNetwork(VideoTextExtractor):
         self.register_buffer("spread", torch.ones(self.feature_dim))
 
     def features(self, videos: UInt8[Tensor, "b 3 F H W"]) -> Float[Tensor, "b d"]:
-        """What the Fréchet distance compares, each of mean 0 and deviation 1 over the clips of the
-        training.
+        """Features for the Fréchet distance, with mean 0 and std 1 over the training clips.
 
-        The last convolution's means over space and time say what is seen; how much the first one
-        changes from frame to frame says how it moves: nothing does in a still, too much in noise
-        and in frames out of order. Raises ``ValueError`` for videos of another type, layout or
-        fewer than 4 frames.
+        The means of the last convolution over space and time describe the content. The mean change
+        of the first convolution between frames describes the motion: it is zero for a still video,
+        and large for noise and shuffled frames. Raises ``ValueError`` for videos of another type or
+        layout, or with fewer than 4 frames.
         """
         if (
             videos.ndim != 5
@@ -94,8 +94,9 @@ class TinyNetwork(VideoTextExtractor):
 
     @torch.no_grad()
     def standardise(self, features: Float[Tensor, "n d"]) -> None:
-        """Make ``features``, those of the training's clips, have mean 0 and deviation 1; embeddings
-        stay as they are.
+        """Rescale ``features``, those of the training clips, to mean 0 and std 1.
+
+        Embeddings do not change.
         """
         centre, spread = features.mean(dim=0), features.std(dim=0).clamp(min=1e-4)
         self.centre.add_(centre * self.spread)
@@ -104,16 +105,17 @@ class TinyNetwork(VideoTextExtractor):
         self.project.weight.mul_(spread)
 
     def embed_videos(self, videos: UInt8[Tensor, "b 3 F H W"]) -> Float[Tensor, "b e"]:
-        """Of length 1."""
+        """Embeddings of videos as unit vectors."""
         return self.embed_features(self.features(videos))
 
     def embed_features(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b e"]:
-        """Of length 1, from what ``features`` gave."""
+        """Embeddings of videos as unit vectors, from their ``features``."""
         return F.normalize(self.project(features), dim=-1)
 
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "b e"]:
-        """Of length 1. Words beyond ``max_words`` are not read; raises ``ValueError`` for a text
-        without words.
+        """Embeddings of texts as unit vectors.
+
+        Words beyond ``max_words`` are ignored. Raises ``ValueError`` for a text without words.
         """
         words, mask = self._hashed(texts)
         return F.normalize(self.text_tower(words, mask), dim=-1)
@@ -132,7 +134,7 @@ class TinyNetwork(VideoTextExtractor):
 
 
 def _stages(channels: tuple[int, ...]) -> list[nn.Sequential]:
-    """Each stage halves height and width; the first and the third halve time too."""
+    """Each stage halves height and width; the first and the third also halve time."""
     stages = []
     for stage, (fan_in, fan_out) in enumerate(zip((3, *channels[:-1]), channels, strict=True)):
         stride = (1 if stage % 2 else 2, 2, 2)
@@ -168,9 +170,9 @@ class _TextTower(nn.Module):
 def contrastive_loss(
     network: TinyNetwork, videos: UInt8[Tensor, "b 3 F H W"], texts: Sequence[str]
 ) -> Float[Tensor, ""]:
-    """Symmetric cross-entropy of choosing each clip's text and each text's clip out of the batch.
+    """Symmetric cross-entropy of matching clips and texts within the batch.
 
-    Clips of a batch that share a text are each other's right answers too.
+    All clips of the batch with the same text are correct matches of it.
     """
     logits = network.log_scale.exp() * network.embed_videos(videos) @ network.embed_texts(texts).T
     same = torch.tensor([[float(a == b) for a in texts] for b in texts], device=logits.device)
@@ -179,8 +181,9 @@ def contrastive_loss(
 
 
 def save_tiny(network: TinyNetwork, path: Path, notes: dict[str, float]) -> str:
-    """Write configuration, weights, their hash and notes (its accuracy, say) to one file; give the
-    hash.
+    """Write configuration, weights, their hash and notes (such as accuracies) to a file.
+
+    Returns the hash.
     """
     sha256 = weights_sha256(network)
     payload = {
@@ -199,7 +202,7 @@ def save_tiny(network: TinyNetwork, path: Path, notes: dict[str, float]) -> str:
 
 @dataclass(frozen=True)
 class SavedTiny:
-    """A network in eval mode, the hash of its weights, and the notes that were saved with it."""
+    """A network in eval mode, the hash of its weights, and the notes saved with it."""
 
     network: TinyNetwork
     sha256: str
@@ -207,8 +210,10 @@ class SavedTiny:
 
 
 def load_tiny(path: Path) -> SavedTiny:
-    """Raises ``ValueError`` for a file that is missing, holds no such network, or whose weights are
-    not those it was saved with.
+    """Load a network saved by ``save_tiny``.
+
+    Raises ``ValueError`` for a file that is missing, holds no such network, or whose weights do not
+    match their hash.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file; `python -m evaluation train-tiny` makes one")
@@ -228,10 +233,11 @@ def load_tiny(path: Path) -> SavedTiny:
 
 
 class TinyFile(VideoTextExtractor):
-    """A saved network by its path, as a YAML names it; without ``weights`` one that is not trained.
+    """A saved network by its path, for use in a YAML.
 
     Args:
-        weights: ``random``, or a file that ``python -m evaluation train-tiny`` wrote.
+        weights: A file written by ``python -m evaluation train-tiny``, or ``random`` for an
+            untrained network.
     """
 
     kind = "tiny"
@@ -250,9 +256,9 @@ class TinyFile(VideoTextExtractor):
         return self.network.features(videos)
 
     def embed_videos(self, videos: UInt8[Tensor, "b 3 F H W"]) -> Float[Tensor, "b e"]:
-        """Of length 1."""
+        """Embeddings of videos as unit vectors."""
         return self.network.embed_videos(videos)
 
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "b e"]:
-        """Of length 1; see ``TinyNetwork.embed_texts``."""
+        """Embeddings of texts as unit vectors; see ``TinyNetwork.embed_texts``."""
         return self.network.embed_texts(texts)

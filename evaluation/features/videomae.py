@@ -1,7 +1,7 @@
-"""The video transformer of content-debiased FVD: VideoMAE v2, ViT-g fine-tuned on Something-
-Something v2, whose features see motion more than I3D's (Ge et al., 2024; Wang et al., 2023).
+"""The video transformer of content-debiased FVD: VideoMAE v2, ViT-g.
 
-The names of the parts are those of the public weights.
+It is fine-tuned on Something-Something v2. Its features depend on motion more than I3D's (Ge et
+al., 2024; Wang et al., 2023). Submodules are named as in the public weights.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ class ViTSize:
 
 
 class VideoMAE(Extractor):
-    """The normalised mean of the tokens, of exactly 16 frames at 224 x 224 in [0, 1].
+    """Normalised mean of the tokens of exactly 16 frames at 224 x 224 in [0, 1].
 
     Args:
         weights: ``random``, a path, a URL, or ``env:NAME``.
-        digest: What the file must be.
-        published: Whether that digest is the public file's, as the protocol's author vouches.
-        size: ViT-g's by default, of a billion weights; other sizes carry another name.
+        digest: Expected hash of the file.
+        published: Whether that digest is the public file's, to be set by the protocol's author.
+        size: ViT-g's by default, with a billion weights; other sizes change the name of scores.
     """
 
     kind = "videomae"
@@ -62,7 +62,7 @@ class VideoMAE(Extractor):
         self.size = size or ViTSize()
         self.filter = filter
         if weights != RANDOM:
-            locate_weights(weights, digest)  # before the memory for a billion weights is taken
+            locate_weights(weights, digest)  # before memory for a billion weights is allocated
         self.feature_dim = self.size.width
         self.least_frames = self.size.num_frames
         self.network = drawn(lambda: VideoTransformer(self.size))
@@ -72,7 +72,7 @@ class VideoMAE(Extractor):
         self.freeze()
 
     def check_size(self, num_frames: int, height: int, width: int) -> None:
-        """Raises ``ValueError`` for clips of another length than that of the training."""
+        """Raise ``ValueError`` for clips of another length than in the training."""
         if num_frames != self.size.num_frames:
             raise ValueError(f"clips of {num_frames} frames: VideoMAE takes {self.size.num_frames}")
 
@@ -84,7 +84,7 @@ class VideoMAE(Extractor):
 class VideoTransformer(nn.Module):
     """Tubelets, fixed sine and cosine positions, pre-norm blocks, normalised mean of the tokens.
 
-    The head for classes is there so that public files load whole; features do not pass through it.
+    The classification head exists so that public files load completely; features do not use it.
     """
 
     positions: Tensor
@@ -123,7 +123,7 @@ class _Block(nn.Module):
 
 
 class _Attention(nn.Module):
-    """With biases for queries and values, and none for keys."""
+    """Self-attention with biases for queries and values, but not for keys."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class _Attention(nn.Module):
 
 
 def sines(num_tokens: int, width: int) -> Float[Tensor, "n d"]:
-    """Sine and cosine by turns of n / 10000^(2i / d), over the tokens in one row."""
+    """Alternating sine and cosine of n / 10000^(2i / d), over the tokens as one sequence."""
     frequencies = torch.exp(-math.log(10000.0) / width * torch.arange(0, width, 2).double())
     angles = torch.outer(torch.arange(num_tokens).double(), frequencies)
     both = torch.stack([angles.sin(), angles.cos()], dim=-1)

@@ -1,5 +1,6 @@
-"""Files of weights: found by path, URL or environment variable, checked by hash, read without
-running code.
+"""Files of weights: located by path, URL or environment variable, and checked by hash.
+
+They are read without executing code.
 """
 
 from __future__ import annotations
@@ -23,13 +24,12 @@ _SCHEMES = ("http", "https", "file")
 
 
 def locate_weights(source: str, digest: str = "") -> Path:
-    """The file of weights that ``source`` names: a path, a URL, or ``env:NAME`` for the path or URL
-    in an environment variable.
+    """Return the file of weights for ``source``: a path, a URL, or ``env:NAME``.
 
-    ``digest`` is ``sha256:...``, or ``git:...`` for the id that git gives the file's content; a URL
-    needs one, and its file is kept in the user's cache. Raises ``ValueError`` for a variable that
-    is not set, a file that is missing or cannot be fetched, and, with both hashes, for content of
-    another hash.
+    ``env:NAME`` reads the path or URL from an environment variable. ``digest`` is ``sha256:...``,
+    or ``git:...`` for the object id that git gives the file's content. A URL needs a digest, and
+    its file is kept in the user's cache. Raises ``ValueError`` for a variable that is not set, a
+    file that is missing or cannot be fetched, and, with both hashes, for content with another hash.
     """
     check_digest_form(digest)
     where = _from_environment(source) if source.startswith("env:") else source
@@ -38,7 +38,7 @@ def locate_weights(source: str, digest: str = "") -> Path:
         return _fetched(where, digest)
     path = Path(where).expanduser()
     if not path.is_file():
-        raise ValueError(f"weights {source!r}: {path} is no file")
+        raise ValueError(f"weights {source!r}: {path} is not a file")
     if digest:
         check_digest(path, digest)
     return path
@@ -52,15 +52,15 @@ def check_digest_form(digest: str) -> None:
 
 
 def check_digest(path: Path, digest: str) -> None:
-    """Raises ``ValueError`` with both hashes for a file of another content."""
+    """Raise ``ValueError`` with both hashes if the file's content has another hash."""
     actual = digest_of(path, digest.partition(":")[0])
     if actual != digest:
-        raise ValueError(f"{path}: is {actual}, and {digest} is expected; the file is not the one")
+        raise ValueError(f"{path}: is {actual}, and {digest} is expected")
 
 
 def digest_of(path: Path, kind: str = "sha256") -> str:
-    """``sha256:...`` or ``git:...`` of a file's content, read in pieces."""
-    # Git hashes a content behind a short header, by SHA-1: a name for files, not for secrets.
+    """Return ``sha256:...`` or ``git:...`` of a file's content, read in chunks."""
+    # Git's object id is a SHA-1 of a short header and the content; it is not used for security.
     digest = hashlib.sha256() if kind == "sha256" else hashlib.sha1(usedforsecurity=False)
     if kind == "git":
         digest.update(f"blob {path.stat().st_size}\0".encode())
@@ -71,7 +71,7 @@ def digest_of(path: Path, kind: str = "sha256") -> str:
 
 
 def read_weights(path: Path) -> dict[str, Any]:
-    """The mapping that a file of weights holds; only tensors and plain values are read.
+    """Return the mapping stored in a file of weights; only tensors and plain values are read.
 
     Raises ``ValueError`` for a file that is damaged or holds anything else.
     """
@@ -82,7 +82,8 @@ def read_weights(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path, kind: str = "tensors") -> Any:
-    """What a file of ``torch.save`` holds; only tensors and plain values are read.
+    """Return the content of a file written by ``torch.save``; only tensors and plain values are
+    read.
 
     Raises ``ValueError`` for a file that is damaged or holds anything else.
     """
@@ -94,7 +95,7 @@ def read_tensors(path: Path, kind: str = "tensors") -> Any:
 
 
 def unwrapped(content: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a mapping that trainers put under a key, or behind a prefix, of their own."""
+    """Return the tensors of a mapping without the keys and prefixes added by trainers."""
     for key in ("state_dict", "model", "module"):
         if isinstance(content.get(key), dict):
             content = content[key]
@@ -105,8 +106,10 @@ def unwrapped(content: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def load_exactly(module: nn.Module, weights: dict[str, Tensor], origin: str) -> None:
-    """Load weights, naming in a ``ValueError`` the first key that is missing, left over, or of
-    another shape. Counters of batch norms may be missing: nothing here reads them.
+    """Load weights into a module with exactly the same keys and shapes.
+
+    Raises ``ValueError`` naming the first key that is missing, unexpected, or of another shape.
+    Counters of batch norms may be missing, since they are not used.
     """
     own = module.state_dict()
     for name in own:
@@ -114,7 +117,7 @@ def load_exactly(module: nn.Module, weights: dict[str, Tensor], origin: str) -> 
             raise ValueError(f"{origin}: {name} is missing")
     for name, value in weights.items():
         if name not in own:
-            raise ValueError(f"{origin}: {name} is left over; the network has no such weight")
+            raise ValueError(f"{origin}: {name} is unexpected; the network has no such weight")
         if value.shape != own[name].shape:
             raise ValueError(
                 f"{origin}: {name} has shape {tuple(value.shape)}; "
@@ -124,7 +127,7 @@ def load_exactly(module: nn.Module, weights: dict[str, Tensor], origin: str) -> 
 
 
 def weights_sha256(module: nn.Module) -> str:
-    """Of names, shapes and values of everything in the state, whatever the device."""
+    """Return the sha256 of names, shapes and values of a module's state, on any device."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -133,7 +136,7 @@ def weights_sha256(module: nn.Module) -> str:
 
 
 def cache_folder() -> Path:
-    """Where fetched weights are kept: ``$XDG_CACHE_HOME`` or ``~/.cache``, never the package."""
+    """Folder for downloaded weights, in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "sora-lightning" / "weights"
 
@@ -157,7 +160,7 @@ def _fetched(url: str, digest: str) -> Path:
         check_digest(path, digest)
         return path
     folder.mkdir(parents=True, exist_ok=True)
-    # Under a name of its own until it is whole and checked: ranks may fetch at the same time.
+    # A temporary name until the file is complete and checked, since ranks may download at once.
     with tempfile.NamedTemporaryFile(dir=folder, delete=False) as unfinished:
         try:
             with urllib.request.urlopen(url) as answer:

@@ -1,6 +1,6 @@
-"""Does a video show what its prompt says? Colour, shape and direction, read from pixels.
+"""Alignment of videos with prompts: colour, shape and direction, detected in the pixels.
 
-``parse_prompt`` reads the prompt, ``find_shapes`` the video, ``align`` compares them.
+``parse_prompt`` reads the prompt, ``find_shapes`` the video, and ``align`` compares them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ATTRIBUTES = ("colour", "direction", "shape")
 
 @dataclass(frozen=True)
 class ExpectedShape:
-    """What a prompt says of one shape."""
+    """A shape described by a prompt."""
 
     shape: str
     colour: str
@@ -34,8 +34,9 @@ class ExpectedShape:
 
 @dataclass(frozen=True)
 class Alignment:
-    """Whether all the shapes of a prompt are right in a video. ``num_extra`` counts found shapes
-    that the prompt does not name.
+    """Whether every shape of a prompt is right in a video, by attribute.
+
+    ``num_extra`` counts the shapes found that the prompt does not mention.
     """
 
     colour: bool
@@ -46,13 +47,13 @@ class Alignment:
 
 
 def parse_prompt(text: str) -> list[ExpectedShape]:
-    """The moving shapes that a prompt names, in its order, by their words alone; the wording is
-    free.
+    """Return the moving shapes described by a prompt, in its order. Any wording is accepted.
 
-    A shape's colour is the last one before it, its direction the first one after it (``leftwards``,
-    ``to the left`` and ``left`` are one); for the first shape also one before it ("to the left
-    glides a red circle"). A background's colour is passed over. Raises ``ValueError`` for a prompt
-    without a shape and for a shape without a colour or a direction.
+    The colour of a shape is the last one before it, ignoring the colour of a background. Its
+    direction is the first one after it (``leftwards``, ``to the left`` and ``left`` are equal). For
+    the first shape, the direction may also come before it ("to the left glides a red circle").
+    Raises ``ValueError`` for a prompt without a shape, and for a shape without a colour or a
+    direction.
     """
     words = re.findall(r"[a-z]+", text.lower())
     nouns = [i for i, word in enumerate(words) if word in SHAPES]
@@ -84,18 +85,18 @@ def parse_prompt(text: str) -> list[ExpectedShape]:
 
 
 def _directions(words: Sequence[str]) -> list[str]:
-    """``left`` and ``leftward`` and ``leftwards``, and so on."""
+    """Directions among words, which may be ``left``, ``leftward``, ``leftwards`` and so on."""
     stems = (re.fullmatch(rf"({'|'.join(DIRECTIONS)})(wards?)?", word) for word in words)
     return [stem.group(1) for stem in stems if stem]
 
 
 def align(found: Sequence[FoundShape], expected: Sequence[ExpectedShape]) -> Alignment:
-    """Compare what a video shows with what its prompt says.
+    """Compare the shapes found in a video with those expected from its prompt.
 
-    Each expected shape is evaluated by one found shape, paired so that first as many colours, then
-    shapes, then directions agree as can. An expected shape that finds no partner is wrong in
-    everything, and a shape that nobody asked for makes the whole video wrong: else a video of every
-    shape would satisfy any prompt.
+    Expected and found shapes are matched one to one, so that as many colours, then shapes, then
+    directions agree as possible. An expected shape without a match is wrong in every attribute. An
+    additional shape makes the whole video wrong; otherwise a video with all shapes would match any
+    prompt.
     """
     if not expected:
         raise ValueError("nothing is expected: alignment needs at least one shape")
@@ -115,12 +116,12 @@ def _agreement(expected: ExpectedShape, found: FoundShape) -> list[bool]:
 
 
 class ShapeAlignment(RowBank):
-    """The part of videos that show the colours, shapes and directions of their prompts.
+    """Share of videos that show the colours, shapes and directions of their prompts.
 
-    ``compute`` gives a part in 0..1 for ``alignment/colour``, ``alignment/direction``,
-    ``alignment/shape`` and ``alignment/all`` over prompts of one shape, and the same under
-    ``alignment/two_shapes/`` over prompts of several, where an attribute is right when it is right
-    for each of them. A kind of prompt that did not come is absent.
+    ``compute`` returns shares in 0..1: ``alignment/colour``, ``alignment/direction``,
+    ``alignment/shape`` and ``alignment/all`` over prompts with one shape, and
+    ``alignment/two_shapes/...`` over prompts with several, where an attribute must be right for
+    each of them. Kinds of prompts that do not occur are omitted.
     """
 
     def __init__(self) -> None:
@@ -132,7 +133,7 @@ class ShapeAlignment(RowBank):
         prompts: Sequence[str],
         ids: Sequence[int],
     ) -> None:
-        """Videos as ``find_shapes`` takes them, of any sizes; ids tell a video from its copies."""
+        """Add videos of any sizes, in the format of ``find_shapes``; each id is counted once."""
         rows = [
             astuple(align(find_shapes(v), parse_prompt(p)))
             for v, p in zip(videos, prompts, strict=True)

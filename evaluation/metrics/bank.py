@@ -1,9 +1,8 @@
-"""Rows of numbers, one for each evaluated video, gathered over ranks: the state behind every metric
-here.
+"""Metric state with one row of numbers for each video, gathered over ranks.
 
-A row is known by the id of its video. Ranks may hold any number of rows, none included, and may
-hold the same video twice, as padded samplers do: ``rows()`` returns each id once, in order, so that
-a score does not depend on how the work was shared.
+Rows are identified by the id of their video. Ranks may hold different numbers of rows, including
+none, and may hold the same video twice, as with padded samplers. ``rows()`` returns each id once,
+in order, so a score does not depend on how videos are distributed.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from torchmetrics.utilities import dim_zero_cat
 
 
 class RowBank(Metric):
-    """A metric whose states are banks of float64 rows, each headed by the id of its video.
+    """Metric whose states hold float64 rows, each preceded by the id of its video.
 
-    ``banks`` names the states and gives the number of columns of each.
+    ``banks`` maps the names of the states to their numbers of columns.
     """
 
     full_state_update = False
@@ -34,7 +33,7 @@ class RowBank(Metric):
         self._open_banks()
 
     def _open_banks(self) -> None:
-        # A rank without rows still joins the gathering with a tensor of the right width and type.
+        # A rank without rows gathers an empty tensor of the right width and type.
         for name, columns in self.banks.items():
             getattr(self, name).append(
                 torch.zeros(0, 1 + columns, dtype=torch.float64, device=self.device)
@@ -45,8 +44,9 @@ class RowBank(Metric):
         self._open_banks()
 
     def add(self, bank: str, ids: Sequence[int], rows: Float[Tensor, "b columns"]) -> None:
-        """Note one row for each id. Raises ``ValueError`` when numbers of ids, rows or columns
-        differ.
+        """Add one row for each id.
+
+        Raises ``ValueError`` if the numbers of ids, rows or columns differ.
         """
         if rows.shape != (len(ids), self.banks[bank]):
             raise ValueError(
@@ -58,7 +58,7 @@ class RowBank(Metric):
         getattr(self, bank).append(torch.cat([heads, rows], dim=1))
 
     def rows(self, bank: str) -> Float[Tensor, "n columns"]:
-        """Each video's row once, ordered by id."""
+        """Return the row of each video once, sorted by id."""
         table = dim_zero_cat(getattr(self, bank))
         _, first = torch.unique(table[:, 0], return_inverse=True)
         order = torch.argsort(first, stable=True)

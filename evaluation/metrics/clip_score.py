@@ -1,6 +1,7 @@
-"""How well videos fit their texts by a network that embeds both: 100 times the cosine, not clamped.
+"""CLIP score: 100 times the cosine between video and text embeddings.
 
-Hessel et al., 2021, without their clamping at 0, which hides how wrong a video is.
+Unlike in Hessel et al., 2021, the cosine is not clamped at 0, which would hide how wrong a video
+is.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from evaluation.metrics.bank import RowBank
 
 @runtime_checkable
 class VideoTextEmbedder(Protocol):
-    """Embeds videos and texts into one space, as vectors of length 1."""
+    """Protocol for networks that embed videos and texts as unit vectors of one space."""
 
     def embed_videos(self, videos: UInt8[Tensor, "b 3 F H W"]) -> Float[Tensor, "b e"]: ...
 
@@ -27,7 +28,7 @@ class VideoTextEmbedder(Protocol):
 class ClipScore(RowBank):
     """Mean over videos of 100 times the cosine between a video and its text, in -100..100.
 
-    The network is part of what the number means: name the score after it.
+    Values depend on the network: include it in the name of the score.
     """
 
     def __init__(self, embedder: VideoTextEmbedder) -> None:
@@ -38,7 +39,7 @@ class ClipScore(RowBank):
     def update(
         self, videos: UInt8[Tensor, "b 3 F H W"], texts: Sequence[str], ids: Sequence[int]
     ) -> None:
-        """Note videos of one size with a text each; ids tell a video from its copies."""
+        """Add videos of one size with one text each; each id is counted once."""
         if len(videos) != len(texts):
             raise ValueError(
                 f"{len(videos)} videos and {len(texts)} texts: give one text for each video"
@@ -47,5 +48,5 @@ class ClipScore(RowBank):
         self.add("scores", ids, 100 * embedded.sum(dim=1, keepdim=True))
 
     def compute(self) -> Float[Tensor, ""]:
-        """NaN before any video came."""
+        """Return the mean; NaN before the first update."""
         return self.rows("scores").mean()

@@ -33,11 +33,11 @@ Parts = Callable[
 def frechet_distance(
     first: Float[Tensor, "n d"], second: Float[Tensor, "m d"]
 ) -> Float[Tensor, ""]:
-    """Distance of two sets of at least two features each; 0 for equal sets, never below about
-    -1e-10.
+    """Return the distance of two sets of at least two features each.
 
-    Warns where a set has no more videos than features: the distance is then defined, but mostly
-    bias. Raises ``ValueError`` for sets of other widths, of fewer than two videos, or not finite.
+    It is 0 for equal sets and never below about -1e-10. Warns if a set has no more videos than
+    features: the distance is then defined, but mostly bias. Raises ``ValueError`` for different
+    widths, fewer than two videos, or values that are not finite.
     """
     x, y = checked_pair(first, second, least=2)
     if min(len(x), len(y)) <= x.shape[1]:
@@ -52,16 +52,16 @@ def frechet_distance(
 def frechet_distance_of_population(
     first: Float[Tensor, "n d"], second: Float[Tensor, "m d"]
 ) -> Float[Tensor, ""]:
-    """The same with covariances of the sets themselves, divided by n and not by n - 1."""
+    """``frechet_distance`` with covariances divided by n instead of n - 1."""
     x, y = checked_pair(first, second, least=2)
-    # Deviations shrunk by the root of (n - 1) / n have as unbiased covariance that of the set.
+    # Scaling centred rows by sqrt((n - 1) / n) turns the unbiased covariance into that over n.
     shrunk = (
         z.mean(dim=0) + (z - z.mean(dim=0)) * math.sqrt((len(z) - 1) / len(z)) for z in (x, y)
     )
     return _distance(*shrunk)
 
 
-# Distances that moments decide, and what their covariances take off the number of videos.
+# Distances that depend only on moments, and the ddof of their covariances.
 _DDOF: dict[Distance | None, int] = {
     None: 1,
     frechet_distance: 1,
@@ -70,7 +70,7 @@ _DDOF: dict[Distance | None, int] = {
 
 
 def frechet_distance_of_moments(first: Moments, second: Moments) -> Float[Tensor, ""]:
-    """The same from means and scatters, which merge over shards of any size."""
+    """``frechet_distance`` from means and scatters, which can be merged over shards."""
     return _from_factors(first.mean, first.factor(), second.mean, second.factor())
 
 
@@ -79,11 +79,11 @@ def _distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor,
 
 
 def _factor(x: Float[Tensor, "n d"]) -> Float[Tensor, "d k"]:
-    """A with A Aᵀ the unbiased covariance, at most d columns wide."""
-    deviations = (x - x.mean(dim=0)) / math.sqrt(len(x) - 1)
+    """A with A Aᵀ equal to the unbiased covariance, at most d columns wide."""
+    centred = (x - x.mean(dim=0)) / math.sqrt(len(x) - 1)
     if len(x) > x.shape[1]:
-        deviations = torch.linalg.qr(deviations, mode="r").R
-    return deviations.T
+        centred = torch.linalg.qr(centred, mode="r").R
+    return centred.T
 
 
 def _from_factors(
@@ -108,14 +108,16 @@ def jackknife_interval(
 ) -> tuple[float, float]:
     """Return a 95 % interval of ``frechet_distance`` by a jackknife over ``num_groups`` groups.
 
-    The plain jackknife is up to 1.4 times too wide, since it counts quadratic parts twice. Their
-    excess is estimated from leaving out pairs of groups and taken off (Efron and Stein, 1981). The
-    bootstrap is of no use here: its duplicates lower the rank and raise the distance, so that
-    its interval excludes the estimate. Both sets are shuffled by ``seed`` and cut into groups; when
-    both have one length, group g holds the same places of both, so that pairs (a prompt's real and
-    generated video) leave together. With ``rows_per_video``, as many rows in succession are the
-    frames of one video and leave together. Another ``distance`` than Fréchet's may be given, which
-    keeps the plain jackknife, and ``parts``, a quicker way to have it without each group.
+    The plain jackknife is up to 1.4 times too wide, since it counts quadratic parts twice. That
+    excess is estimated by leaving out pairs of groups, and subtracted (Efron and Stein, 1981). A
+    bootstrap does not work here: its duplicates lower the rank and raise the distance, so that its
+    interval excludes the estimate.
+
+    Both sets are shuffled by ``seed`` and split into groups. If both have the same length, group g
+    holds the same indices of both, so that the real and the generated video of a prompt are left
+    out together. With ``rows_per_video``, this many successive rows are the frames of one video and
+    are left out together. With another ``distance``, the plain jackknife is used. ``parts`` is a
+    faster function for the distances without each group.
     """
     x, y = checked_pair(first, second, least=2)
     n, m = len(x) // rows_per_video, len(y) // rows_per_video
@@ -136,7 +138,7 @@ def jackknife_interval(
             num_groups,
             distance in _DDOF,
         )
-    # Fréchet's is never negative; an unbiased one is, as often as not, where nothing differs.
+    # The Fréchet distance is never negative; an unbiased distance may be.
     low = value - half
     return (max(0.0, low) if distance is None else low), value + half
 
@@ -149,10 +151,11 @@ def jackknife_difference(
     seed: int = 0,
     distance: Distance | None = None,
 ) -> tuple[float, float, float, float, float]:
-    """Distance of ``first`` and of ``second`` from the reference, the second less the first, and
-    the 95 % interval of that. Videos of the same prompts, in the same order, leave together.
+    """Return the difference of two distances to a reference, with its 95 % interval.
 
-    Raises ``ValueError`` for sets of two lengths, and as ``jackknife_interval`` does.
+    The result is the distance of ``first``, that of ``second``, the second minus the first, and the
+    bounds. Videos of one prompt must have the same index in both sets and are left out together.
+    Raises ``ValueError`` for sets of different lengths, and as ``jackknife_interval`` does.
     """
     x, y = checked_pair(first, second, least=4)
     z, _ = checked_pair(reference, first, least=4)
@@ -177,10 +180,11 @@ def _half_width(
     num_groups: int,
     corrected: bool,
 ) -> float:
-    """Half of a 95 % interval about ``value``, by Student's t with a degree less than groups.
+    """Half the width of a 95 % interval about ``value``, by Student's t with one degree less than
+    groups.
 
-    The jackknife's variance counts the part of pairs of groups twice. That part is the variance of
-    second differences, here over each group and the four that follow it.
+    The jackknife's variance counts the contribution of pairs of groups twice. That contribution is
+    the variance of second differences, estimated over each group and the four that follow it.
     """
     found = without([[g] for g in range(num_groups)])
     variance = _jackknife_variance(found)
@@ -214,7 +218,10 @@ def _without(
 
 
 def _quick(distance: Distance | None) -> Distance:
-    """The same for the mean over many subsets: by eigenvalues where there are rows enough."""
+    """Return a faster distance for means over many subsets.
+
+    It uses eigenvalues if there are more rows than features.
+    """
     if distance not in _DDOF:
         assert distance is not None
         return distance
@@ -234,7 +241,7 @@ def _groups(n: int, num_groups: int, seed: int) -> Int[Tensor, " n"]:
 
 
 def _rows(videos: Int[Tensor, " n"], rows_per_video: int) -> Int[Tensor, " m"]:
-    """The places of all rows of these videos."""
+    """Indices of all rows of these videos."""
     return (videos[:, None] * rows_per_video + torch.arange(rows_per_video)).flatten()
 
 
@@ -247,12 +254,11 @@ def frechet_distance_at_infinity(
     rows_per_video: int = 1,
     distance: Distance | None = None,
 ) -> float:
-    """The distance that endlessly many videos would have: a line through the distance over 1 / n,
-    at 0.
+    """Extrapolate the distance to infinitely many videos.
 
-    Both sets are subsampled without replacement to the same n, from half of the smaller set to the
-    whole of it. Chong and Forsyth, 2019, arXiv 1911.07023; they subsample one side alone, which
-    leaves the other's bias in.
+    A line is fitted to distances over 1 / n and evaluated at 0. Both sets are subsampled without
+    replacement to the same n, from half of the smaller set to all of it. Chong and Forsyth, 2019,
+    arXiv 1911.07023, subsample only one set, which leaves the bias of the other.
     """
     x, y = checked_pair(first, second, least=8)
     of = _quick(distance)
@@ -282,10 +288,10 @@ def distance_between_halves(
 ) -> float:
     """Mean distance between a random half of ``first`` and the other half of ``second``.
 
-    With one set given twice this is the floor: what two sets of n / 2 videos differ by when nothing
-    differs. With real and generated videos of the same prompts, in the same order, it is their
-    distance at the same n and with the same disjoint prompts, so that the two compare. Raises
-    ``ValueError`` for sets of two lengths.
+    If both are the same set, this is the floor: the distance between two sets of n / 2 videos from
+    one distribution. If they are real and generated videos of the same prompts, in the same order,
+    the result can be compared with the floor: n is the same, and no prompt is on both sides. Raises
+    ``ValueError`` for sets of different lengths.
     """
     x, y = checked_pair(first, second, least=4)
     if len(x) != len(y):
@@ -310,13 +316,14 @@ def distance_beside_others(
     rows_per_video: int = 1,
     distance: Distance | None = None,
 ) -> float:
-    """Mean distance between one set and videos of the ``pool`` that have nothing to do with it.
+    """Mean distance between a set and unrelated videos of the ``pool``.
 
-    ``sizes`` are the numbers of videos on the two sides, together at most the pool's. Each repeat
-    draws them apart from the pool: without ``first`` their distance is the floor at these numbers,
-    and ``first``, of as many videos as ``sizes[0]``, takes the place of the one side. Where it has
-    the prompts of the pool's first videos, in their order, ask for no ``repeats``: 0 leaves the
-    pool as it is, so that no prompt is on both sides. Raises ``ValueError`` for too small a pool.
+    ``sizes`` are the numbers of videos on the two sides, together at most that of the pool. Each
+    repeat draws two disjoint sets from the pool. Without ``first``, their distance is the floor at
+    these sizes. Otherwise ``first``, which has ``sizes[0]`` videos, replaces the first of them.
+    With ``repeats`` = 0 the pool is not shuffled; use it if ``first`` has the prompts of the pool's
+    first videos, so that no prompt is on both sides. Raises ``ValueError`` if the pool is too
+    small.
     """
     x, _ = checked_pair(pool, pool if first is None else first, least=4)
     n, m = sizes
@@ -337,8 +344,10 @@ def distance_beside_others(
 def checked_pair(
     first: Float[Tensor, "n d"], second: Float[Tensor, "m d"], least: int
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
-    """Both in float64. Raises ``ValueError`` for sets of other widths, of fewer than ``least``
-    videos, or not finite.
+    """Convert both sets to float64.
+
+    Raises ``ValueError`` for different widths, fewer than ``least`` videos, or values that are not
+    finite.
     """
     x, y = checked(first, least), checked(second, least)
     if x.shape[1] != y.shape[1]:

@@ -1,4 +1,4 @@
-"""Distances between two sets of videos by the features of an extractor, gathered over ranks."""
+"""Distances between real and generated videos by the features of an extractor, over ranks."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from evaluation.metrics.moments import Moments
 
 
 class FeatureBank(RowBank):
-    """The features of real and generated videos, each video once.
+    """Features of real and generated videos, each video once.
 
-    ``extractor`` maps uint8 ``b 3 F H W`` to ``b feature_dim``. It is called through ``features``
-    where it has such a method, so that a module with several outputs may serve.
+    ``extractor`` maps uint8 ``b 3 F H W`` to ``b feature_dim``. If it has a method ``features``,
+    that is called instead of ``forward``.
     """
 
     def __init__(self, extractor: nn.Module, feature_dim: int) -> None:
@@ -32,19 +32,20 @@ class FeatureBank(RowBank):
         self.extractor = extractor.eval().requires_grad_(False)
 
     def update(self, videos: UInt8[Tensor, "b 3 F H W"], ids: Sequence[int], *, real: bool) -> None:
-        """Note videos of one size; ids tell a video from its copies, apart for each side."""
+        """Add videos of one size; each id is counted once on each side."""
         extract = getattr(self.extractor, "features", self.extractor)
         with torch.no_grad():
             self.add("real" if real else "generated", ids, extract(videos))
 
 
 class FrechetVideoDistance(FeatureBank):
-    """``frechet_distance`` of real and generated videos. The number is FVD only if the extractor is
-    its I3D: name the score after the extractor.
+    """``frechet_distance`` of real and generated videos.
+
+    It is FVD only if the extractor is I3D: include the extractor in the name of the score.
     """
 
     def compute(self) -> Float[Tensor, ""]:
-        """Raises ``ValueError`` for fewer than two videos on a side; warns where they are few."""
+        """Raises ``ValueError`` for fewer than two videos on a side; warns if there are few."""
         return frechet_distance(self.rows("real"), self.rows("generated"))
 
 
@@ -66,10 +67,10 @@ class KernelVideoDistance(FeatureBank):
 
 
 class FrameBank(RowBank):
-    """The features of some frames of real and generated videos, each video once.
+    """Features of single frames of real and generated videos, each video once.
 
-    ``num_frames`` of each video are looked at, uniformly spaced; ``extractor`` takes them as videos
-    of one frame.
+    ``num_frames`` uniformly spaced frames of each video are passed to ``extractor`` as videos of
+    one frame.
     """
 
     def __init__(self, extractor: nn.Module, feature_dim: int, num_frames: int) -> None:
@@ -79,7 +80,7 @@ class FrameBank(RowBank):
         self.num_frames = num_frames
 
     def update(self, videos: UInt8[Tensor, "b 3 F H W"], ids: Sequence[int], *, real: bool) -> None:
-        """Note videos of one size; ids tell a video from its copies, apart for each side."""
+        """Add videos of one size; each id is counted once on each side."""
         with torch.no_grad():
             rows = frame_features(self.extractor, videos, self.num_frames)
         name = "real" if real else "generated"
@@ -90,12 +91,10 @@ class FrameBank(RowBank):
 
 
 class FrechetFrameDistance(FrameBank):
-    """``frechet_distance`` of the frames of real and generated videos: FID by Inception's
-    features.
-    """
+    """``frechet_distance`` of the frames of real and generated videos; FID with Inception."""
 
     def compute(self) -> Float[Tensor, ""]:
-        """Raises ``ValueError`` for fewer than two frames on a side; warns where they are few."""
+        """Raises ``ValueError`` for fewer than two frames on a side; warns if there are few."""
         return frechet_distance(self.frames("real"), self.frames("generated"))
 
 
@@ -110,9 +109,9 @@ class KernelFrameDistance(FrameBank):
 def frame_features(
     extractor: nn.Module, videos: UInt8[Tensor, "b 3 F H W"], num_frames: int
 ) -> Float[Tensor, "b k d"]:
-    """Of uniformly spaced frames, each given to the extractor as a video of one frame.
+    """Extract features of uniformly spaced frames, each passed as a video of one frame.
 
-    Raises ``ValueError`` for videos of fewer frames.
+    Raises ``ValueError`` for videos with fewer than ``num_frames`` frames.
     """
     if videos.shape[2] < num_frames:
         raise ValueError(
@@ -125,10 +124,10 @@ def frame_features(
 
 
 class FrechetDistanceOfMoments(Metric):
-    """``frechet_distance`` from means and scatters alone, for runs of more videos than memory
-    holds features of. Copies of a video cannot be told here: give each to one rank, once.
+    """``frechet_distance`` from means and scatters, if features do not fit into memory.
 
-    A state is number, mean and scatter in one row, since a merge needs all of them together.
+    Duplicates are not detected: pass each video to one rank only, once. A state holds number, mean
+    and scatter in one row, since merging needs all of them.
     """
 
     full_state_update = False
@@ -145,7 +144,7 @@ class FrechetDistanceOfMoments(Metric):
             self.add_state(name, default=nothing.clone(), dist_reduce_fx=_merged)
 
     def update(self, videos: UInt8[Tensor, "b 3 F H W"], *, real: bool) -> None:
-        """Note videos of one size."""
+        """Add videos of one size."""
         extract = getattr(self.extractor, "features", self.extractor)
         with torch.no_grad():
             row = _packed(Moments.of(extract(videos)))

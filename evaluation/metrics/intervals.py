@@ -1,4 +1,4 @@
-"""95 % intervals of parts and of means."""
+"""95 % confidence intervals of shares and means."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ _Z = 1.959963984540054  # the 97.5 % point of the normal distribution
 
 
 def wilson_interval(num_right: int, n: int) -> tuple[float, float]:
-    """Of a part ``num_right / n``; honest at 0 and at 1, where the normal interval has no width.
+    """Wilson interval (1927) of the share ``num_right / n``.
 
-    Wilson, 1927. Raises ``ValueError`` for n = 0 or a count outside 0..n.
+    It has a sensible width at shares of 0 and 1, unlike the normal interval. Raises ``ValueError``
+    for n = 0 or a count outside 0..n.
     """
     if not 0 <= num_right <= n or n == 0:
         raise ValueError(f"{num_right} right of {n}: must be 0 <= right <= n, n > 0")
@@ -26,9 +27,7 @@ def wilson_interval(num_right: int, n: int) -> tuple[float, float]:
 def bootstrap_interval(
     values: Float[np.ndarray, " n"], num_draws: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """Of the mean of ``values``, one for each video, by drawing videos with replacement
-    (percentiles).
-    """
+    """Percentile bootstrap interval of the mean of ``values``, one value per video."""
     if len(values) == 0:
         raise ValueError("no values: an interval needs at least one")
     rng = np.random.default_rng(seed)

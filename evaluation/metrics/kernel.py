@@ -1,5 +1,6 @@
-"""Kernel distances between two sets of features: squared maximum mean discrepancies, unbiased, in
-float64. Over videos' features it is KVD, over frames' KID (Bińkowski et al., 2018).
+"""Kernel distances between two sets of features: unbiased squared MMD, in float64.
+
+With features of videos this is KVD, with features of frames KID (Bińkowski et al., 2018).
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ def cubic(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n 
 def kernel_distance(
     first: Float[Tensor, "n d"], second: Float[Tensor, "m d"], kernel: Kernel = cubic
 ) -> Float[Tensor, ""]:
-    """The U-statistic: 0 in expectation for two sets of one distribution at any n and m, which need
-    not be equal; so it may be negative.
+    """Unbiased estimate (U-statistic) of the squared maximum mean discrepancy.
 
-    Raises ``ValueError`` for sets of other widths, of fewer than two videos, or not finite.
+    Its expectation is 0 for two sets from one distribution, whatever their sizes, so it may be
+    negative. Raises ``ValueError`` for different widths, fewer than two videos, or values that are
+    not finite.
     """
     x, y = checked_pair(first, second, least=2)
     return _within(kernel(x, x)) + _within(kernel(y, y)) - 2 * kernel(x, y).mean()
@@ -39,8 +41,9 @@ def kernel_distances_without_each_group(
     num_groups: int,
     kernel: Kernel = cubic,
 ) -> Float[Tensor, " num_groups"]:
-    """``kernel_distance`` each time without one group of both sets, for the work of one: sums over
-    pairs of groups are made once, and each part adds those that it keeps.
+    """Return ``kernel_distance`` without each group of both sets in turn.
+
+    Sums over pairs of groups are computed once, so the cost is about that of a single distance.
     """
     x, y = checked_pair(first, second, least=2)
     of_x, of_y = (
@@ -78,9 +81,9 @@ def kernel_distance_of_subsets(
     seed: int = 0,
     kernel: Kernel = cubic,
 ) -> tuple[float, float]:
-    """Mean over random subsets of both sides, as FID code reports it, and the subsets' deviation.
+    """Mean and standard deviation over random subsets of both sets, as FID code reports them.
 
-    A subset has at most as many videos as the smaller side.
+    A subset has at most as many videos as the smaller set.
     """
     x, y = checked_pair(first, second, least=2)
     if num_subsets < 1 or subset_size < 2:

@@ -1,9 +1,8 @@
-"""Fréchet distances of a pair of sets, each time without one group of them, from one pass over the
-features: what a jackknife asks for.
+"""Fréchet distances without each group of videos, for a jackknife, in one pass over the features.
 
-Means and scatters decide the distance, and those without a group are those of all less the group's.
-So no set is decomposed anew: a part costs two sums of scatters, one Cholesky factor and the
-eigenvalues of one symmetric matrix, whatever the number of videos.
+The distance depends only on means and scatter matrices, and those without a group are differences
+of the whole's and the group's. Each distance costs two sums of scatters, one Cholesky factor and
+the eigenvalues of one symmetric matrix, whatever the number of videos.
 """
 
 from __future__ import annotations
@@ -25,8 +24,10 @@ def distances_without_groups(
     left_out: Sequence[Sequence[int]],
     ddof: int,
 ) -> Float[Tensor, " l"]:
-    """Distances without the groups of each entry of ``left_out``, for sets that hold more rows than
-    features without them. ``ddof`` is 1 for unbiased covariances, 0 for those of the sets.
+    """Return the distance without the groups of each entry of ``left_out``.
+
+    Without those groups each set must hold more rows than features. ``ddof`` is 1 for unbiased
+    covariances and 0 for division by n.
     """
     sides = list(zip((first, second), groups, strict=True))
     wholes = [Moments.of(x) for x, _ in sides]
@@ -44,11 +45,12 @@ def distances_without_groups(
 
 
 def distance_by_eigenvalues(first: Moments, second: Moments, ddof: int = 1) -> Float[Tensor, ""]:
-    """The Fréchet distance with tr (Σ₁ Σ₂)^½ as the roots of the eigenvalues of Lᵀ Σ₂ L, Σ₁ = L Lᵀ.
+    """Fréchet distance with tr (Σ₁ Σ₂)^½ from the eigenvalues of Lᵀ Σ₂ L, where Σ₁ = L Lᵀ.
 
-    Half the work of the singular values that ``frechet_distance`` takes, and half the digits where
-    covariances are nearly singular: enough for the spread of parts, not for a distance of nearly
-    equal sets. Where a feature is constant there is no L, and singular values are taken.
+    It takes half the work of the singular values in ``frechet_distance``, but has half the digits
+    if covariances are nearly singular. That suffices for the spread of a jackknife, not for the
+    distance of nearly equal sets. Singular values are used if Σ₁ has no Cholesky factor (a constant
+    feature).
     """
     one, two = (moments.scatter / (moments.n - ddof) for moments in (first, second))
     between = (first.mean - second.mean).square().sum()

@@ -1,4 +1,4 @@
-"""Number, mean and scatter of a set of features, in float64: they merge over shards of any size."""
+"""Number, mean and scatter of a set of features in float64, which can be merged over shards."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Moments:
-    """Number, mean and scatter (sum of outer products of deviations) of a set of features, in
-    float64.
-    """
+    """Number, mean and scatter (sum of outer products of centred rows) of a set, in float64."""
 
     n: int
     mean: Float[Tensor, " d"]
@@ -21,14 +19,14 @@ class Moments:
 
     @classmethod
     def of(cls, features: Float[Tensor, "n d"]) -> Moments:
-        """Of at least one row; features are brought to float64 first."""
+        """Moments of at least one row of features, which are converted to float64."""
         x = checked(features, least=1)
         mean = x.mean(dim=0)
-        deviations = x - mean
-        return cls(len(x), mean, deviations.T @ deviations)
+        centred = x - mean
+        return cls(len(x), mean, centred.T @ centred)
 
     def merge(self, other: Moments) -> Moments:
-        """Of both sets together, exact to rounding (Chan, Golub and LeVeque, 1979)."""
+        """Moments of both sets together, exact up to rounding (Chan, Golub and LeVeque, 1979)."""
         n = self.n + other.n
         delta = other.mean - self.mean
         scatter = self.scatter + other.scatter
@@ -39,15 +37,16 @@ class Moments:
         )
 
     def less(self, part: Moments) -> Moments:
-        """Of the set without a part of it: what ``merge`` undoes, to the rounding of the whole."""
+        """Moments of the set without a part of it: the inverse of ``merge``, up to rounding."""
         n = self.n - part.n
         delta = (self.mean - part.mean) * (self.n / n)  # from the part's mean to the rest's
         between = torch.outer(delta, delta) * (n * part.n / self.n)
         return Moments(n, part.mean + delta, self.scatter - part.scatter - between)
 
     def factor(self, ddof: int = 1) -> Float[Tensor, "d d"]:
-        """A with A Aᵀ the covariance, divided by n - ``ddof``. Eigenvalues below rounding of the
-        largest are noise: zero.
+        """Return A with A Aᵀ equal to the covariance, where the scatter is divided by n - ``ddof``.
+
+        Eigenvalues below the rounding error of the largest are set to zero.
         """
         if self.n < 2:
             raise ValueError(f"moments of {self.n} video: a covariance needs at least 2")
@@ -57,7 +56,10 @@ class Moments:
 
 
 def checked(features: Float[Tensor, "n d"], least: int) -> Float[Tensor, "n d"]:
-    """In float64. Raises ``ValueError`` for fewer rows than ``least``, and what is not finite."""
+    """Convert features to float64.
+
+    Raises ``ValueError`` for fewer rows than ``least``, and for values that are not finite.
+    """
     if features.ndim != 2 or len(features) < least:
         raise ValueError(
             f"features of shape {tuple(features.shape)}: must be (videos >= {least}, features)"

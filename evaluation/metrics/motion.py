@@ -1,7 +1,8 @@
-"""How frames follow one another. The two named proxies need no network; they stand in for VBench's
-scores of the same idea, by RAFT and by a network that interpolates, and compare with none of them.
+"""Motion scores: flicker, dynamic degree, smoothness and temporal consistency.
 
-A still video has the best flicker, smoothness and consistency: read them beside the dynamic degree.
+Dynamic degree and smoothness are proxies without a network. VBench computes scores of the same
+names with RAFT and with an interpolation network; their values are not comparable. A still video
+has the best flicker, smoothness and consistency, so read those with the dynamic degree.
 """
 
 from __future__ import annotations
@@ -17,43 +18,46 @@ from torch import Tensor
 from evaluation.metrics.bank import RowBank
 
 MOTION = ("flicker", "proxy/dynamic_degree", "proxy/motion_smoothness")
-# A change of this many of 255 levels is movement; less is grain, and what lossy files do.
+# A change of at least this many of 255 levels is motion; less is noise or compression.
 LEAST_CHANGE = 16
 
 
 def flicker(videos: UInt8[Tensor, "b 3 F H W"]) -> Float[Tensor, " b"]:
-    """1 less the mean absolute change from frame to frame, in 0..1: VBench's temporal flickering
-    (Huang et al., 2024), meant for prompts of still scenes.
+    """1 minus the mean absolute change between successive frames, in 0..1.
+
+    This is VBench's temporal flickering (Huang et al., 2024), intended for prompts of still scenes.
     """
     return 1 - reduce(_changes(videos).abs(), "b c F H W -> b", "mean") / 255
 
 
 def dynamic_degree(videos: UInt8[Tensor, "b 3 F H W"]) -> Float[Tensor, " b"]:
-    """The part of pixels that change by ``LEAST_CHANGE`` levels or more from frame to frame."""
+    """Share of pixels that change by at least ``LEAST_CHANGE`` levels between successive frames."""
     greatest = reduce(_changes(videos).abs(), "b c F H W -> b F H W", "max")
     return reduce((greatest >= LEAST_CHANGE).double(), "b F H W -> b", "mean")
 
 
 def motion_smoothness(videos: UInt8[Tensor, "b 3 F H W"]) -> Float[Tensor, " b"]:
-    """1 less the mean absolute difference of a frame from the mean of its neighbours, in 0..1."""
+    """1 minus the mean absolute difference of a frame from the mean of its neighbours, in 0..1."""
     x = _checked(videos, least=3)
     between = (x[:, :, :-2] + x[:, :, 2:]) / 2
     return 1 - reduce((x[:, :, 1:-1] - between).abs(), "b c F H W -> b", "mean") / 255
 
 
 def motion_scores(videos: UInt8[Tensor, "b 3 F H W"]) -> Float[Tensor, "b 3"]:
-    """In the order of ``MOTION``."""
+    """Scores of each video in the order of ``MOTION``."""
     return torch.stack([flicker(videos), dynamic_degree(videos), motion_smoothness(videos)], dim=1)
 
 
 def consistency(frames: Float[Tensor, "b F e"]) -> Float[Tensor, " b"]:
-    """Mean cosine of successive frames' embeddings, which are of length 1. A still scores 1."""
+    """Mean cosine of successive frame embeddings (unit vectors); 1 for a still video."""
     return (frames[:, 1:] * frames[:, :-1]).sum(dim=-1).double().mean(dim=1)
 
 
 def consistency_with_first(frames: Float[Tensor, "b F e"]) -> Float[Tensor, " b"]:
-    """VBench's form: for each frame after the first, the mean of its cosines with the frame before
-    and with the first, neither below 0; mean over frames.
+    """Temporal consistency as in VBench.
+
+    For each frame after the first, average its cosines with the previous frame and with the first
+    frame, both clamped at 0; then average over frames.
     """
     before = (frames[:, 1:] * frames[:, :-1]).sum(dim=-1).clamp(min=0)
     first = (frames[:, 1:] * frames[:, :1]).sum(dim=-1).clamp(min=0)
@@ -62,7 +66,7 @@ def consistency_with_first(frames: Float[Tensor, "b F e"]) -> Float[Tensor, " b"
 
 @runtime_checkable
 class FrameEmbedder(Protocol):
-    """Embeds each frame as a vector of length 1."""
+    """Protocol for networks that embed each frame as a unit vector."""
 
     def embed_frames(self, videos: UInt8[Tensor, "b 3 F H W"]) -> Float[Tensor, "b F e"]: ...
 
@@ -74,16 +78,16 @@ class Motion(RowBank):
         super().__init__({"scores": len(MOTION)})
 
     def update(self, videos: UInt8[Tensor, "b 3 F H W"], ids: Sequence[int]) -> None:
-        """Note videos of one size; ids tell a video from its copies."""
+        """Add videos of one size; each id is counted once."""
         self.add("scores", ids, motion_scores(videos))
 
     def compute(self) -> dict[str, Float[Tensor, ""]]:
-        """NaN before any video came."""
+        """Return the means; NaN before the first update."""
         return dict(zip(MOTION, self.rows("scores").mean(dim=0), strict=True))
 
 
 class TemporalConsistency(RowBank):
-    """Means over videos of ``consistency`` and ``consistency_with_first`` by a given network."""
+    """Means over videos of ``consistency`` and ``consistency_with_first`` of a network."""
 
     def __init__(self, embedder: FrameEmbedder) -> None:
         super().__init__({"scores": 2})
@@ -91,14 +95,14 @@ class TemporalConsistency(RowBank):
 
     @torch.no_grad()
     def update(self, videos: UInt8[Tensor, "b 3 F H W"], ids: Sequence[int]) -> None:
-        """Note videos of one size; ids tell a video from its copies."""
+        """Add videos of one size; each id is counted once."""
         _checked(videos, least=2)
         frames = self.embedder.embed_frames(videos)
         rows = torch.stack([consistency(frames), consistency_with_first(frames)], dim=1)
         self.add("scores", ids, rows)
 
     def compute(self) -> dict[str, Float[Tensor, ""]]:
-        """NaN before any video came."""
+        """Return the means; NaN before the first update."""
         successive, with_first = self.rows("scores").mean(dim=0)
         return {"consistency": successive, "consistency_with_first": with_first}
 

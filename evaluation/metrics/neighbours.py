@@ -1,6 +1,4 @@
-"""Do generated videos differ from each other, and from those of the training? By distances between
-their features.
-"""
+"""Diversity of generated videos and their distance to the training videos, in feature space."""
 
 from __future__ import annotations
 
@@ -17,8 +15,9 @@ from evaluation.metrics.fvd import FeatureBank
 
 
 def diversity(features: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
-    """Mean distance over pairs of different videos; 0 when all are one. Beside that of real videos
-    it says how much of their variety is there. Raises ``ValueError`` for fewer than two.
+    """Mean distance over pairs of different videos; 0 if all are equal.
+
+    Compare it with the diversity of real videos. Raises ``ValueError`` for fewer than two videos.
     """
     x, _ = checked_pair(features, features, least=2)
     return torch.nn.functional.pdist(x).mean()
@@ -26,9 +25,7 @@ def diversity(features: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
 
 @dataclass(frozen=True)
 class Nearest:
-    """For each generated video: the place of the nearest training video, its distance, and the
-    distance of the second nearest.
-    """
+    """Nearest training video of each generated one, its distance, and the second distance."""
 
     index: Int[Tensor, " n"]
     distance: Float[Tensor, " n"]
@@ -36,14 +33,20 @@ class Nearest:
 
     @property
     def ratio(self) -> Float[Tensor, " n"]:
-        """Nearest over second nearest, in 0..1: near 0 for a copy of one training video, near 1 for
-        a video that is like no one of them in particular. 1 where both distances are 0.
+        """Ratio of the nearest to the second nearest distance, in 0..1.
+
+        It is near 0 for a copy of a single training video, and near 1 for a video without a
+        particular neighbour. It is 1 if both distances are 0.
         """
         return torch.where(self.second > 0, self.distance / self.second, 1.0)
 
 
 def nearest(generated: Float[Tensor, "n d"], training: Float[Tensor, "m d"]) -> Nearest:
-    """Raises ``ValueError`` for two widths, fewer than two training videos, or no generated one."""
+    """Find the two nearest training videos of each generated one.
+
+    Raises ``ValueError`` for different widths, fewer than two training videos, or no generated
+    video.
+    """
     y, _ = checked_pair(training, training, least=2)
     if generated.ndim != 2 or generated.shape[1] != y.shape[1] or not len(generated):
         raise ValueError(
@@ -54,16 +57,16 @@ def nearest(generated: Float[Tensor, "n d"], training: Float[Tensor, "m d"]) -> 
 
 
 def nearest_of_others(features: Float[Tensor, "n d"]) -> Nearest:
-    """Each video beside all others of its own set: what a set without copies looks like.
+    """Find the two nearest other videos of each video of a set.
 
-    Raises ``ValueError`` for fewer than three.
+    Raises ``ValueError`` for fewer than three videos.
     """
     x, _ = checked_pair(features, features, least=3)
     return _nearest_two(_distances(x, x).fill_diagonal_(torch.inf))
 
 
 def _distances(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
-    # Exact for copies, which a difference of squares would put at a distance from themselves.
+    # Exact for copies; with a difference of squares their distance would not be 0.
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
@@ -73,28 +76,27 @@ def _nearest_two(distances: Float[Tensor, "n m"]) -> Nearest:
 
 
 class Diversity(RowBank):
-    """``diversity`` of generated videos by the features of an extractor, as ``FeatureBank`` takes
-    it.
-    """
+    """``diversity`` of generated videos by an extractor, with the interface of ``FeatureBank``."""
 
     def __init__(self, extractor: nn.Module, feature_dim: int) -> None:
         super().__init__({"features": feature_dim})
         self.extractor = extractor.eval().requires_grad_(False)
 
     def update(self, videos: UInt8[Tensor, "b 3 F H W"], ids: Sequence[int]) -> None:
-        """Note videos of one size; ids tell a video from its copies."""
+        """Add videos of one size; each id is counted once."""
         extract = getattr(self.extractor, "features", self.extractor)
         with torch.no_grad():
             self.add("features", ids, extract(videos))
 
     def compute(self) -> Float[Tensor, ""]:
-        """Raises ``ValueError`` for fewer than two videos."""
+        """Return the diversity; raise ``ValueError`` for fewer than two videos."""
         return diversity(self.rows("features"))
 
 
 class NearestNeighbour(FeatureBank):
-    """How near generated videos are to the nearest real one, which for memorisation must be those
-    of the training: means of its distance, and of that over the second nearest's.
+    """Mean distance of generated videos to the nearest real one, and mean ``Nearest.ratio``.
+
+    To detect memorisation, the real videos must be those of the training.
     """
 
     def compute(self) -> dict[str, Float[Tensor, ""]]:

@@ -1,6 +1,4 @@
-"""How near a tokenizer's reconstruction is to the clip, frame by frame: PSNR, SSIM by torchmetrics,
-and LPIPS where a network is given for it.
-"""
+"""Frame-wise quality of a tokenizer's reconstructions: PSNR, SSIM and optionally LPIPS."""
 
 from __future__ import annotations
 
@@ -15,14 +13,15 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from evaluation.features.lpips import Lpips
 from evaluation.metrics.bank import RowBank
 
-LEAST_SIDE = 11  # of SSIM's window
+LEAST_SIDE = 11  # the window of SSIM
 
 
 def psnr_per_clip(
     real: UInt8[Tensor, "b 3 F H W"], other: UInt8[Tensor, "b 3 F H W"]
 ) -> Float[Tensor, " b"]:
-    """Peak signal to noise in dB, mean over frames. A frame without any error counts 100 dB, not
-    infinity.
+    """Peak signal-to-noise ratio in dB, averaged over frames.
+
+    A frame without any error counts as 100 dB.
     """
     error = reduce((real.double() - other.double()).square(), "b c F H W -> b F", "mean")
     return (10 * torch.log10(255**2 / error.clamp(min=255**2 * 1e-10))).mean(dim=1)
@@ -31,8 +30,9 @@ def psnr_per_clip(
 def ssim_per_clip(
     real: UInt8[Tensor, "b 3 F H W"], other: UInt8[Tensor, "b 3 F H W"]
 ) -> Float[Tensor, " b"]:
-    """Structural similarity, mean over frames: Gaussian window of deviation 1.5 (Wang et al.,
-    2004), at most 1.
+    """Structural similarity, at most 1, averaged over frames.
+
+    The window is Gaussian with a standard deviation of 1.5 (Wang et al., 2004).
     """
     frames, others = (rearrange(v, "b c F H W -> (b F) c H W") / 255 for v in (real, other))
     ssim = structural_similarity_index_measure(frames, others, data_range=1.0, reduction="none")
@@ -41,8 +41,9 @@ def ssim_per_clip(
 
 
 class Reconstruction(RowBank):
-    """Means over clips of ``psnr`` (dB), ``ssim`` and, with a network for it, ``lpips`` under the
-    network's name; each the mean over a clip's frames.
+    """Means over clips of ``psnr`` (dB), ``ssim`` and, with a network, ``lpips-<network>``.
+
+    Each value of a clip is the mean over its frames.
     """
 
     def __init__(self, perceptual: Lpips | None = None) -> None:
@@ -55,9 +56,7 @@ class Reconstruction(RowBank):
         other: UInt8[Tensor, "b 3 F H W"],
         ids: Sequence[int],
     ) -> None:
-        """Note clips of one size; ids tell a clip from its copies. Sides are at least 11 pixels,
-        for SSIM.
-        """
+        """Add clips of one size, at least 11 pixels a side for SSIM; each id is counted once."""
         if real.shape != other.shape:
             raise ValueError(
                 f"clips of shapes {tuple(real.shape)} and {tuple(other.shape)}: must be equal"
@@ -73,7 +72,7 @@ class Reconstruction(RowBank):
         self.add("scores", ids, torch.stack([m.double() for m in measures], dim=1))
 
     def compute(self) -> dict[str, Float[Tensor, ""]]:
-        """NaN before any clip came."""
+        """Return the means; NaN before the first update."""
         names = ["psnr", "ssim"]
         if self.perceptual is not None:
             names.append(f"lpips-{self.perceptual.label}")

@@ -1,4 +1,4 @@
-"""A named number of a report."""
+"""A score of a report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Score:
-    """A value over ``n`` videos, with its 95 % interval ``low`` to ``high`` where it has one."""
+    """Value of a score over ``n`` videos, optionally with a 95 % interval ``low`` to ``high``."""
 
     value: float
     n: int

@@ -1,14 +1,14 @@
-"""Reads moving shapes from pixels, without any network: colour, shape and direction of motion.
+"""Detection of moving shapes in pixels, without a network: colour, shape and direction of motion.
 
-A shape is a saturated blob on a background without hue. Its pixels are found by their chroma (RGB
-less its mean), tracked as one connected region of space and time, and weighed by a soft mask, so
-that anti-aliased, blurred and noisy edges count in proportion.
+A shape is a saturated blob on a gray background. Its pixels are found by their chroma (RGB minus
+its mean), tracked as one connected region of space and time, and weighted by a soft mask, so that
+anti-aliased, blurred and noisy edges count in proportion.
 
-Shapes are told apart by matched filters: the mask is compared with drawings about the same centre,
-over a few sizes and softnesses of the edge. The drawing that explains most of the mask's energy
-names the shape, if it explains enough, clearly more than the others, and the same in each part of
-the video. Drawings of other polygons, rectangles and ellipses are compared too: a mask that one of
-them explains better is none of the shapes.
+Shapes are classified by matched filters. The mask is compared with templates about the same centre,
+over a few sizes and edge widths. The template that explains most of the mask's energy names the
+shape, if it explains enough of it, clearly more than the other shapes, and is the best in each part
+of the video. If the template of another polygon, rectangle or ellipse explains the mask better, it
+is none of the shapes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Complex, Float, Int, UInt8
 from scipy import ndimage
 
-# Hues in degrees. Purple stands between blue and magenta, so that violet is nearer to it than to
+# Hues in degrees. Purple lies between blue and magenta, so that violet is nearer to it than to
 # blue.
 HUES = {"red": 0, "yellow": 60, "green": 120, "cyan": 180, "blue": 240, "purple": 290}
 COLOURS = tuple(HUES)
@@ -28,44 +28,46 @@ DIRECTIONS = ("left", "right", "up", "down")
 
 # Chroma is a length in [0, 0.82]: 0.82 for a pure red, 0 for any gray.
 _LEAST_CHROMA = 0.12
-# A foreground pixel has at least this part of the chroma of the video's strongest hundredth.
+# Minimal chroma of a foreground pixel, relative to the 99th percentile of the video.
 _FOREGROUND = 0.4
-# A colour, to be present, holds this part of the foreground; less is the fringe of another one.
+# Minimal share of a colour in the foreground; less is the edge of another colour.
 _LEAST_SHARE = 0.12
-# A shape covers this part of a frame, in this part of the frames.
+# Minimal area of a shape as a share of a frame, and minimal share of frames that show it.
 _LEAST_AREA = 0.008
 _LEAST_PRESENCE = 0.6
-# A shape moves when it travels this part of the short side, and twice as far along an axis as
+# A shape moves if it travels this share of the short side, and twice as far along an axis as
 # across it.
 _LEAST_TRAVEL = 0.06
 _GREATEST_SKEW = 0.5
 # |m2| / A^2 with m2 = sum(mask * (x + iy)^2) is 0 for the three shapes and 0.055 for an ellipse of
 # axes 1.4 : 1.
 _GREATEST_ELONGATION = 0.05
-# sum(mask * r^2) / A^2 is 0.159 for a circle, 0.167 for a square, 0.192 for a triangle; a cloud has
-# more.
+# sum(mask * r^2) / A^2 is 0.159 for a circle, 0.167 for a square, 0.192 for a triangle; a
+# diffuse cloud has more.
 _GREATEST_SPREAD = 0.26
-# Part of the mask's energy, less that of noise, that the drawing of a shape explains at least, and
-# by how much more than those of the other two. Rendered clips have 0.989 and 0.030; through JPEG at
+# Minimal share of the mask's energy (minus that of noise) that the template of a shape explains,
+# and its minimal margin to the other two. Rendered clips have 0.989 and 0.030; through JPEG at
 # quality 60 they have 0.964 and 0.009.
 _LEAST_EXPLAINED = 0.95
 _LEAST_MARGIN = 0.01
-# A drawing of something else is better if it explains this part of what the shape's leaves over,
-# and no less than this, to which noise adds its variance times a factor.
+# Another outline is better if it explains at least this share of the energy that the shape's
+# template leaves over, and at least the minimal lead, which grows with the variance of noise.
 _GREATEST_LEAD = 0.5
 _LEAST_LEAD = 0.002
 _LEAD_PER_NOISE = 0.3
-_NUM_PARTS = 3  # of a video, each read by itself
+_NUM_PARTS = 3  # of a video, each classified separately
 AMBIGUOUS = "ambiguous"
 _RELATIVE_SIZES = tuple(np.linspace(0.88, 1.12, 5))
 _FEW_SIZES = _RELATIVE_SIZES[1:4]
-_EDGE_WIDTHS = (1.0, 2.0, 3.5)  # pixels from covered to uncovered
+_EDGE_WIDTHS = (1.0, 2.0, 3.5)  # in pixels
 
 
 @dataclass(frozen=True)
 class _Outline:
-    """A regular polygon, with the direction of one side's normal in degrees (right, then down), or
-    a circle where it has no sides; stretched along the horizontal by the root of ``aspect``.
+    """A regular polygon, or a circle if it has no sides.
+
+    ``normal`` is the direction of one side's normal in degrees (right, then down). The outline is
+    stretched horizontally by the square root of ``aspect``.
     """
 
     num_sides: int = 0
@@ -74,7 +76,7 @@ class _Outline:
 
     @property
     def area(self) -> float:
-        """Area over the square of the distance from centre to sides."""
+        """Area divided by the squared distance from the centre to the sides."""
         if not self.num_sides:
             return np.pi
         return self.num_sides * np.tan(np.pi / self.num_sides)
@@ -103,11 +105,13 @@ _OTHERS = (
 
 @dataclass(frozen=True)
 class FoundShape:
-    """One moving shape. ``shape`` is None for a blob that is none of the three, and ``AMBIGUOUS``
-    where two fit alike or parts of the video differ; ``colour`` is ``AMBIGUOUS`` where it changes.
-    ``direction`` is None for a shape that stands still or moves aslant. ``area`` is in pixels,
-    ``travel`` in pixels from the first frame to the last (right, down), ``presence`` the part of
-    the frames in which it is seen.
+    """A moving shape found in a video.
+
+    ``shape`` is None for a blob that is none of the three shapes, and ``AMBIGUOUS`` if two shapes
+    fit equally or if parts of the video differ. ``colour`` is ``AMBIGUOUS`` if it changes.
+    ``direction`` is None for a shape that stands still or moves diagonally. ``area`` is in pixels,
+    ``travel`` in pixels from the first frame to the last (right, down). ``presence`` is the share
+    of frames that show the shape.
     """
 
     colour: str
@@ -122,11 +126,10 @@ class FoundShape:
 
 
 def find_shapes(video: UInt8[np.ndarray, "F H W 3"]) -> list[FoundShape]:
-    """The moving shapes of a video, largest first; empty when nothing in it has a colour.
+    """Find the moving shapes of a video, largest first; empty if nothing in it has a colour.
 
-    ``video`` is RGB in 0..255 on a background of any gray, of at least two frames. Raises
-    ``ValueError`` for other layouts. Shapes narrower than about 6 pixels are found but not told
-    apart reliably.
+    ``video`` is RGB in 0..255 on a gray background, with at least two frames. Raises ``ValueError``
+    for other layouts. Shapes narrower than about 6 pixels are found but not classified reliably.
     """
     if video.ndim != 4 or video.shape[3] != 3 or video.dtype != np.uint8 or len(video) < 2:
         raise ValueError(
@@ -138,7 +141,7 @@ def find_shapes(video: UInt8[np.ndarray, "F H W 3"]) -> list[FoundShape]:
     peak = _peak(chroma)
     if peak < _LEAST_CHROMA:
         return []
-    # Noise must neither make islands nor holes; a narrow blur moves no edge that is straight.
+    # Smoothing removes isolated pixels and holes; a narrow blur does not move straight edges.
     smooth = ndimage.gaussian_filter(chroma, sigma=(0, 0.6, 0.6, 0))
     foreground = np.linalg.norm(smooth, axis=-1) > _FOREGROUND * peak
     colours = _colour_of_pixels(smooth, foreground)
@@ -156,8 +159,9 @@ def find_shapes(video: UInt8[np.ndarray, "F H W 3"]) -> list[FoundShape]:
 
 
 def coloured(video: UInt8[np.ndarray, "F H W 3"]) -> Float[np.ndarray, "F H W"]:
-    """How much of each pixel a colour covers: its chroma relative to the strongest of the video,
-    0 where there is next to none. All 0 for a video without colour.
+    """Return the chroma of each pixel relative to the strongest chroma of the video.
+
+    Values of nearly gray pixels are 0, and all values are 0 for a video without colour.
     """
     contrast = _contrast(video)
     chroma = contrast - contrast.mean(axis=-1, keepdims=True)
@@ -167,7 +171,7 @@ def coloured(video: UInt8[np.ndarray, "F H W 3"]) -> Float[np.ndarray, "F H W"]:
 
 
 def regions(video: UInt8[np.ndarray, "F H W 3"]) -> list[list[str]]:
-    """For each frame, the colours of its regions that are as large as a shape, largest first."""
+    """Return for each frame the colours of its shape-sized regions, largest first."""
     contrast = _contrast(video)
     chroma = contrast - contrast.mean(axis=-1, keepdims=True)
     colours = []
@@ -181,12 +185,12 @@ def regions(video: UInt8[np.ndarray, "F H W 3"]) -> list[list[str]]:
 
 
 def _peak(chroma: Float[np.ndarray, "F H W 3"]) -> float:
-    """The chroma of the video's strongest hundredth."""
+    """The 99th percentile of the chroma of the video."""
     return float(np.percentile(np.linalg.norm(chroma, axis=-1), 99))
 
 
 def _contrast(video: UInt8[np.ndarray, "F H W 3"]) -> Float[np.ndarray, "F H W 3"]:
-    """RGB in [0, 1] less the background's, which is the median of each frame."""
+    """RGB in [0, 1] minus the background's, which is the median of each frame."""
     pixels = video.astype(np.float32) / 255
     return pixels - np.median(pixels, axis=(1, 2), keepdims=True)
 
@@ -194,7 +198,7 @@ def _contrast(video: UInt8[np.ndarray, "F H W 3"]) -> Float[np.ndarray, "F H W 3
 def _colour_of_pixels(
     chroma: Float[np.ndarray, "F H W 3"], foreground: Bool[np.ndarray, "F H W"]
 ) -> Int[np.ndarray, "F H W"]:
-    """The nearest hue of each pixel, among the colours that hold a fair share of the foreground."""
+    """Nearest hue of each pixel, among colours with a sufficient share of the foreground."""
     likeness = chroma @ _palette().T
     nearest = likeness.argmax(axis=-1)
     mass = np.linalg.norm(chroma, axis=-1) * foreground
@@ -213,14 +217,14 @@ def _palette() -> Float[np.ndarray, "6 3"]:
 
 
 def _tracks(mask: Bool[np.ndarray, "F H W"]) -> list[Bool[np.ndarray, "F H W"]]:
-    """Regions connected in space and time, large enough and long enough to be a shape."""
+    """Regions connected in space and time that are large and long enough to be a shape."""
     labels, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
     tracks = [labels == label for label in range(1, count + 1)]
     return [track for track in tracks if np.mean(_large(track)) >= _LEAST_PRESENCE]
 
 
 def _large(mask: Bool[np.ndarray, "F H W"]) -> Bool[np.ndarray, " F"]:
-    """Return which frames hold as much of the mask as a shape covers."""
+    """Return which frames contain enough pixels of the mask for a shape."""
     return mask.sum(axis=(1, 2)) >= _LEAST_AREA * mask[0].size
 
 
@@ -253,12 +257,13 @@ def _soft_mask(
     track: Bool[np.ndarray, "F H W"],
     others: Bool[np.ndarray, "F H W"],
 ) -> tuple[Float[np.ndarray, "F H W"], float]:
-    """Return how much of each pixel the shape covers, 1 inside and 0 outside, unclipped so that
-    noise averages out; and the variance of the noise.
+    """Return the coverage of each pixel by the shape, and the variance of its noise.
+
+    Coverage is 1 inside and 0 outside, and is not clipped, so that noise averages out.
     """
     core = contrast[track].mean(axis=0)
     cover = contrast @ (core / np.linalg.norm(core))
-    # The inner half of the shape's pixels is covered wholly, whatever the blur at the edges.
+    # The inner half of the shape's pixels is fully covered, however blurred the edges are.
     inside = cover[track]
     cover = cover / np.median(inside[inside >= np.median(inside)])
     eight_neighbours = np.ones((1, 3, 3), dtype=bool)
@@ -271,7 +276,7 @@ def _soft_mask(
 def _travel(
     centre: Float[np.ndarray, "visible 2"], times: Int[np.ndarray, " visible"], num_frames: int
 ) -> tuple[float, float]:
-    """Slope of the centre over time by least squares, times the length of the video."""
+    """Least-squares slope of the centre over time, multiplied by the length of the video."""
     if len(times) < 2:
         return 0.0, 0.0
     slope = np.polyfit(times, centre, deg=1)[0] * (num_frames - 1)
@@ -291,9 +296,11 @@ def _direction_of(travel: tuple[float, float], short_side: int) -> str | None:
 def _shape_of(
     mask: Float[np.ndarray, "F H W"], z: Complex[np.ndarray, "F H W"], noise: float
 ) -> str | None:
-    """The shape whose drawing explains the mask, in the whole video and in each part of it;
-    ``AMBIGUOUS`` if two do alike or parts differ, None if none does or another outline does better.
-    ``z`` = x + iy, y downwards, from the centre of each frame.
+    """Return the shape whose template explains the mask, in the whole video and in each part of it.
+
+    It is ``AMBIGUOUS`` if two shapes explain it equally or parts differ, and None if no shape
+    explains it or another outline is better. ``z`` = x + iy, y downwards, is measured from the
+    centre of each frame.
     """
     whole = _Energy(mask, z, noise)
     by_shape = {name: whole.explained(outline) for name, outline in _OUTLINES.items()}
@@ -315,14 +322,16 @@ def _shape_of(
 
 
 class _Energy:
-    """The energy of a mask less that of its noise, and the parts that drawings explain."""
+    """Energy of a mask minus that of its noise, and the shares that templates explain."""
 
     def __init__(
         self, mask: Float[np.ndarray, "F H W"], z: Complex[np.ndarray, "F H W"], noise: float
     ) -> None:
         self.area = mask.sum() / len(mask)
         moments = [abs((mask * w).sum()) / len(mask) / self.area**2 for w in (z**2, abs(z) ** 2)]
-        near = abs(z) < 1.05 * np.sqrt(self.area) + 2  # the largest triangle's corners and edges
+        near = (
+            abs(z) < 1.05 * np.sqrt(self.area) + 2
+        )  # includes the corners of the largest triangle
         self.mask, self.z, self.noise = mask[near], z[near], noise
         self.energy = float((self.mask**2).sum()) - noise * self.mask.size
         elongation, spread = moments
@@ -331,8 +340,9 @@ class _Energy:
         )
 
     def explained(self, outline: _Outline, sizes: tuple[float, ...] = _RELATIVE_SIZES) -> float:
-        """Return the part that the best drawing of an outline explains, over sizes about the mask's
-        area and widths of the edge; about 1 at most.
+        """Return the share explained by the best template of an outline; at most about 1.
+
+        Templates vary in size, about the area of the mask, and in the width of the edge.
         """
         distances = outline.distances(self.z)
         best = 0.0

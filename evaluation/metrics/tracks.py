@@ -1,4 +1,4 @@
-"""Where one moving shape is in each frame, and how frames follow one another across a seam."""
+"""Track of a single moving shape, and the change of frames across a seam."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from scipy import ndimage
 
 from evaluation.metrics.shapes import coloured
 
-# A frame shows the shape when its coloured area is within these multiples of the video's median.
+# A frame shows the shape if its coloured area is within these multiples of the median area.
 _AREAS = (0.4, 2.5)
 
 
 def centres(video: UInt8[np.ndarray, "F H W 3"]) -> Float[np.ndarray, "F 2"]:
-    """The shape's centre in each frame (right, down), in short sides; NaN in frames that do not
-    show it.
+    """Return the centre of the shape in each frame (right, down), in units of the short side.
 
-    Of several coloured regions of a frame the largest counts. ``video`` is as ``find_shapes`` takes
-    it, and shows one shape.
+    It is NaN for frames that do not show the shape. If a frame has several coloured regions, the
+    largest is used. ``video`` has the format of ``find_shapes`` and must show one shape.
     """
     cover = coloured(video)
     masks = np.stack([_largest_region(frame) for frame in cover])
@@ -32,8 +31,10 @@ def centres(video: UInt8[np.ndarray, "F H W 3"]) -> Float[np.ndarray, "F 2"]:
 
 
 def steps(centre: Float[np.ndarray, "F 2"], closed: bool = False) -> Float[np.ndarray, " s"]:
-    """How far the centre moves from each frame to the next, and from the last to the first where
-    the video is ``closed``. NaN where one of the two does not show it.
+    """Return the distance that the centre moves between successive frames.
+
+    For a ``closed`` video, the step from the last frame to the first is included. A step is NaN if
+    one of its two frames does not show the shape.
     """
     following = np.roll(centre, -1, axis=0)
     moved = np.linalg.norm(following - centre, axis=1)
@@ -41,8 +42,9 @@ def steps(centre: Float[np.ndarray, "F 2"], closed: bool = False) -> Float[np.nd
 
 
 def distance_of_tracks(first: Float[np.ndarray, "F 2"], second: Float[np.ndarray, "F 2"]) -> float:
-    """Mean distance of two tracks of one length over the frames that show both, in short sides;
-    infinite where fewer than half of the frames do.
+    """Mean distance of two tracks of equal length, in units of the short side.
+
+    Only frames that show both shapes count; infinite if they are fewer than half of the frames.
     """
     apart = np.linalg.norm(first - second, axis=1)
     seen = np.isfinite(apart)
@@ -52,10 +54,11 @@ def distance_of_tracks(first: Float[np.ndarray, "F 2"], second: Float[np.ndarray
 def seam_ratio(
     video: UInt8[np.ndarray, "F H W 3"], seams: list[int], closed: bool = False
 ) -> float:
-    """The largest change from one frame to the next at a seam over the median change elsewhere.
+    """Ratio of the largest change between successive frames at a seam to the median change
+    elsewhere.
 
-    A seam is the number of the first frame after it; a ``closed`` video has one before frame 0
-    too. A change is the mean absolute difference over pixels. Infinite where nothing else moves.
+    A seam is the index of the first frame after it; a ``closed`` video also has one before frame 0.
+    A change is the mean absolute difference over pixels. Infinite if nothing moves elsewhere.
     """
     pixels = video.astype(np.float32)
     change = np.abs(np.roll(pixels, -1, axis=0) - pixels).mean(axis=(1, 2, 3))

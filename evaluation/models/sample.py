@@ -1,6 +1,4 @@
-"""Asks a checkpoint for the videos of an evaluation: samples of its prompts, and real clips through
-its tokenizer.
-"""
+"""Videos from a checkpoint: samples for its prompts, and real clips through its tokenizer."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ from sora_lightning.types import as_levels
 
 
 def describe_checkpoint(checkpoint: Path) -> dict[str, Any]:
-    """Path, hash and step of a checkpoint, for the report."""
+    """Return path, hash and step of a checkpoint, for the report."""
     content = read_checkpoint(checkpoint)
     return {
         "path": str(checkpoint),
@@ -31,8 +29,9 @@ def describe_checkpoint(checkpoint: Path) -> dict[str, Any]:
 
 
 def sample_videos(request: Request) -> None:
-    """Sample a video for each caption, as many as are evaluated, by the library's command,
-    which goes on where it stopped.
+    """Sample a video for each evaluated caption with ``sora_lightning``'s command.
+
+    An interrupted run is resumed.
     """
     assert request.checkpoint is not None
     clips, sampling = request.protocol.clips, request.protocol.sampling
@@ -53,8 +52,7 @@ def sample_videos(request: Request) -> None:
 
 
 def _captions(request: Request) -> Path:
-    """The reference's own file, or, where it holds more captions than are evaluated, the first of
-    them."""
+    """File of the captions to sample: the reference's own, or a copy of its first captions."""
     number = request.protocol.scores.num_generated
     rows = [row for row in request.prompts.read_text(encoding="utf-8").splitlines() if row.strip()]
     if number is None or number >= len(rows):
@@ -66,7 +64,7 @@ def _captions(request: Request) -> Path:
 
 
 def through_tokenizer(checkpoint: Path, device: str) -> Reconstruct:
-    """Encodes and decodes by the tokenizer that the checkpoint holds."""
+    """Return a function that encodes and decodes with the checkpoint's tokenizer."""
     tokenizer = load_tokenizer(checkpoint).to(device).eval()
 
     def reconstruct(batch: UInt8[Tensor, "b 3 F H W"]) -> UInt8[Tensor, "b 3 F H W"]:

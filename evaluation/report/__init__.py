@@ -1,1 +1,1 @@
-"""Scores, settings and videos of one evaluation: as JSON, as a page, to TensorBoard, compared."""
+"""Report of an evaluation: as JSON, as a page, in TensorBoard, and comparisons of reports."""

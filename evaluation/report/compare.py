@@ -1,5 +1,6 @@
-"""Which of several reports is better, by paired differences on the same prompts; with a verdict
-only where the interval allows one.
+"""Comparison of reports by paired differences on the same prompts.
+
+A verdict is given only if the interval of the difference excludes 0.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from evaluation.metrics.alignment import ATTRIBUTES
 from evaluation.metrics.frechet import frechet_distance_of_population, jackknife_difference
 from evaluation.metrics.intervals import bootstrap_interval
 
-# What may differ between reports that compare: how videos were made is often the question.
+# Settings that may differ between compared reports: sampling is often what is compared.
 _FREE = ("sampling",)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A score of the first report and of another, how much higher the other is, with its 95 %
-    interval, and which is better: ``first``, ``other``, or ``undecided``.
+    """Difference of a score between another report and the first one, with its 95 % interval.
+
+    ``verdict`` names the better report: ``first``, ``other``, or ``undecided``.
     """
 
     score: str
@@ -39,9 +41,9 @@ class Difference:
 
 
 def compare(folders: Sequence[Path]) -> list[list[Difference]]:
-    """For each folder after the first, the differences of its scores from the first's.
+    """Return, for each folder after the first, the differences of its scores from the first's.
 
-    Raises ``ValueError`` for fewer than two reports, a folder without one, and reports of other
+    Raises ``ValueError`` for fewer than two reports, a folder without one, and reports of different
     protocols, networks, weights, prompts or real videos, naming what differs.
     """
     if len(folders) < 2:
@@ -63,8 +65,8 @@ def as_table(folders: Sequence[Path], differences: Sequence[Sequence[Difference]
         for key in sorted(sampling[0].keys() | of.keys()):
             values = [s.get(key, "unset") for s in (sampling[0], of)]
             if values[0] != values[1]:
-                lines.append(f"sampled otherwise: {key} {values[0]} in {folders[0]}")
-                lines.append(f"                   {key} {values[1]} in {folder}")
+                lines.append(f"sampling differs: {key} {values[0]} in {folders[0]}")
+                lines.append(f"                  {key} {values[1]} in {folder}")
     for folder, rows in zip(folders[1:], differences, strict=True):
         lines.append(f"{folder} beside {folders[0]}")
         for row in rows:
@@ -86,7 +88,7 @@ def _read(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: is not JSON ({error})") from error
     for key in ("settings", "details", "videos"):
         if key not in report:
-            raise ValueError(f"{path}: has no {key!r}; it is no report of this networks")
+            raise ValueError(f"{path}: has no {key!r}; it is not a report of this evaluation")
     return report
 
 
@@ -103,7 +105,9 @@ def _check_same(
             )
     prompts = [[row["prompt"] for row in report["videos"]] for report in (first, other)]
     if not all(prompts[0]):
-        raise ValueError(f"{at_first} and {at_other} do not compare: no prompts say what is a pair")
+        raise ValueError(
+            f"{at_first} and {at_other} do not compare: without prompts, videos cannot be paired"
+        )
     if prompts[0] != prompts[1]:
         raise ValueError(f"{at_first} and {at_other} do not compare: their prompts differ")
 
@@ -128,7 +132,7 @@ def _differences(
 def _of_alignment(
     first: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]], seed: int
 ) -> list[Difference]:
-    """By the report's names: over prompts of one shape, and over those of several."""
+    """Differences of alignment, separately for prompts with one shape and with several."""
     rows = []
     for kind, several in (("", False), ("two_shapes/", True)):
         pairs = [

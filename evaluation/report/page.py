@@ -1,6 +1,4 @@
-"""The report as one HTML file that needs nothing else: moving pictures, scores with scales,
-settings.
-"""
+"""The report as a single HTML file with embedded videos, scores with scales, and settings."""
 
 from __future__ import annotations
 
@@ -18,11 +16,11 @@ from PIL import Image
 from evaluation.inputs import Video, Videos
 
 TEMPLATE = Path(__file__).with_name("page.html")
-# Rows shown at once at each end; the rest is folded away.
+# Rows shown at each end; the others are collapsed.
 _SHOWN = 12
-_MOST_PICTURES = 200
+_MOST_IMAGES = 200
 _STRIP = 12
-# Enough to see what a video shows; keeps a report of large videos small.
+# Large enough to view a video, and small enough for the size of the page.
 _LONGEST_SIDE = 176
 _SMALL = 96
 _GROUPS = (
@@ -39,7 +37,7 @@ _GROUPS = (
 
 
 class Html(str):
-    """Text that is markup already, and is not escaped again."""
+    """Text that is already markup and is not escaped."""
 
 
 def html(template: str, *values: object) -> Html:
@@ -48,7 +46,7 @@ def html(template: str, *values: object) -> Html:
 
 
 def joined(parts: Iterable[object], separator: str = "") -> Html:
-    """Parts side by side, each escaped unless it is ``Html``."""
+    """Join parts, each escaped unless it is ``Html``."""
     return Html(separator.join(map(_escaped, parts)))
 
 
@@ -57,17 +55,16 @@ def _escaped(value: object) -> str:
 
 
 def page(report: Mapping[str, Any], videos: Videos, real: Videos | None, fps: float) -> str:
-    """``report`` as ``write_report`` takes it; ``real`` are the clips of the same prompts in the
-    same order.
+    """Return the page of a ``report`` in the format of ``write_report``.
+
+    ``real`` are clips of the same prompts in the same order.
     """
     checkpoint = report["checkpoint"]
     subject = Html("a folder of videos")
     if checkpoint is not None:
         subject = html("<code>{}</code>, step {}", checkpoint["path"], f"{checkpoint['step']:,}")
     settings = report["settings"]
-    contents = (
-        f"{settings['num_videos']} generated videos beside {settings['num_reference']} real ones"
-    )
+    contents = f"{settings['num_videos']} generated and {settings['num_reference']} real videos"
     parts = {
         "title": f"Evaluation, protocol {report['protocol']}",
         "subtitle": html("{}: {}", subject, report.get("contents", contents)),
@@ -83,7 +80,7 @@ def page(report: Mapping[str, Any], videos: Videos, real: Videos | None, fps: fl
 
 
 def number(value: float) -> str:
-    """Four significant digits, or a plain 0 or 1."""
+    """Four significant digits."""
     return f"{value:.4g}"
 
 
@@ -92,7 +89,7 @@ def percent(value: float) -> str:
 
 
 def shown(name: str, value: float) -> str:
-    """A score's value as a reader expects it: parts as per cent."""
+    """Format a score for display: shares as per cent."""
     return percent(value) if "alignment/" in name else number(value)
 
 
@@ -116,7 +113,9 @@ def _tile(name: str, value: str, aside: str, scale: Html, note: str) -> Html:
 
 
 def _scale(fill: float, low: float, high: float, marks: Sequence[float]) -> Html:
-    """A bar filled to a part, a whisker from low to high, a tick at each mark; all in 0..1."""
+    """A bar filled to ``fill``, a whisker from ``low`` to ``high``, and a tick at each mark, in
+    0..1.
+    """
     fill, low, high = (100 * min(max(v, 0.0), 1.0) for v in (fill, low, high))
     places = [f"{100 * min(max(mark, 0), 1):.2f}" for mark in marks]
     ticks = joined(html('<b style="left:calc({}% - 1px)"></b>', place) for place in places)
@@ -144,9 +143,9 @@ def _distance_tile(name: str, details: Mapping[str, Mapping[str, Any]]) -> Html:
     )
     low, high = details[name]["low"], details[name]["high"]
     top = 1.15 * max(high, half, floor)
-    note = f"bar: {number(half)} with half the videos; tick: {number(floor)} between real halves"
+    note = f"bar: {number(half)} with half of the videos; tick: {number(floor)} between real halves"
     if beside == "apart":
-        note = f"bar: {number(half)} beside the tick: {number(floor)} between real videos"
+        note = f"bar: {number(half)} at the tick's sizes; tick: {number(floor)} between real videos"
     return _tile(
         f"{name}, lower is better",
         number(score),
@@ -158,8 +157,8 @@ def _distance_tile(name: str, details: Mapping[str, Mapping[str, Any]]) -> Html:
 
 def _clip_tile(name: str, details: Mapping[str, Mapping[str, Any]]) -> Html:
     score = details[name]
-    real, deaf = (details[f"{name}/{part}"]["value"] for part in ("reference", "shuffled"))
-    bottom, top = deaf - 0.15 * abs(real - deaf), real + 0.15 * abs(real - deaf)
+    real, chance = (details[f"{name}/{part}"]["value"] for part in ("reference", "shuffled"))
+    bottom, top = chance - 0.15 * abs(real - chance), real + 0.15 * abs(real - chance)
 
     def place(value: float) -> float:
         return (value - bottom) / max(top - bottom, 1e-9)
@@ -169,17 +168,15 @@ def _clip_tile(name: str, details: Mapping[str, Mapping[str, Any]]) -> Html:
         name,
         number(score["value"]),
         f"{number(low)} to {number(high)}",
-        _scale(place(score["value"]), place(low), place(high), [place(deaf), place(real)]),
-        f"ticks: {number(deaf)} with shuffled captions, {number(real)} for real clips",
+        _scale(place(score["value"]), place(low), place(high), [place(chance), place(real)]),
+        f"ticks: {number(chance)} at chance level, {number(real)} for real clips",
     )
 
 
 def _psnr_tile(name: str, details: Mapping[str, Mapping[str, Any]]) -> Html:
     psnr, ssim = details["tokenizer/psnr"], details["tokenizer/ssim"]
     scale = _scale(ssim["value"], ssim["low"], ssim["high"], [])
-    note = (
-        f"bar: SSIM {number(ssim['value'])}; {psnr['n']} real clips through the tokenizer and back"
-    )
+    note = f"bar: SSIM {number(ssim['value'])}; {psnr['n']} reconstructed real clips"
     aside = f"dB, {number(psnr['low'])} to {number(psnr['high'])}"
     return _tile(name, number(psnr["value"]), aside, scale, note)
 
@@ -197,12 +194,12 @@ def _strip(rows: Sequence[Mapping[str, Any]], videos: Videos, fps: float) -> Ite
     for index in np.linspace(0, len(videos) - 1, count).round().astype(int).tolist():
         yield html(
             "<figure>{}<figcaption>{}</figcaption></figure>",
-            *(_picture(videos[index], fps), _title(rows[index])),
+            *(_image(videos[index], fps), _title(rows[index])),
         )
 
 
 def _title(row: Mapping[str, Any]) -> str:
-    """What a video should show; where nobody says so, its file."""
+    """The prompt of a video, or its file name without one."""
     return row["prompt"] or Path(row["path"]).name
 
 
@@ -228,19 +225,19 @@ def _score_rows(details: Mapping[str, Mapping[str, Any]]) -> Iterator[Html]:
 
 
 def _clip_score_name(row: Mapping[str, Any]) -> str | None:
-    """By which network a video's fit to its prompt was scored, if by any."""
+    """Name of the CLIP score of a video, if there is one."""
     return next((name for name in row if name.startswith("clip_score-")), None)
 
 
 def _order_sentence(report: Mapping[str, Any], paired: bool) -> str:
     order, name = "Worst first", _clip_score_name(report["videos"][0])
     if "colour" in report["videos"][0]:
-        order += f": by how much of the prompt is right, then by {name}"
+        order += f": by the number of correct attributes, then by {name}"
     elif name:
         order += f", by {name}"
     else:
         order = "In the order of the list"
-    beside = " On the right of each, the real clip of the same prompt." if paired else ""
+    beside = " To the right of each: the real clip of the same prompt." if paired else ""
     return f"{order}.{beside}"
 
 
@@ -257,8 +254,8 @@ def _video_tables(
 ) -> Html:
     order = sorted(range(len(rows)), key=lambda i: _badness(rows[i]))
     sides = [videos] if real is None else [videos, real]
-    # Pictures of thousands of videos would make a page that no browser opens.
-    far_in = range(_SHOWN, len(order) - _SHOWN) if len(order) > _MOST_PICTURES else range(0)
+    # A page with thousands of videos would be too large for a browser.
+    far_in = range(_SHOWN, len(order) - _SHOWN) if len(order) > _MOST_IMAGES else range(0)
     lines = [
         _video_row(rows[i], [] if n in far_in else [s[i] for s in sides], len(sides), fps)
         for n, i in enumerate(order)
@@ -285,10 +282,11 @@ def _video_tables(
 
 
 def _video_row(row: Mapping[str, Any], videos: list[Video], num_sides: int, fps: float) -> Html:
-    """Of a generated video, and of the real one beside it if there are two sides. Without
-    ``videos`` their places stay empty.
+    """Row of a generated video, and of the real one if there are two sides.
+
+    Without ``videos``, their cells are empty.
     """
-    cells = [html("<td>{}</td>", _picture(one, fps)) for one in videos]
+    cells = [html("<td>{}</td>", _image(one, fps)) for one in videos]
     cells = cells or [Html("<td></td>")] * num_sides
     cells.append(html("<td>{}</td>", _title(row)))
     if "colour" in row:
@@ -303,12 +301,12 @@ def _video_row(row: Mapping[str, Any], videos: list[Video], num_sides: int, fps:
     return html("<tr>{}</tr>", joined(cells))
 
 
-def _picture(video: Video, fps: float) -> Html:
+def _image(video: Video, fps: float) -> Html:
     frames = [Image.fromarray(frame) for frame in video]
     if max(frames[0].size) > _LONGEST_SIDE:
         for frame in frames:
             frame.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
-    # Lossy coding halves the resolution of colour, which a small shape is mostly made of.
+    # Lossy coding halves the resolution of colour, which would blur small shapes.
     lossless = max(frames[0].size) <= _SMALL
     buffer = io.BytesIO()
     duration = round(1000 / fps)

@@ -1,4 +1,4 @@
-"""One dict, written as JSON, as an HTML page and to TensorBoard."""
+"""Report of an evaluation, written as JSON, as an HTML page, and to TensorBoard."""
 
 from __future__ import annotations
 
@@ -26,12 +26,11 @@ def write_report(
     fps: float,
     output: Path,
 ) -> None:
-    """Write ``report.json``, ``report.html`` and TensorBoard logs to a folder, which is made if
-    need be.
+    """Write ``report.json``, ``report.html`` and TensorBoard logs to a folder, created if missing.
 
     ``report`` holds ``scores`` (name to value), ``details`` (name to the fields of ``Score``),
-    ``videos`` (a row for each of ``videos``), ``settings`` and what else ``run.py`` records.
-    ``real`` are clips of the same prompts in the same order.
+    ``videos`` (a row for each of ``videos``), ``settings``, and the other values of
+    ``evaluate.record``. ``real`` are clips of the same prompts in the same order.
     """
     output.mkdir(parents=True, exist_ok=True)
     _write(output / "report.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
@@ -40,7 +39,7 @@ def write_report(
 
 
 def as_text(report: Mapping[str, Any]) -> str:
-    """The scores as a terminal shows them, one a line."""
+    """Format the scores for a terminal, one per line."""
     lines = []
     for name, score in report["details"].items():
         interval = ""
@@ -52,8 +51,9 @@ def as_text(report: Mapping[str, Any]) -> str:
 
 
 def animated_png(video: Video, fps: float) -> bytes:
-    """A lossless moving picture, enlarged by a whole factor where it is small: what TensorBoard's
-    image tab plays.
+    """Encode a lossless animated PNG, enlarged by an integer factor if it is small.
+
+    TensorBoard's image tab plays it.
     """
     scale = max(1, _LEAST_SIDE // min(video.shape[1:3]))
     frames = [Image.fromarray(f.repeat(scale, axis=0).repeat(scale, axis=1)) for f in video]
@@ -66,7 +66,7 @@ def animated_png(video: Video, fps: float) -> bytes:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
+    """Write a file atomically."""
     unfinished = path.with_name(path.name + ".part")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)
@@ -75,7 +75,7 @@ def _write(path: Path, text: str) -> None:
 def _write_tensorboard(report: Mapping[str, Any], videos: Videos, fps: float, output: Path) -> None:
     step = report["checkpoint"]["step"] if report["checkpoint"] else 0
     folder = output / "tensorboard"
-    # A second report to the same folder would draw every score twice.
+    # Otherwise a second report in the same folder would plot every score twice.
     for old in folder.glob("events.out.tfevents.*"):
         old.unlink()
     with SummaryWriter(str(folder)) as writer:
@@ -83,12 +83,12 @@ def _write_tensorboard(report: Mapping[str, Any], videos: Videos, fps: float, ou
             writer.add_scalar(name, value, step)
         for place, row in enumerate(report["videos"][:_TENSORBOARD_VIDEOS]):
             video = videos[place]
-            picture = Summary.Image(
+            image = Summary.Image(
                 height=video.shape[1],
                 width=video.shape[2],
                 colorspace=3,
                 encoded_image_string=animated_png(video, fps),
             )
             tag = f"samples/{row['prompt'] or Path(row['path']).name}"
-            summary = Summary(value=[Summary.Value(tag=tag, image=picture)])
+            summary = Summary(value=[Summary.Value(tag=tag, image=image)])
             writer.file_writer.add_summary(summary, step)

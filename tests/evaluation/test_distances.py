@@ -60,7 +60,7 @@ def test_the_floor_stands_at_the_scores_numbers_where_real_videos_suffice() -> N
     assert many["fvd-x"].value == pytest.approx(many["fvd-x/floor"].value, rel=0.3)
 
 
-def test_a_reference_twice_as_large_as_what_is_judged_needs_no_spare() -> None:
+def test_a_reference_twice_as_large_as_what_is_evaluated_needs_no_spare() -> None:
     """All of it makes the score, so the pair beside each other is of a part of it."""
     sets = FeatureSets(normal(100, 5, 0), normal(250, 5, 1))
     assert sets.beside == (100, 150)
@@ -79,7 +79,7 @@ def test_paired_videos_meet_no_clip_of_their_own_prompt() -> None:
     scores = frechet_scores(sets, SPEC, NAMES)
     assert scores["fvd-x"].value == pytest.approx(0, abs=1e-9)
     assert scores["fvd-x/apart"].value == scores["fvd-x/floor"].value > 0.01
-    assert "no prompt on both" in scores["fvd-x/apart"].meaning
+    assert "without common prompts" in scores["fvd-x/apart"].meaning
     unpaired = frechet_scores(replace(sets, paired=False), SPEC, NAMES)
     assert unpaired["fvd-x/apart"].value < scores["fvd-x/apart"].value
 

@@ -112,7 +112,7 @@ def test_tensors_of_another_layout_or_range_are_refused(
     assert "x.pt" in str(refused.value)
 
 
-def test_without_a_rate_only_successive_frames_can_be_judged(tmp_path: Path) -> None:
+def test_without_a_rate_only_successive_frames_can_be_evaluated(tmp_path: Path) -> None:
     file = VideoFile(frame_folder(tmp_path))
     assert len(read_video(file, 10, None)) == 10
     with pytest.raises(ValueError, match=r"frames: has no frame rate; its row must say 'fps'"):
@@ -125,7 +125,7 @@ def test_frames_of_two_sizes_and_damaged_files_are_refused(tmp_path: Path) -> No
     with pytest.raises(ValueError, match=r"frame_7.png: is 20x30 pixels, and another .* 20x28"):
         VideoFile(folder).frames(range(12))
     (folder / "frame_7.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"frame_7.png: cannot be decoded as a picture"):
+    with pytest.raises(ValueError, match=r"frame_7.png: cannot be decoded as an image"):
         VideoFile(folder).frames([7])
     for suffix in (".pt", ".npy", ".safetensors"):
         (tmp_path / f"x{suffix}").write_bytes(b"no tensor")

@@ -41,7 +41,11 @@ def test_shipped_protocols_load() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("clips", "num_frame"), 17, r"clips.num_frame is no key.*did you mean clips.num_frames"),
+        (
+            ("clips", "num_frame"),
+            17,
+            r"clips.num_frame is not a key.*did you mean clips.num_frames",
+        ),
         (("clips", "fps"), None, "clips.fps is missing"),
         (("clips", "fps"), "fast", "clips.fps = 'fast': must be of type float"),
         (("clips", "num_frames"), True, "clips.num_frames = True: must be of type int"),

@@ -116,7 +116,7 @@ def quick(tmp_path: Path) -> Path:
     return tmp_path / "quick.yaml"
 
 
-def test_a_checkpoint_is_sampled_and_its_tokenizer_judged(
+def test_a_checkpoint_is_sampled_and_its_tokenizer_evaluated(
     checkpoint: Path, quick: Path, evaluate: Callable[..., tuple[Path, dict[str, Any]]]
 ) -> None:
     output, report = evaluate("--checkpoint", checkpoint, "--protocol", quick)
@@ -160,7 +160,7 @@ def _break_off(folder: Path, number: int) -> list[Path]:
     return videos[:number]
 
 
-def test_only_as_many_videos_are_sampled_as_are_judged(
+def test_only_as_many_videos_are_sampled_as_are_evaluated(
     checkpoint: Path, quick: Path, evaluate: Callable[..., tuple[Path, dict[str, Any]]]
 ) -> None:
     content = yaml.safe_load(quick.read_text())
@@ -199,7 +199,7 @@ def test_only_as_many_videos_are_sampled_as_are_judged(
         (("--videos", "{spoilt}/tensor"), "x.pt: its row says no 'layout'; it must be one of F H"),
     ],
 )
-def test_what_cannot_be_judged_is_refused_at_once(
+def test_what_cannot_be_evaluated_is_refused_at_once(
     arguments: tuple[str, ...],
     message: str,
     samples: Path,
@@ -268,7 +268,7 @@ def test_a_prompt_that_says_too_little_is_refused(
     assert "prompt 'a nice video': names no shape" in capsys.readouterr().err
 
 
-def test_training_the_judge_is_a_command(
+def test_training_the_small_networks_is_a_command(
     dataset: dict[str, Path], tmp_path: Path, capsys: Any
 ) -> None:
     output = tmp_path / "networks.pt"

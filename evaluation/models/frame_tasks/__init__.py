@@ -1,3 +1,1 @@
-"""How well a trained model does each way of prompting with frames, on moving shapes, from
-pixels.
-"""
+"""Success rates of a model in generation from known frames, measured on moving shapes."""

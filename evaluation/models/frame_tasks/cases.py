@@ -1,4 +1,4 @@
-"""What a model is given: real clips with one shape, and pairs of rendered videos of one shape."""
+"""Inputs of the tasks: real clips with one shape, and pairs of rendered videos of one shape."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ _OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 
 @dataclass(frozen=True)
 class Case:
-    """A video of one shape with its prompt, and what the prompt says. ``then`` is a second video,
-    for tasks that take two; ``was`` describes the video where the prompt asks for another.
+    """A video of one shape with its prompt, and the shape that the prompt describes.
+
+    ``then`` is a second video, for tasks that take two. ``was`` is the prompt of the given video,
+    if ``prompt`` describes another one.
     """
 
     video: Video
@@ -51,9 +53,9 @@ def real_cases(
     fps: float,
     sizes: Sequence[tuple[int, int]],
 ) -> list[Case]:
-    """The first ``number`` clips of a JSONL that show one shape, each in the size nearest to it.
+    """Return the first ``number`` clips of a JSONL that show one shape, each in its nearest size.
 
-    Raises ``ValueError`` where it holds fewer.
+    Raises ``ValueError`` if there are fewer.
     """
     entries = [e for e in read_entries(reference) if len(parse_prompt(e.prompt)) == 1]
     if len(entries) < number:
@@ -77,9 +79,10 @@ def pairs_to_connect(
     sizes: Sequence[tuple[int, int]],
     seed: int = 0,
 ) -> list[Case]:
-    """Two rendered videos of one shape of a combination held out from training, ``given`` frames
-    each: the second begins where the first's motion would be after ``gap`` frames more, and goes
-    on in any direction that has room.
+    """Return pairs of rendered videos of one shape, from a combination held out of the training.
+
+    Each video has ``given`` frames. The second begins where the first's motion would be after
+    ``gap`` more frames, and moves in any direction that has room.
     """
     rng = np.random.default_rng(seed)
     held_out = triples(held_out=True)
@@ -100,14 +103,14 @@ def pairs_to_connect(
 
 
 def in_colour(case: Case, colour: str) -> Case:
-    """The same video with a prompt that names another colour."""
+    """Return the case with a prompt that names another colour."""
     prompt = case.prompt.replace(case.expected.colour, colour)
     expected = replace(case.expected, colour=colour)
     return replace(case, prompt=prompt, expected=expected, was=case.prompt)
 
 
 def turned_round(case: Case) -> Case:
-    """The same video with a prompt, in plain words, that names the opposite direction."""
+    """Return the case with a simple prompt that names the opposite direction."""
     expected = replace(case.expected, direction=_OPPOSITE[case.expected.direction])
     prompt = f"a {expected.colour} {expected.shape} moves {expected.direction}"
     return replace(case, prompt=prompt, expected=expected)
@@ -116,7 +119,7 @@ def turned_round(case: Case) -> Case:
 def _roomy_scene(
     content: tuple[str, str, str], num_frames: int, fps: float, rng: np.random.Generator
 ) -> tuple[Scene, list[str]]:
-    """A scene whose shape stays in the picture for so many frames."""
+    """A scene whose shape stays inside the image for ``num_frames`` frames."""
     while True:
         scene = random_scene([content], rng)  # type: ignore[list-item]
         if scene.num_frames / scene.fps >= num_frames / fps:
@@ -124,14 +127,14 @@ def _roomy_scene(
 
 
 def _moved(shape: MovingShape, duration_s: float) -> MovingShape:
-    """Where the shape is that much later."""
+    """The shape after ``duration_s`` seconds of motion."""
     dx, dy = DIRECTIONS[shape.direction]
     way = shape.rate * duration_s
     return replace(shape, x=shape.x + dx * way, y=shape.y + dy * way)
 
 
 def _turned(shape: MovingShape, duration_s: float, rng: np.random.Generator) -> MovingShape:
-    """The shape on its way in any of the directions in which it stays in the picture so long."""
+    """The shape with a random direction in which it stays inside the image for ``duration_s``."""
     low, high = shape.diameter / 2 + MARGIN, 1 - shape.diameter / 2 - MARGIN
     options = [replace(shape, direction=direction) for direction in DIRECTIONS]
     ends = [_moved(option, duration_s) for option in options]

@@ -1,4 +1,4 @@
-"""Samples the videos of every task with a model, in batches of one size."""
+"""Sampling of the videos of every task, in batches of one size."""
 
 from __future__ import annotations
 
@@ -119,10 +119,10 @@ def sdedit(strength: float) -> Make:
 
 
 def long(times: int, context_noise: float) -> Make:
-    """Sample a video ``times`` as long as a window, each window from the end of the one before.
+    """Sample a video of ``times`` windows, each window continuing from the end of the previous one.
 
-    The context is seen at ``context_noise``. The prompts reverse the direction before the shape
-    would leave the picture.
+    The context is conditioned on at diffusion time ``context_noise``. The prompts reverse the
+    direction before the shape would leave the image.
     """
 
     def make(batch: Batch, windows: Windows) -> Pixels:
@@ -132,7 +132,7 @@ def long(times: int, context_noise: float) -> Make:
         noisy = replace(
             video_generator, sampling=replace(video_generator.sampling, frame_noise=context_noise)
         )
-        # A shape of the data has room for two seconds, which are two windows' new frames.
+        # A shape stays inside the image for two seconds, the new frames of two windows.
         for number in range(-(-(times - 1) * windows.short // step)):
             video = generation.extend(
                 noisy,

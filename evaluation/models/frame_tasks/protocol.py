@@ -1,4 +1,4 @@
-"""How the tasks are sampled and measured: all that moves a rate but the model."""
+"""Sampling and measurement settings of the tasks: everything that affects a rate but the model."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from sora_lightning.generation import SamplingConfig
 
 @dataclass(frozen=True)
 class TaskProtocol:
-    """Numbers of the measurement; numbers of frames are at the model's frame rate.
+    """Settings of the measurement; numbers of frames are at the model's frame rate.
 
     Args:
-        cases: Videos of each task.
-        sizes: Heights and widths of the training.
-        new_size: Height and width that the training never saw.
-        frames: Length of the training, and of a window.
-        long_frames: The longer length of the training, and of a window that connects.
-        new_frames: Length that the training never saw.
-        context: Frames that are given of each video.
-        sampling: How to sample, where nothing else is said below.
-        join_guidance: Guidance scale of connections and loops: their two ends determine the motion,
-            of which the prompt names one direction alone.
-        strength: Share of the sampler's steps that an edit takes.
+        cases: Number of videos of each task.
+        sizes: Heights and widths used in training.
+        new_size: Height and width not used in training.
+        frames: Shorter length used in training, and of a window.
+        long_frames: Longer length used in training, and of a window that connects two videos.
+        new_frames: Length not used in training.
+        context: Number of given frames of each video.
+        sampling: Sampling options, unless overridden below.
+        join_guidance: Guidance scale of connections and loops. Their two ends determine the
+            motion, while the prompt names only one direction.
+        strength: Share of the sampler's steps used by an edit.
         edit_guidance: Guidance scale of the target prompt of an edit.
         source_guidance: Guidance scale of the prompt that describes the edited video.
         times: Length of the long video in windows.
-        context_noise: Diffusion time at which the long video's contexts are seen.
+        context_noise: Diffusion time of the long video's context frames.
         cache_intervals: Intervals of ``FeatureCaching`` to measure.
     """
 
@@ -58,7 +58,7 @@ class TaskProtocol:
             raise ValueError(f"--new-size {self.new_size}: is one of --sizes already")
         if self.frames <= self.context:
             raise ValueError(
-                f"--context {self.context}: leaves nothing to make in {self.frames} frames"
+                f"--context {self.context}: leaves no new frames in {self.frames} frames"
             )
         if self.long_frames < 2 * self.context + 1:
             raise ValueError(

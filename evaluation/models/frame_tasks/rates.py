@@ -1,4 +1,4 @@
-"""Every task's videos, and the rates that are read from them."""
+"""Videos of every task, and the rates measured on them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ATTRIBUTES = ("colour", "direction", "shape")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a task made of its cases, and how often it is right, by name."""
+    """Cases of a task, the videos made from them, and rates by name."""
 
     cases: Sequence[Case]
     videos: Sequence[Video]
@@ -43,7 +43,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Trial:
-    """A model, cases, and how tasks are done with them."""
+    """A model, its cases, and the settings of the tasks."""
 
     video_generator: VideoGenerator
     cases: list[Case]
@@ -71,27 +71,27 @@ class Trial:
         )
 
     def guided(self, scale: float) -> SamplingConfig:
-        """The sampling with another guidance scale."""
+        """The sampling options with another guidance scale."""
         sampling = self.video_generator.sampling
         return replace(sampling, guidance=replace(sampling.guidance, scale=scale))
 
 
 def extend(trial: Trial) -> Outcome:
-    """Of the real clips' first ``context`` frames."""
+    """Extend the first ``context`` frames of the real clips."""
     start, cases = trial.protocol.context, trial.cases
     videos = trial.make("extend", making.extend)
     back = trial.make("reconstruct", making.given_back(trial.protocol.frames))
     given = trial.make("reconstruct the given frames", making.given_back(start))
-    # One given frame shows where the motion starts.
+    # One given frame shows the start of the motion.
     made = [video[start - 1 :] for video in videos]
     whole = [video[start - 1 :] for video in back]
-    two, real = ("colour", "shape"), "the same of the real frames through the tokenizer."
+    two, real = ("colour", "shape"), "the real frames reconstructed by the tokenizer."
     rates: dict[str, Rate | Mean] = {
         "extend/colour_and_shape": _share(
-            shows, made, cases, "New frames: both as given.", two, 0.9
+            shows, made, cases, "New frames: colour and shape as given.", two, 0.9
         ),
         "extend/direction": _share(
-            shows, made, cases, "New frames: the motion goes on.", ("direction",), 0.8
+            shows, made, cases, "New frames: the motion continues.", ("direction",), 0.8
         ),
         "extend/colour": _share(shows, made, cases, "New frames: colour as given.", ("colour",)),
         "ceiling/extend/colour_and_shape": _share(shows, whole, cases, real, two),
@@ -127,13 +127,13 @@ def extend_backward(trial: Trial) -> Outcome:
 
 def animate(trial: Trial) -> Outcome:
     videos = trial.make("animate", making.animate)
-    given = trial.make("reconstruct the picture", making.given_back(1))
+    given = trial.make("reconstruct the image", making.given_back(1))
     rates: dict[str, Rate | Mean] = {
         "animate/colour_and_direction": _share(
             shows,
             videos,
             trial.cases,
-            "A picture moves as the prompt says, in its colour.",
+            "The image moves as the prompt says, in its colour.",
             ("colour", "direction"),
         )
     }
@@ -141,7 +141,7 @@ def animate(trial: Trial) -> Outcome:
 
 
 def connect(trial: Trial) -> Outcome:
-    """Two rendered videos of one shape that leave a way of a second open."""
+    """Connect two rendered videos of one shape, with a gap of a second between them."""
     context = trial.protocol.context
     gap = trial.protocol.long_frames - 2 * context
     sampling = trial.guided(trial.protocol.join_guidance)
@@ -163,7 +163,7 @@ def connect(trial: Trial) -> Outcome:
         ),
         "floor/connect/no_jump": Rate(
             tuple(moves_evenly(video) for video in cut),
-            "The same of the two videos one after the other, without a way between.",
+            "The two given videos in succession, without frames in between.",
         ),
     }
     seams = _seams("connect", videos, [context, context + gap], given, context - 1)
@@ -171,7 +171,7 @@ def connect(trial: Trial) -> Outcome:
 
 
 def loop(trial: Trial) -> Outcome:
-    """Of the real clips' first ``context`` frames."""
+    """Loop the first ``context`` frames of the real clips."""
     context, cases = trial.protocol.context, trial.cases
     back = [turned_round(case) for case in cases]
     sampling = trial.guided(trial.protocol.join_guidance)
@@ -180,13 +180,13 @@ def loop(trial: Trial) -> Outcome:
     rates: dict[str, Rate | Mean] = {
         "loop/closes": Rate(
             tuple(moves_evenly(video, closed=True) for video in videos),
-            "The shape is in every frame, and no step is longer than 0.08 short sides, nor that "
-            "from the last frame to the first.",
+            "The shape is in every frame, and no step is longer than 0.08 short sides, including "
+            "the step from the last frame to the first.",
             0.8,
         ),
         "floor/loop/closes": Rate(
             tuple(moves_evenly(case.video[:context], closed=True) for case in cases),
-            "The same of the given frames alone, played in a circle.",
+            "The given frames alone, repeated.",
         ),
     }
     seams = _seams("loop", videos, [context], given, context - 1, closed=True)
@@ -194,7 +194,7 @@ def loop(trial: Trial) -> Outcome:
 
 
 def inpaint(trial: Trial) -> Outcome:
-    """The left half of the last frames anew."""
+    """Inpaint the left half of the frames after the context."""
     protocol, cases = trial.protocol, trial.cases
     videos = trial.make("inpaint", making.inpaint)
     back = trial.make("reconstruct", making.given_back(protocol.frames))
@@ -205,7 +205,8 @@ def inpaint(trial: Trial) -> Outcome:
     )
     rates: dict[str, Rate | Mean] = {
         "inpaint/kept": Rate(
-            kept, "The outer part that is left alone has 40 dB or more to the tokenizer's own."
+            kept,
+            "The unmasked part has a PSNR of 40 dB or more to its reconstruction by the tokenizer.",
         ),
         "inpaint/colour_and_direction": _share(
             shows, videos, cases, "The video still shows its prompt.", ("colour", "direction")
@@ -215,7 +216,7 @@ def inpaint(trial: Trial) -> Outcome:
 
 
 def edit(trial: Trial) -> Outcome:
-    """The real clips with another colour in the prompt: by both prompts, and by the new one
+    """Edit the real clips with another colour in the prompt: by both prompts, and by the new one
     alone.
     """
     protocol = trial.protocol
@@ -238,12 +239,12 @@ def _edited(
     return {
         f"{task}/colour_and_motion": Rate(
             tuple(a and b for a, b in zip(new, motion, strict=True)),
-            "The colour is the one asked for, the direction is the video's, and the shape stays "
-            "within 0.1 short sides of its way.",
+            "The colour is the requested one, the direction is the video's, and the shape stays "
+            "within 0.1 short sides of its track.",
             goal,
         ),
-        f"{task}/colour": Rate(tuple(new), "The colour is the one asked for."),
-        f"{task}/motion": Rate(tuple(motion), "Direction and way are the video's."),
+        f"{task}/colour": Rate(tuple(new), "The colour is the requested one."),
+        f"{task}/motion": Rate(tuple(motion), "Direction and track are the video's."),
     }
 
 
@@ -259,7 +260,7 @@ def long(trial: Trial) -> Outcome:
 
 
 def sizes(trial: Trial) -> dict[str, Outcome]:
-    """Text to video at the sizes of the training, at another aspect ratio, and longer."""
+    """Generate from text at the training sizes, at another aspect ratio, and longer."""
     protocol = trial.protocol
     lengths = trial.windows
     outcomes = {}
@@ -283,8 +284,9 @@ def sizes(trial: Trial) -> dict[str, Outcome]:
 
 
 def caching(trial: Trial) -> Outcome:
-    """Text to video with the middle blocks left out at some of the steps: the error against the
-    same videos made with all.
+    """Generate from text with the middle blocks skipped at some steps.
+
+    The error is measured against videos of the same noise made with all blocks.
     """
     protocol, cases = trial.protocol, trial.cases
     exact = trial.make("text, all blocks", making.text)
@@ -298,7 +300,7 @@ def caching(trial: Trial) -> Outcome:
             float(psnr_per_clip(as_batch([a]), as_batch([b]))[0])
             for a, b in zip(videos, exact, strict=True)
         ]
-        meaning = "To the video of the same noise made with all blocks; 100 for the same."
+        meaning = "PSNR to the video of the same noise made with all blocks; 100 for equal videos."
         rates[f"{name}/psnr"] = Mean(tuple(psnr), meaning, "dB")
         for attribute in ATTRIBUTES:
             meaning = "Alignment with the prompt."
@@ -307,13 +309,13 @@ def caching(trial: Trial) -> Outcome:
 
 
 def other_colour(case: Case, index: int) -> str:
-    """Another colour than the video's, each as often."""
+    """Return a colour other than the video's; all are used equally often."""
     others = [colour for colour in COLOURS if colour != case.expected.colour]
     return others[index % len(others)]
 
 
 def _in_size(case: Case, size: tuple[int, int]) -> Case:
-    """The prompt with a blank video: only its extent counts."""
+    """The case with a blank video of another size."""
     return replace(case, video=np.zeros((1, *size, 3), np.uint8))
 
 
@@ -338,7 +340,7 @@ def _seams(
     of_given: int | None = None,
     closed: bool = False,
 ) -> dict[str, Rate | Mean]:
-    """Whether the known frame at the seam came back, and whether the video jumps there."""
+    """Rates of seams at which the known frame is kept, and at which the video does not jump."""
     of_given = frame if of_given is None else of_given
     same = tuple(
         frame_psnr(video[frame], other[of_given]) >= _LEAST_PSNR
@@ -348,7 +350,9 @@ def _seams(
     even = tuple(ratio <= _LARGEST_SEAM for ratio in ratios)
     return {
         f"seam/{task}/known_frame": Rate(
-            same, "The known frame at the seam has 40 dB or more to the tokenizer's own.", 1.0
+            same,
+            "The known frame at the seam has a PSNR of 40 dB or more to its reconstruction.",
+            1.0,
         ),
         f"seam/{task}/no_jump": Rate(
             even,

@@ -1,4 +1,4 @@
-"""When a video counts as right: each rule reads pixels and knows nothing of the model."""
+"""Rules for when a video is right. They depend on pixels only, not on the model."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ SAME_TRACK = 0.1
 
 @dataclass(frozen=True)
 class Rate:
-    """A part of videos that are right, and what it is to reach (``None`` where nothing is
-    asked).
-    """
+    """Share of videos that are right, and its goal (``None`` without one)."""
 
     right: tuple[bool, ...]
     meaning: str
@@ -45,7 +43,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Mean:
-    """A number of each video, in ``unit``."""
+    """Mean of one value per video, in ``unit``."""
 
     values: tuple[float, ...]
     meaning: str
@@ -61,7 +59,7 @@ class Mean:
 def gap_row(
     seen: dict[str, Any], unseen: dict[str, Any], largest: float, meaning: str
 ) -> dict[str, Any]:
-    """How far one rate stays behind another, which may be so much; without an interval."""
+    """Difference of two rates, which may be at most ``largest``; without an interval."""
     gap = seen["value"] - unseen["value"]
     return _row(gap, None, None, unseen["n"], largest, gap <= largest, meaning, "share")
 
@@ -89,21 +87,21 @@ def _row(
 
 
 def shows(video: Video, expected: ExpectedShape, attributes: Sequence[str]) -> bool:
-    """Whether the video shows one shape with these attributes of the one expected."""
+    """Return True if the video shows only one shape, with these attributes of the expected one."""
     alignment = align(find_shapes(video), [expected])
     return all(getattr(alignment, name) for name in attributes)
 
 
 def moves(video: Video, direction: str) -> bool:
-    """Whether the video shows one shape, of whatever look, on its way in this direction."""
+    """Return True if the video shows exactly one shape, moving in this direction."""
     found = find_shapes(video)
     return len(found) == 1 and found[0].direction == direction
 
 
 def moves_evenly(video: Video, closed: bool = False) -> bool:
-    """Whether every frame shows one shape and no other, of one colour, that moves and never jumps.
+    """Return True if every frame shows exactly one shape, of one colour, that moves without jumps.
 
-    A ``closed`` video repeats for ever: its last frame comes before its first.
+    In a ``closed`` video, the first frame follows the last.
     """
     colours = regions(video)
     if any(len(frame) != 1 for frame in colours) or len({frame[0] for frame in colours}) != 1:
@@ -115,12 +113,12 @@ def moves_evenly(video: Video, closed: bool = False) -> bool:
 
 
 def follows(video: Video, other: Video) -> bool:
-    """Whether two videos' shapes take the same way."""
+    """Return True if the shapes of two videos take the same path."""
     return distance_of_tracks(centres(video), centres(other)) <= SAME_TRACK
 
 
 def keeps_colour(video: Video, expected: ExpectedShape, num_parts: int) -> bool:
-    """Whether each of so many equal parts of a video shows this colour and no other."""
+    """Return True if each of ``num_parts`` equal parts shows this colour and no other."""
     parts = np.array_split(np.arange(len(video)), num_parts)
     for part in parts:
         found = find_shapes(video[part])
@@ -130,5 +128,5 @@ def keeps_colour(video: Video, expected: ExpectedShape, num_parts: int) -> bool:
 
 
 def frame_psnr(frame: UInt8[np.ndarray, "H W 3"], other: UInt8[np.ndarray, "H W 3"]) -> float:
-    """Peak signal to noise in dB; 100 for equal frames."""
+    """Peak signal-to-noise ratio in dB; 100 for equal frames."""
     return float(psnr_per_clip(as_batch([frame[None]]), as_batch([other[None]]))[0])

@@ -1,4 +1,4 @@
-"""From a checkpoint to the rates of every task: a report, and a picture of each task's videos."""
+"""Measurement of every task with a checkpoint: a report, and an image of each task's videos."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _WITHIN = 0.15
 
 @dataclass(frozen=True)
 class TaskRequest:
-    """A checkpoint trained with ``tasks``, held-out clips, and which of ``NAMES`` to do."""
+    """A checkpoint trained with ``tasks``, held-out clips, and which of ``NAMES`` to measure."""
 
     checkpoint: Path
     reference: Path
@@ -50,16 +50,14 @@ class TaskRequest:
 
 
 def measure_tasks(request: TaskRequest) -> dict[str, Any]:
-    """Make and networks each task's videos; write ``report.json`` and a PNG for each, and give the
-    report.
+    """Make and evaluate the videos of each task, write the report and an image of each, and return
+    it.
 
-    Raises ``ValueError`` before anything is made for what does not fit together.
+    Raises ``ValueError`` for invalid settings before any video is made.
     """
     protocol = request.protocol
     if unknown := sorted(set(request.tasks) - set(NAMES)):
-        raise ValueError(
-            f"--tasks {unknown[0]}: there is no such task; there are {', '.join(NAMES)}"
-        )
+        raise ValueError(f"--tasks {unknown[0]}: no such task; known are {', '.join(NAMES)}")
     system = DiffusionSystem.from_checkpoint(request.checkpoint).to(request.device)
     if "caching" in request.tasks:
         FeatureCaching(2).around(system.denoiser)
@@ -90,7 +88,7 @@ def measure_tasks(request: TaskRequest) -> dict[str, Any]:
 
 
 def as_table(report: dict[str, Any]) -> str:
-    """A line for each rate: value, interval, number, goal."""
+    """Format one line per rate: value, interval, number, goal."""
     lines = []
     for name, row in report["rates"].items():
         number = ".1%" if row["unit"] == "share" else ".3g"
@@ -103,7 +101,7 @@ def as_table(report: dict[str, Any]) -> str:
 
 
 def _trial(request: TaskRequest, system: DiffusionSystem) -> Trial:
-    """The model with the cases that it is tried on."""
+    """The model and the cases to measure it on."""
     protocol = request.protocol
     video_generator = system.video_generator(protocol.sampling)
     drawn = protocol.cases, protocol.frames, system.fps, protocol.sizes
@@ -121,8 +119,8 @@ def _outcomes(trial: Trial, tasks: tuple[str, ...]) -> dict[str, Outcome]:
 
 
 def _size_gaps(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """How far a size that the training never saw falls behind one that it did, by attribute."""
-    meaning = "Alignment at the trained sizes less that at the new: at most 15 points."
+    """Differences of alignment between the training sizes and new sizes, by attribute."""
+    meaning = "Alignment at the training sizes minus that at the new size: at most 15 points."
     gaps = {}
     for new in ("new_aspect", "new_length"):
         for attribute in rates.ATTRIBUTES:
@@ -133,6 +131,6 @@ def _size_gaps(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def _draw(outcome: Outcome, fps: float, path: Path) -> None:
-    """The first videos, right or wrong."""
+    """Write an image of the first videos, whether right or wrong."""
     videos, cases = outcome.videos[:_ROWS], outcome.cases[:_ROWS]
     contact_sheet(list(videos), [case.prompt for case in cases], fps).save(path)

@@ -1,1 +1,1 @@
-"""Evaluation of a tokenizer: what it gives back of real clips, beside older ways to code them."""
+"""Evaluation of a tokenizer: reconstructions of real clips, compared with conventional codecs."""

@@ -1,4 +1,4 @@
-"""What a tokenizer has to beat: bicubic scaling to as many values, and H.264 with as many bytes."""
+"""Baselines for a tokenizer: bicubic scaling to as many values, and H.264 in as many bytes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from torch.nn import functional
 Video = UInt8[np.ndarray, "F H W 3"]
 _PIXEL_FORMATS = ("yuv420p", "yuv444p")
 _FINEST, _COARSEST, _NUM_TRIALS = 0.0, 51.0, 8
-_SEI = 6  # kind of a NAL unit that says something about the stream and is no part of the picture
+_SEI = 6  # type of a NAL unit with supplemental information, which decoding does not need
 
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """A clip after a baseline, what it took (values or bytes), and by which setting."""
+    """A clip after a baseline, its size (values or bytes), and the setting used."""
 
     video: Video
     size: int
@@ -30,13 +30,15 @@ class Rebuilt:
 
 
 def bicubic_in_space(video: Video, num_values: int) -> Rebuilt:
-    """Every frame scaled down to equal grids of ``num_values`` values in all, and up again."""
+    """Scale every frame down and up again, with at most ``num_values`` values in between."""
     return _bicubic(video, num_values, len(video))
 
 
 def bicubic_in_space_and_time(video: Video, num_values: int) -> Rebuilt:
-    """The best, by mean squared error, of ``bicubic_in_space`` and of keeping a half, a quarter
-    and so on of the frames, down to one, which leaves more values to each.
+    """Scale in space and time with at most ``num_values`` values in between.
+
+    Every frame, every second, every fourth and so on are kept, down to one frame, which leaves more
+    values for each. The variant with the smallest mean squared error is returned.
     """
     counts = {-(-len(video) // 2**halvings) for halvings in range(len(video).bit_length() + 1)}
     tried = [_bicubic(video, num_values, count) for count in sorted(counts)]
@@ -44,10 +46,10 @@ def bicubic_in_space_and_time(video: Video, num_values: int) -> Rebuilt:
 
 
 def h264(video: Video, num_bytes: int, fps: float) -> Rebuilt:
-    """The best by x264 (preset veryslow) in at most ``num_bytes`` bytes, in 4:2:0 or 4:4:4.
+    """Encode with x264 (preset veryslow) in at most ``num_bytes`` bytes, in 4:2:0 or 4:4:4.
 
-    Parameter sets count, x264's note about itself does not. Raises ``ValueError`` where even the
-    coarsest is larger.
+    The better of both is returned. Parameter sets count towards the size, x264's SEI note does not.
+    Raises ``ValueError`` if even the coarsest setting is larger.
     """
     fitting = [r for kind in _PIXEL_FORMATS if (r := _finest(video, num_bytes, fps, kind))]
     if not fitting:
@@ -85,7 +87,7 @@ def _along_time(x: Float[Tensor, "c F H W"], f: int) -> Float[Tensor, "c f H W"]
 
 
 def _finest(video: Video, num_bytes: int, fps: float, pixel_format: str) -> Rebuilt | None:
-    """By bisection of the quality factor, which the size falls with."""
+    """Find the best quality factor by bisection; the size decreases with it."""
     best, low, high = None, _FINEST, _COARSEST
     crf = high
     for _ in range(_NUM_TRIALS):
@@ -123,7 +125,7 @@ def _encode(video: Video, crf: float, fps: float, pixel_format: str) -> list[byt
 
 
 def _without_notes(packet: bytes) -> bytes:
-    """A packet in Annex B without its SEI units."""
+    """A packet in Annex B format without its SEI units."""
     units = packet.replace(b"\0\0\0\1", b"\0\0\1").split(b"\0\0\1")[1:]
     return b"".join(b"\0\0\1" + unit for unit in units if unit[0] & 31 != _SEI)
 

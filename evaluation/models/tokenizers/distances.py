@@ -1,4 +1,4 @@
-"""How far rebuilt clips are from the real ones: each clip's distances, and scores over clips."""
+"""Distances between reconstructed and real clips, and their means over clips."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sora_lightning.tokenizers import PerceptualDistance
 Video = UInt8[np.ndarray, "F H W 3"]
 Columns = dict[str, Float[np.ndarray, " n"]]
 OURS = "tokenizer"
-# Below this many pixels a side SSIM's window does not fit; below this many frames nothing flickers.
+# The smallest side for SSIM's window, and the smallest number of frames for flicker.
 _LEAST_SIDE, _LEAST_FRAMES = 11, 2
 _MEANINGS = {
     "psnr": ("Peak signal to noise in dB; mean over frames, then clips.", "higher"),
@@ -41,8 +41,9 @@ _MEANINGS = {
 def flicker_error(
     real: UInt8[Tensor, "b 3 F H W"], other: UInt8[Tensor, "b 3 F H W"]
 ) -> Float[Tensor, " b"]:
-    """Mean absolute error of the differences between successive frames, in 0..1. An error that
-    stands still costs nothing.
+    """Mean absolute error of the differences between successive frames, in 0..1.
+
+    A constant error does not count.
     """
     error = (other.double() - real.double()).diff(dim=2)
     return error.abs().flatten(1).mean(dim=1) / 255
@@ -52,8 +53,9 @@ def flicker_error(
 def distances(
     real: Sequence[Video], other: Sequence[Video], network: PerceptualDistance | None
 ) -> Columns:
-    """Each clip's distances by name, NaN where a clip is too short for one. Raises ``ValueError``
-    for frames too small for SSIM.
+    """Return the distances of each clip by name; NaN if a clip is too short for one.
+
+    Raises ``ValueError`` for frames too small for SSIM.
     """
     rows = []
     for video, rebuilt in zip(real, other, strict=True):
@@ -71,8 +73,10 @@ def distances(
 
 
 def summary(values: Mapping[str, Columns], sizes: Sequence[str], seed: int) -> dict[str, Score]:
-    """Means over all clips as ``way/distance``, those over clips of one size as
-    ``way/distance/size``, and what PSNR the tokenizer gains over each other way, clip by clip.
+    """Return means over clips as scores.
+
+    They are named ``way/distance`` over all clips and ``way/distance/size`` over clips of one size.
+    The gain of the tokenizer's PSNR over each other way is computed clip by clip.
     """
     scores = {}
     for way, columns in values.items():
@@ -84,16 +88,16 @@ def summary(values: Mapping[str, Columns], sizes: Sequence[str], seed: int) -> d
         for way, columns in values.items():
             for name in ("psnr", "ssim", "flicker_error"):
                 if name in columns:
-                    meaning = f"The same, clips of {size} alone."
+                    meaning = f"Only clips of {size}."
                     scores[f"{way}/{name}/{size}"] = _mean(columns[name][chosen], meaning, "", seed)
     for way in values:
         if "psnr" in values[way] and way != OURS:
             gain = values[OURS]["psnr"] - values[way]["psnr"]
-            name, text = f"{OURS}/gain_over_{way}", f"PSNR less that of {way}, in dB"
+            name, text = f"{OURS}/gain_over_{way}", f"PSNR minus that of {way}, in dB"
             scores[name] = _mean(gain, f"{text}; mean over clips.", "higher", seed)
             for size in sorted(set(sizes)):
                 chosen = np.array([own == size for own in sizes])
-                meaning = f"{text}; mean over clips of {size} alone."
+                meaning = f"{text}; mean over clips of {size}."
                 scores[f"{name}/{size}"] = _mean(gain[chosen], meaning, "higher", seed)
     return scores
 

@@ -1,6 +1,4 @@
-"""What can be measured of a tokenizer beside its pictures: whether it sees the future, whether
-pieces meet without a seam, which channels say nothing, what 8 bits a value cost.
-"""
+"""Probes of a tokenizer: causality, seams, information in its channels, cost of 8-bit latents."""
 
 from __future__ import annotations
 
@@ -14,18 +12,18 @@ from torch import Tensor
 
 from sora_lightning.tokenizers import CausalTokenizer, Tiling, VideoTokenizer
 
-# A channel that says less than this about a clip is dead.
+# A channel with less information about a clip than this is dead.
 DEAD_BITS = 0.1
 _LEVELS = 255
 
 
 @dataclass(frozen=True)
 class Causality:
-    """The greatest change where the past is looked at while the future is another.
+    """Largest changes of past frames when future frames are replaced.
 
-    ``latents`` is in deviations, ``pixels`` in 0..255; both are 0 for a causal tokenizer, up to
-    rounding. ``control`` is the greatest change of the later latents: where it is 0, nothing was
-    measured.
+    ``latents`` is in standard deviations, ``pixels`` in 0..255; both are 0 for a causal tokenizer,
+    up to rounding. ``control`` is the largest change of the later latents: if it is 0, the test is
+    void.
     """
 
     latents: float
@@ -34,8 +32,10 @@ class Causality:
 
 
 def causality(tokenizer: VideoTokenizer, video: Float[Tensor, "b 3 F H W"]) -> Causality:
-    """For every latent frame but the last: pixels after it are negated and turned upside down, and
-    latents after it negated. The video has two latent frames at least.
+    """Measure causality at each latent frame except the last.
+
+    Later pixels are negated and flipped vertically, later latents negated. The video must have at
+    least two latent frames.
     """
     step = tokenizer.compression.frames
     whole = tokenizer.encode(video)
@@ -56,8 +56,9 @@ def causality(tokenizer: VideoTokenizer, video: Float[Tensor, "b 3 F H W"]) -> C
 
 
 def seams(tokenizer: CausalTokenizer, video: Float[Tensor, "b 3 F H W"]) -> tuple[float, float]:
-    """How far the latents (in deviations) and the pixels (of 0..255) of a video that passes through
-    in pieces of one latent frame are from those of the whole, at most.
+    """Largest differences of a video processed in pieces of one latent frame from the whole.
+
+    They are those of the latents (in standard deviations) and of the pixels (in 0..255).
     """
     step = tokenizer.compression.frames
     pieces = [video[:, :, :1], *video[:, :, 1:].split(step, dim=2)]
@@ -69,15 +70,16 @@ def seams(tokenizer: CausalTokenizer, video: Float[Tensor, "b 3 F H W"]) -> tupl
 
 
 def smallest_tiling(tokenizer: VideoTokenizer) -> Tiling:
-    """Tiles of 6 latent positions a side that share 2: a harder case than any that serves a use."""
+    """Tiles of 6 latent positions a side with an overlap of 2, smaller than any useful tiling."""
     side = max(tokenizer.compression.height, tokenizer.compression.width)
     return Tiling(tile=6 * side, overlap=2 * side)
 
 
 def tile_seams(tokenizer: VideoTokenizer, video: Float[Tensor, "b 3 F H W"]) -> tuple[float, float]:
-    """How far a video that is encoded and decoded by the smallest tiles is from the untiled one, of
-    0..255: the worst pixel, and the worst mean of a colour over a latent position's pixels and all
-    frames, where a shift of colour between tiles would show.
+    """Largest differences of a video encoded and decoded in the smallest tiles, in 0..255.
+
+    The first is over pixels. The second is over means of a colour over a latent position's pixels
+    and all frames, which detects colour shifts between tiles.
     """
     tiled = smallest_tiling(tokenizer)(tokenizer)
     apart = tiled.decode(tiled.encode(video)) - tokenizer.decode(tokenizer.encode(video))
@@ -89,22 +91,25 @@ def tile_seams(tokenizer: VideoTokenizer, video: Float[Tensor, "b 3 F H W"]) -> 
 def bits_per_channel(
     tokenizer: VideoTokenizer, videos: Sequence[Float[Tensor, "b 3 F H W"]]
 ) -> Float[Tensor, " c"]:
-    """What one value of each channel says of the clips, in bits: that of a Gaussian channel whose
-    signal is the posterior's mean and whose noise is its deviation. 0 for a channel that stands
-    still.
+    """Information of one value of each channel about the clips, in bits.
+
+    It is that of a Gaussian channel whose signal is the posterior's mean and whose noise is its
+    standard deviation. It is 0 for a constant channel.
     """
     posteriors = [tokenizer.posterior(video) for video in videos]
     means = torch.cat([rearrange(p.mean.double(), "b c f h w -> (b f h w) c") for p in posteriors])
     noise = torch.cat([rearrange(p.log_variance, "b c f h w -> (b f h w) c") for p in posteriors])
     signal = means.var(dim=0)
-    # A posterior without noise still has float32's rounding.
+    # A posterior without noise still has rounding errors of float32.
     least = 1e-12 * means.square().mean(dim=0) + 1e-30
     return 0.5 * torch.log2(1 + signal / noise.double().exp().mean(dim=0).maximum(least))
 
 
 def quantised(latents: Float[Tensor, "1 c f h w"]) -> tuple[Float[Tensor, "1 c f h w"], int]:
-    """One clip's latents after 8 bits a value, between each channel's least and greatest, and the
-    number of bytes: a value each, and two half-precision bounds a channel.
+    """Return the latents of a clip after 8-bit quantisation, and their number of bytes.
+
+    Values are quantised between the minimum and maximum of each channel. A value takes one byte,
+    and each channel stores two half-precision bounds.
     """
     low = latents.amin(dim=(2, 3, 4), keepdim=True).half().float()
     high = latents.amax(dim=(2, 3, 4), keepdim=True).half().float()

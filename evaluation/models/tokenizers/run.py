@@ -1,4 +1,4 @@
-"""From a tokenizer's checkpoint and clips to a report."""
+"""Evaluation of a tokenizer's checkpoint on clips, with a report."""
 
 from __future__ import annotations
 
@@ -53,22 +53,23 @@ _SEED = 0
 _STRIP_CLIPS, _STRIP_FRAMES = 3, 3
 _PROBED_CLIPS = 2
 _SEAMS = {
-    "latents": "Difference between a clip in pieces and whole (deviations), at most.",
-    "pixels": "Difference between a clip in pieces and whole (of 255), at most.",
+    "latents": "Largest difference between a clip in pieces and whole, in standard deviations.",
+    "pixels": "Largest difference between a clip in pieces and whole, in 0..255.",
 }
 _TILE_SEAMS = {
-    "pixels": "Difference between frames by the smallest tiles and whole (of 255), at most.",
-    "colour": "The same of a colour's mean over a latent position's pixels and all frames.",
+    "pixels": "Largest difference between frames in the smallest tiles and whole, in 0..255.",
+    "colour": "Largest difference of a colour's mean over a latent position and all frames.",
 }
 
 
 @dataclass(frozen=True)
 class TokenizerRequest:
-    """Which tokenizer to evaluate on which clips: of a manifest, at ``sizes`` and ``fps`` as the
-    data module reads them, the middle window of each.
+    """Checkpoint of a tokenizer, and the clips to evaluate it on.
 
-    ``protocol`` and ``networks`` give the network of rFVD, ``lpips`` the file of VGG's weights;
-    without them the report says what is left out. ``strip`` is the picture to write.
+    Clips are the middle windows of a manifest's videos, at ``sizes`` and ``fps`` as read by the
+    data module. ``protocol`` and ``networks`` define the network of rFVD, and ``lpips`` is the file
+    of VGG's weights; without them these scores are left out. ``strip`` is the path of an image of
+    clips and reconstructions.
     """
 
     checkpoint: Path
@@ -85,7 +86,7 @@ class TokenizerRequest:
 
 @dataclass(frozen=True)
 class RebuiltClip:
-    """A clip and what became of it by each way, at 8 bits a value or in as many bytes."""
+    """A clip and its reconstruction by each method, at 8 bits a value or in as many bytes."""
 
     name: str
     caption: str
@@ -100,8 +101,9 @@ class RebuiltClip:
 
 
 def holds_only_a_tokenizer(checkpoint: Path) -> bool:
-    """Whether a checkpoint is of a system that trains a tokenizer. Raises ``ValueError`` for a file
-    that is no checkpoint.
+    """Return True for a checkpoint of a system that trains a tokenizer.
+
+    Raises ``ValueError`` for a file that is not a checkpoint.
     """
     system = str(read_checkpoint(checkpoint)["hyper_parameters"].get("_class_path", ""))
     return system.endswith(".TokenizerSystem")
@@ -109,10 +111,10 @@ def holds_only_a_tokenizer(checkpoint: Path) -> bool:
 
 @torch.no_grad()
 def evaluate_tokenizer(request: TokenizerRequest) -> dict[str, Any]:
-    """Encode, decode, compare, probe, and write ``report.json``, ``report.html``, TensorBoard's
-    events and the strip; give the report.
+    """Encode and decode clips, compare them, run the probes, write the report, and return it.
 
-    Raises ``ValueError`` naming what is wrong before any clip is rebuilt.
+    The files are ``report.json``, ``report.html``, TensorBoard logs and the strip. Raises
+    ``ValueError`` naming the problem before any clip is reconstructed.
     """
     started = time.monotonic()
     tokenizer = load_tokenizer(request.checkpoint).to(request.device)
@@ -167,8 +169,9 @@ def _rebuild(
     caption: str,
     pixels: Float[Tensor, "1 3 F H W"],
 ) -> RebuiltClip:
-    """By every way, with what the latents take: their number of values, or their bytes at 8 bits a
-    value.
+    """Reconstruct a clip by every method.
+
+    Baselines have the latents' number of values, or their number of bytes at 8 bits a value.
     """
     latents = tokenizer.encode(pixels.to(request.device))
     coarse, num_bytes = quantised(latents)
@@ -200,9 +203,7 @@ def _video(pixels: Float[Tensor, "1 3 F H W"]) -> Video:
 def _rfvd(
     request: TokenizerRequest, clips: Sequence[RebuiltClip]
 ) -> tuple[dict[str, Score], dict[str, Any], list[str]]:
-    """Of the size that most clips have, by the protocol's network, under its name, and what that
-    network is; or why not.
-    """
+    """Return rFVD over clips of the most frequent size, its networks, and why it was left out."""
     if request.protocol is None:
         return {}, {}, ["rfvd: no protocol was given"]
     spec = request.protocol.scores
@@ -226,7 +227,7 @@ def _rfvd(
         )
         for side in ([c.ways[OURS] for c in chosen], [c.real for c in chosen])
     )
-    # Of reconstructions: the r says so, the rest which network it is by.
+    # The prefix r marks reconstructions; the rest names the network.
     names = f"r{score_name('fvd', extractors.videos)}", f"r{score_name('kvd', extractors.videos)}"
     found = frechet_scores(FeatureSets(ours, real), spec, names)
     scores = {f"{OURS}/{name}": score for name, score in found.items()}
@@ -243,14 +244,17 @@ def _probes(
         found = [causality(tokenizer, video) for video in longest]
         n = len(found)
         for name, meaning in (
-            ("latents", "Change of earlier latents, in deviations, when later frames are replaced"),
-            ("pixels", "Change of earlier pixels, of 255, when later latents are replaced"),
+            (
+                "latents",
+                "Largest change of earlier latents, in stds, when later frames are replaced",
+            ),
+            ("pixels", "Largest change of earlier pixels, of 255, when later latents are replaced"),
         ):
             worst = max(getattr(one, name) for one in found)
-            text = f"{meaning}, at most: 0 but for rounding where no frame sees a later one."
+            text = f"{meaning}: 0 up to rounding if no frame depends on later ones."
             scores[f"{OURS}/causality/{name}"] = Score(worst, n, text, "lower")
         control = min(one.control for one in found)
-        text = "Greatest change of the later latents in the same test: shows that it measures."
+        text = "Largest change of later latents in this test, least over clips; must be above 0."
         scores[f"{OURS}/causality/control"] = Score(control, n, text, "")
         if isinstance(tokenizer, CausalTokenizer):
             pairs = [seams(tokenizer, video) for video in longest]
@@ -261,9 +265,11 @@ def _probes(
         scores |= _worst_of_pairs("tiles", pairs, _TILE_SEAMS)
     bits = bits_per_channel(tokenizer, videos)
     dead = float((bits < DEAD_BITS).double().mean())
-    text = f"Share of latent channels whose values say less than {DEAD_BITS} bit of the clips."
+    text = (
+        f"Share of latent channels with less than {DEAD_BITS} bit of information about the clips."
+    )
     scores[f"{OURS}/dead_channels"] = Score(dead, len(bits), text, "lower")
-    text = "Bits that a latent value says of the clips, mean over channels."
+    text = "Information of a latent value about the clips in bits, mean over channels."
     scores[f"{OURS}/bits_per_value"] = Score(float(bits.mean()), len(bits), text, "")
     return scores
 
@@ -300,7 +306,7 @@ def _report(
     }
     packages = ("torch", "torchmetrics", "numpy", "av")
     return {
-        "contents": f"{len(clips)} clips through the tokenizer and back, beside the originals",
+        "contents": f"{len(clips)} clips reconstructed by the tokenizer, with the originals",
         "scores": {name: score.value for name, score in scores.items()},
         "details": {name: asdict(score) for name, score in scores.items()},
         "protocol": request.protocol.name if request.protocol else "none",
@@ -324,7 +330,7 @@ def _report(
 
 
 def _write_strip(clips: Sequence[RebuiltClip], path: Path) -> None:
-    """Evenly spaced ones of the clips: none is picked."""
+    """Write a strip of evenly spaced clips."""
     number = min(_STRIP_CLIPS, len(clips))
     chosen = [clips[round(i * (len(clips) - 1) / max(1, number - 1))] for i in range(number)]
     rows = {"original": [clip.real for clip in chosen]}

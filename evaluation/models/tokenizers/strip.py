@@ -1,4 +1,4 @@
-"""Clips before and after, frame by frame, as one picture."""
+"""An image of clips and their reconstructions, frame by frame."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ _PAPER, _INK = (255, 255, 255), (31, 35, 40)
 def write_strip(
     rows: Mapping[str, Sequence[Video]], titles: Sequence[str], num_frames: int, path: Path
 ) -> None:
-    """A row for each name, in it a few evenly spaced frames of each of its clips, which are those
-    of ``titles``.
+    """Write an image with one row for each name.
+
+    A row shows evenly spaced frames of each of its clips. ``titles`` are those of the clips.
     """
     tiles = {
         name: [_tile(frame) for video in videos for frame in _spaced(video, num_frames)]
@@ -47,7 +48,7 @@ def _spaced(video: Video, number: int) -> Sequence[UInt8[np.ndarray, "H W 3"]]:
 
 
 def _tile(frame: UInt8[np.ndarray, "H W 3"]) -> Image.Image:
-    """Pixels stay pixels: a whole factor where the frame is smaller than a tile."""
+    """Enlarge a frame by an integer factor if it is smaller than a tile."""
     height, width = frame.shape[:2]
     factor = max(1, _SIDE // height)
     image = Image.fromarray(frame).resize(

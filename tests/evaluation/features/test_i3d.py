@@ -19,7 +19,7 @@ from evaluation.features.i3d import (
     pad_same,
     same_padding,
 )
-from evaluation.features.i3d_keys import SCHEMES, from_house, scheme_of, to_house
+from evaluation.features.i3d_keys import SCHEMES, from_pytorch, scheme_of, to_pytorch
 from evaluation.features.weights import digest_of
 
 KEYS = json.loads(Path(__file__).with_name("i3d_keys.json").read_text())
@@ -56,9 +56,9 @@ def test_names_and_shapes_are_those_of_the_public_file(network: InceptionI3D) ->
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_every_scheme_holds_the_same_weights_both_ways(network: InceptionI3D, scheme: str) -> None:
     state = {k: v for k, v in network.state_dict().items() if k in KEYS}
-    theirs = from_house(state, scheme)
+    theirs = from_pytorch(state, scheme)
     assert scheme_of(theirs) == scheme
-    back = to_house(theirs)
+    back = to_pytorch(theirs)
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) for name in state)
     assert len(theirs) == len(state) - (57 if scheme == "tensorflow" else 0)  # no gamma
@@ -66,7 +66,7 @@ def test_every_scheme_holds_the_same_weights_both_ways(network: InceptionI3D, sc
 
 def test_names_of_the_other_schemes() -> None:
     state = {name: torch.ones(shape) for name, shape in KEYS.items()}
-    kinetics, tensorflow = from_house(state, "kinetics"), from_house(state, "tensorflow")
+    kinetics, tensorflow = from_pytorch(state, "kinetics"), from_pytorch(state, "tensorflow")
     assert kinetics["mixed_3b.branch_2.1.batch3d.running_var"].shape == (32,)
     root = "RGB/inception_i3d"
     assert tensorflow[f"{root}/Conv3d_1a_7x7/conv_3d/w"].shape == (7, 7, 7, 3, 64)
@@ -75,14 +75,14 @@ def test_names_of_the_other_schemes() -> None:
     assert f"{root}/Mixed_5c/Branch_2/Conv3d_0b_3x3/batch_norm/beta" in tensorflow
     with_gamma = state | {"Mixed_3b.b0.bn.weight": torch.full((64,), 2.0)}
     with pytest.raises(ValueError, match=r"Mixed_3b\.b0\.bn\.weight: is not 1"):
-        from_house(with_gamma, "tensorflow")
+        from_pytorch(with_gamma, "tensorflow")
 
 
 def test_wrapped_and_prefixed_files_load_and_give_the_same_features(
     network: InceptionI3D, saved: Path, tmp_path: Path
 ) -> None:
     state = {k: v for k, v in network.state_dict().items() if k in KEYS}
-    prefixed = {f"module.{name}": value for name, value in from_house(state, "kinetics").items()}
+    prefixed = {f"module.{name}": value for name, value in from_pytorch(state, "kinetics").items()}
     torch.save({"state_dict": prefixed}, tmp_path / "wrapped.pt")
     plain, wrapped = I3D(str(saved)), I3D(str(tmp_path / "wrapped.pt"))
     assert plain.sha256 == wrapped.sha256 != I3D("random").sha256
@@ -93,7 +93,7 @@ def test_wrapped_and_prefixed_files_load_and_give_the_same_features(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"Mixed_9z.b0.conv3d.weight": torch.zeros(1)}, "Mixed_9z.b0.conv3d.weight is left over"),
+        ({"Mixed_9z.b0.conv3d.weight": torch.zeros(1)}, "Mixed_9z.b0.conv3d.weight is unexpected"),
         ({"logits.conv3d.bias": None}, "logits.conv3d.bias is missing"),
         ({"logits.conv3d.bias": torch.zeros(600)}, r"logits.conv3d.bias has shape \(600,\)"),
     ],
@@ -109,7 +109,7 @@ def test_a_file_of_another_network_is_refused_by_its_key(
 
 def test_a_file_without_any_known_name_is_refused(tmp_path: Path) -> None:
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "resnet.pt")
-    with pytest.raises(ValueError, match=r"'conv1\.weight': is no weight of I3D"):
+    with pytest.raises(ValueError, match=r"'conv1\.weight': is not a weight of I3D"):
         I3D(str(tmp_path / "resnet.pt"))
 
 

@@ -118,7 +118,7 @@ def test_a_changed_weight_is_refused_with_both_hashes(tiny: TinyNetwork, tmp_pat
         load_tiny(path)
 
 
-def test_what_is_no_judge_is_refused(tmp_path: Path) -> None:
+def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file"):
         load_tiny(tmp_path / "absent.pt")
     (tmp_path / "text.pt").write_text("not weights")

@@ -68,7 +68,7 @@ def test_one_flipped_byte_is_refused_with_both_hashes(file: Path, kind: str, pla
 @pytest.mark.parametrize(
     ("source", "digest", "message"),
     [
-        ("absent.pt", "", "absent.pt is no file"),
+        ("absent.pt", "", "absent.pt is not a file"),
         ("env:NOT_SET_ANYWHERE", "", "variable NOT_SET_ANYWHERE is not set"),
         ("https://example.org/weights.pt", "", "needs a digest"),
         ("file:///absent.pt", "sha256:" + 64 * "0", "cannot be fetched"),
@@ -102,7 +102,7 @@ def test_a_missing_a_left_over_and_an_odd_weight_are_named() -> None:
     weights = dict(norm.state_dict())
     del weights["num_batches_tracked"]
     load_exactly(norm, weights, "file")
-    with pytest.raises(ValueError, match="file: extra is left over"):
+    with pytest.raises(ValueError, match="file: extra is unexpected"):
         load_exactly(norm, weights | {"extra": torch.zeros(1)}, "file")
     with pytest.raises(ValueError, match=r"bias has shape \(4,\); the network's has \(3,\)"):
         load_exactly(norm, weights | {"bias": torch.zeros(4)}, "file")

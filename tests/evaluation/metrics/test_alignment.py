@@ -57,7 +57,7 @@ def test_incomplete_prompts_are_refused(prompt: str, lacks: str) -> None:
         parse_prompt(prompt)
 
 
-def test_each_attribute_is_judged_by_itself() -> None:
+def test_each_attribute_is_evaluated_by_itself() -> None:
     one = align([found("red", "square", None)], [RED])
     assert (one.colour, one.direction, one.shape) == (True, False, False)
     one = align([found("green", "circle", "left")], [RED])

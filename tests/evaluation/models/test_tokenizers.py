@@ -235,7 +235,7 @@ def run(tmp_path_factory):
     return folder / "run"
 
 
-def test_a_checkpoint_of_a_tokenizer_is_judged_by_the_plain_command(run, capsys):
+def test_a_checkpoint_of_a_tokenizer_is_evaluated_by_the_plain_command(run, capsys):
     checkpoint = run / "checkpoints/last.ckpt"
     assert main(["--checkpoint", str(checkpoint)]) == 0
     said = capsys.readouterr().out
@@ -258,7 +258,7 @@ def test_a_checkpoint_of_a_tokenizer_is_judged_by_the_plain_command(run, capsys)
     assert strip.height > 5 * 128
 
 
-def test_rfvd_of_enough_clips_by_the_judge_in_its_name(run, dataset, networks, tmp_path, capsys):
+def test_rfvd_of_enough_clips_by_the_network_in_its_name(run, dataset, networks, tmp_path, capsys):
     """As many clips of one size as the protocol asks for; others are left out of it and not of the
     rest.
     """
@@ -319,7 +319,7 @@ def test_what_is_missing_or_wrong_is_said(run, tmp_path, capsys):
     assert "4x32x32" in capsys.readouterr().err
     videos = ["--videos", str(run), "--sizes", "5x32x32"]
     assert main(videos) == 2
-    assert "--sizes is for the checkpoint of a tokenizer" in capsys.readouterr().err
+    assert "--sizes only applies to the checkpoint of a tokenizer" in capsys.readouterr().err
 
 
 def test_h264_does_not_pay_for_the_note_of_its_encoder(moving):

@@ -106,7 +106,7 @@ def test_other_networks_or_prompts_are_refused(reports: dict[str, Path], tmp_pat
         for row in content["videos"]:
             row["prompt"] = ""
         (reports[name] / "report.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="no prompts say what is a pair"):
+    with pytest.raises(ValueError, match="without prompts, videos cannot be paired"):
         compare([reports["base"], reports["better"]])
     with pytest.raises(ValueError, match=r"holds no report\.json"):
         compare([reports["base"], tmp_path])
