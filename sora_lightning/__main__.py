@@ -1,4 +1,4 @@
-"""The table of verbs, their common help, and their exit codes."""
+"""The table of commands, their common help, and their exit codes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import version
 
-VERBS = {
+COMMANDS = {
     "fit": "train the model of an experiment: fit --config experiments/demo/tokenizer.yaml",
     "validate": "measure a checkpoint on the validation clips",
     "predict": "encode clips into latents with a trained tokenizer",
@@ -36,7 +36,7 @@ FUNCTIONS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb with its arguments and return the exit code: 0, 1 failed, 2 refused, 130
+    """Run one command with its arguments and return the exit code: 0, 1 failed, 2 refused, 130
     interrupted, 143 terminated.
 
     What a user can put right is one message on stderr; anything else is a defect and keeps its
@@ -63,9 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             arguments = pop_trusted(arguments)
         with stopped_by_signals(saves=arguments[0] == "fit"):
-            _verb(arguments[0])(arguments[1:])
+            _command(arguments[0])(arguments[1:])
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here where it can", file=sys.stderr)
+        print("\ninterrupted; the same command resumes from here where it can", file=sys.stderr)
         return INTERRUPTED
     except Terminated as error:
         print(f"sora-lightning {arguments[0]}: {error}", file=sys.stderr)
@@ -82,8 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _verb(name: str) -> Callable[[list[str]], None]:
-    """Return the function that takes the arguments after a verb; import only its modules."""
+def _command(name: str) -> Callable[[list[str]], None]:
+    """Return the function that takes the arguments after a command; import only its modules."""
     if name in FUNCTIONS:
         from sora_lightning.cli.functions import run_function
 
@@ -91,21 +91,21 @@ def _verb(name: str) -> Callable[[list[str]], None]:
         return lambda arguments: run_function(
             name, getattr(import_module(module), function), arguments
         )
-    if name in VERBS:
+    if name in COMMANDS:
         from sora_lightning.cli.training import run_training
 
         return lambda arguments: run_training([name, *arguments])
     from sora_lightning.cli.suggest import suggestion
 
-    raise ValueError(f"there is no such verb. {suggestion(name, VERBS)}")
+    raise ValueError(f"there is no such command. {suggestion(name, COMMANDS)}")
 
 
 def _help() -> str:
-    width = max(map(len, VERBS))
-    verbs = "\n".join(f"  {name:{width}}  {what}" for name, what in VERBS.items())
-    more = "Arguments of a verb: sora-lightning VERB --help\n"
-    more += "Every verb takes --trust PACKAGE: YAMLs and checkpoints may name classes of it too"
-    return f"usage: sora-lightning [--version] VERB [arguments]\n\n{verbs}\n\n{more}"
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:{width}}  {what}" for name, what in COMMANDS.items())
+    more = "Arguments of a command: sora-lightning COMMAND --help\n"
+    more += "Every command takes --trust PACKAGE: YAMLs and checkpoints may name classes of it too"
+    return f"usage: sora-lightning [--version] COMMAND [arguments]\n\n{commands}\n\n{more}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where this package's experiments are; checksums and write access of files."""
+"""Paths of this package's experiments; checksums and write access of files."""
 
 import hashlib
 import tempfile

@@ -4,7 +4,7 @@ load.
 Both import torchvision as soon as it is installed, and torchvision registers shape functions for
 two of its operators before it looks whether they exist: built for another torch (CUDA wheels beside
 a CPU-only torch), its import ends in ``RuntimeError: operator torchvision::nms does not exist``.
-Declaring the two schemas is enough for everything but the operators themselves, which go on to
+Declaring the two schemas is enough for everything but the operators themselves, which still
 raise torchvision's own explanation when called.
 """
 
@@ -30,7 +30,7 @@ def make_torchvision_importable() -> bool:
     stops it.
 
     Does nothing where torchvision is absent, imported already or sound; any error but that of the
-    missing operators passes through. Call it before the first import of lightning or torchmetrics.
+    missing operators is raised. Call it before the first import of lightning or torchmetrics.
 
     Returns:
         Whether the schemas had to be declared.

@@ -1,7 +1,7 @@
 """The classes that a file may name: one rule for checkpoints, converted weights and YAMLs.
 
 Building a class runs its code, and importing a module runs the module's. jsonargparse applies the
-rule to every import path among the values that it parses, also where a string stands for a function
+rule to every import path among the values that it parses, also where a string names a function
 and where an allowed module only re-exports something else.
 """
 
@@ -51,7 +51,7 @@ def check_class_path(path: str) -> None:
 
 
 def import_class(path: str) -> Any:
-    """The class or function of an import path that a file may name. ``ValueError`` for others."""
+    """Import the class or function that a file names. ``ValueError`` if it may not name it."""
     check_class_path(path)
     module, _, name = path.rpartition(".")
     try:

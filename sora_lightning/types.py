@@ -135,7 +135,7 @@ class VideoBatch:
 
     @property
     def pixels(self) -> Float[Tensor, "b 3 F H W"]:
-        """The video. Raises ``ValueError`` for a batch of cached latents."""
+        """Return the video. Raises ``ValueError`` for a batch of cached latents."""
         if self.video is None:
             raise ValueError("data.latents serves latents, and pixels are needed: leave it out")
         return self.video
@@ -205,11 +205,11 @@ class PackedLatents:
 
 
 Latents = TypeVar("Latents", Float[Tensor, "b c f h w"], PackedLatents)
-"""A dense batch or a pack: what comes in as one goes out as one."""
+"""A dense batch or a pack; functions return the kind that they take."""
 
 
 class Draws(Protocol):
-    """The random numbers of a batch's clips."""
+    """Random numbers of a batch's clips."""
 
     def uniform(self, *shape: int) -> Float[Tensor, " b *shape"]:
         """Draw from [0, 1)."""
@@ -242,7 +242,7 @@ def from_groups(groups: Sequence[Float[Tensor, "b c f h w"]], like: Latents) -> 
 class PackedBatch:
     """Clips of any sizes that share one sequence, each with a caption and a time of its own.
 
-    ``repeats`` counts how often each clip has been shown before. ``kept`` holds the numbers of the
+    ``repeats`` counts how often each clip has been shown before. ``kept`` holds the indices of the
     tokens (frame-major) that take part, where some are left out. ``fill`` is the share of the
     sequence's budget that they take. Exactly one of ``videos`` and ``latents`` is absent. Where no
     clip could be read, the batch has none.
@@ -266,7 +266,7 @@ class PackedBatch:
 
     @property
     def pixels(self) -> list[Float[Tensor, "3 _F _H _W"]]:
-        """The videos. Raises ``ValueError`` for a batch of cached latents."""
+        """Return the videos. Raises ``ValueError`` for a batch of cached latents."""
         if self.videos is None:
             raise ValueError("data.latents serves latents, and pixels are needed: leave it out")
         return self.videos

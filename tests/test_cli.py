@@ -1,4 +1,4 @@
-"""The table of verbs: one help for all, a suggestion for a wrong one, and errors of two kinds."""
+"""The commands: one help for all, a suggestion for a wrong one, and errors of two kinds."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from sora_lightning.files import find_config
 
 
 def paint(output: Path, num_frames: int = 17, rate: float = 8.0) -> None:
-    """Stands for a verb that is a plain function."""
+    """A stand-in for a command that is a plain function."""
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
-def test_one_help_lists_every_verb(
+def test_one_help_lists_every_command(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 0
     text = capsys.readouterr().out
-    for verb in ("fit", "validate", "predict", "sample", "convert", "synthesize", "demo"):
-        assert f"\n  {verb} " in text
+    for command in ("fit", "validate", "predict", "sample", "convert", "synthesize", "demo"):
+        assert f"\n  {command} " in text
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,10 +41,10 @@ def test_help_needs_neither_torch_nor_lightning() -> None:
     subprocess.run([sys.executable, "-S", "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 
-def test_a_wrong_verb_is_answered_with_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_command_is_answered_with_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["smaple", "--checkpoint", "x"]) == 2
     assert capsys.readouterr().err == (
-        "sora-lightning smaple: there is no such verb. Did you mean sample?\n"
+        "sora-lightning smaple: there is no such command. Did you mean sample?\n"
     )
 
 
@@ -60,7 +60,7 @@ def test_a_wrong_verb_is_answered_with_the_right_one(capsys: pytest.CaptureFixtu
         (["--output=x", "stray"], "stray"),
     ],
 )
-def test_a_verb_refuses_what_it_does_not_take(arguments: list[str], said: str) -> None:
+def test_a_command_refuses_what_it_does_not_take(arguments: list[str], said: str) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is what is tested
         parse_function("paint", paint, arguments)
     assert said in str(caught.value)
@@ -78,7 +78,7 @@ def test_dashes_and_underscores_are_the_same(flag: str) -> None:
 )
 def test_a_switch_needs_no_value(arguments: list[str], value: bool) -> None:
     def play(loud: bool = False, rate: float = 8.0) -> None:
-        """Stands for a verb with a switch."""
+        """A stand-in for a command with a switch."""
 
     assert parse_function("play", play, [*arguments, "--rate=2"]) == {"loud": value, "rate": 2.0}
 
@@ -92,10 +92,10 @@ def test_a_defect_keeps_its_traceback_and_a_mistake_does_not(
     def strict(arguments: list[str]) -> None:
         parse_function("paint", paint, ["--outptu=x"])
 
-    monkeypatch.setattr(program, "_verb", lambda name: broken)
+    monkeypatch.setattr(program, "_command", lambda name: broken)
     with pytest.raises(ValueError, match="invalid literal"):
         main(["fit"])
-    monkeypatch.setattr(program, "_verb", lambda name: strict)
+    monkeypatch.setattr(program, "_command", lambda name: strict)
     assert main(["fit"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -104,7 +104,7 @@ def test_a_missing_file_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     missing = tmp_path / "none.txt"
-    monkeypatch.setattr(program, "_verb", lambda name: lambda arguments: missing.read_text())
+    monkeypatch.setattr(program, "_command", lambda name: lambda arguments: missing.read_text())
     assert main(["fit"]) == 2
     assert str(missing) in capsys.readouterr().err
 

@@ -122,7 +122,7 @@ def test_a_yaml_builds_by_the_command_it_gives(
     inside: Path, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[TrainingCLI] = []
-    monkeypatch.setattr(TrainingCLI, "_run_subcommand", lambda cli, verb: built.append(cli))
+    monkeypatch.setattr(TrainingCLI, "_run_subcommand", lambda cli, command: built.append(cli))
     program, *arguments = shlex.split(_header(path)["Command"].splitlines()[0])
     assert program == "sora-lightning"
     _run(*arguments, "--run_dir", "runs/untouched")
@@ -135,7 +135,6 @@ def test_a_yaml_builds_by_the_command_it_gives(
 def test_a_run_lies_in_its_folder(inside: Path) -> None:
     run = Path("runs/demo/tokenizer")
     assert {path.name for path in run.iterdir() if "events" not in path.name} == {
-        ".lock",
         "checkpoints",
         "config.yaml",
         "hparams.yaml",
@@ -147,7 +146,7 @@ def test_a_run_lies_in_its_folder(inside: Path) -> None:
 def test_the_config_a_run_saves_is_that_of_its_training_and_builds_it_again(
     inside: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(TrainingCLI, "_run_subcommand", lambda cli, verb: None)
+    monkeypatch.setattr(TrainingCLI, "_run_subcommand", lambda cli, command: None)
     config = Path("runs/demo/text_to_video/config.yaml")
     assert "max_steps: 2" in config.read_text()
     _run("fit", "--config", str(config), "--run_dir", "runs/again")
@@ -310,11 +309,11 @@ def test_a_mistake_is_one_message_before_anything_is_built(
         raise AssertionError("the system was built")
 
     monkeypatch.setattr(DiffusionSystem, "__init__", built)
-    verb, *rest = arguments
+    command, *rest = arguments
     new = () if any("--run_dir" in one for one in rest) else ("--run_dir=runs/new",)
-    assert main([verb, "--config", "experiments/demo/text_to_video.yaml", *new, *rest]) == 2
+    assert main([command, "--config", "experiments/demo/text_to_video.yaml", *new, *rest]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if "INFO" not in line]
-    messages = [line for line in errors if line.startswith(f"sora-lightning {verb}: ")]
+    messages = [line for line in errors if line.startswith(f"sora-lightning {command}: ")]
     assert len(messages) == 1
     assert said in messages[0]
     assert "Traceback" not in "\n".join(errors)

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule
 
 import sora_lightning.__main__ as program
 from sora_lightning.cli.functions import parse_function
-from sora_lightning.cli.training import PARSER, VERBS, TrainingCLI
+from sora_lightning.cli.training import COMMANDS, PARSER, TrainingCLI
 from sora_lightning.data import VideoDataModule
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -55,8 +55,8 @@ def test_a_target_of_make_exists(line: str) -> None:
 @pytest.mark.parametrize("line", [c for c in _commands() if c.startswith("sora-lightning")])
 def test_a_command_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(_ROOT)
-    _, verb, *arguments = shlex.split(line)
-    if verb in VERBS:
+    _, command, *arguments = shlex.split(line)
+    if command in COMMANDS:
         with pytest.raises(Parsed):
             ParsingCLI(
                 LightningModule,
@@ -64,17 +64,19 @@ def test_a_command_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
                 subclass_mode_model=True,
                 seed_everything_default=False,
                 auto_configure_optimizers=False,
-                parser_kwargs={**PARSER, **{one: dict(PARSER) for one in VERBS}},
-                args=[verb, *arguments],
+                parser_kwargs={**PARSER, **{one: dict(PARSER) for one in COMMANDS}},
+                args=[command, *arguments],
             )
     else:
-        module, function = program.FUNCTIONS[verb]
-        assert parse_function(verb, getattr(import_module(module), function), arguments)
+        module, function = program.FUNCTIONS[command]
+        assert parse_function(command, getattr(import_module(module), function), arguments)
 
 
-def test_the_table_of_verbs_and_the_map_of_the_code_are_complete() -> None:
+def test_the_table_of_commands_and_the_map_of_the_code_are_complete() -> None:
     text = (_ROOT / "README.md").read_text()
-    assert re.findall(r"^\| `sora-lightning ([\w-]+)`", text, re.MULTILINE) == list(program.VERBS)
+    assert re.findall(r"^\| `sora-lightning ([\w-]+)`", text, re.MULTILINE) == list(
+        program.COMMANDS
+    )
     tree = text.partition("## Map of the code")[2]
     for path in (_ROOT / "sora_lightning").iterdir():
         if path.name not in ("__init__.py", "__pycache__", "torchvision_guard.py"):

@@ -1,9 +1,8 @@
 """Keeps the state of a run under one name that never changes: ``<run>/checkpoints/last.ckpt``.
 
-Lightning's ``ModelCheckpoint`` picks the best by a metric, and may stand beside this one for that.
-For the last state it is the wrong tool: it numbers the file anew when the folder is not empty
-(``last-v1.ckpt``), and it does not save the steps that a training takes after the last multiple of
-its interval.
+Lightning's ``ModelCheckpoint`` picks the best by a metric, and can be used beside this one for
+that. It does not suit the last state: it renames the file when the folder is not empty
+(``last-v1.ckpt``), and does not save the steps after the last multiple of its interval.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Path | str, storage_options: Any = None
     ) -> None:
-        """Raise ``SaveError`` naming ``path`` if it cannot be written; what stood there stays."""
+        """Raise ``SaveError`` naming ``path`` if it cannot be written; an existing file is kept."""
         path = Path(path)
         part = path.with_name(f".{path.name}.part")
         try:
@@ -107,13 +106,13 @@ class RunCheckpoint(Checkpoint):
             check_writable(self.dirpath)
             for left in self.dirpath.glob(".*.ckpt.part"):  # by a process that was killed
                 left.unlink()
-        # Before Lightning restores a run that goes on, which then has the last word.
+        # Before Lightning restores a resumed run, which then overrides this.
         if self.start_from is not None:
             start_weights(pl_module, self.start_from)
 
     @property
     def last(self) -> Path:
-        """The file of the latest state."""
+        """Return the path of the latest state."""
         return self.dirpath / "last.ckpt"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -14,9 +14,9 @@ class EMA(Callback):
     """Keeps an average of every parameter that requires a gradient, and validates with it.
 
     The decay is warmed up as ``min(decay, (1 + n) / (10 + n))`` after n updates, so that short runs
-    do not remember their first weights. Buffers are not averaged. The average stands in the
+    do not remember their first weights. Buffers are not averaged. The average is stored in the
     checkpoint under this callback's key; the model's own ``state_dict`` holds the raw weights, so
-    that a resumed run goes on exactly.
+    that a resumed run continues exactly.
     """
 
     def __init__(self, decay: float = 0.9999):

@@ -1,6 +1,4 @@
-"""A progress bar that shows what one waits for: the steps of the whole training and the time
-left.
-"""
+"""A progress bar over the steps of the whole training, with the time left."""
 
 from __future__ import annotations
 
@@ -14,8 +12,7 @@ class Progress(TQDMProgressBar):
     """tqdm over optimizer steps where ``max_steps`` bounds a training, else over batches of an
     epoch.
 
-    It is named explicitly because Lightning would choose rich wherever something else happened to
-    install it.
+    It is chosen explicitly because Lightning takes rich wherever that is installed.
     """
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:

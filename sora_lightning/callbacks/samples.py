@@ -168,7 +168,7 @@ def log_video(trainer: Trainer, tag: str, video: Float[Tensor, "3 F H W"], fps: 
 
 
 def moving_png(frames: UInt8[np.ndarray, "F H W 3"], fps: float) -> bytes:
-    """Encode frames as an animated PNG that repeats for ever."""
+    """Encode frames as an animated PNG that repeats endlessly."""
     images = [Image.fromarray(frame) for frame in frames]
     buffer = io.BytesIO()
     images[0].save(

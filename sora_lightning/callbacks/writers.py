@@ -17,10 +17,10 @@ from sora_lightning.types import VideoBatch
 
 
 class LatentWriter(BasePredictionWriter):
-    """Puts the latents of a tokenizer's `predict` into a latent cache. Does nothing in other verbs.
+    """Writes the latents that `predict` computes with a tokenizer to a latent cache.
 
-    A cache begun before is gone on with: the data module leaves out what it holds already. Ranks
-    write shards of their own.
+    An existing cache is continued: the data module leaves out the clips that it already holds.
+    Each rank writes its own shards. Does nothing in other commands.
 
     Args:
         root: The cache's folder, which `data.latents` of the next training names.
@@ -59,7 +59,7 @@ class LatentWriter(BasePredictionWriter):
         self.on_predict_end(trainer, pl_module)
 
     def _opened(self, pl_module: LightningModule) -> LatentCache:
-        """The cache, begun with the first batch: only then do the weights stand that name it."""
+        """Return the cache, opened at the first batch: its fingerprint needs the loaded weights."""
         if self._cache is None:
             if not isinstance(pl_module, TokenizerSystem) or self.root is None:
                 name = type(pl_module).__name__

@@ -1,2 +1,2 @@
-"""The command line below its table of verbs (`sora_lightning/__main__.py`): training, sampling, and
-plain errors."""
+"""Implementation of the commands that `sora_lightning/__main__.py` lists: training, sampling and
+error messages."""

@@ -65,7 +65,7 @@ def _data_of(
 
 
 def _report(manifest: Path, filters: list[Filter]) -> str:
-    """What a manifest alone tells: rows by filter, and by what their files are."""
+    """Return the numbers of rows by filter, and by how their files are read."""
     records = read_manifest(manifest)
     kept, removed = sift(records, filters)
     paths = list(dict.fromkeys(record.path for record in kept))

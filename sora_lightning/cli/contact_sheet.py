@@ -1,4 +1,4 @@
-"""Images that show many videos at once: a still sheet with time from left to right, and a moving
+"""Images of many videos at once: a still sheet with time from left to right, and a moving
 one.
 """
 
@@ -18,8 +18,8 @@ _PAPER, _INK, _FAINT, _RULE = "#ffffff", "#1f2328", "#6e7781", "#d8dee4"
 
 @dataclass(frozen=True)
 class SheetStyle:
-    """Extents in pixels. A frame is enlarged without interpolation, so that what the model drew is
-    what one sees."""
+    """Extents in pixels. A frame is enlarged without interpolation, so that the pixels stay
+    visible."""
 
     num_columns: int = 7
     cell: int = 96
@@ -67,9 +67,9 @@ def contact_sheet(
         )
         _draw_caption(draw, caption, top, style)
         for column, frame in enumerate(_spread(video.shape[0], style.num_columns)):
-            picture = _fit(video[frame], style.cell)
-            x = left + column * (style.cell + style.gap) + (style.cell - picture.width) // 2
-            sheet.paste(picture, (x, top + (style.cell - picture.height) // 2))
+            image = _fit(video[frame], style.cell)
+            x = left + column * (style.cell + style.gap) + (style.cell - image.width) // 2
+            sheet.paste(image, (x, top + (style.cell - image.height) // 2))
     return sheet
 
 
@@ -100,14 +100,14 @@ def moving_sheet(
     for frame in range(max(len(video) for video in videos)):
         sheet = blank.copy()
         for (x, y), video in zip(places, videos, strict=True):
-            picture = _fit(video[min(frame, len(video) - 1)], cell)
-            sheet.paste(picture, (x + (cell - picture.width) // 2, y + cell - picture.height))
+            image = _fit(video[min(frame, len(video) - 1)], cell)
+            sheet.paste(image, (x + (cell - image.width) // 2, y + cell - image.height))
         sheets.append(sheet)
     return sheets
 
 
 def save_animation(sheets: Sequence[Image.Image], path: Path, fps: float) -> None:
-    """Write a GIF that repeats for ever and holds its last frame for a second."""
+    """Write a GIF that repeats endlessly and holds its last frame for a second."""
     several = np.concatenate([np.asarray(sheets[i]) for i in _spread(len(sheets), 4)])
     palette = Image.fromarray(several).quantize(255)
     frames = [sheet.quantize(palette=palette, dither=Image.Dither.NONE) for sheet in sheets]
@@ -151,10 +151,10 @@ def _spread(num_frames: int, count: int) -> list[int]:
 
 
 def _fit(frame: UInt8[np.ndarray, "H W 3"], side: int) -> Image.Image:
-    picture = Image.fromarray(frame)
-    scale = side / max(picture.size)
-    extent = (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1))
-    return picture.resize(
+    image = Image.fromarray(frame)
+    scale = side / max(image.size)
+    extent = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
+    return image.resize(
         extent, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
     )
 

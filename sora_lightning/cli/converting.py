@@ -1,4 +1,4 @@
-"""The verb ``convert``: public checkpoints to files of this package and back."""
+"""The command ``convert``: public checkpoints to files of this package and back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One picture of every run's losses, for a README or a quick look; TensorBoard shows the rest."""
+"""Plots the losses of every run below a folder as one image."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def curves(folder: Path, output: Path) -> None:
 
     Args:
         folder: Where TensorBoard's event files are searched for, at any depth.
-        output: The picture, a .png or .svg file.
+        output: The plot, a .png or .svg file.
     """
     folder, output = Path(folder), Path(output)
     if output.suffix not in (".png", ".svg"):
@@ -44,8 +44,8 @@ def curves(folder: Path, output: Path) -> None:
 
 
 def read_losses(run: Path) -> dict[str, Curve]:
-    """The losses in a run's event files, in order of their steps; a step that a resumed run logged
-    again counts once, as it was logged last.
+    """Return the losses in a run's event files, sorted by step; of a step that a resumed run logged
+    again, the last value.
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -62,7 +62,7 @@ def read_losses(run: Path) -> dict[str, Curve]:
 
 
 def draw_curves(runs: dict[str, dict[str, Curve]], output: Path) -> None:
-    """A panel for each named run, side by side."""
+    """Draw a panel for each named run, side by side."""
     from matplotlib.figure import Figure
 
     width, height = _PANEL_INCHES
@@ -84,7 +84,7 @@ def draw_curves(runs: dict[str, dict[str, Curve]], output: Path) -> None:
 
 
 def running_mean(curve: Curve, window: int) -> Curve:
-    """The mean of ``window`` values that follow each other, at the middle of their steps."""
+    """Return the mean over ``window`` consecutive values, at the middle of their steps."""
     if window < 2:
         return curve
     kernel = np.full(window, 1 / window)

@@ -1,6 +1,4 @@
-"""How a command ends and what it says: signals become exceptions, refusals one sentence and an exit
-code, and expected warnings are filtered.
-"""
+"""Signals as exceptions, errors as one sentence and an exit code, and filtered warnings."""
 
 from __future__ import annotations
 
@@ -40,7 +38,7 @@ def stopped_by_signals(saves: bool) -> Iterator[None]:
     """Raise ``Terminated`` on SIGTERM and SIGHUP within, unless they were ignored before.
 
     With ``saves`` SIGTERM is left to Lightning, which ends a training between two steps, and SIGHUP
-    stands for it.
+    is treated as SIGTERM.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -64,8 +62,8 @@ def stopped_by_signals(saves: bool) -> Iterator[None]:
 
 
 def exit_code(error: Exception) -> int | None:
-    """The exit code for an error that its message explains; ``None`` for a defect, which keeps its
-    traceback."""
+    """Return the exit code for an error that its message explains; ``None`` for a defect, which
+    keeps its traceback."""
     raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
     ours = isinstance(error, ValueError) and raised_in.is_relative_to(_OURS)
     if ours or isinstance(error, FileNotFoundError) or _is_misconfiguration(error):
@@ -95,7 +93,7 @@ def _is_misconfiguration(error: BaseException) -> bool:
 
 
 def _first_cause(error: BaseException) -> str:
-    """The message of the constructor, which jsonargparse buries in those of its search."""
+    """Return the constructor's message, without those of jsonargparse's search."""
     innermost = error
     while (cause := innermost.__cause__ or innermost.__context__) is not None:
         if not isinstance(cause, ValueError):

@@ -38,7 +38,7 @@ class Mistake(Exception):
 def explain_refusal(
     message: str, argv: list[str], groups: Mapping[str, Any], linked: frozenset[str] = frozenset()
 ) -> str:
-    """Explain why ``argv`` (arguments after the verb, ``--config`` files among them) was refused.
+    """Explain why ``argv`` (arguments after the command, with ``--config``) was refused.
 
     Args:
         message: What jsonargparse said.

@@ -19,12 +19,12 @@ from sora_lightning.cli.suggest import suggestion
 from sora_lightning.trust import trust_only_known_packages
 
 
-def run_function(verb: str, function: Callable[..., Any], argv: list[str]) -> None:
+def run_function(command: str, function: Callable[..., Any], argv: list[str]) -> None:
     """Call ``function`` with the flags in ``argv``. Raises what ``parse_function`` raises."""
-    function(**parse_function(verb, function, argv))
+    function(**parse_function(command, function, argv))
 
 
-def parse_function(verb: str, function: Callable[..., Any], argv: list[str]) -> dict[str, Any]:
+def parse_function(command: str, function: Callable[..., Any], argv: list[str]) -> dict[str, Any]:
     """Parse the arguments for ``function``; ``--num-frames`` and ``--num_frames`` are the same.
 
     A field of a dataclass parameter is given by its path, ``--sampling.guidance.scale``, or by any
@@ -35,7 +35,9 @@ def parse_function(verb: str, function: Callable[..., Any], argv: list[str]) -> 
             value of a wrong type; says which.
     """
     trust_only_known_packages()
-    parser = ArgumentParser(prog=f"sora-lightning {verb}", exit_on_error=False, allow_abbrev=False)
+    parser = ArgumentParser(
+        prog=f"sora-lightning {command}", exit_on_error=False, allow_abbrev=False
+    )
     parser.add_function_arguments(function)
     signature = Signature.of(function)
     hints = dict(_fields(signature.hints))
@@ -48,7 +50,7 @@ def parse_function(verb: str, function: Callable[..., Any], argv: list[str]) -> 
     for name in signature.required:
         is_group = _group(signature.hints[name]) is not None
         if not (is_group or name in given or {"help"} & set(given) or "-h" in argv):
-            raise ValueError(f"{_flag(name)} is missing: {verb} needs it")
+            raise ValueError(f"{_flag(name)} is missing: {command} needs it")
     for action in parser._actions:  # the help shows each nested flag's short form too
         if "." in action.dest and action.dest in hints:
             action.option_strings = [_flag(action.dest.partition(".")[2]), *action.option_strings]
@@ -68,12 +70,12 @@ def parse_function(verb: str, function: Callable[..., Any], argv: list[str]) -> 
 
 
 def _group(hint: Any) -> Any:
-    """The dataclass that a parameter holds or may hold, else ``None``."""
+    """Return the dataclass in a parameter's type, else ``None``."""
     return next((one for one in (hint, *typing.get_args(hint)) if is_dataclass(one)), None)
 
 
 def _fields(hints: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The dotted paths of parameters, and of the fields of dataclasses among them, with types."""
+    """Return the types of parameters and of the fields of dataclasses, by dotted path."""
     for name, hint in hints.items():
         yield prefix + name, hint
         if (group := _group(hint)) is not None:
@@ -81,7 +83,7 @@ def _fields(hints: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def _paths(hints: Mapping[str, Any]) -> dict[str, str]:
-    """The path that each name stands for: a path itself, or an ending that no other path has."""
+    """Return the path of each name: a full path, or an ending that no other path has."""
     endings: dict[str, list[str]] = {}
     for path in hints:
         steps = path.split(".")
@@ -92,7 +94,7 @@ def _paths(hints: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _name(argument: str) -> str:
-    """The parameter that a flag sets; nothing for a value."""
+    """Return the parameter that a flag sets; an empty string for a value."""
     flag = argument.partition("=")[0]
     return flag[2:].replace("-", "_") if flag.startswith("--") else ""
 
@@ -102,8 +104,8 @@ def _flag(name: str) -> str:
 
 
 def _plain(argv: list[str], hints: Mapping[str, Any], paths: Mapping[str, str]) -> list[str]:
-    """The arguments as the parser knows them: full paths, ``--switch`` for true, ``1,2`` for a
-    tuple.
+    """Return the arguments as the parser takes them: full paths, ``--switch`` for true, ``1,2``
+    for a tuple.
     """
     plain: list[str] = []
     before: Any = None  # type of the flag whose value comes next
@@ -132,7 +134,7 @@ def _bracketed(value: str, hint: Any) -> str:
 
 
 def _as_flags(message: str, typed: Mapping[str, str]) -> str:
-    """The message with flags, as they were typed, in place of the keys that they set."""
+    """Return the message with flags, as they were typed, in place of the keys that they set."""
     for path, flag in typed.items():
         for key in filter(None, (path, path.partition(".")[2])):
             start = r"(?<![\w.-])" if "." in key else "^"

@@ -32,26 +32,26 @@ _INPUTS = frozenset({"manifest", "val_manifest", "latents", "checkpoint", "start
 
 
 def check_run_directory(
-    verb: str, run_dir: Path | None, ckpt_path: str | None, model: Namespace
+    command: str, run_dir: Path | None, ckpt_path: str | None, model: Namespace
 ) -> str | None:
-    """Return the path of the checkpoint that ``verb`` starts from, ``None`` to train from scratch.
+    """Return the checkpoint that ``command`` starts from; ``None`` to train from scratch.
 
     ``last`` is the newest checkpoint that can be read: ``last.ckpt`` unless that is damaged.
 
     Raises:
         ValueError: The run has no folder, or one that cannot be written to; the checkpoint is not
-            there, damaged or one of another system; ``validate`` or ``predict`` is to judge weights
-            that nothing trained; ``fit`` would mix a new training into the folder of another, or
-            go on with one whose configuration was another.
+            there, damaged or one of another system; ``validate`` or ``predict`` has no trained
+            weights; ``fit`` would mix a new training into the folder of another, or resume one
+            with another configuration.
     """
     if run_dir is None:
         raise ValueError("run_dir is missing: the folder of this run, e.g. --run_dir runs/first")
     folder = Path(run_dir) / "checkpoints"
     last = folder / "last.ckpt"
-    if verb == "fit":
+    if command == "fit":
         with _named("run_dir"):
             check_writable(folder)
-    if ckpt_path is None and verb == "fit":
+    if ckpt_path is None and command == "fit":
         if last.exists():
             raise ValueError(
                 f"run_dir = {str(run_dir)!r}: holds {last} of an earlier training. "
@@ -60,7 +60,8 @@ def check_run_directory(
         return None
     if ckpt_path is None:
         raise ValueError(
-            f"{verb} needs trained weights: give --ckpt_path FILE, or --ckpt_path last for {last}"
+            f"{command} needs trained weights: give --ckpt_path FILE, or --ckpt_path last for "
+            f"{last}"
         )
     path = last if ckpt_path == "last" else Path(ckpt_path)
     older = [folder / "previous.ckpt", *sorted(folder.glob("step-*.ckpt"), reverse=True)]
@@ -72,7 +73,7 @@ def check_run_directory(
         held = str(content["hyper_parameters"].get("_class_path", model.class_path))
         if held.rpartition(".")[2] != model.class_path.rpartition(".")[2]:
             raise ValueError(f"{start} holds a {held}, and model.class_path is {model.class_path}")
-    if verb == "fit":
+    if command == "fit":
         _check_unchanged(start, init_args(content), model.init_args.as_dict())
         if start != path and path.exists():
             os.replace(path, path.with_name("damaged.ckpt"))
@@ -174,16 +175,16 @@ def check_inputs(config: Namespace) -> None:
             )
 
 
-def check_latents(verb: str, config: Namespace) -> None:
+def check_latents(command: str, config: Namespace) -> None:
     """Raise ``ValueError`` where ``predict`` has no folder to write latents to, or a training's
     ``data.latents`` is no cache of them.
     """
-    if verb == "predict" and config.latents.root is None:
+    if command == "predict" and config.latents.root is None:
         raise ValueError("latents.root is missing: the folder that predict writes latents to")
-    if verb == "predict":
+    if command == "predict":
         with _named("latents.root"):
             check_writable(Path(config.latents.root))
-    if verb != "predict" and config.data.latents is not None:
+    if command != "predict" and config.data.latents is not None:
         with _named("data.latents"):
             LatentCache.open(config.data.latents)
 

@@ -1,4 +1,4 @@
-"""The verb ``sample``: from prompts, or prompts and videos, to mp4 files, by a checkpoint alone."""
+"""The command ``sample``: mp4 files from a checkpoint and prompts, or prompts and videos."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Request:
             )
 
     def heights_and_widths(self) -> list[tuple[int, int]]:
-        """The sizes that are asked for, in pixels."""
+        """Return the requested heights and widths in pixels."""
         texts = [] if self.size is None else self.size.split(",")
         matches = [re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text.strip()) for text in texts]
         if not all(matches):
@@ -91,7 +91,7 @@ class Request:
         return [(int(match[1]), int(match[2])) for match in matches if match]
 
     def sizes(self, training: Sequence[VideoSize]) -> list[VideoSize]:
-        """The video sizes to choose among; what is not asked for is as in the training."""
+        """Return the video sizes to choose among; the training's where none is requested."""
         num_frames = 1 if TASKS[self.task].still else self.num_frames
         for flag, value in (("--size", self.size), ("--num-frames", num_frames)):
             if value is None and not training:
@@ -243,7 +243,7 @@ def _warn_of_unseen_words(system: DiffusionSystem, prompts: list[str]) -> None:
 
 
 def _planned(first: Sample, index: int, row: ManifestRow, sizes: list[VideoSize]) -> Sample:
-    """The video of the prompt at ``index``, in the settings of the first one."""
+    """Return the video of the prompt at ``index``, with the settings of the first one."""
     prompt = row.captions()[0][0].strip()
     return replace(
         first,
@@ -255,7 +255,7 @@ def _planned(first: Sample, index: int, row: ManifestRow, sizes: list[VideoSize]
 
 
 def _nearest_size(row: ManifestRow, sizes: list[VideoSize]) -> VideoSize:
-    """The size nearest in proportion to the row's clip; the first where the row says none."""
+    """Return the size with the aspect ratio nearest to the row's clip; the first if unknown."""
     height, width = row.count("height"), row.count("width")
     if not (height and width):
         return sizes[0]
@@ -331,7 +331,7 @@ def _sample_folder(
 
 
 def _finished(record: Path, plan: list[Sample]) -> set[str]:
-    """Paths of the videos of an earlier, interrupted call. Raises ``ValueError`` where the folder
+    """Return the paths of an interrupted call's videos. Raises ``ValueError`` where the folder
     holds others.
     """
     done: set[str] = set()
@@ -360,7 +360,7 @@ def _finished(record: Path, plan: list[Sample]) -> set[str]:
 
 
 def _completed(match: Sample, row: dict[str, Any]) -> dict[str, Any]:
-    """The row with the defaults of options that did not exist when it was written."""
+    """Return the row with defaults for options that did not exist when it was written."""
     defaults = replace(match, task="text", inputs=TaskInputs(), sampling=SamplingConfig()).row()
     return _merged({key: defaults[key] for key in ("task", "inputs", "sampling")}, row)
 

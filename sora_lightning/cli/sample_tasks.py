@@ -1,4 +1,4 @@
-"""The tasks of ``sample``: which files and numbers each takes, and how it makes its videos."""
+"""The tasks of ``sample``: which inputs each takes, and how it makes its videos."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sora_lightning.types import VideoSize
 
 @dataclass(frozen=True)
 class TaskInputs:
-    """Files and numbers that only some tasks take.
+    """Inputs that only some tasks take.
 
     Args:
         video: Video, or for animate the image, that the task starts from.
@@ -43,13 +43,13 @@ class TaskInputs:
 
     @property
     def files(self) -> dict[str, Path]:
-        """The files that are given, by flag."""
+        """Return the given files by flag."""
         named = {"video": self.video, "to": self.to, "mask": self.mask}
         return {flag: path for flag, path in named.items() if path is not None}
 
     @property
     def given(self) -> set[str]:
-        """Names of the inputs that are given."""
+        """Return the names of the given inputs."""
         return {one.name for one in fields(self) if getattr(self, one.name) is not None}
 
 

@@ -1,9 +1,8 @@
-"""The verbs that a Trainer runs: fit, validate, predict. One YAML names the system, the data and
-the run's folder.
+"""The commands fit, validate and predict, which a Trainer runs. One YAML names the system, the
+data and the run's folder.
 
 Source of the machinery: `lightning.pytorch.cli.LightningCLI`; this file changes the defaults that
-would lose work or train something else than what was asked for, and turns refusals into one
-sentence.
+would lose work or ignore a setting, and turns refusals into one sentence.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ from sora_lightning.cli.sources import Source, merge, read_sources, with_found_c
 from sora_lightning.data import VideoDataModule
 from sora_lightning.trust import trust_only_known_packages
 
-VERBS = ("fit", "validate", "predict")
+COMMANDS = ("fit", "validate", "predict")
 PARSER = {"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False}
 _GROUPS: dict[str, Any] = {
     "model": LightningModule,
@@ -71,7 +70,7 @@ class TrainingCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        return {verb: LightningCLI.subcommands()[verb] for verb in VERBS}
+        return {command: LightningCLI.subcommands()[command] for command in COMMANDS}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=Path, help="the folder of this run, one for each run")
@@ -89,14 +88,16 @@ class TrainingCLI(LightningCLI):
         override it."""
 
     def before_instantiate_classes(self) -> None:
-        verb = str(self.subcommand)
-        config = self.config[verb]
+        command = str(self.subcommand)
+        config = self.config[command]
         if config.weights_only is False:
             raise ValueError("weights_only = False: a checkpoint that needs it may run any program")
         check_trainer(config.trainer)
-        config.ckpt_path = check_run_directory(verb, config.run_dir, config.ckpt_path, config.model)
+        config.ckpt_path = check_run_directory(
+            command, config.run_dir, config.ckpt_path, config.model
+        )
         check_inputs(config)
-        check_latents(verb, config)
+        check_latents(command, config)
         # Not a link: with one, jsonargparse 4.53 takes no key of the model on the command line as
         # soon as a function, such as load_tokenizer, is the class_path of a part.
         if "fps" in config.model.init_args:
@@ -135,7 +136,7 @@ class TrainingCLI(LightningCLI):
             if isinstance(error.__context__, KeyboardInterrupt):  # Lightning exits with code 1
                 raise KeyboardInterrupt from error
             if self.trainer.received_sigterm and not isinstance(error, SaveError | NonFiniteError):
-                raise Terminated(signal.SIGTERM, self._how_to_go_on()) from error
+                raise Terminated(signal.SIGTERM, self._how_to_resume()) from error
             if isinstance(error, RuntimeError) and "loading state_dict" in str(error):
                 path, first = self.config[subcommand].ckpt_path, str(error).splitlines()[1].strip()
                 raise ValueError(
@@ -143,12 +144,12 @@ class TrainingCLI(LightningCLI):
                 ) from error
             raise
 
-    def _how_to_go_on(self) -> str:
+    def _how_to_resume(self) -> str:
         config = self.config[self.subcommand]
         if self.subcommand != "fit" or not (Path(config.checkpoint.dirpath) / "last.ckpt").exists():
             return ""
         step = self.trainer.global_step
-        return f" after step {step}: the same command with --ckpt_path last goes on from it"
+        return f" after step {step}: the same command with --ckpt_path last resumes from it"
 
 
 class ConfigAtStart(SaveConfigCallback):
@@ -162,13 +163,13 @@ class ConfigAtStart(SaveConfigCallback):
 
 
 def run_training(argv: list[str]) -> None:
-    """Run ``fit``, ``validate`` or ``predict``: ``argv`` starts with the verb.
+    """Run ``fit``, ``validate`` or ``predict``: ``argv`` starts with the command.
 
     Raises:
         ValueError: The configuration is refused; the message names the key, its value and what
             would be right.
     """
-    # Interpolations written from the root, ${data.fps}, then also hold below the verb.
+    # Interpolations written from the root, ${data.fps}, then also hold below the command.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     trust_only_known_packages()
     filter_warnings()
@@ -187,7 +188,7 @@ def run_training(argv: list[str]) -> None:
             save_config_callback=ConfigAtStart,
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
-            parser_kwargs={**PARSER, **{verb: dict(PARSER) for verb in VERBS}},
+            parser_kwargs={**PARSER, **{command: dict(PARSER) for command in COMMANDS}},
             args=argv,
         )
     except ArgumentError as error:
@@ -200,17 +201,17 @@ def run_training(argv: list[str]) -> None:
 
 
 def _leave_cores_to(num_workers: int) -> None:
-    """All threads of an operation wait for the one that shares its core with a worker.
+    """Reduce torch's threads by the number of workers, so that each worker has a core.
 
-    Sums over another number of threads differ in their last bits. Who wants the same weights from
-    any number of workers sets OMP_NUM_THREADS, as torchrun does: then it is obeyed.
+    Sums over another number of threads differ in their last bits. For the same weights with any
+    number of workers set OMP_NUM_THREADS, as torchrun does; it is then left unchanged.
     """
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() - num_workers))
 
 
 def _refuse_second_rate(sources: list[Source]) -> None:
-    """A system's frame rate is that of its data; a config.yaml saved by a run may repeat it."""
+    """Raise ``ValueError`` for a system's fps that differs from its data's."""
     config: dict[str, Any] = {}
     for source in sources:
         config = merge(config, source.values)

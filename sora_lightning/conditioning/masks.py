@@ -20,7 +20,7 @@ from sora_lightning.layers.patch import Patch
 from sora_lightning.types import TokenGrid
 
 NUM_UNIFORMS = 8
-"""Number of uniform numbers that decide a clip's mask."""
+"""Number of uniforms that decide a clip's mask."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class FrameMask(ABC):
 
     @abstractmethod
     def known(self, grid: TokenGrid, uniforms: Sequence[float]) -> Bool[Tensor, "f h w"]:
-        """Return the known tokens of a clip by six numbers in [0, 1): never all of them, except by
+        """Return the known tokens of a clip by six uniforms in [0, 1): never all of them, except by
         ``VideoEditing``.
         """
 
@@ -127,7 +127,7 @@ def draw_known(
     x_0: Float[Tensor, "b c f h w"],
     uniforms: Float[Tensor, "b {NUM_UNIFORMS}"],
 ) -> Known:
-    """Return the known tokens of each clip by the mask that its uniform numbers choose."""
+    """Return the known tokens of each clip by the mask that its uniforms choose."""
     weights = torch.tensor([mask.weight for mask in masks], dtype=torch.float64)
     ends = weights.cumsum(0) / weights.sum()
     grid = patch.grid(*x_0.shape[2:])

@@ -1,6 +1,4 @@
-"""The one DataModule of every system: a manifest and sizes go in, batches of clips or of cached
-latents come out.
-"""
+"""The DataModule of every system: batches of clips or of cached latents from a manifest."""
 
 from __future__ import annotations
 
@@ -88,7 +86,7 @@ class VideoDataModule(L.LightningDataModule):
         filters: Rules over any column of the manifests, such as ``motion > 0.2``; a clip takes part
             where all hold.
 
-    Training batches follow ``BatchPlan`` or ``PackPlan``; a run that resumes goes on with the next
+    Training batches follow ``BatchPlan`` or ``PackPlan``; a resumed run continues with the next
     batch. Clips that cannot be read, or have changed since they were indexed, are left out, and
     named in ``bad_clips.jsonl`` in the folder that the trainer logs to. Raises ``ValueError``
     at construction for settings that cannot work, in ``setup`` for manifests that cannot.
@@ -207,12 +205,12 @@ class VideoDataModule(L.LightningDataModule):
         return self._once(dataset, window_batches(clips, self.sizes, 1, clip_id))
 
     def predict_dataloader(self) -> DataLoader | list[DataLoader]:
-        """Every window of every clip once, training manifest first; ``clip_ids`` are keys of the
-        latent cache.
+        """Return every window of every clip once, training manifest first; ``clip_ids`` are keys of
+        the latent cache.
 
-        What the cache of a callback with a ``root`` holds already is left out; the first batch of a
-        whole one is made again, to see that the tokenizer is still the same. With ``sources`` a
-        second loader gives theirs.
+        Windows that the cache of a callback with a ``root`` already holds are left out. If all
+        are there, the first batch is repeated, to check that the tokenizer is still the same.
+        With ``sources`` a second loader has theirs.
         """
         of_manifests = [self._clips[manifest].clips for manifest in self._manifests()]
         sizes = dict.fromkeys(itertools.chain(self.sizes.sizes, *of_manifests))
@@ -234,7 +232,7 @@ class VideoDataModule(L.LightningDataModule):
         return self._once(dataset, batches)
 
     def _encoded_before(self) -> LatentCache | None:
-        """The cache that ``predict`` goes on with, if there is one."""
+        """Return the cache that ``predict`` continues, if there is one."""
         callbacks = getattr(self.trainer, "callbacks", ())
         roots = [getattr(callback, "root", None) for callback in callbacks]
         begun = [root for root in roots if root is not None and (Path(root) / INDEX).is_file()]
@@ -259,7 +257,7 @@ class VideoDataModule(L.LightningDataModule):
         return BatchDataset(clips, sampler)
 
     def _joined_clips(self, manifest: Path) -> Clips:
-        """The clips of all sizes, one size after the other."""
+        """Return the clips of all sizes, one size after the other."""
         records = joined(self._served(manifest).clips.values())
         if self._cache is None:
             return PixelClips(records, self._readers(), self._bad_clips([manifest]))
@@ -271,12 +269,12 @@ class VideoDataModule(L.LightningDataModule):
         return ClipReader(self.reader, self.fps, self._checksums, timeout_s)
 
     def _readers(self) -> list[WindowReader]:
-        """Readers of the clips and, where pairs are served, of their sources."""
+        """Return the readers of the clips and, with pairs, of their sources."""
         reader = self._clip_reader()
         return [reader, SourceReader(reader)] if self.reading.sources else [reader]
 
     def _bad_clip_budget(self, assignment: Assignment) -> float:
-        """Number of clips of a manifest that may yet turn out to be bad."""
+        """Return how many clips of a manifest may be bad before the run stops."""
         bad = len(assignment.removed.get(Removal.UNREADABLE, ()))
         num_clips = assignment.num_clips + assignment.num_removed
         return self.reading.max_bad_share * num_clips - bad
@@ -315,7 +313,7 @@ class VideoDataModule(L.LightningDataModule):
         return self.trainer.global_rank, self.trainer.world_size
 
     def _bad_clips(self, manifests: Sequence[Path] = ()) -> BadClips:
-        """A list of bad clips, with as much room as manifests have; without any, with all."""
+        """Return a list of bad clips limited to the manifests' budgets; unlimited by default."""
         budgets = [self._bad_clip_budget(self._clips[manifest]) for manifest in manifests]
         limit = sum(budgets) if budgets else math.inf
         if self.trainer is None:

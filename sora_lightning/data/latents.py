@@ -1,9 +1,8 @@
-"""A cache of latents on disk: what a tokenizer made of the clips, so that training on them decodes
-and encodes nothing.
+"""A cache of clips' latents on disk, so that training on them decodes and encodes nothing.
 
-A folder of safetensors shards beside one ``index.json`` that names the tokenizer. A key stands for
-the file's content, the window and the size; tokenizer and number format belong to the whole cache,
-and another one is refused.
+The cache is a folder of safetensors shards and an ``index.json`` that names the tokenizer. A key is
+a hash of the file's content, the window and the size; tokenizer and number format are those of the
+whole cache, and others are refused.
 """
 
 from __future__ import annotations
@@ -53,8 +52,8 @@ class _Place(NamedTuple):
 
 
 class _Entries:
-    """Where each of the latents lies, in columns: 34 bytes for each, and no objects. They are
-    numbered in the order in which their shards were met.
+    """The place of each of the latents, in columns of 34 bytes for each, without objects. Indices
+    follow the order in which the shards were read.
     """
 
     def __init__(self) -> None:
@@ -69,7 +68,7 @@ class _Entries:
         return len(self._keys)
 
     def add(self, shard: Path) -> None:
-        """Take in the header of a shard."""
+        """Read the header of a shard."""
         with shard.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header: dict[str, Any] = json.loads(file.read(length))
@@ -90,7 +89,7 @@ class _Entries:
         self.shards.append(shard.name)
 
     def find(self, keys: Iterable[str]) -> Int[ndarray, " n"]:
-        """The index of each key, -1 for one that is not there."""
+        """Return the index of each key; -1 if it is missing."""
         asked = _digests(keys)
         if not len(self):
             return np.full(len(asked), -1, np.int32)
@@ -110,7 +109,7 @@ class _Entries:
 
 
 def _digests(keys: Iterable[str]) -> ndarray:
-    """16 bytes for each key. Raises ``ValueError`` for a name that is none."""
+    """Return the 16 bytes of each key. Raises ``ValueError`` for a name that is no key."""
     raw = bytearray()
     for key in keys:
         if not _KEY.fullmatch(key):
@@ -122,9 +121,9 @@ def _digests(keys: Iterable[str]) -> ndarray:
 class LatentCache:
     """Latents by key, 32 hexadecimal digits. ``create`` to write, ``open`` to read.
 
-    Use it as a context manager, or call ``close``: what was written stands in memory until a shard
-    is full. A shard is moved into place when it is complete, so that a run that is cut short leaves
-    no broken one.
+    Use it as a context manager, or call ``close``: written latents stay in memory until a shard is
+    full. A shard is moved into place when it is complete, so that an interrupted run leaves no
+    broken one.
     """
 
     def __init__(self, root: Path, tokenizer: str, dtype: str) -> None:
@@ -141,9 +140,9 @@ class LatentCache:
     def create(
         cls, root: Path, tokenizer: str, dtype: Literal["float16", "float32"] = "float16"
     ) -> LatentCache:
-        """Start a cache for the tokenizer of that fingerprint, or go on with one begun before.
+        """Start a cache for the tokenizer of that fingerprint, or continue an existing one.
 
-        Raises ``ValueError`` where the folder holds the latents of another tokenizer or number
+        Raises ``ValueError`` if the folder holds the latents of another tokenizer or number
         format.
         """
         if dtype not in _TYPES:
@@ -163,7 +162,7 @@ class LatentCache:
 
     @classmethod
     def open(cls, root: Path) -> LatentCache:
-        """A cache made before. Raises ``ValueError`` where there is none."""
+        """Open an existing cache. Raises ``ValueError`` if there is none."""
         root = Path(root)
         if not (root / INDEX).is_file():
             raise ValueError(
@@ -187,11 +186,11 @@ class LatentCache:
         return key in self._pending or bool(self._entries.find([key])[0] >= 0)
 
     def keys(self) -> set[str]:
-        """The names of all latents."""
+        """Return the keys of all latents."""
         return self._entries.keys() | self._pending.keys()
 
     def find(self, keys: Iterable[str]) -> Int[ndarray, " n"]:
-        """The indices of latents that stand in shards, by their keys; -1 for others."""
+        """Return the indices of latents in shards, by their keys; -1 for others."""
         return self._entries.find(keys)
 
     def write(self, key: str, latents: Float[Tensor, "c f h w"]) -> None:
@@ -209,7 +208,7 @@ class LatentCache:
             self.close()
 
     def read(self, key: str) -> Float[Tensor, "c f h w"]:
-        """The latents in float32. Raises ``KeyError`` for a key that was never written."""
+        """Return the latents in float32. Raises ``KeyError`` for a key that was never written."""
         if key in self._pending:
             return torch.from_numpy(self._pending[key].astype(np.float32))
         (index,) = self._entries.find([key]).tolist()
@@ -220,7 +219,7 @@ class LatentCache:
     def window(self, indices: Int[ndarray, " w"], window: float) -> Float[Tensor, "c f h w"]:
         """Return the latents of the cached window nearest to a position ``window`` in [0, 1].
 
-        ``indices`` are those in the cache, in order; a -1 is passed over.
+        ``indices`` are those in the cache, in order; -1 is skipped.
         """
         there = indices[indices >= 0]
         return self._at(int(there[min(int(window * len(there)), len(there) - 1)]))
@@ -234,7 +233,7 @@ class LatentCache:
         return torch.from_numpy(flat.reshape(place.shape).astype(np.float32))
 
     def close(self) -> None:
-        """Write what is still in memory. The cache may be used on."""
+        """Write the latents that are still in memory. The cache can still be used."""
         if not self._pending:
             return
         header: dict[str, Any] = {}
@@ -271,11 +270,11 @@ class LatentCache:
         return {
             **self.__dict__,
             "_maps": {},
-        }  # a mapped file would travel to workers as a copy of its bytes
+        }  # a memory-mapped file would be pickled for workers as a copy of its bytes
 
 
 def _write_whole(path: Path, content: bytes) -> None:
-    """Write beside the name and move into place, so that nobody reads half a file."""
+    """Write to a temporary name and rename, so that a reader never sees half a file."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_bytes(content)
     partial.replace(path)

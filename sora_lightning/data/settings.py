@@ -18,17 +18,17 @@ class Reading:
         num_workers: Processes that decode; 0 decodes in the training process. The command line
             leaves each of them a core, unless OMP_NUM_THREADS sets the threads of torch. Batches
             are the same for any number, weights to the last bit for the same threads.
-        reader: Decodes the files. By default decord, with PyAV for what decord reads wrongly.
+        reader: Decodes the files. By default decord, with PyAV for files that decord misreads.
         decode_timeout_s: Seconds that one clip may take to fetch, and to decode; then it counts as
-            bad. Decoding runs in a child of each worker, which is stopped then. Null decodes
-            without one and sets no limit; systems that cannot fork limit fetching alone.
+            bad. Decoding runs in a child of each worker, which is then stopped. Null decodes
+            without one and sets no limit; systems that cannot fork limit only fetching.
         max_bad_share: The run stops when more than this share of a manifest's clips cannot be read.
         sources: Serve with each clip the one that the manifest's ``source`` names, for systems that
             learn instructions; ``predict`` then encodes those too.
         verify_content: Hash every file whole before its first frame is served, once in each worker,
-            and leave out those that are not what was indexed, damaged ones of the same size and
-            time too. Every row needs the ``content`` that ``index`` writes. Else a file is hashed
-            only where its size or time is another than recorded.
+            and leave out those that changed since they were indexed, including damaged ones of the
+            same size and time. Every row needs the ``content`` that ``index`` writes. By default a
+            file is hashed only if its size or time differs from the recorded one.
     """
 
     num_workers: int = 0
@@ -60,10 +60,10 @@ class Batching:
             and cut, never scaled up or distorted.
         pixels_per_batch: A batch holds one size and as many clips as this number of frames x rows x
             columns allows.
-        windows_per_clip: How many evenly placed windows of each clip ``predict`` encodes, and a
-            cache is read for. Training on pixels draws from all windows.
-        fixed_windows: Training on pixels, too, draws from these windows alone: it then sees what a
-            training from the cache sees.
+        windows_per_clip: Number of evenly placed windows of each clip that ``predict`` encodes and
+            that a cache is read for. Training on pixels draws from all windows.
+        fixed_windows: Training on pixels draws from these windows only, like a training from the
+            cache.
         run_length: How many batches of one size, or packs of like cost, come in a row. Numbers of
             ranks that divide it see the same order; by default it is 8, and for a number of ranks
             that does not divide 8 their least common multiple.

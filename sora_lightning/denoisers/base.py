@@ -1,4 +1,4 @@
-"""What a system asks of a denoiser network."""
+"""The interface of denoiser networks."""
 
 from abc import ABC, abstractmethod
 

@@ -105,7 +105,7 @@ class InContextDiT(DiT):
 class CrossAttentionDiT(DiT):
     """A ``DiT`` in which every block attends to time and pooled condition, one time for each clip.
 
-    They stand before the text.
+    They precede the text.
     """
 
     block: ClassVar[BlockFactory] = PlainBlock

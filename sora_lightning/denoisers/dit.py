@@ -112,7 +112,7 @@ class DiT(Denoiser):
         self._initialise(blocks)
 
     def _initialise(self, blocks: Sequence[Block]) -> None:
-        """As DiT: Xavier in the blocks, zero for new blocks' outputs and the final layer."""
+        """Initialise like DiT: Xavier in the blocks, zero for their outputs and the final layer."""
         for module in self.blocks.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

@@ -78,7 +78,7 @@ class GuidanceInterval:
     def __call__(
         self, x_t: Float[Tensor, "b c f h w"], t: Float[Tensor, " b *n"], condition: Condition
     ) -> Float[Tensor, "b out f h w"]:
-        # Known tokens stand before the others: the largest time is that of the sampler. It may be
+        # Known tokens have smaller times: the largest one is that of the sampler. It may be
         # off by the rounding of float32.
         active = self.start - _ROUNDING <= float(t.max()) <= self.end + _ROUNDING
         return (self.guided if active else self.denoiser)(x_t, t, condition)

@@ -34,10 +34,8 @@ class Known:
         """Return the tokens that ``mask`` covers whole; one covered in part counts as unknown."""
         f, h, w = mask.shape[2:]
         whole = patch.patchify(mask.float()).amin(-1, keepdim=True)
-        spread = patch.unpatchify(whole.expand(-1, -1, patch.volume), patch.grid(f, h, w))
-        return cls(
-            spread > 0, torch.zeros(len(mask), device=mask.device) if t is None else t, patch
-        )
+        known = patch.unpatchify(whole.expand(-1, -1, patch.volume), patch.grid(f, h, w))
+        return cls(known > 0, torch.zeros(len(mask), device=mask.device) if t is None else t, patch)
 
     @property
     def tokens(self) -> Bool[Tensor, "b n"]:

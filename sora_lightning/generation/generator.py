@@ -172,7 +172,7 @@ class VideoGenerator:
         return flow_edit(denoisers, conditions, x_0, times, self.process, noise_fn)
 
     def _times(self, grid: TokenGrid, strength: float) -> Float[Tensor, " s"]:
-        """The last of the sampler's times, the share ``strength`` of its steps."""
+        """Return the last of the sampler's times, the share ``strength`` of its steps."""
         num_steps = self.sampling.num_steps
 
         def shift() -> float:

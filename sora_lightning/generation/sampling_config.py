@@ -1,5 +1,5 @@
-"""All that sampling can vary: one frozen dataclass that the command line, callbacks, evaluation and
-the record of a video hold.
+"""Options of sampling: one frozen dataclass that the command line, callbacks, evaluation and the
+record of a video hold.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class GuidanceConfig:
                 )
 
     def _changed(self) -> list[str]:
-        """Names of the options of guidance by text that are set."""
+        """Return the names of the options of guidance by text that are set."""
         default = {"interval": (0.0, 1.0), "rescale": 0.0, "channels": None, "weak_model": None}
         return [f"guidance.{key}" for key, unset in default.items() if getattr(self, key) != unset]
 

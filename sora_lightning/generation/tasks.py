@@ -175,7 +175,7 @@ def instruct(
     seeds: list[int],
     video: Float[Tensor, "b 3 F H W"],
 ) -> Float[Tensor, "b 3 F H W"]:
-    """Edit a video by instructions, with a model trained on the task ``Source`` (InstructPix2Pix,
+    """Edit a video by instructions, with a model trained on ``VideoEditing`` (InstructPix2Pix,
     arXiv 2211.09800).
 
     ``guidance.frame_guidance`` is the weight of the video, ``guidance.scale`` that of the

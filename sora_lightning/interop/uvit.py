@@ -32,7 +32,7 @@ _TEXT_TOKENS = 77  # configs/mscoco_uvit_small.py
 
 @dataclass(frozen=True)
 class _Shape:
-    """The numbers that the rules depend on."""
+    """Sizes that the rules depend on."""
 
     half: int
     condition: int

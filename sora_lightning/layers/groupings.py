@@ -66,11 +66,11 @@ class SortedGroups:
     cu_seqlens: Int[Tensor, " g"]
 
     @classmethod
-    def of(cls, numbers: Int[Tensor, " n"], device: torch.device) -> SortedGroups:
+    def of(cls, group_indices: Int[Tensor, " n"], device: torch.device) -> SortedGroups:
         """Build from the index of each token's group. Groups of one length stay in the order of
         their indices.
         """
-        _, group, length = torch.unique(numbers, return_inverse=True, return_counts=True)
+        _, group, length = torch.unique(group_indices, return_inverse=True, return_counts=True)
         by_length = torch.argsort(length, stable=True)
         order = torch.argsort(torch.argsort(by_length)[group], stable=True)
         sizes, counts = torch.unique_consecutive(length[by_length], return_counts=True)

@@ -145,7 +145,7 @@ class PackedSequence:
     def _group(self, partition: TokenPartition) -> Grouping:
         whole = all(partition.is_whole(grid) for grid in self.grids)
         if self.num_context and not whole:
-            raise ValueError(f"{partition}: context tokens stand in joint attention alone")
+            raise ValueError(f"{partition}: context tokens need joint attention")
         if not self.is_packed:
             (grid,) = self.grids
             if whole:
@@ -156,10 +156,10 @@ class PackedSequence:
 
     def _group_indices(self, partition: TokenPartition) -> Int[Tensor, " n"]:
         """Return the index of each token's group, on the CPU. No group is shared among clips."""
-        numbers, first = [], 0
+        indices, first = [], 0
         for number, grid in enumerate(self.grids):
             coordinates = self._coordinates(number, torch.device("cpu"))
             own = first + partition.group_indices(coordinates, grid)
-            numbers += [torch.full((self.num_context,), first), own]
+            indices += [torch.full((self.num_context,), first), own]
             first = int(own.max()) + 1
-        return torch.cat(numbers)
+        return torch.cat(indices)

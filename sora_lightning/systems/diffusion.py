@@ -59,7 +59,7 @@ class DiffusionSystem(L.LightningModule):
         optimizer: A factory that is called with the parameter groups.
         warmup_steps: Steps in which the learning rate grows.
         fps: Frames per second that the training clips are read at.
-        seed: Of the random numbers of training and validation.
+        seed: Seed of the random numbers of training and validation.
     """
 
     def __init__(

@@ -101,8 +101,8 @@ class TokenizerSystem(L.LightningModule):
         return load_system(cls, path)
 
     def setup(self, stage: str) -> None:
-        """Refuse a training that would end without latent statistics, one of nothing, one of a
-        decoder whose encoder has learned nothing, and packs that the tokenizer does not take.
+        """Raise ``ValueError`` for a training without latent statistics, without trained parameters
+        or of a decoder with an untrained encoder, and for packs that the tokenizer does not take.
         """
         if stage == "fit":
             self._check_trains()
@@ -141,7 +141,7 @@ class TokenizerSystem(L.LightningModule):
             )
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Have the last step validated: the statistics must be those of the last weights."""
+        """Validate after the last step: the statistics must be those of the last weights."""
         trainer = self.trainer
         ends = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
         if self.decoder_noise is None and (ends or trainer.global_step == trainer.max_steps):
@@ -158,8 +158,8 @@ class TokenizerSystem(L.LightningModule):
             return loss
         ((reconstruction, video, _),), (terms,) = clips, terms
         if self.adversarial is not None:
-            more, played = self.adversarial_losses(self.adversarial, loss, reconstruction, video)
-            loss, terms = loss + more, terms | played
+            more, added = self.adversarial_losses(self.adversarial, loss, reconstruction, video)
+            loss, terms = loss + more, terms | added
         self.log_dict({f"train/{name}": t for name, t in terms.items()}, batch_size=len(batch))
         return loss
 
@@ -196,7 +196,7 @@ class TokenizerSystem(L.LightningModule):
         reconstruction: Float[Tensor, "b 3 F H W"],
         video: Float[Tensor, "b 3 F H W"],
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-        """Both sides' losses, and their terms, at this optimiser step."""
+        """Return the sum of both sides' losses, and their terms, at this optimizer step."""
         mean = partial(self.trainer.strategy.reduce, reduce_op="mean")
         last = self.tokenizer.last_layer() if adversarial.adaptive else None
         return adversarial(loss, reconstruction, video, last, self.global_step, mean)
@@ -237,7 +237,7 @@ class TokenizerSystem(L.LightningModule):
         return latents
 
     def on_predict_epoch_end(self) -> None:
-        """Warn where the encoded latents are far from mean 0 and standard deviation 1."""
+        """Warn if the encoded latents are far from mean 0 and standard deviation 1."""
         if not self._encoded:
             return
         count, total, squares = torch.stack(self._encoded).sum(0)
@@ -253,7 +253,7 @@ class TokenizerSystem(L.LightningModule):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the configuration of a loaded tokenizer where the path of its file stood."""
+        """Replace the path of a loaded tokenizer's file by its configuration."""
         embed_config(checkpoint, tokenizer=self.tokenizer)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

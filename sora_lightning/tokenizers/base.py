@@ -232,10 +232,10 @@ class CausalTokenizer(VideoTokenizer):
 
 def _by_shape(clips: Sequence[Tensor]) -> list[list[int]]:
     """Return the indices of the clips of each shape."""
-    numbers: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    indices: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, clip in enumerate(clips):
-        numbers[tuple(clip.shape)].append(index)
-    return list(numbers.values())
+        indices[tuple(clip.shape)].append(index)
+    return list(indices.values())
 
 
 def _per_channel(values: Tensor) -> Tensor:

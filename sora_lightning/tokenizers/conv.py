@@ -82,7 +82,7 @@ class ConvTokenizer(CausalTokenizer):
                 nn.init.zeros_(start_from_zero.conv.weight)
                 assert start_from_zero.conv.bias is not None
                 nn.init.zeros_(start_from_zero.conv.bias)
-        # Start with little noise (deviation 0.05): at 1, training first has to learn to avoid it.
+        # Start with little noise (std 0.05): at 1, training first has to learn to avoid it.
         assert head.conv.bias is not None
         nn.init.constant_(head.conv.bias[latent_channels:], -6.0)
         # The layout in which convolutions run fastest, on CPU and GPU alike.

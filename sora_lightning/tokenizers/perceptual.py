@@ -1,6 +1,6 @@
-"""LPIPS, how different two pictures look (Zhang et al., arXiv 1801.03924, version 0.1): channels of
-unit length after five layers of VGG-16, squared differences weighed by fitted heads, mean over
-places.
+"""LPIPS, the perceptual distance of two images (Zhang et al., arXiv 1801.03924, version 0.1):
+channels of unit length after five layers of VGG-16, squared differences weighed by fitted heads,
+mean over positions.
 """
 
 from pathlib import Path
@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 # Widths of VGG-16's convolutions, stage by stage (arXiv 1409.1556, table 1, D).
 _STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-# Of the pictures that the network was trained on, for pixels in [-1, 1].
+# Statistics of the images that the network was trained on, for pixels in [-1, 1].
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 LEAST_SIDE = 2 ** (len(_STAGES) - 1)
 
 
 class PerceptualDistance(nn.Module):
-    """The mean over a clip's frames, as a differentiable loss between pixels in [-1, 1].
+    """Mean LPIPS over a clip's frames, a differentiable loss between pixels in [-1, 1].
 
     The heads come with torchmetrics; the weights of VGG-16, without its classifier, from a file
-    under torchvision's names. Nothing of it trains. Raises ``ValueError`` for a file that is not
-    there or holds something else.
+    under torchvision's names. The network is frozen. Raises ``ValueError`` for a file that is
+    missing or holds something else.
     """
 
     shift: Tensor
@@ -47,7 +47,7 @@ class PerceptualDistance(nn.Module):
     def forward(
         self, reconstruction: Float[Tensor, "b 3 F H W"], video: Float[Tensor, "b 3 F H W"]
     ) -> Float[Tensor, " b"]:
-        """0 for equal clips. Sides are at least ``LEAST_SIDE`` pixels."""
+        """Return the distance, 0 for equal clips. Sides are at least ``LEAST_SIDE`` pixels."""
         if min(video.shape[3:]) < LEAST_SIDE:
             raise ValueError(f"frames of {tuple(video.shape[3:])}: LPIPS needs {LEAST_SIDE} pixels")
         frames = [rearrange(v, "b c F H W -> (b F) c H W") for v in (reconstruction, video)]
@@ -77,7 +77,8 @@ class PerceptualDistance(nn.Module):
 
 
 def _vgg16() -> nn.Sequential:
-    """Five stages, each ending in a layer that LPIPS looks at; pooling opens all but the first."""
+    """Return five stages, each ending in a layer that LPIPS compares; all but the first start with
+    pooling."""
     stages, width = [], 3
     for number, widths in enumerate(_STAGES):
         layers: list[nn.Module] = [nn.MaxPool2d(2)] if number else []
@@ -89,7 +90,7 @@ def _vgg16() -> nn.Sequential:
 
 
 def _numbered(stages: nn.Sequential) -> list[tuple[str, nn.Parameter]]:
-    """Parameters under torchvision's numbers: those of all layers in a row."""
+    """Return parameters under torchvision's names, which number all layers in one sequence."""
     layers = [layer for stage in stages for layer in stage]  # type: ignore[attr-defined]
     return [
         (f"{number}.{name}", parameter)

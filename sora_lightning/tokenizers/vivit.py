@@ -84,7 +84,7 @@ class ViViTTokenizer(VideoTokenizer):
         self.decoder = Transformer(decoder, *shared)
         self.pixels_out = nn.Linear(decoder.width, values)
         initialise(self)
-        # Start with little noise (deviation 0.05): at 1, training first has to learn to avoid it.
+        # Start with little noise (std 0.05): at 1, training first has to learn to avoid it.
         nn.init.constant_(self.moments_out.bias[latent_channels:], -6.0)
 
     def posterior(self, video: Float[Tensor, "b 3 F H W"]) -> DiagonalGaussian:

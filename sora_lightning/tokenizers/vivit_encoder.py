@@ -114,9 +114,7 @@ class ViViT(nn.Module):
             layout or Joint(),
         )
         if class_token and not isinstance(layout, Joint):
-            raise ValueError(
-                f"class_token with {type(layout).__name__}: it stands in joint attention alone"
-            )
+            raise ValueError(f"class_token with {type(layout).__name__}: it needs joint attention")
         self.patch, self.width = tubelets.patch, size.width
         grid, width = tubelets.grid, size.width
         self.x_in = nn.Linear(channels * self.patch.volume, width)

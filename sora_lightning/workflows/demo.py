@@ -1,8 +1,7 @@
-"""The main job from nothing, as one would do it by hand: a list of commands, each printed before it
-runs.
+"""The whole pipeline as a list of commands, each printed before it runs.
 
-Clips are rendered, a tokenizer and a text-to-video transformer are trained on them, and videos of
-prompts that the training never saw are sampled and scored.
+They render clips, train a tokenizer and a text-to-video transformer on them, and sample and score
+videos of prompts that the training never saw.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ def demo(output: Path = _HOME, quick: bool = False) -> None:
     """Render clips, train a tokenizer and a text-to-video model, sample unseen prompts, score the
     videos.
 
-    Started again, it goes on from the last stage whose result still stands.
+    A second call resumes after the last stage whose result is up to date.
 
     Args:
-        output: The folder of everything that is written.
-        quick: A few steps in each stage: shows that every part works, and makes nothing worth
-            watching.
+        output: The folder of all outputs.
+        quick: A few steps in each stage, to check that every part works; the videos show
+            nothing.
     """
     run_stages(demo_stages(output, quick), output)
     print(
@@ -48,7 +47,7 @@ def demo(output: Path = _HOME, quick: bool = False) -> None:
 
 
 def demo_stages(output: Path, quick: bool = False) -> list[Stage]:
-    """The stages in order. A path that the YAMLs give already is not repeated in a command."""
+    """Return the stages in order. Commands leave out paths that the YAMLs already set."""
     clips = _synthesize(output, quick)
     training = [
         _fit_tokenizer(output, quick),
@@ -126,17 +125,17 @@ def _score(output: Path) -> Stage:
 
 
 def _draw_curves(output: Path) -> Stage:
-    picture = output / "losses.png"
-    command = ("sora-lightning", "curves", "--folder", f"{output}", "--output", f"{picture}")
-    return Stage("curves", command, (picture,), (picture,), reads=(LIBRARY / "cli",))
+    plot = output / "losses.png"
+    command = ("sora-lightning", "curves", "--folder", f"{output}", "--output", f"{plot}")
+    return Stage("curves", command, (plot,), (plot,), reads=(LIBRARY / "cli",))
 
 
 _CLIPS = {"data.manifest": "data/train.jsonl", "data.val_manifest": "data/val.jsonl"}
 
 
 def _elsewhere(output: Path, places: dict[str, str]) -> tuple[str, ...]:
-    """Arguments that move a command's paths to ``output``, where that is not the folder that the
-    YAMLs name."""
+    """Return arguments that move a command's paths to ``output``, if the YAMLs name another
+    folder."""
     if output == _HOME:
         return ()
     return tuple(

@@ -39,14 +39,14 @@ def frame_tasks(
 ) -> None:
     """Train the demo's model on known frames, make each task's videos, and measure them.
 
-    Started again, it goes on from the last stage whose result still stands.
+    A second call resumes after the last stage whose result is up to date.
 
     Args:
-        demo: What `sora-lightning demo` left: clips, tokenizer, text-to-video model.
-        output: The folder of everything that is written.
+        demo: The output of `sora-lightning demo`: clips, tokenizer, text-to-video model.
+        output: The folder of all outputs.
         steps: Steps of training from the demo's weights.
         cases: Videos of each task that are made and evaluated.
-        quick: A few steps and cases: shows that every part works, and measures nothing.
+        quick: A few steps and cases, to check that every part works; the rates mean nothing.
     """
     config = demo / "text_to_video" / "config.yaml"
     for needed in (config, last_checkpoint(demo / "text_to_video")):
@@ -60,7 +60,9 @@ def frame_tasks(
 def frame_task_stages(
     demo: Path, output: Path, steps: int, cases: int, quick: bool = False
 ) -> list[Stage]:
-    """The stages in order: clips, decoder, latents of both lengths, training, videos and rates."""
+    """Return the stages in order: clips, decoder, latents of both lengths, training, videos and
+    rates.
+    """
     data = yaml.safe_load((demo / "text_to_video" / "config.yaml").read_text())["data"]
     short = [VideoSize.parse(size) for size in data["batching"]["sizes"]]
     long = [_longer(size, data) for size in short]
@@ -131,7 +133,7 @@ def _train(demo: Path, output: Path, sizes: list[VideoSize], run: Path, steps: i
 
 
 def _fit_further(name: str, base: Path, delta: Path, run: Path, *settings: object) -> Stage:
-    """A training of its own in ``run``, configured as a run of the demo with one YAML more."""
+    """Return a training in ``run``, configured like a run of the demo with one more YAML."""
     configs, place = [base / "config.yaml", delta], ("--run_dir", f"{run}", "--ckpt_path", "null")
     return fit(name, run, configs, *map(str, settings), *place)
 

@@ -1,9 +1,9 @@
-"""Runs commands one after the other, and skips those whose result still stands.
+"""Runs commands one after the other, and skips those whose result is up to date.
 
 A stage's key is a hash of all that decides its result: its command, the YAMLs and sources it reads,
-and the stamp of the stage before it. Its stamp holds the key and the size and hash of every file it
-wrote. Only when both still hold is the stage skipped, so neither an edited YAML nor a file lost or
-replaced leaves a stale result behind.
+and the stamp of the previous stage. Its stamp holds the key and the size and hash of every file it
+wrote. A stage is skipped only if both are unchanged, so that neither an edited YAML nor a lost or
+replaced file leaves a stale result.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ _SOURCES = (".py", ".yaml", ".txt")
 
 @dataclass(frozen=True)
 class Stage:
-    """One command, as a user would type it, and what it leaves behind.
+    """One command, as a user would type it, and its outputs.
 
     Args:
         name: Names the stamp; unique among the stages.
-        command: Starts with ``sora-lightning`` or ``python``, which stand for this interpreter.
+        command: Starts with ``sora-lightning`` or ``python``; both run with this interpreter.
         makes: The files and folders that belong to the stage alone: removed before it starts
             afresh.
         records: The files and folders whose content the stamp holds; others in ``makes`` may change
             later, as TensorBoard's do.
         reads: Files and folders of sources that decide the result beside the command.
-        checkpoint: Where an interrupted training is gone on from, with ``--ckpt_path last``.
-        resumes: Whether the command by itself goes on with what an interrupted call of it left.
+        checkpoint: An interrupted training resumes from it, with ``--ckpt_path last``.
+        resumes: Whether the command itself resumes after an interrupted call.
     """
 
     name: str
@@ -78,7 +78,7 @@ def encode(output: Path, config: Path, *arguments: str) -> Stage:
 
 
 def last_checkpoint(run: Path) -> Path:
-    """The checkpoint that a training leaves in its run_dir."""
+    """Return the last checkpoint of a training in its run_dir."""
     return run / "checkpoints" / "last.ckpt"
 
 
@@ -87,7 +87,7 @@ class StageFailed(RuntimeError):
 
 
 def run_stages(stages: Sequence[Stage], output: Path) -> None:
-    """Run in order what does not stand; stamps go to ``output/stages``.
+    """Run the stages that are not up to date, in order; stamps go to ``output/stages``.
 
     Raises:
         ValueError: ``output`` holds something that no stage made, which a fresh start might remove.
@@ -104,7 +104,7 @@ def run_stages(stages: Sequence[Stage], output: Path) -> None:
         stamp = stamps / f"{stage.name}.json"
         print(f"\n[{number}/{len(stages)}] {stage.name}", flush=True)
         if _stands(stage, previous, stamp):
-            print("  stands as it is", flush=True)
+            print("  up to date", flush=True)
         else:
             begun = time.monotonic()
             _run(stage, previous, stamp)
@@ -114,8 +114,9 @@ def run_stages(stages: Sequence[Stage], output: Path) -> None:
 
 
 def stage_key(stage: Stage, previous: str) -> str:
-    """SHA-256 over all that decides the stage's result; ``previous`` is the hash of the stamp of
-    the stage before it."""
+    """Return the SHA-256 of all that decides the stage's result; ``previous`` is the hash of the
+    stamp
+    of the previous stage."""
     digest = hashlib.sha256(json.dumps([previous, stage.command, version("torch")]).encode())
     for path in map(find_config, stage.reads):
         if not path.exists():
@@ -152,12 +153,12 @@ def _run(stage: Stage, key: str, stamp: Path) -> None:
 
 
 def _whole_checkpoint(folder: Path) -> bool:
-    """Whether one of the checkpoints there is not cut short."""
+    """Return True if one of the checkpoints there is complete."""
     return any(is_zipfile(path) for path in folder.glob("*.ckpt"))
 
 
 def _call(arguments: list[str]) -> int:
-    """Run a process. An interrupt is passed on to it, and goes on once it has saved its state."""
+    """Run a process. An interrupt is forwarded to it, and raised once it has saved its state."""
     process = subprocess.Popen(arguments)
     try:
         return process.wait()
@@ -180,7 +181,7 @@ def _remove(stage: Stage) -> None:
 
 
 def _written(stage: Stage) -> dict[str, list[Any]]:
-    """Size and hash of every recorded file, by path."""
+    """Return size and hash of every recorded file, by path."""
     return {
         str(file): [file.stat().st_size, file_sha256(file)]
         for path in stage.records
@@ -195,7 +196,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _read(stamp: Path) -> dict[str, Any]:
-    """A stamp's content; nothing where there is none, or where writing it was cut short."""
+    """Return a stamp's content; an empty dict if it is missing or incomplete."""
     try:
         content = json.loads(stamp.read_text())
     except (FileNotFoundError, json.JSONDecodeError):

@@ -142,8 +142,8 @@ def _wait(report: Report, folder: Path) -> None:
     text-to-video model waits for its batch, by Lightning's profiler.
     """
     for stage in demo_stages(folder, quick=True)[:4]:
-        verb, *arguments = stage.command[1:]
-        if verb == "fit":
+        command, *arguments = stage.command[1:]
+        if command == "fit":
             profiler = {"class_path": "tests.bench.data.Durations",
                         "init_args": {"dirpath": str(folder), "filename": stage.name}}  # fmt: skip
             steps = str(WARM_UP_STEPS + report.min_rounds * STEPS_PER_ROUND)
@@ -155,9 +155,9 @@ def _wait(report: Report, folder: Path) -> None:
                 "--trainer.max_steps",
                 steps,
             ]
-        if main([verb, *arguments]):
+        if main([command, *arguments]):
             raise RuntimeError(f"the demo's stage {stage.name} failed")
-        if verb == "fit":
+        if command == "fit":
             seconds = json.loads((folder / f"fit-{stage.name}.txt").read_text())
             report.parts(f"a training step of the demo's {stage.name}", waits_of(seconds))
 

@@ -22,11 +22,11 @@ def run(report: Report) -> None:
         make = partial(image_dit, CHANNELS, width, size)
         gmac = BATCH * forward_gmac(make, (1, 32, 32), width)
         ours, theirs = make(), _diffusers_dit(size)
-        (x, t), told = latents(BATCH, 1, 32), condition(BATCH, width)
+        (x, t), cond = latents(BATCH, 1, 32), condition(BATCH, width)
         images, steps, labels = x[:, :, 0], (1000 * t).long(), torch.arange(BATCH)
 
-        def call_ours(model=ours, x=x, t=t, told=told) -> Tensor:
-            return model(x, t, told)
+        def call_ours(model=ours, x=x, t=t, cond=cond) -> Tensor:
+            return model(x, t, cond)
 
         def call_theirs(model=theirs, x=images, steps=steps, labels=labels) -> Tensor:
             return model(x, steps, labels).sample
@@ -51,10 +51,10 @@ def _latte(report: Report) -> None:
     width = SIZES[LATTE_SIZE].width
     make = partial(latte, CHANNELS, width, LATTE_SIZE)
     gmac = forward_gmac(make, (16, 16, 16), width)
-    model, (x, t), told = make(), latents(1, 16, 16), condition(1, width)
+    model, (x, t), cond = make(), latents(1, 16, 16), condition(1, width)
 
     def call() -> Tensor:
-        return model(x, t, told)
+        return model(x, t, cond)
 
     case = f"Latte-{LATTE_SIZE}/2, 16 frames of 64 tokens, batch 1"
     for name, measured, times in (

@@ -26,8 +26,8 @@ def run(report: Report) -> None:
         passes, gmac = {}, {}
         for name, layout in LAYOUTS.items():
             make = partial(DiT, CHANNELS, WIDTH, "tiny", layout=layout)
-            model, (x, t), told = make(), latents(1, frames, SIDE), condition(1, WIDTH)
-            call = partial(model, x, t, told)
+            model, (x, t), cond = make(), latents(1, frames, SIDE), condition(1, WIDTH)
+            call = partial(model, x, t, cond)
             passes[name] = (forward(call), backward(model, call))
             gmac[name] = forward_gmac(make, (frames, SIDE, SIDE), WIDTH)
         tokens = frames * SIDE**2 // 4

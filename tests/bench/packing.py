@@ -28,7 +28,7 @@ def run(report: Report) -> None:
     for row, clip in zip(padded, clips, strict=True):
         row[:, : clip.shape[1], : clip.shape[2], : clip.shape[3]] = clip
     waste = 1 - sum(clip.numel() for clip in clips) / padded.numel()
-    t, told, packed = (
+    t, cond, packed = (
         torch.rand(len(clips)),
         condition(len(clips), WIDTH),
         PackedLatents(tuple(clips)),
@@ -42,10 +42,10 @@ def run(report: Report) -> None:
         }
 
         def call_packed(model=model) -> Tensor:
-            outputs = model(packed, t, told).clips
+            outputs = model(packed, t, cond).clips
             return torch.stack([output.sum() for output in outputs])
 
-        candidates = {"padded": partial(model, padded, t, told), "packed": call_packed}
+        candidates = {"padded": partial(model, padded, t, cond), "packed": call_packed}
         case = f"DiT-{SIZE}/2, {name}, {len(clips)} clips, {waste:.0%} of the padded is padding"
         for what, measure, times in (
             ("forward", forward, 1),

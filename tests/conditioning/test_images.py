@@ -91,7 +91,7 @@ def test_pictures_of_any_size_and_their_order(kind: str) -> None:
         assert (mirrored - one(latents, decode)).abs().max() > 1e-3
 
 
-def told(tokens: ImageTokens | None) -> Condition:
+def condition_with(tokens: ImageTokens | None) -> Condition:
     plain = condition(3)
     return plain if tokens is None else plain.joined(tokens)
 
@@ -104,10 +104,10 @@ def test_a_network_attends_to_the_tokens_that_are_there_and_to_no_others() -> No
             parameter.add_(0.1 * torch.randn_like(parameter))
     tokens = ImageTokens(torch.randn(3, 5, 2), torch.tensor([[True] * 5, [True] * 5, [False] * 5]))
     x_t, t = torch.randn_like(LATENTS), torch.full((3,), 0.5)
-    with_tokens, without = (network(x_t, t, told(one)) for one in (tokens, None))
+    with_tokens, without = (network(x_t, t, condition_with(one)) for one in (tokens, None))
     assert (with_tokens - without)[:2].flatten(1).abs().amax(1).min() > 1e-3
     torch.testing.assert_close(with_tokens[2], without[2])
-    # In a batch that guidance has doubled, each half is told the same.
+    # In a batch that guidance has doubled, each half is conditioned alike.
     space = LatentSpace(Process(), network.patch, decode)
     frames, noise = KnownFrames(LATENTS, FIRST), torch.randn_like(LATENTS)
 
@@ -118,12 +118,14 @@ def test_a_network_attends_to_the_tokens_that_are_there_and_to_no_others() -> No
 
     one = GlobalEncoder(4, 2, side=2)
     tokens = one.known(LATENTS, FIRST, decode)
-    telling, plain = around(one), around(None)
-    both = Condition.cat(told(None), told(None))
-    twice = telling(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
-    torch.testing.assert_close(twice[:3], telling(x_t, t, told(None)))
+    conditioned, plain = around(one), around(None)
+    both = Condition.cat(condition_with(None), condition_with(None))
+    twice = conditioned(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
+    torch.testing.assert_close(twice[:3], conditioned(x_t, t, condition_with(None)))
     torch.testing.assert_close(twice[3:], twice[:3])
-    torch.testing.assert_close(plain(x_t, t, told(tokens)), telling(x_t, t, told(None)))
+    torch.testing.assert_close(
+        plain(x_t, t, condition_with(tokens)), conditioned(x_t, t, condition_with(None))
+    )
 
 
 @pytest.mark.parametrize("size", [(16, 16), (24, 40), (50, 33), (97, 64)])

@@ -77,7 +77,7 @@ def dit(**arguments) -> DiT:
     return network.eval().requires_grad_(False)
 
 
-def told(given: torch.Tensor | None) -> Condition:
+def condition_with(given: torch.Tensor | None) -> Condition:
     plain = condition(3)
     return Condition(plain.tokens, plain.mask, plain.pooled, given)
 
@@ -86,27 +86,27 @@ def test_a_network_sees_the_channels_and_takes_none_for_zeros():
     network, t = dit(concat_channels=True), torch.full((3,), 0.5)
     given = MaskedLatents()(LATENTS, FIRST)
     x_t = torch.randn_like(LATENTS)
-    seen, without = (network(x_t, t, told(one)) for one in (given, None))
+    seen, without = (network(x_t, t, condition_with(one)) for one in (given, None))
     assert seen.shape == LATENTS.shape
     assert (seen[:2] - without[:2]).abs().max() > 1e-3
     torch.testing.assert_close(seen[2], without[2])
     zeros = torch.zeros_like(given)
-    torch.testing.assert_close(network(x_t, t, told(zeros)), without)
+    torch.testing.assert_close(network(x_t, t, condition_with(zeros)), without)
     with pytest.raises(ValueError, match="for a network with concat_channels"):
-        dit()(x_t, t, told(given))
+        dit()(x_t, t, condition_with(given))
     packed = PackedLatents(tuple(x_t))
-    alone = network(packed, t, told(None))
+    alone = network(packed, t, condition_with(None))
     torch.testing.assert_close(torch.stack(alone.clips), without)
     with pytest.raises(ValueError, match="cannot be packed"):
-        network(packed, t, told(given))
+        network(packed, t, condition_with(given))
 
 
 def test_conditions_with_and_without_channels_stand_in_one_batch():
     given = MaskedLatents()(LATENTS, FIRST)
-    both = Condition.cat(told(given), told(None))
+    both = Condition.cat(condition_with(given), condition_with(None))
     assert both.concat_latents is not None
     assert torch.equal(both.concat_latents[:3], given)
     assert not both.concat_latents[3:].any()
     assert torch.equal(both[1:2].concat_latents, given[1:2])
-    assert Condition.cat(told(None), told(None)).concat_latents is None
-    assert torch.equal(told(given).pad(5).concat_latents, given)
+    assert Condition.cat(condition_with(None), condition_with(None)).concat_latents is None
+    assert torch.equal(condition_with(given).pad(5).concat_latents, given)

@@ -125,9 +125,9 @@ def test_a_latent_costs_few_bytes_and_is_found_by_its_number(tmp_path: Path) -> 
     print(f"{held / len(cache):.0f} bytes a latent")
     assert held < 50 * len(cache)
     assert len(cache) == 20_003
-    numbers = cache.find([names[7], key(9), names[100]])
-    assert numbers[1] == -1
-    assert cache.window(numbers, 0.2).item() == 7
-    assert cache.window(numbers, 1.0).item() == 100
+    indices = cache.find([names[7], key(9), names[100]])
+    assert indices[1] == -1
+    assert cache.window(indices, 0.2).item() == 7
+    assert cache.window(indices, 1.0).item() == 100
     with pytest.raises(ValueError, match="latents of 'a b': a key is 32 hexadecimal digits"):
         cache.find(["a b"])

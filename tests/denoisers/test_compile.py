@@ -17,11 +17,11 @@ dit = DiT(4, 16, size=TransformerSize(1, 24, 2), layout=layout)
 for parameter in dit.parameters():
     torch.nn.init.normal_(parameter, std=0.15)
 mask = torch.ones(2, 3, dtype=torch.bool)
-told = Condition(torch.randn(2, 3, 16), mask, torch.randn(2, 16))
+cond = Condition(torch.randn(2, 3, 16), mask, torch.randn(2, 16))
 x, t = torch.randn(2, 4, 3, 4, 4), torch.rand(2)
 compiled = torch.compile(dit, backend="eager", fullgraph=True)
-torch.testing.assert_close(compiled(x, t, told), dit(x, t, told))
-compiled(x, t, told).sum().backward()
+torch.testing.assert_close(compiled(x, t, cond), dit(x, t, cond))
+compiled(x, t, cond).sum().backward()
 assert all(parameter.grad is not None for parameter in dit.parameters())
 """
 

@@ -92,9 +92,9 @@ def packed():
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 def test_packed_equals_separate_with_every_part(network):
     dit = build(network)
-    x_t, t, told = packed()
-    together = dit(x_t, t, told)
-    for one, other in zip(together.clips, clip_by_clip(dit, x_t, t, told).clips, strict=True):
+    x_t, t, cond = packed()
+    together = dit(x_t, t, cond)
+    for one, other in zip(together.clips, clip_by_clip(dit, x_t, t, cond).clips, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
     sum(clip.square().sum() for clip in together.clips).backward()
     for name, parameter in dit.named_parameters():
@@ -112,11 +112,11 @@ def test_a_new_network_predicts_zero_whatever_its_parts(network):
 def test_a_new_block_is_the_identity_where_blocks_share_a_modulation(modulation):
     dit = build(parts=DiTParts(partial(AdaLNBlock, modulation=modulation)), trained=False)
     nn.init.normal_(dit.final.out.weight)  # so that the tokens are seen
-    x, t, told = torch.randn(2, 4, 3, 4, 4), torch.rand(2), condition(2)
-    through = dit(x, t, told)
+    x, t, cond = torch.randn(2, 4, 3, 4, 4), torch.rand(2), condition(2)
+    through = dit(x, t, cond)
     dit.blocks = dit.blocks[:1]
     assert through.abs().max() > 0.1
-    torch.testing.assert_close(dit(x, t, told), through)
+    torch.testing.assert_close(dit(x, t, cond), through)
 
 
 def test_times_of_tokens_need_adaptive_norm():
@@ -146,11 +146,11 @@ def test_a_label_of_another_width_is_refused():
 def test_recomputed_blocks_give_the_same_gradients_and_are_recomputed():
     dit, calls = build(), []
     dit.blocks[0].mlp.register_forward_hook(lambda *_: calls.append(1))
-    x, t, told = torch.randn(2, 4, 3, 4, 4), torch.rand(2), condition(2)
+    x, t, cond = torch.randn(2, 4, 3, 4, 4), torch.rand(2), condition(2)
     gradients = []
     for dit.activation_checkpointing in (False, True):
         dit.zero_grad()
-        dit(x, t, told).square().sum().backward()
+        dit(x, t, cond).square().sum().backward()
         gradients.append([p.grad.clone() for p in dit.parameters()])
     assert len(calls) == 3  # once, and then twice
     for one, other in zip(*gradients, strict=True):
@@ -160,22 +160,22 @@ def test_recomputed_blocks_give_the_same_gradients_and_are_recomputed():
 def test_learned_sigma_doubles_the_channels_of_the_prediction():
     dit = build(learned_sigma=True)
     assert dit(torch.randn(2, 4, 3, 4, 4), torch.rand(2), condition(2)).shape == (2, 8, 3, 4, 4)
-    x_t, t, told = packed()
-    shapes = [tuple(clip.shape) for clip in dit(x_t, t, told).clips]
+    x_t, t, cond = packed()
+    shapes = [tuple(clip.shape) for clip in dit(x_t, t, cond).clips]
     assert shapes == [(8, *extent) for extent in EXTENTS]
 
 
 def test_self_conditioning_reads_the_estimate_and_none_is_zeros():
     dit = build(self_conditioning=True)
-    x, t, told = torch.randn(2, 4, 3, 4, 4), torch.rand(2), condition(2)
-    base = dit(x, t, told)
-    torch.testing.assert_close(dit(x, t, told, torch.zeros_like(x)), base)
-    assert not torch.allclose(dit(x, t, told, torch.ones_like(x)), base)
-    x_t, t, told = packed()
+    x, t, cond = torch.randn(2, 4, 3, 4, 4), torch.rand(2), condition(2)
+    base = dit(x, t, cond)
+    torch.testing.assert_close(dit(x, t, cond, torch.zeros_like(x)), base)
+    assert not torch.allclose(dit(x, t, cond, torch.ones_like(x)), base)
+    x_t, t, cond = packed()
     estimate = x_t.map(torch.randn_like)
-    together = dit(x_t, t, told, estimate).clips
+    together = dit(x_t, t, cond, estimate).clips
     for i, (clip, guess) in enumerate(zip(x_t.clips, estimate.clips, strict=True)):
-        alone = dit(clip[None], t[i : i + 1], told[i : i + 1], guess[None])[0]
+        alone = dit(clip[None], t[i : i + 1], cond[i : i + 1], guess[None])[0]
         torch.testing.assert_close(together[i], alone, atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="for a network with self_conditioning"):
         build()(x, torch.rand(2), condition(2), x)
@@ -186,14 +186,14 @@ def test_self_conditioning_reads_the_estimate_and_none_is_zeros():
 def test_every_network_computes_in_the_precision_of_its_weights(network, dtype):
     """Known frames, packed and dense; the latents may come in another precision."""
     dit = build(network)
-    x, t, told = torch.randn(2, 4, 3, 4, 4), torch.tensor([0.25, 0.75]), condition(2)
-    expected = dit(x, t, told)[0]
+    x, t, cond = torch.randn(2, 4, 3, 4, 4), torch.tensor([0.25, 0.75]), condition(2)
+    expected = dit(x, t, cond)[0]
     dit.to(dtype)
-    told = Condition(told.tokens.to(dtype), told.mask, told.pooled.to(dtype))
+    cond = Condition(cond.tokens.to(dtype), cond.mask, cond.pooled.to(dtype))
     tolerance = 0.2 if dtype == torch.bfloat16 else 1e-5
     for latents in (x, x.to(dtype)):
-        (y,) = dit(PackedLatents((latents[0],)), t[:1].to(dtype), told[:1]).clips
-        for made in (dit(latents, t.to(dtype), told)[0], y):
+        (y,) = dit(PackedLatents((latents[0],)), t[:1].to(dtype), cond[:1]).clips
+        for made in (dit(latents, t.to(dtype), cond)[0], y):
             assert made.dtype == dtype
             assert (made.float() - expected).norm() < tolerance * expected.norm()
 
@@ -211,5 +211,5 @@ def test_positions_stand_before_the_block_that_they_name():
     early = build(parts=DiTParts(positions=[partial(SinusoidalTime, before_block=0)], rotary=None))
     late = build(parts=DiTParts(positions=[partial(SinusoidalTime, before_block=1)], rotary=None))
     late.load_state_dict(early.state_dict())
-    x, t, told = torch.randn(1, 4, 3, 4, 4), torch.rand(1), condition(1)
-    assert not torch.allclose(early(x, t, told), late(x, t, told), atol=1e-4)
+    x, t, cond = torch.randn(1, 4, 3, 4, 4), torch.rand(1), condition(1)
+    assert not torch.allclose(early(x, t, cond), late(x, t, cond), atol=1e-4)

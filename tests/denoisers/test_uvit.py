@@ -112,8 +112,8 @@ def test_time_and_text_matter_and_the_pooled_vector_does_not():
     x, t, condition, other = torch.randn(2, 4, 1, 6, 4), torch.rand(2), text(2), text(2)
     base = uvit(x, t, condition)
     assert not torch.allclose(uvit(x, t + 0.1, condition), base)
-    told = Condition(other.tokens, condition.mask, condition.pooled)
-    assert not torch.allclose(uvit(x, t, told), base)
+    cond = Condition(other.tokens, condition.mask, condition.pooled)
+    assert not torch.allclose(uvit(x, t, cond), base)
     pooled = Condition(condition.tokens, condition.mask, other.pooled)
     assert torch.equal(uvit(x, t, pooled), base)
 

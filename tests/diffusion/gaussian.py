@@ -40,7 +40,7 @@ class Gaussian:
         return best
 
     def at(self, process: Process, t: float, quantile: Tensor) -> Tensor:
-        """``x_t`` at so many deviations from its mean. The flow is monotone, so it keeps them."""
+        """``x_t`` at so many standard deviations from its mean, which the flow keeps."""
         time = torch.tensor(t, dtype=torch.float64)
         alpha, sigma = process.path.alpha(time), process.path.sigma(time)
         return alpha * self.mean + (alpha**2 * self.std**2 + sigma**2).sqrt() * quantile

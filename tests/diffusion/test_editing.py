@@ -1,4 +1,4 @@
-"""Between two Gaussians of one deviation an edit is exactly the way from mean to mean."""
+"""Between two Gaussians of one standard deviation an edit is exactly the way from mean to mean."""
 
 from __future__ import annotations
 

@@ -54,8 +54,8 @@ def test_guidance_means_the_same_in_every_prediction():
 
         def network(x, time, condition, process=process):
             halves = []
-            for one, told, when in zip(x, condition.pooled[:, 0].tolist(), time, strict=True):
-                x_0 = data[told][len(halves) % 3]
+            for one, label, when in zip(x, condition.pooled[:, 0].tolist(), time, strict=True):
+                x_0 = data[label][len(halves) % 3]
                 alpha, sigma = path.alpha(when), path.sigma(when)
                 noise = (one - alpha * x_0) / sigma
                 halves.append(process.target(x_0[None], noise[None], when[None])[0])
@@ -68,19 +68,17 @@ def test_guidance_means_the_same_in_every_prediction():
         torch.testing.assert_close(estimate, expected)
 
 
-def test_rescaled_guidance_has_the_conditionals_deviation():
+def test_rescaled_guidance_has_the_conditionals_std():
     guided, conditional = 7 * torch.randn(3, 4, 2, 4, 4) + 1, torch.randn(3, 4, 2, 4, 4)
 
-    def deviation(x):
+    def std(x):
         return x.flatten(1).std(1)
 
-    torch.testing.assert_close(
-        deviation(rescaled(guided, conditional, 1.0)), deviation(conditional)
-    )
-    half = deviation(rescaled(guided, conditional, 0.5))
-    torch.testing.assert_close(half, (deviation(guided) + deviation(conditional)) / 2)
+    torch.testing.assert_close(std(rescaled(guided, conditional, 1.0)), std(conditional))
+    half = std(rescaled(guided, conditional, 0.5))
+    torch.testing.assert_close(half, (std(guided) + std(conditional)) / 2)
     whole = ClassifierFreeGuidance(shifted_by_condition, NULL, 3.0, rescale=1.0)(X, T, GIVEN)
-    torch.testing.assert_close(deviation(whole[:, :4]), deviation(X))
+    torch.testing.assert_close(std(whole[:, :4]), std(X))
 
 
 def test_guidance_holds_within_its_interval_also_where_tokens_are_known():

@@ -167,8 +167,8 @@ def test_the_last_step_is_the_likelihood_of_the_data_and_has_gradients():
     # A perfect mean, and a variance half way (in logarithms) between those of the first two steps.
     first = Transition.of(VP, t[:1] * 0, t[:1]).beta
     second = Transition.of(VP, t[:1], 2 * t[:1]).posterior_variance
-    deviation = (first * second) ** 0.25
-    mass = torch.special.erf(1 / 255 / deviation / math.sqrt(2))
+    std = (first * second) ** 0.25
+    mass = torch.special.erf(1 / 255 / std / math.sqrt(2))
     torch.testing.assert_close(vlb.flatten(), -mass.log().expand(4) / math.log(2))
     vlb.sum().backward()
     assert output.grad is not None

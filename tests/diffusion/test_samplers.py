@@ -90,7 +90,7 @@ def test_heun_starts_where_only_noise_is_left():
 
 
 def exact_moments(process, times, *, eta=None, large=False):
-    """Mean and deviation of the data that a sampler with noise ends at: the best denoiser is
+    """Mean and standard deviation of the samples of a sampler with noise: the best denoiser is
     affine, so both follow a recursion.
     """
     path = process.path
@@ -113,8 +113,8 @@ def exact_moments(process, times, *, eta=None, large=False):
         if eta is not None:
             to_noisy = math.sqrt(sigma_s**2 - fresh) / sigma
             to_data = alpha_s - alpha * to_noisy
-        gain = to_data * slope + to_noisy
-        mean, variance = gain * mean + to_data * start, gain**2 * variance + fresh
+        factor = to_data * slope + to_noisy
+        mean, variance = factor * mean + to_data * start, factor**2 * variance + fresh
     return float(mean), math.sqrt(variance)
 
 
@@ -136,14 +136,14 @@ def test_samplers_with_noise_reach_the_moments_they_must(sampler, settings, proc
     noise = torch.randn(n, 1, 1, 1, 1, dtype=torch.float64)
     start = DATA.at(process, float(times[0]), noise)
     x = sampler(DATA.denoiser(process), start, times, condition(n), process, torch.randn_like)
-    mean, deviation = exact_moments(process, times, **settings)
+    mean, std = exact_moments(process, times, **settings)
     assert math.isclose(x.mean(), mean, abs_tol=0.02)
-    assert math.isclose(x.std(), deviation, rel_tol=0.03)
+    assert math.isclose(x.std(), std, rel_tol=0.03)
     # More steps end nearer to the data's own.
     fine = torch.linspace(0.98, 0, 400, dtype=torch.float64)
-    mean, deviation = exact_moments(process, fine, **settings)
+    mean, std = exact_moments(process, fine, **settings)
     assert math.isclose(mean, DATA.mean, abs_tol=0.02)
-    assert math.isclose(deviation, DATA.std, rel_tol=0.04)
+    assert math.isclose(std, DATA.std, rel_tol=0.04)
 
 
 def test_ddim_with_all_noise_is_ddpm():

@@ -34,8 +34,8 @@ def setting():
     dit = DiT(4, 8, size=TransformerSize(1, 24, 2), self_conditioning=True)
     for parameter in dit.parameters():
         torch.nn.init.normal_(parameter, std=0.15)
-    told = Condition(torch.randn(2, 3, 8), torch.ones(2, 3, dtype=torch.bool), torch.randn(2, 8))
-    return dit, torch.randn(2, 4, 1, 4, 4), torch.rand(2), told
+    cond = Condition(torch.randn(2, 3, 8), torch.ones(2, 3, dtype=torch.bool), torch.randn(2, 8))
+    return dit, torch.randn(2, 4, 1, 4, 4), torch.rand(2), cond
 
 
 def estimated(output, x, t):
@@ -43,37 +43,37 @@ def estimated(output, x, t):
 
 
 def test_each_step_of_a_sampling_run_sees_the_last_ones_estimate():
-    dit, x, _, told = setting()
+    dit, x, _, cond = setting()
     remembering = SelfConditioned(dit, FLOW, dit.patch)
     t, s = torch.full((2,), 0.9), torch.full((2,), 0.6)
-    first, second = remembering(x, t, told), remembering(x, s, told)
-    torch.testing.assert_close(first, dit(x, t, told))
-    torch.testing.assert_close(second, dit(x, s, told, estimated(first, x, t)))
-    assert not torch.allclose(second, dit(x, s, told))
+    first, second = remembering(x, t, cond), remembering(x, s, cond)
+    torch.testing.assert_close(first, dit(x, t, cond))
+    torch.testing.assert_close(second, dit(x, s, cond, estimated(first, x, t)))
+    assert not torch.allclose(second, dit(x, s, cond))
 
 
 def test_two_calls_at_one_step_remember_apart_and_guidance_may_begin_and_end():
-    dit, x, _, told = setting()
+    dit, x, _, cond = setting()
     t, s = torch.full((2,), 0.9), torch.full((2,), 0.6)
-    other = Condition(told.tokens + 1, told.mask, told.pooled - 1)
+    other = Condition(cond.tokens + 1, cond.mask, cond.pooled - 1)
     remembering = SelfConditioned(dit, FLOW, dit.patch)
-    first, beside = remembering(x, t, told), remembering(x, t, other)
-    torch.testing.assert_close(remembering(x, s, told), dit(x, s, told, estimated(first, x, t)))
+    first, beside = remembering(x, t, cond), remembering(x, t, other)
+    torch.testing.assert_close(remembering(x, s, cond), dit(x, s, cond, estimated(first, x, t)))
     torch.testing.assert_close(remembering(x, s, other), dit(x, s, other, estimated(beside, x, t)))
     growing = SelfConditioned(dit, FLOW, dit.patch)
-    growing(x, t, told)
-    both = growing(torch.cat([x, x]), torch.cat([s, s]), Condition.cat(told, other))
+    growing(x, t, cond)
+    both = growing(torch.cat([x, x]), torch.cat([s, s]), Condition.cat(cond, other))
     seen = estimated(first, x, t)
-    torch.testing.assert_close(both[:2], dit(x, s, told, seen), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(both[:2], dit(x, s, cond, seen), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(both[2:], dit(x, s, other, seen), atol=1e-4, rtol=1e-4)
 
 
 def test_chosen_clips_train_on_their_estimate_and_others_on_zeros():
-    dit, x, t, told = setting()
-    plain = dit(x, t, told)
-    refined = dit(x, t, told, estimated(plain, x, t).detach())
+    dit, x, t, cond = setting()
+    plain = dit(x, t, cond)
+    refined = dit(x, t, cond, estimated(plain, x, t).detach())
     chosen = torch.tensor([True, False])
-    given = with_own_estimate(dit, FLOW, dit.patch, chosen)(x, t, told)
+    given = with_own_estimate(dit, FLOW, dit.patch, chosen)(x, t, cond)
     torch.testing.assert_close(given, torch.stack([refined[0], plain[1]]))
     wanted = torch.autograd.grad(refined[0].sum() + plain[1].sum(), list(dit.parameters()))
     for one, other in zip(
@@ -83,7 +83,7 @@ def test_chosen_clips_train_on_their_estimate_and_others_on_zeros():
 
 
 def test_a_pack_sees_the_estimates_that_its_clips_see_alone_with_known_tokens_too():
-    dit, x, t, told = setting()
+    dit, x, t, cond = setting()
     mask = torch.zeros(2, 1, 1, 4, 4, dtype=torch.bool)
     mask[:, :, :, :2] = True
     noise, chosen = torch.randn_like(x), torch.tensor([True, False])
@@ -91,9 +91,9 @@ def test_a_pack_sees_the_estimates_that_its_clips_see_alone_with_known_tokens_to
     network = with_own_estimate(dit, FLOW, dit.patch, chosen)
     for known in (None, Known.of(mask, dit.patch)):
         groups = None if known is None else [Known.of(m[None], dit.patch) for m in mask]
-        dense = objective(network, x, noise, t, told, None if known is None else [known])
+        dense = objective(network, x, noise, t, cond, None if known is None else [known])
         pack, e = PackedLatents(tuple(x)), PackedLatents(tuple(noise))
-        packed = objective(network, pack, e, t, told, groups)
+        packed = objective(network, pack, e, t, cond, groups)
         torch.testing.assert_close(packed, dense, atol=1e-4, rtol=1e-4)
 
 
@@ -124,10 +124,10 @@ def test_the_estimate_of_a_perfect_output_is_the_data(process):
 
 
 def test_autocast_keeps_the_gradients_after_the_first_call():
-    dit, x, t, told = setting()
+    dit, x, t, cond = setting()
     network = with_own_estimate(dit, FLOW, dit.patch, torch.tensor([True, True]))
     with torch.autocast("cpu", torch.bfloat16):
-        network(x, t, told).float().square().sum().backward()
+        network(x, t, cond).float().square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in dit.blocks.parameters())
 
 

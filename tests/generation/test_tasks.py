@@ -318,8 +318,8 @@ def test_what_does_not_fit_is_refused(video_generator, video, call, said):
 def test_a_mask_knows_some_and_never_all(task, f):
     grid = TokenGrid(f, 3, 2)
     counts = set()
-    for numbers in torch.rand(60, 6).tolist():
-        known = task.known(grid, numbers)
+    for uniforms in torch.rand(60, 6).tolist():
+        known = task.known(grid, uniforms)
         assert not known.all()
         counts.add(int(known.flatten(1).all(1).sum()))
     if isinstance(task, FirstFrames) and f > 1:

@@ -1,4 +1,4 @@
-"""The verb ``convert``: a public file to ours and back, and what it refuses."""
+"""The command ``convert``: a public file to ours and back, and what it refuses."""
 
 from __future__ import annotations
 

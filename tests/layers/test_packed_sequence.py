@@ -156,7 +156,7 @@ def test_coordinates_extents_and_context_stand_in_order():
     assert sequence.coordinates.tolist() == expected
     assert sequence.extents.tolist() == [[1, 2, 1]] * 3 + [[2, 1, 1]] * 3
     assert sequence.clip_of_token.tolist() == [0, 0, 0, 1, 1, 1]
-    with pytest.raises(ValueError, match="context tokens stand in joint attention alone"):
+    with pytest.raises(ValueError, match="context tokens need joint attention"):
         sequence.grouping(PER_FRAME)
 
 

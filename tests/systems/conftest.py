@@ -33,9 +33,9 @@ def clips(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def fit(clips, tmp_path_factory):
-    """Run ``fit`` (or another verb) on a configuration, as the command line does."""
+    """Run ``fit`` (or another command) on a configuration, as the command line does."""
 
-    def run(config, run_dir, *arguments, verb="fit"):
+    def run(config, run_dir, *arguments, command="fit"):
         data = {
             "manifest": str(clips["train"]),
             "val_manifest": str(clips["val"]),
@@ -63,7 +63,7 @@ def fit(clips, tmp_path_factory):
         }
         path = tmp_path_factory.mktemp("config") / "experiment.yaml"
         path.write_text(yaml.safe_dump(config))
-        run_training([verb, "--config", str(path), *arguments])
+        run_training([command, "--config", str(path), *arguments])
         return Path(run_dir) / "checkpoints" / "last.ckpt"
 
     return run

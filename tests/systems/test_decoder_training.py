@@ -98,8 +98,8 @@ def test_noise_is_measured_in_deviations_of_the_normalised_latents() -> None:
     mean, noise = torch.randn(2, 4, 2, 2, 2), torch.randn(2, 4, 2, 2, 2)
     drawn = noisy_latents(tokenizer, mean, noise, torch.tensor([0.0, 0.5]))
     torch.testing.assert_close(drawn[0], mean[0])
-    deviations = torch.tensor([1.0, 2.0, 3.0, 4.0])[:, None, None, None]
-    torch.testing.assert_close(drawn[1], mean[1] + 0.5 * deviations * noise[1])
+    stds = torch.tensor([1.0, 2.0, 3.0, 4.0])[:, None, None, None]
+    torch.testing.assert_close(drawn[1], mean[1] + 0.5 * stds * noise[1])
 
 
 def test_a_tokenizer_that_names_no_decoder_says_so() -> None:

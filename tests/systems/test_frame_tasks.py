@@ -303,22 +303,22 @@ def conditioned(
     x_0: torch.Tensor,
     source: torch.Tensor | None = None,
 ) -> Condition:
-    """The condition of a training step whose clips drew these numbers."""
+    """The condition of a training step whose clips drew these uniforms."""
     rng = GroupDraws([torch.Generator().manual_seed(0)], len(captions))
     text = system.conditioner(captions, uniforms < system.drop_condition)
     condition, _ = system.known_frames(text, x_0, source, uniforms, rng, system.latent_space)
     return condition
 
 
-def test_text_and_frames_are_dropped_by_one_number(fit, diffusion_model, tmp_path):
+def test_text_and_frames_are_dropped_by_one_uniform(fit, diffusion_model, tmp_path):
     """The four kinds of clip: with both, and without one of them or either."""
     model = with_channels(diffusion_model, "MaskedLatents", TASK_MIXTURE[1:])
     checkpoint = fit({"model": model}, tmp_path / "run", "--trainer.max_steps=1")
     system = DiffusionSystem.from_checkpoint(checkpoint)
-    numbers = torch.tensor([0.02, 0.07, 0.12, 0.5])  # no text, neither, no frames, both
+    uniforms = torch.tensor([0.02, 0.07, 0.12, 0.5])  # no text, neither, no frames, both
     x_0 = torch.randn(4, 4, 3, 2, 2)
     captions = ["a red circle moves left"] * 4
-    condition = conditioned(system, captions, numbers, x_0)
+    condition = conditioned(system, captions, uniforms, x_0)
     known = condition.concat_latents.flatten(1).any(1)
     assert known.tolist() == [True, False, False, True]
     null, full = (system.conditioner([text]).pooled for text in ("", captions[0]))
@@ -327,7 +327,7 @@ def test_text_and_frames_are_dropped_by_one_number(fit, diffusion_model, tmp_pat
 
 
 def test_two_scales_weigh_text_and_frames_apart(fit, diffusion_model, tmp_path):
-    """Frames at 0 and text at 0 is the network told nothing; at 1 and 1 it is told both."""
+    """Frames at 0 and text at 0 is the unconditional network; 1 and 1 is the conditional one."""
     model = with_channels(diffusion_model, "MaskedLatents", TASK_MIXTURE)
     checkpoint = fit({"model": model}, tmp_path / "run", "--trainer.max_steps=3")
     system = DiffusionSystem.from_checkpoint(checkpoint)

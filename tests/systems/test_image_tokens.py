@@ -1,4 +1,4 @@
-"""A picture's tokens train with the denoiser, are dropped with its channels, and make it move."""
+"""An image's tokens train with the denoiser, are dropped with its channels, and make it move."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def test_the_encoder_trains(checkpoint):
 
 def test_the_tokens_are_dropped_with_the_channels(checkpoint):
     system = DiffusionSystem.from_checkpoint(checkpoint)
-    numbers = torch.tensor([0.02, 0.07, 0.12, 0.5])  # no text, neither, no picture, both
-    condition = conditioned(system, ["a red circle"] * 4, numbers, torch.randn(4, 4, 3, 2, 2))
+    uniforms = torch.tensor([0.02, 0.07, 0.12, 0.5])  # no text, neither, no image, both
+    condition = conditioned(system, ["a red circle"] * 4, uniforms, torch.randn(4, 4, 3, 2, 2))
     assert condition.mask[:, -4:].all(1).tolist() == [True, False, False, True]
     assert condition.mask[:, -4:].any(1).tolist() == [True, False, False, True]
     assert condition.concat_latents.flatten(1).any(1).tolist() == [True, False, False, True]

@@ -1,5 +1,5 @@
-"""Edits by instruction: trained on pairs, told by channels, weighed by two scales, sampled by the
-command line.
+"""Edits by instruction: trained on pairs, conditioned by channels, weighed by two scales, and
+sampled by the command line.
 """
 
 from __future__ import annotations
@@ -89,21 +89,21 @@ def test_two_scales_weigh_video_and_instruction_in_closed_form(checkpoint, clip,
     torch.testing.assert_close(decoded[-1], expected, atol=1e-4, rtol=1e-4)
 
 
-def test_clips_are_told_of_their_source_and_lose_it_by_their_number(checkpoint):
+def test_clips_see_their_source_and_lose_it_by_their_uniform(checkpoint):
     system = DiffusionSystem.from_checkpoint(checkpoint)
-    numbers = torch.tensor([0.02, 0.07, 0.12, 0.5])  # no text, neither, no source, both
+    uniforms = torch.tensor([0.02, 0.07, 0.12, 0.5])  # no text, neither, no source, both
     x_0, source = torch.randn(2, 4, 4, 3, 2, 2)
     captions = ["make it blue"] * 4
-    condition = conditioned(system, captions, numbers, x_0, source)
-    told = MaskedLatents()(source, torch.ones(4, 1, 3, 2, 2, dtype=torch.bool))
-    told[1:3] = 0
-    torch.testing.assert_close(condition.concat_latents, told)
+    condition = conditioned(system, captions, uniforms, x_0, source)
+    expected = MaskedLatents()(source, torch.ones(4, 1, 3, 2, 2, dtype=torch.bool))
+    expected[1:3] = 0
+    torch.testing.assert_close(condition.concat_latents, expected)
     null, full = (system.conditioner([text]).pooled for text in ("", captions[0]))
     for pooled, expected in zip(condition.pooled, (null, null, full, full), strict=True):
         torch.testing.assert_close(pooled[None], expected)
 
 
-def test_in_a_mixture_other_tasks_tell_of_the_clip_itself(checkpoint):
+def test_in_a_mixture_other_tasks_show_the_clip_itself(checkpoint):
     system = DiffusionSystem.from_checkpoint(checkpoint)
     system.known_frames.masks = [VideoEditing(), FirstFrames(most=1)]
     x_0, source = torch.zeros(64, 4, 3, 2, 2), torch.ones(64, 4, 3, 2, 2)
@@ -121,7 +121,7 @@ def test_the_latents_of_pairs_are_encoded_and_trained_on(
     """The loss of a step from the cache is that of the same step from the pixels."""
     encoding = {**data, "batching": {"windows_per_clip": 2}}
     last = ("--ckpt_path", str(tokenizer_checkpoint), "--latents.dtype=float32")
-    fit({"model": tokenizer_model, "data": encoding}, tmp_path, *last, verb="predict")
+    fit({"model": tokenizer_model, "data": encoding}, tmp_path, *last, command="predict")
     model = with_channels(diffusion_model, "MaskedLatents", [SOURCE])
     weights = []
     latents = f"--data.latents={tmp_path / 'latents'}"

@@ -59,15 +59,15 @@ def losses_of(system: DiffusionSystem | TokenizerSystem, batch: PackedBatch) -> 
     return torch.stack([system.loss(*clip)[0] for clip in system.reconstructions(batch, rng)])
 
 
-def batch_of(numbers: list[int]) -> PackedBatch:
+def batch_of(indices: list[int]) -> PackedBatch:
     """Clips of several sizes, each the same in whichever batch it stands."""
     sizes = [(5, 16, 16), (1, 24, 16), (3, 16, 24), (5, 16, 16), (1, 8, 8)]
-    draws = [torch.Generator().manual_seed(i) for i in numbers]
-    videos = [torch.rand(3, *sizes[i], generator=g) for i, g in zip(numbers, draws, strict=True)]
-    names = [f"{i:016x}" for i in numbers]
-    captions = [f"clip {i}" for i in numbers]
-    fps = torch.full((len(numbers),), 8.0)
-    return PackedBatch(captions, fps, names, [i % 3 for i in numbers], 0.5, videos=videos)
+    draws = [torch.Generator().manual_seed(i) for i in indices]
+    videos = [torch.rand(3, *sizes[i], generator=g) for i, g in zip(indices, draws, strict=True)]
+    names = [f"{i:016x}" for i in indices]
+    captions = [f"clip {i}" for i in indices]
+    fps = torch.full((len(indices),), 8.0)
+    return PackedBatch(captions, fps, names, [i % 3 for i in indices], 0.5, videos=videos)
 
 
 class Ranks:
@@ -144,7 +144,7 @@ def test_every_clip_counts_alike_on_whichever_rank(
     deal: list[list[int]], system: DiffusionSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = gradients(system, [batch_of([0, 1, 2, 3, 4])], monkeypatch)
-    shared = gradients(deepcopy(system), [batch_of(numbers) for numbers in deal], monkeypatch)
+    shared = gradients(deepcopy(system), [batch_of(indices) for indices in deal], monkeypatch)
     assert alone.keys() == shared.keys()
     assert any(gradient.abs().max() > 1e-3 for gradient in alone.values())
     for name, gradient in alone.items():
@@ -243,7 +243,7 @@ def test_training_from_the_cache_is_training_from_the_pixels(
     encode = ("--ckpt_path", str(tokenizer_checkpoint), "--latents.dtype", "float32")
     windows = "--data.batching.windows_per_clip=2"
     run_dir = tmp_path / "encoded"
-    fit({"model": tokenizer_model, "data": sizes}, run_dir, windows, *encode, verb="predict")
+    fit({"model": tokenizer_model, "data": sizes}, run_dir, windows, *encode, command="predict")
     cached = f"--data.latents={run_dir / 'latents'}"
     losses = []
     for name, source in (("pixels", "--data.batching.fixed_windows=true"), ("cached", cached)):

@@ -149,12 +149,18 @@ def test_predict_warns_of_statistics_that_do_not_fit(fit, tokenizer_model, tmp_p
     model = {"model": tokenizer_model}
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="the encoded latents")
-        fit(model, tmp_path / "fits", "--ckpt_path", str(path), verb="predict")
+        fit(model, tmp_path / "fits", "--ckpt_path", str(path), command="predict")
     content = torch.load(path, weights_only=True)
     content["state_dict"]["tokenizer.latent_std"][:] *= 2
     torch.save(content, tmp_path / "stale.ckpt")
     with pytest.warns(UserWarning, match=r"standard deviations from 0\.\d+ to 0\.\d+, not 0 and 1"):
-        fit(model, tmp_path / "stale", "--ckpt_path", str(tmp_path / "stale.ckpt"), verb="predict")
+        fit(
+            model,
+            tmp_path / "stale",
+            "--ckpt_path",
+            str(tmp_path / "stale.ckpt"),
+            command="predict",
+        )
 
 
 def test_latent_statistics_are_those_of_what_the_posterior_draws():
@@ -184,7 +190,7 @@ def test_cached_latents_train_the_diffusion_and_those_of_another_tokenizer_are_r
         run_dir,
         "--ckpt_path",
         str(tokenizer_checkpoint),
-        verb="predict",
+        command="predict",
     )
     data = {"latents": str(run_dir / "latents")}
     path = fit(

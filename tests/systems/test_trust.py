@@ -128,19 +128,19 @@ def test_no_command_runs_a_program_from_a_checkpoint(
     assert (
         main([*sample, str(diffusion_checkpoint), "--guidance-weak-model", str(bad_diffusion)]) == 2
     )
-    save_tiny(TinyNetwork(TinyConfig()), Path("judge.pt"), {})
-    judged = ["--checkpoint", str(bad_diffusion), "--protocol", "demo", "--networks", "judge.pt"]
-    assert evaluate([*judged, "--output", "report", "--reference", str(clips["train"])]) == 2
+    save_tiny(TinyNetwork(TinyConfig()), Path("tiny.pt"), {})
+    evaluated = ["--checkpoint", str(bad_diffusion), "--protocol", "demo", "--networks", "tiny.pt"]
+    assert evaluate([*evaluated, "--output", "report", "--reference", str(clips["train"])]) == 2
     assert capsys.readouterr().err.count(str(bad_diffusion)) >= 3
     few = ("--trainer.max_steps", "7")
-    for verb, *arguments in (
+    for command, *arguments in (
         ("validate", "--ckpt_path", str(bad)),
         ("fit", "--ckpt_path", str(bad), *few),
         ("fit", "--checkpoint.start_from", str(bad), *few),
     ):
-        run_dir = marker.parent / f"{verb}{arguments[0]}"
+        run_dir = marker.parent / f"{command}{arguments[0]}"
         with suppress(ValueError):  # refused, or only weights are taken from the file
-            fit({"model": tokenizer_model}, run_dir, *arguments, verb=verb)
+            fit({"model": tokenizer_model}, run_dir, *arguments, command=command)
     assert not marker.exists()
 
 

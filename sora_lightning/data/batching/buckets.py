@@ -1,6 +1,4 @@
-"""The sizes on offer: which of them a clip goes to, how many clips of it make a batch, how a clip
-is brought to it.
-"""
+"""Assigns clips to sizes, sets the batch size of each, and scales clips to their size."""
 
 from __future__ import annotations
 
@@ -43,7 +41,7 @@ SIZES_SHOWN = 24
 
 
 class SizeRule(ABC):
-    """Gives each clip the size it is shown at, or the reason why it is not shown."""
+    """Assigns each clip the size it is shown at, or the reason why it is left out."""
 
     sizes: tuple[VideoSize, ...]
     fps: float
@@ -64,7 +62,7 @@ class SizeRule(ABC):
 @dataclass(frozen=True)
 class SizeFamily:
     """Sizes made from a budget of pixels: for each aspect ratio and each number of frames the
-    largest picture within the budget whose sides are multiples.
+    largest frame within the budget whose sides are multiples.
 
     Args:
         pixels_per_frame: Rows x columns, at most.
@@ -79,8 +77,8 @@ class SizeFamily:
     multiple: int = 16
 
     def sizes(self) -> list[VideoSize]:
-        """Every length at every aspect ratio; shapes that fall together stand once. Raises
-        ``ValueError`` for a ratio that is none, or so narrow that no picture is left.
+        """Return every length at every aspect ratio, without duplicates. Raises ``ValueError`` for
+        an invalid ratio, or one so narrow that no frame fits.
         """
         found: dict[VideoSize, None] = {}
         for frames, text in itertools.product(self.num_frames, self.aspect_ratios):
@@ -103,7 +101,7 @@ class SizeFamily:
         fitting = [(r, c) for r, c in options if r * c <= most]
         if not fitting:
             raise ValueError(
-                f"pixels_per_frame = {self.pixels_per_frame}: holds no picture of {text} whose "
+                f"pixels_per_frame = {self.pixels_per_frame}: holds no frame of {text} whose "
                 f"sides are multiples of {self.multiple}"
             )
         r, c = min(fitting, key=lambda s: (abs(math.log(s[1] / s[0] / ratio)), -s[0] * s[1]))
@@ -136,19 +134,19 @@ class Buckets(SizeRule):
         self.pixels_per_batch = pixels_per_batch
 
     def batch_size(self, size: VideoSize) -> int:
-        """The clips of a size that fit the budget, at least one."""
+        """Return the number of clips of a size that fit the budget, at least one."""
         return self.pixels_per_batch // num_pixels(size)
 
     def span_s(self, size: VideoSize) -> float:
-        """Seconds from a window's first frame to its last."""
+        """Return the seconds from a window's first frame to its last."""
         return (size.num_frames - 1) / self.fps
 
     def nearest(self, metadata: VideoMetadata, duration_s: float) -> VideoSize | Removal:
-        """The size that keeps most of a clip, of those which it covers in rows, columns, frame rate
-        and ``duration_s``.
+        """Return the size that keeps most of a clip, of those that it covers in rows, columns,
+        frame rate and ``duration_s``.
 
-        What is kept is the share of the picture left by the crop times the share of the duration
-        left by the window. Among equals the largest picture is taken.
+        The share kept is that of the frame after the crop times that of the duration within
+        the window. Among equals the largest frame is taken.
         """
         covered = [
             s for s in self.sizes if metadata.height >= s.height and metadata.width >= s.width
@@ -168,14 +166,14 @@ class Buckets(SizeRule):
         self, size: VideoSize, metadata: VideoMetadata, duration_s: float
     ) -> tuple[float, int, VideoSize]:
         aspect = (size.width / size.height) / (metadata.width / metadata.height)
-        picture = min(aspect, 1 / aspect)
+        area = min(aspect, 1 / aspect)
         time = min(1.0, size.num_frames / (self.fps * duration_s))
-        return round(picture * time, 6), size.height * size.width, size
+        return round(area * time, 6), size.height * size.width, size
 
 
 @dataclass
 class Assignment:
-    """Clips by size, and by the reason those that are left out."""
+    """Clips by size, and clips left out by the reason."""
 
     clips: dict[VideoSize, Sequence[ClipRecord]]
     removed: dict[Removal | Filter, Sequence[ClipRecord]] = field(default_factory=dict)
@@ -211,8 +209,8 @@ class Assignment:
         return sum(map(len, self.removed.values()))
 
     def __str__(self) -> str:
-        """One line for each size and for each reason of removal, with the number of clips. Of
-        more sizes than a screen holds, the most frequent.
+        """Return a line with the number of clips for each size and each reason of removal. Only
+        the most frequent of many sizes are listed.
         """
         by_count = sorted(self.clips.items(), key=lambda item: -len(item[1]))
         few = self.clips.items() if len(by_count) <= SIZES_SHOWN else by_count[:SIZES_SHOWN]
@@ -226,7 +224,7 @@ class Assignment:
 
 
 def num_pixels(size: VideoSize) -> int:
-    """Frames x rows x columns."""
+    """Return frames x rows x columns."""
     return size.num_frames * size.height * size.width
 
 

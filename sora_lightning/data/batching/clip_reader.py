@@ -25,7 +25,7 @@ TIMELINES_KEPT = 16384
 
 
 class WindowReader(Protocol):
-    """Gives the pixels of a clip's window."""
+    """Reads the pixels of a clip's window."""
 
     fps: float
 
@@ -36,7 +36,7 @@ class WindowReader(Protocol):
 
 class ClipReader:
     """Reads windows of clips at a frame rate and a size; remembers when each file's frames are
-    shown. A file that is not the one that was indexed is refused, as ``checksums`` tell.
+    shown. A file whose checksum is not the one that was indexed is refused.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class ClipReader:
     def locate(
         self, record: ClipRecord, size: VideoSize, position: float
     ) -> tuple[Path, Timeline, Float64[ndarray, " F"]]:
-        """The clip's file, and the times of a window's frames in it. Raises as ``read``."""
+        """Return the clip's file and the times of a window's frames in it. Raises as ``read``."""
         path = self.files.local(record)
         timeline = self.timeline(record, path)
         if record.decord_objection is not None:

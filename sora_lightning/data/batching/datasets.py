@@ -33,7 +33,7 @@ KeyFn = Callable[[ClipRecord, VideoSize, int], str]
 
 
 class Clips(ABC):
-    """Clips that can be asked for by their index in ``records``."""
+    """Clips by their index in ``records``."""
 
     records: Sequence[ClipRecord]
     fps: float
@@ -43,7 +43,7 @@ class Clips(ABC):
     def load(
         self, index: int, size: VideoSize, sampler: WindowSampler, repeat: int
     ) -> Loaded | None:
-        """The sampled window of a clip, None where the clip cannot be read."""
+        """Return the sampled window of a clip; ``None`` if the clip cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class KeptTokens:
     def __call__(
         self, record: ClipRecord, size: VideoSize, repeat: int, count: int
     ) -> Int[Tensor, " n"]:
-        """``count`` token indices in rising order."""
+        """Return ``count`` token indices in rising order."""
         total = prod(self.packing.grid(size.num_frames, size.height, size.width))
         rng = np.random.default_rng([self.seed, 5, int(record.clip_id, 16), repeat])
         return torch.from_numpy(np.sort(rng.permutation(total)[:count]))

@@ -26,11 +26,11 @@ END_MARGIN = 0.5
 
 
 class Resolution(ABC):
-    """Draws the side length that a clip's pictures are shown at: the root of rows x columns."""
+    """Draws the side length that a clip's frames are shown at: the root of rows x columns."""
 
     @abstractmethod
     def sides(self, rng: np.random.Generator, num_clips: int) -> Float64[ndarray, " n"]:
-        """One side length in pixels for each clip. A clip is never scaled up to it."""
+        """Return a side length in pixels for each clip. A clip is never scaled up to it."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class UniformSide(Resolution):
 @dataclass(frozen=True)
 class NormalSide(Resolution):
     """Side lengths from a normal distribution cut at -1 and 1 and stretched over the range; its
-    defaults favour small pictures, the best in NaViT's comparison (section 3.2).
+    defaults favour small frames, the best in NaViT's comparison (section 3.2).
     """
 
     smallest: float
@@ -69,13 +69,13 @@ class NormalSide(Resolution):
 
 
 class Dropping(ABC):
-    """Draws the share of its tokens that each clip goes without."""
+    """Draws the share of tokens dropped from each clip."""
 
     @abstractmethod
     def rates(
         self, rng: np.random.Generator, tokens: Int[ndarray, " n"], first: int
     ) -> Float64[ndarray, " n"]:
-        """A share in [0, 1) for clips of this many tokens, shown as number ``first`` and on."""
+        """Return a share in [0, 1) for clips of this many tokens; ``first`` clips came before."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class BetaDropping(Dropping):
 @dataclass(frozen=True)
 class LengthDropping(Dropping):
     """A rate that grows with a clip's length: normal around a line from ``lowest`` at no tokens to
-    ``highest`` at ``longest`` tokens, with deviation 0.02 (NaViT, section 3.3).
+    ``highest`` at ``longest`` tokens, with standard deviation 0.02 (NaViT, section 3.3).
     """
 
     lowest: float
@@ -154,7 +154,7 @@ def truncated_normal(
     lowest: float,
     highest: float,
 ) -> Float64[ndarray, " n"]:
-    """Normal draws within limits; what falls outside is drawn again."""
+    """Return normal draws within limits; values outside are drawn again."""
     drawn = rng.normal(mean, std)
     for _ in range(64):
         outside = (drawn < lowest) | (drawn > highest)
@@ -174,11 +174,11 @@ class Packing:
             has it.
         patch: Latent frames, rows and columns of one token, as the denoiser has them.
         max_frames: Longer clips are cut to a window of at most so many frames.
-        max_pixels: Rows x columns of a frame; larger pictures are scaled down to it.
+        max_pixels: Rows x columns of a frame; larger frames are scaled down to it.
         resolution: Draws for each epoch how large a clip is shown; by default as large as it is.
         dropping: Draws for each epoch which share of a clip's tokens is left out; by default none.
         attention_tokens: The clip length at which attention costs as much as all else, 6 x the
-            denoiser's width: it decides which packs stand side by side on the ranks.
+            denoiser's width: it decides which packs the ranks process together.
 
     Raises ``ValueError`` for sizes of which one clip would not fit the budget.
     """
@@ -215,7 +215,7 @@ class Packing:
 
     @property
     def geometry(self) -> tuple[Compression, Patch]:
-        """Pixels to a latent position, latent positions to a token."""
+        """Return the pixels of a latent position and the latent positions of a token."""
         size = VideoSize.parse(self.compression)
         if len(self.patch) != 3 or min(self.patch) < 1:
             raise ValueError(f"patch = {list(self.patch)}: must be three positive numbers")
@@ -227,28 +227,28 @@ class Packing:
         return patch.compress(compression)
 
     def frames(self, rows_of_tokens: int) -> int:
-        """Video frames behind so many tokens along time. The first latent frame holds one."""
+        """Return the video frames of so many tokens along time; the first latent frame has one."""
         compression, patch = self.geometry
         return 1 + (rows_of_tokens * patch.f - 1) * compression.frames
 
     def _latent_frames(self, num_frames: int) -> int:
-        """The most tokens along time that so many frames fill; 0 where not even one."""
+        """Return the number of tokens along time that so many frames fill."""
         compression, patch = self.geometry
         return (1 + (num_frames - 1) // compression.frames) // patch.f
 
     def grid(self, num_frames: int, height: float, width: float) -> tuple[int, int, int]:
-        """The largest token grid within a size; 0 along an axis that is too short."""
+        """Return the largest token grid within a size; 0 along an axis that is too short."""
         step = self.pixels_per_token
         return self._latent_frames(num_frames), int(height / step.height), int(width / step.width)
 
     def size(self, grid: Sequence[int]) -> VideoSize:
-        """The video behind a token grid."""
+        """Return the size of a token grid's video."""
         step = self.pixels_per_token
         return VideoSize(self.frames(grid[0]), grid[1] * step.height, grid[2] * step.width)
 
 
 class NativeSizes(SizeRule):
-    """Gives each clip the largest size that its own picture and length fill, in whole tokens."""
+    """Assigns each clip the largest size that its own frames fill, in whole tokens."""
 
     def __init__(self, packing: Packing, fps: float) -> None:
         if not (math.isfinite(fps) and fps > 0):
@@ -258,7 +258,7 @@ class NativeSizes(SizeRule):
         self.sizes: tuple[VideoSize, ...] = ()
 
     def batch_size(self, size: VideoSize) -> int:
-        """The clips of one size that fit the budget of a pack."""
+        """Return the number of clips of one size that fit the budget of a pack."""
         grid = self.packing.grid(size.num_frames, size.height, size.width)
         return self.packing.tokens // math.prod(grid)
 

@@ -63,8 +63,8 @@ class Packs(NamedTuple):
         return len(self.starts) - 1
 
     def sums(self, values: ndarray, of: Callable[[ndarray], ndarray] = np.asarray) -> ndarray:
-        """The sum over each pack of a value of each clip, or of a function ``of`` it; 0 for a pack
-        without clips.
+        """Return the sum over each pack of a value of each clip, or of a function ``of`` it; 0 for
+        a pack without clips.
         """
         parts = []
         for begin in range(0, max(1, len(self)), WINDOW):
@@ -90,7 +90,7 @@ class Packs(NamedTuple):
 
 
 def best_fit(tokens: Int[ndarray, " n"], order: Int[ndarray, " n"], budget: int) -> Packs:
-    """Pack clips that come in an order: oldest first, then the largest that fits of the next
+    """Pack clips in their order: oldest first, then the largest that fits of the next
     ``LOOKAHEAD``.
 
     Raises ``ValueError`` where one clip alone is over the budget.
@@ -178,7 +178,7 @@ def balanced(
 
 
 def clip_costs(tokens: Int[ndarray, " n"], attention_tokens: int) -> Float64[ndarray, " n"]:
-    """Modelled cost of each clip in a transformer: linear layers and attention, ``n + n^2 / a``."""
+    """Return the modelled cost of each clip: linear layers and attention, ``n + n^2 / a``."""
     cost = tokens.astype(np.float64)
     np.square(cost, out=cost)
     cost /= attention_tokens
@@ -196,7 +196,7 @@ def pack_costs(
 def efficiency(
     packs: Packs, tokens: Int[ndarray, " n"], num_ranks: int, attention_tokens: int
 ) -> float:
-    """The share of the ranks' time that is spent working, when each step waits for its slowest
+    """Return the share of the ranks' time spent working when each step waits for its slowest
     pack.
     """
     cost = pack_costs(packs, tokens, attention_tokens)
@@ -212,8 +212,8 @@ class PackPlan:
     with fewer; with fewer clips than a run it repeats each. The pack at a position depends on
     settings and seed alone.
 
-    ``places`` says in which shard each clip lies, to read few shards at a time. ``identity`` stands
-    for the clips behind the indices. Of many clips the next epoch is planned in the background
+    ``places`` says in which shard each clip lies, to read few shards at a time. ``identity`` names
+    the clips behind the indices. For many clips the next epoch is planned in the background
     while one is shown.
     """
 
@@ -243,12 +243,12 @@ class PackPlan:
 
     @property
     def mixes_sizes(self) -> bool:
-        """Always False: ranks need not work on one size in a step."""
+        """Return False: ranks need not work on one size in a step."""
         return False
 
     @property
     def batches_per_epoch(self) -> int:
-        """Packs of the first epoch; those of others differ by few."""
+        """Return the number of packs of the first epoch; others differ by few."""
         return len(self.show(0).packs)
 
     @property
@@ -266,14 +266,14 @@ class PackPlan:
         return PackPlan(self.grids, self.packing, self.seed, run_length, self.identity, self.places)
 
     def state_dict(self) -> dict[str, list[int]]:
-        """Where the planned epochs begin, from which a resumed run finds its own at once."""
+        """Return where the planned epochs begin, so that a resumed run finds its own at once."""
         return {"starts": list(self._starts)}
 
     def load_state_dict(self, state: dict[str, list[int]]) -> None:
         self._starts = list(state.get("starts", [0]))
 
     def batch(self, position: int) -> PackRequest:
-        """The pack at a position, 0 or greater. Epochs not seen before are planned on the way."""
+        """Return the pack at a position, 0 or greater. Plans the epochs before it if needed."""
         while position >= self._starts[-1]:
             epoch = len(self._starts) - 1
             self._starts.append(self._starts[-1] + len(self.show(epoch).packs))
@@ -290,7 +290,7 @@ class PackPlan:
         )
 
     def show(self, epoch: int) -> Epoch:
-        """One epoch in whole. The last one asked for is kept, the one after it is under way."""
+        """Return a whole epoch. The last one is kept, and the next is planned in the background."""
         if self._current is None or self._current[0] != epoch:
             if self._next is not None and self._next[0] == epoch:
                 one = self._next[1].result()
@@ -323,7 +323,7 @@ class Epoch(NamedTuple):
 
     @property
     def waste(self) -> float:
-        """The share of the packs' budget that no token fills."""
+        """Return the share of the packs' budget that no token fills."""
         return 1 - int(self.tokens.sum()) / (len(self.packs) * self.budget)
 
     def __str__(self) -> str:
@@ -356,7 +356,7 @@ def plan_epoch(plan: PackPlan, epoch: int) -> Epoch:
 def padding_waste(
     grids: Int[ndarray, "n 3"], order: Int[ndarray, " n"] | None = None, num_clips: int = 8
 ) -> float:
-    """The share of padding where batches of clips, as they come in an order, are padded to their
+    """Return the share of padding if batches of clips, in their order, are padded to their
     largest frames, rows and columns.
     """
     tokens = padded = 0
@@ -372,8 +372,8 @@ def padding_waste(
 
 
 def bucket_waste(grids: Int[ndarray, "n 3"], num_clips: int = 4096) -> float:
-    """The share of the clips' tokens that is cut away where each goes to the fullest of 240 sizes
-    that it covers: 8 lengths, 6 aspect ratios, 5 areas. Looks at ``num_clips`` of them.
+    """Return the share of the clips' tokens that is cropped if each gets the largest of 240 sizes
+    that it covers: 8 lengths, 6 aspect ratios, 5 areas. Samples ``num_clips`` clips.
     """
     grids = grids[:: max(1, len(grids) // num_clips)].astype(np.int64)
     lengths = np.unique(np.linspace(1, grids[:, 0].max(), 8).astype(np.int64))

@@ -1,4 +1,4 @@
-"""Makes the plan of a training, or the batches of one epoch, from clips that have their sizes."""
+"""Makes the plan of a training, or the batches of one epoch, from clips with sizes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def window_batches(
     key_fn: KeyFn,
     done: LatentCache | None = None,
 ) -> Sequence[BatchRequest]:
-    """Every window of every clip once, but for those of which ``done`` holds the key."""
+    """Return every window of every clip once, except those whose key is in ``done``."""
     windows = {}
     for size, of_size in clips.items():
         indices = np.arange(len(of_size) * num_windows, dtype=np.int32)
@@ -55,7 +55,7 @@ def window_batches(
 
 
 def _shards(records: Sequence[ClipRecord]) -> np.ndarray | None:
-    """The index of the shard that each clip lies in; None where some lie in none."""
+    """Return the index of each clip's shard; ``None`` if some clips are in no shard."""
     indices: dict[str, int] = {}
     places = array("i")
     for shard in cells(records, "shard"):

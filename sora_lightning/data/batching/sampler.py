@@ -1,9 +1,8 @@
 """Plans of batches: an endless order that depends on the seed and one position alone.
 
-Neither workers nor ranks change it, and a run that stops at any batch goes on with the next.
-Lightning leaves a ``DistributedSampler`` alone, saves and restores a loader's state, but tells
-samplers of a new epoch too late when it resumes with workers; therefore the position, and not the
-epoch, decides.
+Neither workers nor ranks change it, and a run that stops at any batch resumes with the next.
+Lightning leaves a ``DistributedSampler`` alone and restores a loader's state. When it resumes with
+workers, it sets a sampler's epoch too late; therefore the position, and not the epoch, decides.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class Plan(Protocol):
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches in which every clip is shown once."""
+        """Return the number of batches that show every clip once."""
 
     @property
     def fingerprint(self) -> str:
@@ -127,7 +126,7 @@ class BatchPlan:
     proportion to their clips, with ``run_length`` batches of one size in a row, so that as many
     ranks (or a divisor) always work on the same size in the same step.
 
-    ``identity`` stands for the clips behind the indices; ``places`` may say in which shard each
+    ``identity`` names the clips behind the indices; ``places`` may say in which shard each
     clip lies. Raises ``ValueError`` where there are no clips or ``run_length`` is not positive.
     """
 
@@ -165,7 +164,7 @@ class BatchPlan:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches in which every clip is shown once, rounded up."""
+        """Return the number of batches that show every clip once, rounded up."""
         return math.ceil(sum(map(Fraction, self.num_clips, self.batch_sizes)))
 
     @property
@@ -188,10 +187,10 @@ class BatchPlan:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to take over."""
+        """Do nothing."""
 
     def batch(self, position: int) -> BatchRequest:
-        """The batch at a position, 0 or greater, without a walk through the positions before it."""
+        """Return the batch at a position, 0 or greater, without visiting those before it."""
         run, offset = divmod(position, self.run_length)
         bucket, bucket_run = self._run(run)
         batch_size, num_clips = self.batch_sizes[bucket], self.num_clips[bucket]
@@ -202,12 +201,12 @@ class BatchPlan:
         return BatchRequest(self.sizes[bucket], clips, tuple(repeats.tolist()))
 
     def _runs_before(self, epoch: int) -> list[int]:
-        """Number of runs of each size that begin before an epoch, in proportion to its clips."""
+        """Return the runs of each size that begin before an epoch, in proportion to its clips."""
         counts = zip(self.num_clips, self._phases, self._clips_per_run, strict=True)
         return [max(0, -((phase - epoch * clips) // per_run)) for clips, phase, per_run in counts]
 
     def _run(self, run: int) -> tuple[int, int]:
-        """The size (by its place) and the index among the runs of that size."""
+        """Return the index of the size, and the index among the runs of that size."""
         last = 1
         while sum(self._runs_before(last)) <= run:
             last *= 2
@@ -217,7 +216,7 @@ class BatchPlan:
         return int(buckets[place]), int(run_indices[place])
 
     def _schedule(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The runs of one epoch in their order."""
+        """Return the runs of one epoch in their order."""
         if epoch not in self._schedules:
             begin, end = self._runs_before(epoch), self._runs_before(epoch + 1)
             counts = np.array(end) - np.array(begin)
@@ -231,7 +230,7 @@ class BatchPlan:
         return self._schedules[epoch]
 
     def _order(self, bucket: int, epoch: int) -> np.ndarray:
-        """The order of a size's clips in one epoch. The last two of each size are kept."""
+        """Return the order of a size's clips in one epoch. The last two of each size are kept."""
         if (bucket, epoch) not in self._orders:
             rng = np.random.default_rng([self.seed, 2, bucket, epoch])
             self._orders = {
@@ -272,7 +271,7 @@ class BatchStream(DistributedSampler):
             yield self.plan.batch(position)
 
     def set_epoch(self, epoch: int) -> None:
-        """The position decides the order; the epoch is of no account."""
+        """Do nothing: the position decides the order."""
 
 
 class WindowBatches(Sequence[BatchRequest]):
@@ -314,7 +313,7 @@ class WindowBatches(Sequence[BatchRequest]):
 
 
 class FixedBatches(DistributedSampler):
-    """Given batches once, in order, dealt out to the ranks; some ranks may have one batch fewer."""
+    """Given batches once, in order, distributed over the ranks; some may have one fewer."""
 
     def __init__(self, batches: Sequence[BatchRequest], rank: int, num_ranks: int) -> None:
         super().__init__(batches, num_replicas=num_ranks, rank=rank, shuffle=False)  # type: ignore[arg-type]
@@ -367,8 +366,8 @@ class StreamLoader(DataLoader):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on at the saved position. Ranks may have become more or fewer: up to their number of
-        batches come again.
+        """Resume at the saved position. With another number of ranks, up to that many batches are
+        repeated.
 
         Raises ``ValueError`` where other clips, sizes, batches or another seed made the saved
         order.

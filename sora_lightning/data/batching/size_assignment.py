@@ -1,4 +1,4 @@
-"""Finds out, before anything trains, which clips of a manifest can be used: probed, sized, and
+"""Determines, before the training, which clips of a manifest can be used: probed, sized, and
 found in the cache.
 """
 
@@ -38,7 +38,7 @@ def assign_sizes(
     bad_clips: BadClips,
     filters: Sequence[Filter] = (),
 ) -> Assignment:
-    """Give every clip that the filters keep its size.
+    """Assign a size to every clip that the filters keep.
 
     One frame is decoded of every file whose row lacks the technical columns.
     """
@@ -58,7 +58,7 @@ def assign_sizes(
 
 
 def require_checksums(manifest: Path, assignment: Assignment) -> None:
-    """Raise ``ValueError`` naming the first clip of which the manifest does not tell the hash."""
+    """Raise ``ValueError`` naming the first clip without a hash in the manifest."""
     for clips in assignment.clips.values():
         for index, content in enumerate(cells(clips, "content")):
             if not isinstance(content, str) or not content:
@@ -87,8 +87,8 @@ def _probed(
 
 @dataclass(frozen=True)
 class LatentKeys:
-    """Names clips' windows in the latent cache. A file of which the manifest does not say what it
-    holds is read whole, by ``checksums``.
+    """Names clips' windows in the latent cache. A file without a hash in the
+    manifest is read whole, by ``checksums``.
     """
 
     fps: float
@@ -97,26 +97,26 @@ class LatentKeys:
     num_parts: ClassVar[int] = 1
 
     def __call__(self, record: ClipRecord, size: VideoSize, window: int) -> str:
-        """The key of one window."""
+        """Return the key of one window."""
         content = self.checksums.of(record)
         return latent_key(content, record, size, self.fps, window, self.num_windows)
 
     def of_windows(self, record: ClipRecord, size: VideoSize) -> list[str]:
-        """The keys of all windows."""
+        """Return the keys of all windows."""
         content = self.checksums.of(record)
         windows = range(self.num_windows)
         return [latent_key(content, record, size, self.fps, w, self.num_windows) for w in windows]
 
     def find(self, record: ClipRecord, size: VideoSize, cache: LatentCache) -> Int[ndarray, "p w"]:
-        """The indices of a clip's windows in a cache, -1 for those that it lacks: ``num_parts``
-        rows, of which the first is the clip's own.
+        """Return the indices of a clip's windows in a cache, -1 for missing ones: ``num_parts``
+        rows, the first of the clip itself.
         """
         return cache.find(self.of_windows(record, size))[None]
 
 
 class Encoded(NamedTuple):
-    """The clips of which a cache holds a window or more, and the indices in it of their windows;
-    and, where the keys name pairs, of their sources' windows.
+    """The clips with at least one window in a cache, and the windows' indices; with pairs, those of
+    their sources' windows too.
     """
 
     clips: Assignment
@@ -124,13 +124,13 @@ class Encoded(NamedTuple):
     source_indices: dict[VideoSize, Int[ndarray, "_n w"]] | None
 
     def indices_of(self, size: VideoSize) -> list[Int[ndarray, "_n w"]]:
-        """Indices of a size's clips and, where the keys name pairs, of their sources."""
+        """Return the indices of a size's clips and, with pairs, of their sources."""
         parts = (self.indices, self.source_indices)
         return [part[size] for part in parts if part is not None]
 
 
 def find_encoded(assignment: Assignment, keys: LatentKeys, cache: LatentCache) -> Encoded:
-    """Look a cache through for the windows of all clips."""
+    """Find the windows of all clips in a cache."""
     kept = Assignment({}, dict(assignment.removed))
     indices: list[dict[VideoSize, Int[ndarray, "_n w"]]] = [{} for _ in range(keys.num_parts)]
     lacking: list[Sequence[ClipRecord]] = []

@@ -1,4 +1,4 @@
-"""Clips beside what they are edits of (InstructPix2Pix, arXiv 2211.09800, for video): the column
+"""Clips with the clips they are edits of (InstructPix2Pix, arXiv 2211.09800, for video): the column
 ``source`` of a manifest names the file before the edit, ``path`` the one after it, and the caption
 is the instruction.
 """
@@ -27,11 +27,10 @@ from sora_lightning.types import VideoSize
 
 
 class SourceReader:
-    """Reads in a clip's place its source: at the times that ``clips`` reads the clip at, and cut
-    alike.
+    """Reads a clip's source at the times and with the crop that ``clips`` uses for the clip.
 
-    A clip that changed since it was indexed is refused, and its source is not: a row records the
-    content of the clip alone.
+    A clip that changed since it was indexed is refused; its source is not, since a row records
+    only the hash of the clip.
     """
 
     def __init__(self, clips: ClipReader) -> None:
@@ -41,8 +40,8 @@ class SourceReader:
     def read(
         self, record: ClipRecord, size: VideoSize, position: float
     ) -> Float[Tensor, "3 F H W"]:
-        """As ``ClipReader.read``. Raises ``DecodeError`` too for a source that ends before the
-        window, and for one of other proportions, which would be cut elsewhere.
+        """Read the source as ``ClipReader.read`` does. Raises ``DecodeError`` too for a source that
+        ends before the window, and for one of another aspect ratio, whose crop would differ.
         """
         path, edited, times_s = self.clips.locate(record, size, position)
         source = record.source
@@ -75,14 +74,14 @@ class PairKeys(LatentKeys):
     num_parts: ClassVar[int] = 2
 
     def of_source(self, record: ClipRecord, size: VideoSize, window: int) -> str:
-        """The key of one window of the source, which stands for the clip's content too: the clip's
-        length decides where the window is.
+        """Return the key of one window of the source. It depends on the clip's content too, since
+        the clip's length decides where the window is.
         """
         return _source_key(self(record, size, window), self.checksums.of(_source_of(record)))
 
     def find(self, record: ClipRecord, size: VideoSize, cache: LatentCache) -> Int[ndarray, "2 w"]:
-        """The indices of a clip's windows, and of its source's, in a cache; -1 for both where it
-        lacks either.
+        """Return the indices of a clip's windows and of its source's in a cache; -1 for both if
+        either is missing.
         """
         content = self.checksums.of(_source_of(record))
         keys = self.of_windows(record, size)
@@ -92,7 +91,7 @@ class PairKeys(LatentKeys):
 
 
 def require_sources(manifest: Path, assignment: Assignment) -> None:
-    """Raise ``ValueError`` naming the first clip without a source that is there."""
+    """Raise ``ValueError`` naming the first clip whose source does not exist."""
     for clips in assignment.clips.values():
         for record in clips:
             if record.source is None:
@@ -108,7 +107,7 @@ def require_sources(manifest: Path, assignment: Assignment) -> None:
 
 
 def _source_of(record: ClipRecord) -> ClipRecord:
-    """The source as a clip of which the row says nothing."""
+    """Return the source as a record without technical columns."""
     assert record.source is not None
     return replace(record, path=record.source, columns={})
 

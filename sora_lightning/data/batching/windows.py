@@ -42,8 +42,8 @@ class RandomWindows:
 
 @dataclass(frozen=True)
 class EvenWindows:
-    """Take evenly placed windows one after the other, and the first caption. The only
-    window of one is the middle of the clip.
+    """Take evenly placed windows one after the other, and the first caption. A single window is the
+    middle of the clip.
     """
 
     num_windows: int

@@ -1,4 +1,4 @@
-"""The one way from a file to frames: videos and images, decoded as a player shows them."""
+"""Decodes videos and images to frames as a player shows them."""
 
 from sora_lightning.data.decoding.errors import DecodeError
 from sora_lightning.data.decoding.readers import (

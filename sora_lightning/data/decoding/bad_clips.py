@@ -1,4 +1,4 @@
-"""The clips that could not be read: named, counted, and too many of them an error."""
+"""Records the clips that could not be read; too many of them are an error."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class TooManyBadClips(DecodeError):
 class BadClips:
     """Names each bad clip once in a JSONL file (``clip_id, path, reason``), and in the log.
 
-    Raises ``TooManyBadClips`` at the first clip beyond ``limit``. Every process that writes to the
-    file counts, those that it names from before not.
+    Raises ``TooManyBadClips`` at the first clip beyond ``limit``. The clips of
+    every process that writes to the file count; those that it named before the run do not.
     """
 
     def __init__(self, path: Path | None, limit: float = math.inf) -> None:
@@ -62,7 +62,7 @@ class BadClips:
             file.write(json.dumps(row) + "\n")
 
     def _news(self) -> set[str]:
-        """The clips named in the file since this was last asked."""
+        """Return the clips named in the file since the last call."""
         if self.path is None or not self.path.is_file():
             return set()
         with self.path.open("rb") as file:

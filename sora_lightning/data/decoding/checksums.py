@@ -1,5 +1,5 @@
-"""SHA-256 hashes of clips: they are the keys of the latent cache, and tell whether a clip is still
-the one that was indexed.
+"""SHA-256 hashes of clips: keys of the latent cache, and a check that a clip is still the one that
+was indexed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ HASHES_KEPT = 2**18
 
 
 class Checksums:
-    """Hashes clips, be they a file or a part of a shard: each once in a process, for as long as
-    its file's (of a litdata dataset, its ``index.json``'s) size, times and inode stay what they
-    are. Beyond 262,144 of them the others are hashed anew.
+    """Hashes clips, each a file or a part of a shard, once in a process while size, times and inode
+    of its file (of a litdata dataset, its ``index.json``) are unchanged. At most 262,144 hashes are
+    kept.
 
-    With ``verify`` a clip is served only after a look at all its bytes. Without it, size and time
-    are believed where they are as recorded, and damage that leaves these as they are is not seen.
+    With ``verify`` all bytes of a clip are read before it is served. Without it, a clip with the
+    recorded size and time is not read, and damage that leaves both unchanged is not noticed.
     """
 
     def __init__(self, verify: bool = False) -> None:
@@ -30,11 +30,11 @@ class Checksums:
         self._hashes: dict[bytes, bytes] = {}
 
     def of(self, record: ClipRecord) -> str:
-        """The SHA-256 of a clip's bytes.
+        """Return the SHA-256 of a clip's bytes.
 
-        It is the manifest's ``content`` where size and time of the file are still those that the
-        manifest says, or the shard is remote; else all bytes are read. Raises ``DecodeError`` where
-        they cannot be.
+        It is the manifest's ``content`` if size and time of the file are those in the manifest,
+        or if the shard is remote; else all bytes are read. Raises ``DecodeError`` if they cannot
+        be read.
         """
         content = recorded(record)
         if content is not None and (is_remote(record) or _looks_unchanged(record)):
@@ -42,8 +42,8 @@ class Checksums:
         return self._hash(record, None)
 
     def require_unchanged(self, record: ClipRecord, path: Path) -> None:
-        """Raise ``DecodeError`` where a clip's bytes, which lie in the file ``path``, are not those
-        that the manifest's ``content`` names.
+        """Raise ``DecodeError`` if the hash of a clip's bytes in the file ``path`` is not the
+        manifest's ``content``.
         """
         content = recorded(record)
         if content is None:
@@ -58,12 +58,12 @@ class Checksums:
         raise DecodeError(f"{record.path}: has changed since it was indexed: index it again")
 
     def _hash(self, record: ClipRecord, path: Path | None) -> str:
-        """Hash the file at ``path``, or the clip, wherever it lies, if that is None."""
+        """Hash the file at ``path``, or the clip if ``path`` is ``None``."""
         as_seen = repr((place_of(record), state(record))).encode()
         key = hashlib.blake2b(as_seen, digest_size=16).digest()
         if key not in self._hashes:
             if len(self._hashes) >= HASHES_KEPT:
-                self._hashes.popitem()  # the last: what is asked for in turn would lose every one
+                self._hashes.popitem()  # the last: a cyclic order of clips would evict every one
             try:
                 found = clip_sha256(record) if path is None else file_sha256(path)
             except OSError as error:
@@ -73,7 +73,7 @@ class Checksums:
 
 
 def recorded(record: ClipRecord) -> str | None:
-    """The hash that the manifest tells, if it tells one."""
+    """Return the hash in the manifest, if there is one."""
     content = record.columns.get("content")
     return content if isinstance(content, str) and content else None
 

@@ -1,4 +1,4 @@
-"""Turns decoded frames into the pictures that a player shows."""
+"""Converts decoded frames to the images that a player shows."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Orientation(NamedTuple):
 
 
 def orientation(frame: VideoFrame) -> Orientation:
-    """The nearest of the eight orientations to a frame's display matrix."""
+    """Return the nearest of the eight orientations to a frame's display matrix."""
     try:
         matrix: Any = frame.side_data.get(Type.DISPLAYMATRIX)  # type: ignore[call-overload]
     except ValueError:  # PyAV does not know some newer kinds of side data
@@ -50,7 +50,7 @@ def orientation(frame: VideoFrame) -> Orientation:
     return Orientation(True, bool(b < 0), bool(c < 0))
 
 
-# By quarter turns against the clock.
+# By counterclockwise rotations of 90 degrees.
 _ROTATIONS = (
     Orientation(),
     Orientation(True, True, False),
@@ -64,7 +64,7 @@ def has_alpha(video_format: VideoFormat) -> bool:
 
 
 def shown_width(width: int, pixel_aspect: float) -> int:
-    """Columns of square pixels that fill the same width."""
+    """Return the number of square pixels that fill the same width."""
     if abs(pixel_aspect - 1) < SQUARE_TOLERANCE:
         return width
     return max(1, round(width * pixel_aspect))
@@ -73,7 +73,7 @@ def shown_width(width: int, pixel_aspect: float) -> int:
 def upright_rgb(
     frame: VideoFrame, pixel_aspect: float, converter: VideoReformatter
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """RGB pixels as shown: square, upright, and on white where the frame is transparent.
+    """Return RGB pixels as shown: square, upright, and on white where the frame is transparent.
 
     ``pixel_aspect`` is the width of a stored pixel over its height.
     """

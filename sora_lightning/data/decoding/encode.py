@@ -64,7 +64,7 @@ def write_video(
 def reencode(source: Path, target: Path, start_s: float, end_s: float) -> None:
     """Write a window of any video as h264 with closed GOPs of 30 frames.
 
-    Each frame stands upright, at its time, and as long as it is shown.
+    Each frame is upright and keeps its time and duration.
 
     The file is moved into place when it is whole. Raises ``DecodeError`` for a source that cannot
     be read to its end, and for a window without frames.

@@ -1,4 +1,4 @@
-"""Errors of files that do not decode, and the reasons that can be seen in them."""
+"""Errors of files that do not decode, and guesses at the reason."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ MAX_PIXELS = 2**26
 
 
 class DecodeError(ValueError):
-    """A file, or the frames asked of it, cannot be decoded. The message names the file."""
+    """A file or its requested frames cannot be decoded. The message names the file."""
 
 
 def require_decodable_size(path: Path, height: int, width: int) -> None:

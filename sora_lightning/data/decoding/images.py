@@ -24,7 +24,7 @@ def check_image(path: Path) -> None:
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
-    """RGB pixels, turned as the file's EXIF orientation says.
+    """Return RGB pixels, rotated by the file's EXIF orientation.
 
     Grey levels of 16 bits are scaled to 8, and transparent pixels are composited on white. Raises
     ``DecodeError`` for a damaged file, an animation, and an image of too many pixels.

@@ -1,6 +1,6 @@
-"""Clips out of litdata datasets: a row's ``litdata`` names the folder or address of one, ``item``
-the number in it. litdata fetches the bytes of that one item; which clip comes when is not its
-affair, so that order and resuming are those of any other manifest.
+"""Clips in litdata datasets: a row's ``litdata`` names the folder or address of one, ``item`` the
+index in it. litdata fetches only the bytes of that item; order and resuming are those of any other
+manifest.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ VIDEO = "video"
 
 
 class LitDataItems:
-    """Brings items out of datasets, each of which is opened once."""
+    """Reads items of datasets, each of which is opened once."""
 
     def __init__(self) -> None:
         self._datasets: dict[str, Any] = {}
 
     def content(self, dataset: str, number: int) -> bytes:
-        """The video file that an item is, or holds under ``video``. Raises ``ValueError`` where it
-        cannot be had, or is none.
+        """Return the video file that an item is, or holds under ``video``. Raises ``ValueError`` if
+        it cannot be fetched or is no video.
         """
         if dataset not in self._datasets:
             self._datasets[dataset] = require_litdata().StreamingDataset(dataset)
@@ -38,7 +38,7 @@ class LitDataItems:
 
 
 def require_litdata() -> Any:
-    """The module litdata. Raises ``ValueError`` where it is not installed, or does not load."""
+    """Return the module litdata. Raises ``ValueError`` if it is not installed or does not load."""
     try:
         import litdata
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""The one way from a video or image file to pixels."""
+"""Readers of pixels from video and image files."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def read_frames(
         path: A file; an image is a video of one frame.
         start_s: Begin of the window, in seconds from the first frame.
         end_s: End of the window.
-        fps: Give the frame on screen at ``start_s + i / fps``. By default every frame comes once.
+        fps: Return the frame on screen at ``start_s + i / fps``. By default every frame comes once.
 
     Returns the frames, RGB as a player shows them, and their rate: ``fps`` or the file's mean.
     Raises ``DecodeError`` for a file that cannot be decoded and for a window without frames.
@@ -61,9 +61,9 @@ def read_frames(
 
 
 def decoded_frames(path: Path, timeline: Timeline) -> Iterator[tuple[float, VideoFrame]]:
-    """All frames as they are stored, with their times in seconds from the first.
+    """Yield all frames as stored, with their times in seconds from the first.
 
-    ``upright_rgb`` gives what is shown of one. Raises ``DecodeError``.
+    ``upright_rgb`` converts one to what is shown. Raises ``DecodeError``.
     """
     if is_image(path):
         yield 0.0, VideoFrame.from_ndarray(read_image(path), format="rgb24")
@@ -74,7 +74,7 @@ def decoded_frames(path: Path, timeline: Timeline) -> Iterator[tuple[float, Vide
 
 
 def probe(path: Path) -> VideoMetadata:
-    """Frames, mean rate and displayed size of a file. Decodes one frame. Raises ``DecodeError``."""
+    """Return frames, mean rate and displayed size. Decodes one frame. Raises ``DecodeError``."""
     timeline = read_timeline(path)
     height, width = PyAVReader().read(path, timeline, [0]).shape[1:3]
     return VideoMetadata(len(timeline), timeline.fps, height, width)
@@ -95,7 +95,7 @@ class Reader(ABC):
     ) -> UInt8[np.ndarray, "F H W 3"]:
         """Return the frames at ``indices`` (ascending, may repeat), RGB as a player shows them.
 
-        Raises ``DecodeError`` where one of them cannot be had; never gives another frame in its
+        Raises ``DecodeError`` if one of them cannot be decoded; never returns another frame in its
         place.
         """
 
@@ -126,12 +126,12 @@ class PyAVReader(Reader):
             raise error or DecodeError(f"{path}: {lost}")
         frames = [images[int(timeline.pts[index])] for index in indices]
         if len({frame.shape for frame in frames}) > 1:
-            raise DecodeError(f"{path}: the size of the picture changes within the file")
+            raise DecodeError(f"{path}: the size of the frames changes within the file")
         return np.stack(frames)
 
     @staticmethod
     def _entry(timeline: Timeline, first: int) -> int | None:
-        """The timestamp of the keyframe to start decoding at, or None for the start of the file."""
+        """Return the timestamp of the keyframe to decode from; ``None`` is the file's start."""
         behind = [key for key in timeline.keyframes if key <= first]
         return int(timeline.pts[behind[-1]]) if timeline.timed and behind and behind[-1] else None
 
@@ -163,10 +163,10 @@ class PyAVReader(Reader):
 def _frames(
     path: Path, container: InputContainer, stream: VideoStream, headless: bool
 ) -> Iterator[VideoFrame]:
-    """Decoded frames in the order of showing. Raises ``DecodeError`` at the first damaged one.
+    """Yield decoded frames in presentation order. Raises ``DecodeError`` at the first damaged one.
 
-    ``headless`` leaves out what is shown before the first keyframe met: in an open GOP such frames
-    are predicted from the GOP before.
+    ``headless`` leaves out frames before the first keyframe: in an open GOP they are predicted from
+    the previous GOP.
     """
     stream.codec_context.thread_count = 1
     stream.codec_context.options = STRICT
@@ -184,9 +184,9 @@ def _frames(
 
 
 class DecordReader(Reader):
-    """Reads by decord what decord reads rightly, everything else by PyAV.
+    """Reads by decord what decord reads correctly, everything else by PyAV.
 
-    A reader is opened for each call and deleted at once: an idle one goes on decoding into memory.
+    A reader is opened for each call and deleted at once: an idle one keeps decoding into memory.
     Raises ``ValueError`` when decord is not installed.
     """
 
@@ -220,7 +220,7 @@ class DecordReader(Reader):
 
 
 def default_reader() -> Reader:
-    """decord's where it is installed, else PyAV's, and says so."""
+    """Return decord's reader if it is installed, else PyAV's, and log which."""
     if importlib.util.find_spec("decord") is not None:
         return DecordReader()
     log.warning("decord is not installed: videos are read by PyAV")

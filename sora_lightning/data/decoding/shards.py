@@ -1,8 +1,8 @@
-"""Clips in plain tar shards, local or remote: a row's ``shard``, ``offset`` and ``size`` say where
-its bytes lie, and no more than these are read.
+"""Clips in plain tar shards, local or remote: a row's ``shard``, ``offset`` and ``size`` locate its
+bytes, and only these are read.
 
-The shards are ordinary tar files, so that anything that reads tar streams reads them too. Remote
-ones are opened by fsspec: ``s3://``, ``gs://``, ``https://`` and what else is installed.
+The shards are ordinary tar files for any tar reader. Remote ones are opened by fsspec: ``s3://``,
+``gs://``, ``https://`` and other installed protocols.
 """
 
 from __future__ import annotations
@@ -35,11 +35,10 @@ FETCH_TIMEOUT_S = 60.0
 
 
 class ShardFiles:
-    """Brings clips out of their shards, or out of litdata's, into files of a temporary folder, the
-    last 64 of them; a clip that is a file by itself stays where it is. A remote one may take
-    ``timeout_s`` seconds to fetch.
+    """Extracts clips from shards or litdata datasets to a temporary folder of at most 64 files; a
+    clip that is a file is used in place. A remote one may take ``timeout_s`` seconds to fetch.
 
-    Every process has a folder of its own, which goes when the process ends.
+    Every process has its own folder, which is removed when the process ends.
     """
 
     def __init__(self, timeout_s: float | None = FETCH_TIMEOUT_S) -> None:
@@ -56,7 +55,7 @@ class ShardFiles:
         self.__init__(**state)  # type: ignore[misc]
 
     def local(self, record: ClipRecord) -> Path:
-        """A file with the clip's bytes. Raises ``DecodeError`` where the shard has none there."""
+        """Return a file with the clip's bytes. Raises ``DecodeError`` if the shard lacks them."""
         columns = record.columns
         holder = _holder(columns)
         if holder is None:
@@ -82,8 +81,8 @@ class ShardFiles:
 
 
 def read_range(record: ClipRecord, start: int, length: int) -> bytes:
-    """Bytes of a clip in a shard. Raises ``DecodeError`` where the shard ends before them, or
-    cannot be read.
+    """Return the bytes of a clip in a shard. Raises ``DecodeError`` if the shard ends before them
+    or cannot be read.
     """
     shard = str(record.columns["shard"])
     offset = int(record.columns["offset"]) + start
@@ -126,7 +125,7 @@ def within(timeout_s: float | None, function: Callable[..., bytes], *arguments: 
 
 
 def _holder(columns: Mapping[str, Any]) -> Any:
-    """The shard or the dataset of litdata that a clip lies in; None for a file by itself."""
+    """Return the shard or litdata dataset that holds a clip; ``None`` for a file."""
     return columns.get("shard", columns.get("litdata"))
 
 
@@ -152,7 +151,7 @@ def clip_sha256(record: ClipRecord) -> str:
 
 
 def is_remote(record: ClipRecord) -> bool:
-    """Return True if a clip lies at an address, and not in a file."""
+    """Return True if a clip is at an address instead of in a file."""
     return "://" in str(_holder(record.columns) or "")
 
 
@@ -166,7 +165,7 @@ def place_of(record: ClipRecord) -> tuple[str, Any]:
 
 def stamp(record: ClipRecord) -> tuple[int, int] | None:
     """Return the size of a clip in bytes and the time at which its file was written; None without a
-    file. The size of an item of litdata is that of the manifest.
+    file. The size of a litdata item is taken from the manifest.
     """
     seen = state(record)
     if seen is None:
@@ -177,7 +176,7 @@ def stamp(record: ClipRecord) -> tuple[int, int] | None:
 
 
 class State(NamedTuple):
-    """Properties of a file by the file system. No program can set back ``changed_ns``."""
+    """Properties of a file from the file system. No program can set ``changed_ns`` back."""
 
     size: int
     modified_ns: int
@@ -200,9 +199,9 @@ def state(record: ClipRecord) -> State | None:
 def write_shards(manifest: Path, folder: Path, shard_bytes: int = 2**28) -> Path:
     """Copy a manifest's clips into tar shards of about ``shard_bytes``, and return the manifest of
     these: the same rows with ``shard, offset, size``, and the technical columns, probed where they
-    lack.
+    are missing.
 
-    Raises ``ValueError`` for a budget that is none, ``DecodeError`` for a clip that cannot be
+    Raises ``ValueError`` for a budget below 1, ``DecodeError`` for a clip that cannot be
     probed, or whose bytes are not those that its ``content`` names.
     """
     if shard_bytes < 1:

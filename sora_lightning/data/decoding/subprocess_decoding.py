@@ -1,7 +1,7 @@
 """Decodes in a child process, so that a file that hangs or crashes a decoder costs one clip and
 not the run.
 
-decord loops for ever on some valid files, and no thread can be stopped from outside. The child is
+decord loops endlessly on some valid files, and no thread can be stopped from outside. The child is
 forked: it starts in milliseconds and shares the parent's memory, where a new interpreter would
 import all of torch.
 """
@@ -36,11 +36,11 @@ ITEMS_AHEAD = 4096
 
 
 class DecoderFailed(DecodeError):
-    """A call that ended its process, or its memory. The message says how, and names no file."""
+    """A call ended its process or ran out of memory. The message says how, and names no file."""
 
 
 class _Array(NamedTuple):
-    """An array that lies at the start of the shared memory."""
+    """An array at the start of the shared memory."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -55,9 +55,9 @@ class _Answer(NamedTuple):
 class SubprocessCaller:
     """A child process that runs one call after another, within ``timeout_s`` seconds each.
 
-    It is started by the first call, and again after a call that it did not survive. A caller that
-    is pickled, or that a process inherits by a fork, starts a child of its own. Not for several
-    threads at once. Raises ``ValueError`` where processes cannot be forked.
+    The first call starts it, and the next one after a call that ended it. A caller that is pickled
+    or inherited by a fork starts its own child. It is not thread-safe. Raises ``ValueError`` where
+    processes cannot be forked.
     """
 
     def __init__(self, timeout_s: float) -> None:
@@ -161,7 +161,7 @@ def _stop(owner: int, pid: int, pipe: Connection) -> None:
 
 
 def _serve(pipe: Connection, shared: Sequence[mmap.mmap], written: int, timeout_s: float) -> None:
-    """The child's life: answer calls until the parent closes its end of the pipe."""
+    """Answer calls until the parent closes its end of the pipe."""
     # A signal to the whole group is for the parent, which would blame the clip for this one's end.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -212,7 +212,7 @@ def subprocess_map(
 ) -> Iterator[Any]:
     """Yield ``function(item)`` of each item, in order, or the ``DecodeError`` in its place.
 
-    A few thousand items are asked for ahead. Each worker has a child process, where processes can
+    A few thousand items are requested ahead. Each worker has a child process, where processes can
     be forked.
     """
     idle: SimpleQueue[Callable[..., Any]] = SimpleQueue()
@@ -244,9 +244,9 @@ def _in_this_process(function: Callable[..., Any], *arguments: Any) -> tuple[Any
 class SubprocessReader(Reader):
     """Decodes by another reader in a child process, within ``timeout_s`` seconds a call.
 
-    The child also hears what no return value tells: decord paints over damage, and only the
-    messages of its FFmpeg on stderr say so. Frames that came with such a message are thrown away
-    and read again by ``PyAVReader``, which stops at damage.
+    The child also captures stderr: decord conceals damage, which only the messages of its FFmpeg
+    reveal. Frames that came with such a message are discarded and read again by ``PyAVReader``,
+    which raises at damage.
     """
 
     def __init__(self, reader: Reader, timeout_s: float) -> None:

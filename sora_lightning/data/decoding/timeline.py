@@ -1,8 +1,8 @@
-"""Times of a file's frames, and which decoders may be trusted with it.
+"""Times of a file's frames, and which decoders read it correctly.
 
-decord 0.6.0 gives wrong frames without a word for open GOPs, mpeg-ts and edit lists, and may loop
-for ever on stream-copied cuts. All of these show in the packets alone, so a file is judged by
-demuxing it and decoding one frame.
+decord 0.6.0 silently returns wrong frames for open GOPs, mpeg-ts and edit lists, and may loop
+endlessly on stream-copied cuts. The packets reveal all of these, so a file is checked by demuxing
+it and decoding one frame.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ IMAGE_DURATION_S = 0.04  # as FFmpeg counts
 
 @dataclass(frozen=True)
 class Timeline:
-    """Times of a file's frames, in the order of showing.
+    """Times of a file's frames, in presentation order.
 
     Args:
         pts: Presentation timestamps in the stream's own units.
@@ -45,8 +45,8 @@ class Timeline:
         timed: False where the container keeps no timestamps: frames are then counted from the
             start.
         pixel_aspect: The width of a stored pixel over its height.
-        pyav_only: Why no other decoder shows the file rightly, None where others may.
-        decord_objection: Why decord must not read the file, None where it may.
+        pyav_only: Why only PyAV shows the file correctly; ``None`` if others do.
+        decord_objection: Why decord must not read the file; ``None`` if it may.
     """
 
     pts: Int[np.ndarray, " F"]
@@ -64,12 +64,12 @@ class Timeline:
 
     @property
     def fps(self) -> float:
-        """The mean frame rate."""
+        """Return the mean frame rate."""
         return len(self) / self.end_s
 
     def shown_at(self, times_s: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-        """Index of the frame on screen at each time (seconds from the first frame): the last that
-        has begun.
+        """Return the index of the frame on screen at each time (seconds from the first frame): the
+        last that has begun.
 
         Half a tick of the container's clock is forgiven, since timestamps are rounded to whole
         ticks. Before the first frame it is the first, after the last the last.
@@ -79,8 +79,8 @@ class Timeline:
         return np.clip(indices, 0, len(self) - 1)
 
     def shown_within(self, start_s: float, end_s: float) -> Int[np.ndarray, " n"]:
-        """Indices of the frame on screen at ``start_s``, and of the later ones that begin before
-        ``end_s``.
+        """Return the indices of the frame on screen at ``start_s`` and of later ones that begin
+        before ``end_s``.
         """
         first = int(self.shown_at(np.array([start_s]))[0])
         return np.arange(first, max(first + 1, int(np.searchsorted(self.times_s, end_s - 1e-6))))
@@ -123,7 +123,7 @@ def read_timeline(path: Path) -> Timeline:
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The open file and the video stream that players choose. Errors become ``DecodeError``."""
+    """Yield the open file and the video stream that players choose. Raises ``DecodeError``."""
     is_open = False
     try:
         # An absolute path, since FFmpeg takes what stands before a colon for a protocol.
@@ -142,7 +142,7 @@ def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 
 def demux(path: Path, container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
-    """The packets of a stream, the empty one that flushes the decoder included."""
+    """Yield the packets of a stream, including the empty one that flushes the decoder."""
     try:
         yield from container.demux(stream)
     except IndexError as error:  # PyAV's, where damage makes a stream appear midway
@@ -150,7 +150,7 @@ def demux(path: Path, container: InputContainer, stream: VideoStream) -> Iterato
 
 
 class _Facts(NamedTuple):
-    """Properties of a file and its video stream by their headers."""
+    """Properties in the headers of a file and its video stream."""
 
     container: str
     codec: str
@@ -163,12 +163,12 @@ class _Facts(NamedTuple):
 
 def _facts(container: InputContainer, stream: VideoStream) -> _Facts:
     codec = stream.codec_context
-    pictures = [s for s in container.streams.video if s.disposition & Disposition.attached_pic]
+    covers = [s for s in container.streams.video if s.disposition & Disposition.attached_pic]
     return _Facts(
         container=container.format.name,
         codec=codec.name,
         pixels=codec.pix_fmt,
-        num_streams=len(container.streams.video) - len(pictures),
+        num_streams=len(container.streams.video) - len(covers),
         pixel_aspect=_aspect(stream),
         tick_s=float(stream.time_base or 0),
         mean_gap_s=1 / float(stream.average_rate or stream.guessed_rate or 25),
@@ -191,7 +191,7 @@ class _Packet(NamedTuple):
 def _demuxed(
     path: Path, container: InputContainer, stream: VideoStream
 ) -> tuple[list[_Packet], VideoFrame | None]:
-    """All packets that hold something, and the first frame, None where it does not decode."""
+    """Return all packets with data, and the first frame or ``None`` if it does not decode."""
     packets, frame, damaged = [], None, False
     stream.codec_context.thread_count = 1
     for packet in demux(path, container, stream):
@@ -207,7 +207,7 @@ def _demuxed(
 
 
 def _pyav_only(facts: _Facts, frame: VideoFrame | None) -> str | None:
-    """Why only PyAV gives the pixels that are shown."""
+    """Return why only PyAV decodes the pixels that are shown, or ``None``."""
     if facts.num_streams > 1:
         return f"{facts.num_streams} video streams, of which decoders choose differently"
     if shown_width(1000, facts.pixel_aspect) != 1000:
@@ -217,14 +217,14 @@ def _pyav_only(facts: _Facts, frame: VideoFrame | None) -> str | None:
     if has_alpha(frame.format):
         return "transparent frames, of which other decoders show what is hidden"
     if not orientation(frame).is_rotation:
-        return "a mirrored picture, which other decoders only turn"
+        return "a mirrored image, which other decoders only rotate"
     return None
 
 
 def _decord_objection(
     facts: _Facts, packets: list[_Packet], pts: np.ndarray, keys: np.ndarray
 ) -> str | None:
-    """Why decord would be unsafe; ``pts`` and ``keys`` in decoding order."""
+    """Return why decord is unsafe, or ``None``; ``pts`` and ``keys`` are in decoding order."""
     if "mpegts" in facts.container:
         return "mpeg-ts: decord seeks to wrong frames"
     if facts.container == "avi":
@@ -236,7 +236,7 @@ def _decord_objection(
         # seeks.
         return "h264 in 4:4:4 with several keyframes: decord garbles old ones after a seek"
     if facts.codec == "mpeg4" and min(p.size for p in packets) <= LARGEST_NOT_CODED:
-        return "mpeg4 with pictures that may not be coded, which decord counts and does not show"
+        return "mpeg4 with frames that may not be coded, which decord counts and does not show"
     if num_discarded := len(packets) - len(pts):
         return f"an edit list discards {num_discarded} packets, which decord shows"
     if not keys[0]:
@@ -253,8 +253,8 @@ def _decord_objection(
 
 
 def _counted_timeline(path: Path, facts: _Facts) -> Timeline:
-    """Frames at an even rate, counted by decoding them, for a container whose timestamps are absent
-    or repeat.
+    """Return frames at an even rate, counted by decoding, for a container whose timestamps are
+    absent or repeat.
     """
     with opened(path) as (container, stream):
         num_frames = sum(len(packet.decode()) for packet in demux(path, container, stream))

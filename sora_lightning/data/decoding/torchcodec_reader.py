@@ -20,13 +20,12 @@ log = logging.getLogger(__name__)
 
 
 class TorchCodecReader(Reader):
-    """Reads by torchcodec; what it cannot open, counts otherwise or shows at other times than the
-    packets say goes to PyAV.
+    """Reads by torchcodec, and by PyAV if torchcodec cannot open the file or its frames differ in
+    number or time from the packets.
 
-    torchcodec returns each frame's time with it, so that no verdict from the index is needed: a
-    frame of another time is thrown away. Damage is noticed by ``SubprocessReader`` alone, as with
-    decord. Raises ``ValueError`` where torchcodec, or the FFmpeg that
-    it needs beside it, is not installed.
+    torchcodec returns each frame's time, so no check of the packets is needed in advance: a frame
+    of another time is discarded. Only ``SubprocessReader`` notices damage, as with decord. Raises
+    ``ValueError`` if torchcodec or the FFmpeg it needs is not installed.
     """
 
     def __init__(self) -> None:

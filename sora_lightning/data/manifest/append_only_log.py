@@ -1,5 +1,5 @@
 """Results of ``index`` for each file, appended to a file beside its output, so that an interrupted
-call can go on. Memory holds the offset of each line alone.
+call can resume. Memory holds only the offset of each line.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Outcome = list[Row] | str
 class AppendOnlyLog:
     """Lines of ``[key, path as given, outcome]``, the keys 32 hexadecimal digits.
 
-    ``recall`` and ``add`` make it an iterable of the paths and outcomes of the files asked for, in
-    the order of the calls of ``recall``. A line that an interruption cut is passed over.
+    After calls of ``recall`` and ``add`` it is an iterable of the files' paths and outcomes, in the
+    order of the calls of ``recall``. A line that an interruption cut is skipped.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,7 +47,7 @@ class AppendOnlyLog:
         self._known, self._known_places = found[order], np.array(places, dtype=np.int64)[order]
 
     def recall(self, key: str) -> bool:
-        """Return True if an earlier call has the result of a file; if not, it is to be added."""
+        """Return True if an earlier call logged a file's result; else ``add`` must follow."""
         asked = np.frombuffer(bytes.fromhex(key), "S16")
         (after,) = np.searchsorted(self._known, asked, side="right").tolist()
         known = after > 0 and self._known[after - 1] == asked[0]
@@ -56,9 +56,7 @@ class AppendOnlyLog:
         return bool(known)
 
     def add(self, key: str, given: str, outcome: Outcome) -> int:
-        """Write down the first file that is to be added. Returns how many stand before and with
-        it.
-        """
+        """Append the first missing result. Return the number of results up to it."""
         self._waiting = self._places.index(-1, self._waiting)
         with self.path.open("ab") as file:
             self._places[self._waiting] = file.tell()

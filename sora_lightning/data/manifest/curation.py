@@ -1,5 +1,5 @@
-"""Scores for raw footage, from one pass over small grey pictures: motion, black and static frames,
-scene cuts, and a look that near duplicates share.
+"""Scores of raw videos from one pass over small frames: motion, black and static frames, scene
+cuts, and a hash that near duplicates share.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROWS, COLUMNS = 36, 64
 # Levels of luma, of 255: limited-range black is 16, and codecs leave a little noise upon it.
 BLACK_LEVEL = 24.0
 STATIC_LEVEL = 0.5
-# A cut changes the picture by this many levels on average, and this many times as much as the
+# A cut changes the frame by this many levels on average, and this many times as much as the
 # frames around it change.
 CUT_LEVELS, CUT_RATIO = 12.0, 3.0
 CUT_NEIGHBOURS = 4
@@ -31,17 +31,17 @@ NEAR_BITS = 10
 
 @dataclass(frozen=True)
 class Thumbnails:
-    """A file's frames as small pictures in luma and chroma, and when each is shown."""
+    """A file's frames, scaled down, in luma and chroma, and the time of each."""
 
     times_s: Float[np.ndarray, " F"]
-    pictures: UInt8[np.ndarray, "F 3 h w"]
+    frames: UInt8[np.ndarray, "F 3 h w"]
 
     @property
     def changes(self) -> Float[np.ndarray, " F-1"]:
-        """The mean difference in levels between each frame and the next."""
-        if len(self.pictures) < 2:
+        """Return the mean difference in levels between each frame and the next."""
+        if len(self.frames) < 2:
             return np.zeros(0)
-        steps = np.abs(np.diff(self.pictures.astype(np.int16), axis=0))
+        steps = np.abs(np.diff(self.frames.astype(np.int16), axis=0))
         return steps.mean((1, 2, 3))
 
 
@@ -50,8 +50,8 @@ class Scores:
     """Columns of one clip.
 
     ``motion`` is the mean change of luma between frames in levels of 255, ``black`` and ``static``
-    are shares of the frames, ``look`` are 192 bits in hexadecimal that resemble those of a clip
-    that resembles it.
+    are shares of the frames, ``look`` is a perceptual hash of 192 bits in hexadecimal, similar
+    for similar clips.
     """
 
     motion: float
@@ -61,21 +61,21 @@ class Scores:
 
 
 def look_through(path: Path) -> Thumbnails:
-    """Decode a file once, into small pictures. Raises ``DecodeError``."""
+    """Decode a file once, to small frames. Raises ``DecodeError``."""
     converter = VideoReformatter()
-    times_s, pictures = [], []
+    times_s, frames = [], []
     for time_s, frame in decoded_frames(path, read_timeline(path)):
         small = converter.reformat(frame, COLUMNS, ROWS, "yuv444p", interpolation="AREA", threads=1)
-        pictures.append(small.to_ndarray())
+        frames.append(small.to_ndarray())
         times_s.append(time_s)
-    return Thumbnails(np.array(times_s), np.stack(pictures))
+    return Thumbnails(np.array(times_s), np.stack(frames))
 
 
 def scene_cuts(thumbnails: Thumbnails) -> list[float]:
     """Return the times at which scenes begin, in seconds from the first frame, 0.0 included.
 
-    A hard cut changes the whole picture within one frame, and far more than the frames before and
-    after it change; a fade, a flash or a fast pan does not stand out like that.
+    A hard cut changes the whole frame at once, and far more than the frames before and after it
+    change; a fade, a flash or a fast pan does not.
     """
     changes = thumbnails.changes
     cuts = [0.0]
@@ -103,11 +103,11 @@ def pyscenedetect_cuts(path: Path) -> list[float]:
 
 
 def score(thumbnails: Thumbnails, start_s: float, end_s: float) -> Scores:
-    """The scores of the frames shown in a window. Raises ``DecodeError`` for one without frames."""
+    """Return the scores of a window. Raises ``DecodeError`` for one without frames."""
     inside = (thumbnails.times_s >= start_s - 1e-6) & (thumbnails.times_s < end_s - 1e-6)
     if not inside.any():
         raise DecodeError(f"no frame is shown from {start_s} to {end_s} s")
-    luma = thumbnails.pictures[inside, 0].astype(np.float64)
+    luma = thumbnails.frames[inside, 0].astype(np.float64)
     changes = np.abs(np.diff(luma, axis=0)).mean((1, 2))
     return Scores(
         motion=round(float(changes.mean()), 4) if len(changes) else 0.0,
@@ -118,25 +118,25 @@ def score(thumbnails: Thumbnails, start_s: float, end_s: float) -> Scores:
 
 
 def _look(luma: Float[np.ndarray, "F h w"]) -> str:
-    """Difference hashes of the first, middle and last frame: is a cell brighter than the cell to
-    its left? On 8 rows of 9 cells.
+    """Return the difference hashes of the first, middle and last frame: on 8 rows of 9 cells, a bit
+    says whether a cell is brighter than the one to its left.
     """
     chosen = luma[[0, len(luma) // 2, -1]]
     rows = np.array_split(np.arange(ROWS), 8)
     columns = np.array_split(np.arange(COLUMNS), 9)
     cells = np.array(
-        [[[picture[np.ix_(r, c)].mean() for c in columns] for r in rows] for picture in chosen]
+        [[[frame[np.ix_(r, c)].mean() for c in columns] for r in rows] for frame in chosen]
     )
-    # Flat pictures differ by noise alone: the margin keeps their bits at zero.
+    # Flat frames differ by noise alone: the margin keeps their bits at zero.
     bits = np.diff(cells, axis=2) > 1.0
     return np.packbits(bits.ravel()).tobytes().hex()
 
 
 def duplicates(clips: Iterable[tuple[str, str]]) -> Int[np.ndarray, " n"]:
-    """For each clip, given as its content and its look, the index of the first before it of the
-    same content or of nearly the same look that is no duplicate itself, or -1.
+    """Return for each clip, given as its content and its look, the index of the first earlier clip
+    of the same content or nearly the same look that is no duplicate itself, or -1.
 
-    Looks are near where at most ``NEAR_BITS`` of 192 bits differ. Then one of ``NEAR_BITS + 1``
+    Looks are near if at most ``NEAR_BITS`` of 192 bits differ. Then one of ``NEAR_BITS + 1``
     stretches of them is the same, so that only clips that share one are compared. Flat looks, such
     as of black clips, say nothing and are never near. Takes about 300 bytes a clip.
     """
@@ -166,7 +166,7 @@ def duplicates(clips: Iterable[tuple[str, str]]) -> Int[np.ndarray, " n"]:
 
 
 def _stretches(looks: UInt64[np.ndarray, "n 3"]) -> Iterator[Int[np.ndarray, " n"]]:
-    """The value of each stretch of the looks' bits, one stretch after the other."""
+    """Yield the value of each stretch of the looks' bits, one stretch after the other."""
     of_bytes = looks.view(np.uint8).reshape(len(looks), -1)
     for bits in np.array_split(np.arange(8 * of_bytes.shape[1]), NEAR_BITS + 1):
         value = np.zeros(len(looks), np.int32)
@@ -190,5 +190,5 @@ class _Sharing:
         self.place[order] = np.arange(len(order), dtype=np.int32)
 
     def before(self, index: int) -> Int[np.ndarray, " m"]:
-        """Indices of the clips before one that share its value."""
+        """Return the indices of earlier clips that share a clip's value."""
         return self.order[self.begin[index] : self.place[index]]

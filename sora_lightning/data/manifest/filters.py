@@ -1,4 +1,4 @@
-"""Rules over the columns of a manifest, such as ``motion > 0.2``: which clips may take part."""
+"""Rules over the columns of a manifest, such as ``motion > 0.2``, that select clips."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ _RULE = re.compile(r"\s*(\w+)\s*(>=|<=|==|!=|>|<)\s*(.+?)\s*")
 
 @dataclass(frozen=True)
 class Filter:
-    """``column comparison value``: a clip stays where it holds. A row without the column goes."""
+    """Rule ``column comparison value``. Clips for which it does not hold are removed, as are clips
+    without a value in the column.
+    """
 
     column: str
     comparison: str
@@ -58,11 +60,11 @@ class Filter:
 
     @property
     def value(self) -> str:
-        """The reason that a report gives for the clips that it removes."""
+        """Return the reason that a report gives for the clips that it removes."""
         return f"filter: not {self}"
 
     def keeps(self, record: ClipRecord) -> bool:
-        """Raises ``ValueError`` where a number is asked for and the row holds something else."""
+        """Return True if a row is kept. ``ValueError`` for a text compared with a number."""
         value = columns_of(record).get(self.column)
         if value is None or value != value:
             return False
@@ -76,7 +78,7 @@ class Filter:
 
 
 def columns_of(record: ClipRecord) -> dict[str, Any]:
-    """The columns of a clip's row, and ``duration_s``, the length of its window, where it is
+    """Return the columns of a clip's row, and ``duration_s``, the length of its window, if it is
     known.
     """
     columns = dict(record.columns)
@@ -99,14 +101,15 @@ def require_columns(records: Sequence[ClipRecord], filters: Sequence[Filter]) ->
 
 
 def first_against(record: ClipRecord, filters: Sequence[Filter]) -> Filter | None:
-    """The first filter that removes a clip, None where all keep it."""
+    """Return the first filter that removes a clip; ``None`` if all keep it."""
     return next((rule for rule in filters if not rule.keeps(record)), None)
 
 
 def sift(
     records: Sequence[ClipRecord], filters: Sequence[Filter]
 ) -> tuple[list[ClipRecord], list[tuple[ClipRecord, Filter]]]:
-    """The clips that every filter keeps, and the others, each with the first that removes it.
+    """Return the clips that every filter keeps, and the others, each with the first that removes
+    it.
 
     Raises ``ValueError`` for a column that no row has.
     """

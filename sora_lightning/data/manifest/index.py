@@ -1,4 +1,4 @@
-"""Fills in what a manifest does not say of its files: ``sora-lightning index``."""
+"""Fills in the technical columns of a manifest: ``sora-lightning index``."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from sora_lightning.files import file_sha256
 
 @dataclass(frozen=True)
 class Work:
-    """The work on each file, besides probing it: find scenes by a detector (None: the whole
+    """The work on each file, besides probing it: find scenes by a detector (``None``: the whole
     file is one) and leave out those shorter than ``min_scene_s``; give scores; write copies with
     closed GOPs into a folder.
     """
@@ -69,7 +69,7 @@ def index(
 ) -> None:
     """Probe every file of a manifest and write the manifest with all technical columns.
 
-    Run again after an interruption, or after rows were added, it probes what is new or has changed.
+    A second run, after an interruption or after rows were added, probes new and changed files only.
 
     Args:
         source: A manifest (JSONL, CSV, Parquet), or a folder of videos and images with captions
@@ -81,7 +81,7 @@ def index(
         detector: Finds the cuts.
         min_scene_s: A shorter scene is left out.
         reencode_to: A folder for copies of the clips as h264 with closed GOPs of 30 frames, which
-            every decoder reads fast and rightly; the rows then name the copies.
+            every decoder reads fast and correctly; the rows then name the copies.
         num_workers: Processes that probe.
         timeout_s: Seconds that one file may take.
     """
@@ -111,7 +111,7 @@ def index(
             outcome = result if isinstance(result, list) else _reason(job, result)
             bar.update(log.add(job.key, job.row["path"], outcome) - bar.n)
     if log.num_recalled:
-        print(f"{log.num_recalled} of {num_jobs} rows stood in {log.path} from before")
+        print(f"{log.num_recalled} of {num_jobs} rows were already in {log.path}")
     results = _Results(log, output.parent)
     write_lines(output.with_name(f"{output.name}.rejects.jsonl"), results.rejects())
     if not any(results):
@@ -127,7 +127,7 @@ def index(
 class _Job:
     """One row of the source, and the absolute path of its file.
 
-    ``key`` changes with the row, with the file's size or time, and with the work asked for.
+    ``key`` changes with the row, with the file's size or time, and with the requested work.
     """
 
     row: Row
@@ -166,7 +166,7 @@ def _reason(job: _Job, error: DecodeError) -> str:
 
 
 def _rows_of(job: _Job) -> list[Row]:
-    """The rows that a file gives, with absolute paths. Raises ``DecodeError``."""
+    """Return the rows of a file, with absolute paths. Raises ``DecodeError``."""
     facts = _facts(job.path)
     start_s, end_s = float(job.row.get("start_s") or 0), float(job.row.get("end_s") or math.inf)
     windows = [(start_s, end_s)]
@@ -201,7 +201,7 @@ def _rows_of(job: _Job) -> list[Row]:
 
 
 def _facts(path: Path) -> Row:
-    """The technical columns: what the packets say, one frame's size, and the whole file's hash."""
+    """Return the technical columns: times from the packets, a frame's size, and the file's hash."""
     timeline = read_timeline(path)
     height, width = PyAVReader().read(path, timeline, [0]).shape[1:3]
     state = path.stat()
@@ -221,7 +221,7 @@ def _facts(path: Path) -> Row:
 
 class _Results:
     """The rows of all files in order, with paths as the source gave them, and those of the rejects;
-    read from the log whenever they are asked for.
+    read from the log on every access.
     """
 
     def __init__(self, log: AppendOnlyLog, folder: Path) -> None:

@@ -1,5 +1,5 @@
-"""The rows of an Arrow file as records that are made when they are asked for: the file is mapped
-into memory, so that a million rows cost a process little, and processes share what they have read.
+"""The rows of a memory-mapped Arrow file as records made on access, so that a million rows take
+little memory in a process, and processes share the pages that they have read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROWS_AT_ONCE = 1024
 
 
 class _Lazy(Sequence[ClipRecord]):
-    """A sequence of records that are made by their index."""
+    """A sequence of records made on access."""
 
     @abstractmethod
     def _record(self, index: int) -> ClipRecord: ...
@@ -39,7 +39,7 @@ class _Lazy(Sequence[ClipRecord]):
 
 
 class MemoryMappedRecords(_Lazy):
-    """All rows of an Arrow file. Every process maps the file for itself."""
+    """All rows of an Arrow file. Every process maps the file itself."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -112,7 +112,7 @@ class ChosenRecords(_Lazy):
 def chosen(
     records: Sequence[ClipRecord], indices: Sequence[int] | Int[ndarray, " n"]
 ) -> Sequence[ClipRecord]:
-    """Choose records by their indices: of a mapped file by reference, else as a list."""
+    """Return the records at these indices: of a memory-mapped file by reference, else as a list."""
     if isinstance(records, MemoryMappedRecords):
         return ChosenRecords(records, np.asarray(indices, dtype=np.int32))
     if isinstance(records, ChosenRecords):
@@ -121,21 +121,21 @@ def chosen(
 
 
 def cells(records: Sequence[ClipRecord], name: str) -> Iterator[Any]:
-    """Yield the cells of a column, or None; of a mapped file no records are made."""
+    """Yield the cells of a column, or ``None``, without making records of a memory-mapped file."""
     if isinstance(records, ChosenRecords):
         return (row.get(name) for row in records.rows(name))
     return (record.columns.get(name) for record in records)
 
 
 def clip_ids(records: Sequence[ClipRecord]) -> Iterator[str]:
-    """The ``clip_id`` of each; of a mapped file no records are made."""
+    """Return each ``clip_id``, without making records of a memory-mapped file."""
     if isinstance(records, ChosenRecords):
         return map(clip_id, records.rows("path", "start_s", "end_s"))
     return (record.clip_id for record in records)
 
 
 def joined(parts: Iterable[Sequence[ClipRecord]]) -> Sequence[ClipRecord]:
-    """One sequence after the other; by reference where all are of one mapped file."""
+    """Concatenate sequences; by reference if all are of one memory-mapped file."""
     parts = [part for part in parts if len(part)]
     of_file = [part for part in parts if isinstance(part, ChosenRecords)]
     if of_file and len(of_file) == len(parts):
@@ -146,8 +146,8 @@ def joined(parts: Iterable[Sequence[ClipRecord]]) -> Sequence[ClipRecord]:
 
 
 def open_manifest(manifest: Path) -> Sequence[ClipRecord]:
-    """``read_manifest``, but the rows of an Arrow file stay in the file. All of them are looked at
-    once, and the same errors raised.
+    """Open a manifest like ``read_manifest``, but leave the rows of an Arrow file in the file. All
+    rows are checked once, and the same errors raised.
     """
     manifest = Path(manifest)
     if manifest.suffix != ".arrow" or manifest.is_dir():
@@ -162,7 +162,5 @@ def open_manifest(manifest: Path) -> Sequence[ClipRecord]:
         again = np.flatnonzero(np.diff(ids[order]) == 0)
         first, second = (order[again[0] : again[0] + 2] + 1).tolist()
         path = records[second - 1].columns["path"]
-        raise ValueError(
-            f"{manifest}:{second}: path = {path!r}: the same clip stands in line {first}"
-        )
+        raise ValueError(f"{manifest}:{second}: path = {path!r}: the same clip is in line {first}")
     return records

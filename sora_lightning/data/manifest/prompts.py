@@ -13,7 +13,7 @@ def read_prompts(source: Path) -> list[ManifestRow]:
     """Return a row for each prompt, whose first caption it is.
 
     In a text file (``.txt``) a line is a prompt, and empty lines are skipped. Raises ``ValueError``
-    naming the file, and the line where it is one, for what holds no prompts.
+    naming the file, and the line if there is one, for a file without prompts.
     """
     if not source.exists():
         raise ValueError(f"{source}: no such file")

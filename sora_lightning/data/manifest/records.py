@@ -1,4 +1,4 @@
-"""Reads a manifest: a table whose rows name video or image files and their captions. Looks at no
+"""Reads a manifest: a table whose rows name video or image files and their captions. Reads no
 pixels. README.md of the data folder lists the columns.
 """
 
@@ -30,8 +30,8 @@ class ClipRecord:
 
     ``clip_id`` names path and window; it stays the same when rows are added, moved or recaptioned.
     ``weights`` are the shares of the captions, summing to one. ``decord_objection`` says why decord
-    must not read the file, None that the file itself has to be asked. ``columns`` holds the row.
-    Whether there is a file of the name in ``source`` is looked at where pairs are asked for.
+    must not read the file; ``None`` if the row does not say. ``columns`` holds the row. Whether the
+    file in ``source`` exists is checked if pairs are requested.
     """
 
     path: Path
@@ -50,8 +50,8 @@ class ClipRecord:
 def read_manifest(manifest: Path) -> list[ClipRecord]:
     """Read the clips of a manifest, in order, from the formats of ``read_rows``.
 
-    Raises ``ValueError`` naming file, line, key and rule for anything wrong, an empty manifest and
-    two rows for one clip included. ``open_manifest`` makes no record before it is asked for.
+    Raises ``ValueError`` naming file, line, key and rule for any error, including an empty
+    manifest and two rows for one clip. ``open_manifest`` makes records on access.
     """
     manifest = Path(manifest)
     folder = manifest if manifest.is_dir() else manifest.parent
@@ -60,17 +60,16 @@ def read_manifest(manifest: Path) -> list[ClipRecord]:
     for row in read_table(manifest):
         record = row.record(folder)
         if record.clip_id in place_of:
-            raise row.error("path", f"the same clip stands in {place_of[record.clip_id]}")
+            raise row.error("path", f"the same clip is in {place_of[record.clip_id]}")
         place_of[record.clip_id] = f"line {row.place.rpartition(':')[2]}"
         records.append(record)
     return records
 
 
 def read_table(source: Path) -> Iterator[ManifestRow]:
-    """Read the rows of a manifest for who does not need a clip of each; nothing is checked before a
-    column is asked for.
+    """Read the rows of a manifest without making records; a column is checked when it is read.
 
-    Raises ``ValueError`` for what is no such table, and for one without rows.
+    Raises ``ValueError`` for a file that is no such table, and for one without rows.
     """
     row = None
     for place, columns in read_rows(source):
@@ -80,7 +79,7 @@ def read_table(source: Path) -> Iterator[ManifestRow]:
 
 
 def clip_id(columns: Row) -> str:
-    """Return the name of the clip of a row that ``ManifestRow.record`` finds right."""
+    """Return the clip_id of a row that ``ManifestRow.record`` accepts."""
     end_s = columns.get("end_s")
     window = [columns.get("start_s") or 0.0, math.inf if end_s is None else end_s]
     return hashlib.sha256(json.dumps([columns["path"], *window]).encode()).hexdigest()[:16]
@@ -90,7 +89,7 @@ def clip_id(columns: Row) -> str:
 class ManifestRow:
     """One row of a manifest. Methods raise ``ValueError`` naming its place and the key.
 
-    ``columns`` holds what is written there; ``place`` is ``file:line``, or a medium's path.
+    ``columns`` holds the cells as written; ``place`` is ``file:line``, or a medium's path.
     """
 
     place: str
@@ -101,7 +100,7 @@ class ManifestRow:
         return ValueError(f"{self.place}: {key}{value}: {rule}")
 
     def record(self, folder: Path) -> ClipRecord:
-        """The clip of the row, its files named from ``folder``."""
+        """Return the clip of the row; its paths are relative to ``folder``."""
         path = folder / self.path()
         columns = self._columns(folder)
         if "shard" not in columns and "litdata" not in columns and not path.is_file():
@@ -114,14 +113,14 @@ class ManifestRow:
         )  # fmt: skip
 
     def path(self) -> str:
-        """The file, as it is written."""
+        """Return the path as written."""
         path = self.columns.get("path")
         if not isinstance(path, str) or not path:
             raise self.error("path", "must name a video file")
         return path
 
     def window(self) -> tuple[float, float]:
-        """``start_s`` and ``end_s``; by default from 0 to infinity."""
+        """Return ``start_s`` and ``end_s``; by default 0 and infinity."""
         start_s = self.number("start_s", at_least=0.0) or 0.0
         end_s = self.number("end_s", at_least=0.0)
         end_s = math.inf if end_s is None else end_s
@@ -130,7 +129,7 @@ class ManifestRow:
         return start_s, end_s
 
     def captions(self) -> tuple[tuple[str, ...], tuple[float, ...]]:
-        """The wordings, and their weights, which sum to one."""
+        """Return the captions and their weights, which sum to one."""
         key = next((key for key in CAPTION_COLUMNS if key in self.columns), CAPTION_COLUMNS[0])
         caption = self.columns.get(key)
         wordings = [caption] if isinstance(caption, str) else caption
@@ -147,7 +146,7 @@ class ManifestRow:
         return tuple(text for text, _ in pairs), tuple(weight / total for _, weight in pairs)
 
     def metadata(self) -> VideoMetadata | None:
-        """Frames, rate and size by the row; None where one of them is missing."""
+        """Return frames, rate and size in the row; ``None`` if one of them is missing."""
         num_frames, height, width = map(self.count, ("num_frames", "height", "width"))
         fps = self.number("fps", at_least=1e-3)
         if num_frames and height and width and fps:
@@ -155,14 +154,14 @@ class ManifestRow:
         return None
 
     def count(self, key: str) -> int | None:
-        """A whole number from 1, None where the column lacks."""
+        """Return a whole number from 1; ``None`` if the column is missing."""
         value = self.number(key, at_least=1)
         if value is not None and value != int(value):
             raise self.error(key, "must be a whole number")
         return None if value is None else int(value)
 
     def number(self, key: str, at_least: float) -> float | None:
-        """A finite number, None where the column lacks."""
+        """Return a finite number; ``None`` if the column is missing."""
         value = self.columns.get(key)
         if value is None:
             return None
@@ -173,7 +172,7 @@ class ManifestRow:
         return value
 
     def _columns(self, folder: Path) -> Row:
-        """The row; of a clip in a shard or a dataset of litdata, with the whole path or address."""
+        """Return the row, with the whole path or address of its shard or litdata dataset."""
         columns = {k: v for k, v in self.columns.items() if k not in _HOLDERS or v is not None}
         holders = [key for key in _HOLDERS if key in columns]
         if len(holders) > 1:
@@ -183,7 +182,7 @@ class ManifestRow:
         return columns
 
     def _holder(self, key: str, folder: Path) -> str:
-        """The whole path or address of the shard or dataset that holds the clip."""
+        """Return the whole path or address of the shard or dataset that holds the clip."""
         kind, file = _HOLDERS[key]
         holder = self.columns[key]
         if not isinstance(holder, str) or not holder:

@@ -1,4 +1,4 @@
-"""Parts a manifest in two by file, so that a score on one says something of the other."""
+"""Splits a manifest by file into a training and a test manifest."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from sora_lightning.data.manifest.tables import Row, read_rows, with_moved_sourc
 
 
 def split(source: Path, output: Path, num_held_out: int, seed: int = 0) -> None:
-    """Write ``train.jsonl`` and ``test.jsonl``: all rows of a file fall to the same one.
+    """Write ``train.jsonl`` and ``test.jsonl``: all rows of a file go to the same one.
 
-    Which files are held out is drawn by their paths and the seed, whatever the order of the rows.
+    The held-out files are drawn by their paths and the seed, independent of the order of the rows.
     One file under two paths, and copies of one ``content``, count as one.
 
     Args:
         source: A manifest (JSONL, CSV, Parquet), or a folder of videos with captions beside them.
         output: The folder of the two manifests.
-        num_held_out: How many files go to ``test.jsonl``.
+        num_held_out: Number of files in ``test.jsonl``.
         seed: Draws them.
     """
     source, output = Path(source), Path(output)
@@ -39,7 +39,7 @@ def split(source: Path, output: Path, num_held_out: int, seed: int = 0) -> None:
 
 
 def _file_of(row: Row, place: str, folder: Path, first_of: dict[str, str]) -> str:
-    """The file of a row, named from the folder; of files of one content, the first."""
+    """Return the file of a row, relative to the folder; of files of one content, the first."""
     if not isinstance(row.get("path"), str) or not row["path"]:
         raise ValueError(f"{place}: path: must name a file")
     real = os.path.realpath(folder / row["path"])
@@ -53,7 +53,7 @@ def _draw(name: str, seed: int) -> str:
 
 
 def _moved(row: Row, folder: Path, output: Path) -> Row:
-    """The row as a manifest in another folder has to say it."""
+    """Return the row with its paths relative to another folder."""
     row = with_moved_source(row, folder, output)
     path = Path(row["path"])
     if path.is_absolute():

@@ -1,4 +1,4 @@
-"""Tables of rows as files: JSONL, CSV, Parquet, Arrow, or a folder of media with captions beside
+"""Reads and writes tables: JSONL, CSV, Parquet, Arrow, or a folder of media with captions beside
 them.
 """
 
@@ -34,13 +34,13 @@ Row = dict[str, Any]
 
 
 def read_rows(source: Path) -> Iterator[tuple[str, Row]]:
-    """Each row with its place, for messages: ``file:line``, or the medium's path in a folder.
+    """Yield each row with its place for messages: ``file:line``, or the file's path in a folder.
 
-    Text is UTF-8, with a byte order mark or without. CSV cells are separated by commas. Those that
-    read as numbers are numbers, empty ones are absent, and a caption may be a JSON list. Folders
-    are searched to any depth, links included, but for hidden files. A medium's caption is the text
-    file of the same name, and its path is relative to the folder. Files of other endings are
-    counted in a warning. Raises ``ValueError`` for what is no such table.
+    Text is UTF-8, with or without a byte order mark. CSV cells are separated by commas; numbers are
+    parsed, empty cells are absent, and a caption may be a JSON list. Folders are searched to any
+    depth, links included, except hidden files. The caption of a video or image is the text file of
+    the same name, and its path is relative to the folder. Files of other suffixes are counted in a
+    warning. Raises ``ValueError`` for anything else.
     """
     source = Path(source)
     if source.is_dir():
@@ -88,7 +88,7 @@ def _folder(folder: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """The files of a folder to any depth, but for hidden ones; what links lead to comes once."""
+    """Return the files of a folder to any depth, except hidden ones; targets of links come once."""
     waiting, linked, seen = [folder], list[Path](), set[str]()
     while waiting or linked:
         inside = waiting.pop() if waiting else linked.pop(0)
@@ -105,7 +105,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _text_beside(medium: Path) -> Path | None:
-    """The text file of a medium's name, its ending in small letters or large."""
+    """Return the text file of the same name, with its suffix in lower or upper case."""
     texts = (medium.with_suffix(suffix) for suffix in (".txt", ".TXT"))
     return next((text for text in texts if text.is_file()), None)
 
@@ -184,7 +184,7 @@ def _parquet(source: Path) -> Iterator[tuple[str, Row]]:
 
 
 def arrow_table(source: Path) -> Any:
-    """An Arrow file (IPC, uncompressed) as a table that lies in the file. Raises ``ValueError``."""
+    """Return a memory-mapped Arrow file (IPC, uncompressed). Raises ``ValueError``."""
     pyarrow = _pyarrow(source)
     try:
         return pyarrow.ipc.open_file(pyarrow.memory_map(str(source))).read_all()
@@ -193,7 +193,7 @@ def arrow_table(source: Path) -> Any:
 
 
 def arrow_batches(source: Path, num_rows: int) -> Iterator[list[Row]]:
-    """The rows of an Arrow file, so many at a time; absent cells are None."""
+    """Yield the rows of an Arrow file, so many at a time; absent cells are ``None``."""
     for batch in arrow_table(source).to_batches(max_chunksize=num_rows):
         yield batch.to_pylist()
 
@@ -218,9 +218,9 @@ def check_target(target: Path) -> None:
 
 
 def write_rows(target: Path, rows: Iterable[Row]) -> None:
-    """Write rows in the format that the suffix names, beside the name first and then into place.
+    """Write rows in the format of the suffix, to a temporary file that is then renamed.
 
-    Formats of fixed columns go through the rows twice, and hold few of them at a time.
+    Formats of fixed columns iterate over the rows twice, and hold few of them at a time.
     """
     check_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -255,7 +255,7 @@ def _write_arrow(target: Path, partial: Path, rows: Iterable[Row]) -> None:
 
 
 def _schema(pyarrow: Any, rows: Iterable[Row]) -> Any:
-    """The columns of all rows, each of the type that holds what every row has there."""
+    """Return the columns of all rows, each with a type that holds every value."""
     schema, listed = pyarrow.schema([]), False
     for part in _parts(rows):
         names = dict.fromkeys(key for row in part for key in row)
@@ -279,13 +279,13 @@ def _parts(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 
 def write_lines(target: Path, rows: Iterable[Row]) -> None:
-    """Rows as JSON, one a line."""
+    """Write rows as JSON, one a line."""
     with target.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _listed(row: Row) -> Row:
-    """A row whose caption is a list of objects, as a column of one type needs."""
+    """Return the row with its caption as a list of objects, as a column of one type needs."""
     caption = row.get("caption")
     if caption is None:
         return row
@@ -298,13 +298,13 @@ def _text(value: Any) -> Any:
 
 
 def has_source(row: Row, folder: Path) -> bool:
-    """Return True if the column ``source`` names a file in this folder, and not a provenance."""
+    """Return True if the column ``source`` names a file in this folder instead of a provenance."""
     source = row.get("source")
     return isinstance(source, str) and bool(source) and (folder / source).is_file()
 
 
 def with_moved_source(row: Row, folder: Path, output: Path) -> Row:
-    """The row with its ``source`` as a manifest in another folder has to say it."""
+    """Return the row with its ``source`` relative to another folder."""
     if not has_source(row, folder) or Path(row["source"]).is_absolute():
         return row
     moved = os.path.relpath((folder / row["source"]).absolute(), output.absolute())

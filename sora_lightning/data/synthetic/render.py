@@ -33,7 +33,7 @@ SPLITS = ("train", "val", "test")
 
 
 def render(scene: Scene) -> UInt8[np.ndarray, "F H W 3"]:
-    """The scene's RGB frames, edges anti-aliased: a pixel's coverage is read from its distance to
+    """Return the scene's RGB frames, anti-aliased: a pixel's coverage follows from its distance to
     the shape's edge.
     """
     frames = np.full((scene.num_frames, scene.height, scene.width, 3), scene.level, np.float32)
@@ -86,21 +86,21 @@ def write_dataset(
     edits: bool = False,
     turns: float = 0.0,
 ) -> dict[str, Path]:
-    """Render ``train``, ``val`` and ``test`` below ``root``; give the three manifests' paths by
-    split.
+    """Render ``train``, ``val`` and ``test`` below ``root``; return the paths of the three
+    manifests by split.
 
     Training and validation show the 60 combinations of shape, colour and direction that are not
-    held out, one clip in five with two shapes. Testing shows held-out combinations alone: four
-    fifths of ``num_test`` with one shape, going round the 12 combinations (each with a new
+    held out, one clip in five with two shapes. Testing shows only held-out combinations: four
+    fifths of ``num_test`` with one shape, cycling through the 12 combinations (each with a new
     background, speed and wording), then clips with two of them. The same arguments give the same
-    files, whatever ``num_workers`` is. Raises ``ValueError`` for a negative number of clips and for
+    files, for any ``num_workers``. Raises ``ValueError`` for a negative number of clips and for
     settings that exclude one another.
 
     ``turns`` is the share of the training's clips of one shape in which it turns once or twice.
 
-    With ``edits`` each clip shows one shape and stands beside its ``source``: the same scene with
+    With ``edits`` each clip shows one shape and has a ``source``: the same scene with
     another shape, colour or direction, a combination of the training in every split. The captions
-    then are instructions, and it is the edited clips of the testing that are held out.
+    are then instructions, and the edited clips of the test split are held out.
     """
     counts = dict(zip(SPLITS, (num_train, num_val, num_test), strict=True))
     for split, count in counts.items():
@@ -131,7 +131,7 @@ def write_dataset(
 
 
 def _contents(split: str, count: int, seed: int) -> list[list[Triple]]:
-    """Draw the combinations of each clip of a split, each equally often, in ever new orders."""
+    """Draw the combinations of each clip of a split, each equally often, reshuffled every round."""
     rng = np.random.default_rng([seed, SPLITS.index(split)])
     allowed = triples(held_out=split == "test")
     num_pairs = count // 5
@@ -144,7 +144,7 @@ def _contents(split: str, count: int, seed: int) -> list[list[Triple]]:
 
 
 def _edits(split: str, count: int, seed: int) -> list[list[Triple]]:
-    """The source and the target of each pair. Targets come round evenly."""
+    """Draw the source and the target of each pair, each target equally often."""
     rng = np.random.default_rng([seed, SPLITS.index(split)])
     targets = _in_rounds(triples(held_out=split == "test"), count, rng)
     sources = map(edits_of, targets)
@@ -162,7 +162,7 @@ def _write_clip(
     split, index, content = job
     rng = np.random.default_rng([seed, SPLITS.index(split), 1 + index])
     may_turn = split == "train" and len(content) == 1
-    # Evenly among the others, so that each combination turns as often.
+    # Spread evenly, so that each combination turns equally often.
     turning = may_turn and int((index + 1) * turns) > int(index * turns)
     scene = turning_scene(content[0], rng) if turning else random_scene(content, rng)
     path = Path(split) / f"{index:05d}.mp4"
@@ -184,9 +184,9 @@ def _write_pair(root: Path, seed: int, job: tuple[str, int, list[Triple]]) -> di
 
 
 def _turned(wordings: list[str], split: str, index: int) -> list[str]:
-    """The first wording is the prompt in testing: every kind comes first there in turn."""
-    turn = index // len(triples(held_out=True)) % len(wordings) if split == "test" else 0
-    return wordings[turn:] + wordings[:turn]
+    """Rotate the wordings of a test clip, whose first one is the prompt, so that all are used."""
+    shift = index // len(triples(held_out=True)) % len(wordings) if split == "test" else 0
+    return wordings[shift:] + wordings[:shift]
 
 
 def _row(path: Path, scene: Scene, wordings: list[str]) -> dict[str, object]:

@@ -34,7 +34,7 @@ DIAMETERS = {"small": (0.31, 0.35), "large": (0.39, 0.47)}
 LARGEST_IN_A_LANE = 0.40
 MARGIN = 0.02
 LANE_MARGIN = 0.05
-# Of a clip: a first turn in the one range, a second, if any, in the other.
+# Time of a first turn and of a second, if any, as shares of a clip.
 TURNS = ((0.2, 0.5), (0.55, 0.8))
 
 # Rows x columns. decord 0.6.0 fails on frames 16, 24, 48 or 72 columns wide (the rows of its
@@ -57,7 +57,7 @@ TOWARDS = {
 
 
 class Triple(NamedTuple):
-    """The combination by which clips are held out."""
+    """Combination of shape, colour and direction by which clips are held out."""
 
     shape: str
     colour: str
@@ -142,7 +142,7 @@ def random_scene(content: Sequence[Triple], rng: np.random.Generator) -> Scene:
     background = str(rng.choice(tuple(BACKGROUNDS)))
     looks = [_look(alone=len(content) == 1, rng=rng) for _ in content]
     # The fastest and largest shape decides how long the clip can be before it would leave the
-    # picture.
+    # frame.
     room = min((1 - 2 * MARGIN - look.diameter) / look.rate for look in looks)
     duration_s = rng.uniform(DURATIONS_S[0], min(DURATIONS_S[1], room))
     num_frames = int(np.ceil(duration_s * fps))
@@ -225,8 +225,8 @@ def _placed(
 
 
 def captions(scene: Scene, rng: np.random.Generator) -> list[str]:
-    """Four wordings that are all true of the scene, from short to descriptive; ``rng`` chooses
-    among synonyms.
+    """Return four wordings that are all true of the scene, from short to descriptive; ``rng``
+    chooses among synonyms.
 
     Colour, shape and directions are always named, in order of the scene's shapes. Speed is named
     unless it is medium; size and background in the longer wordings alone.
@@ -264,14 +264,14 @@ def _sentence(text: str) -> str:
 
 
 def edits_of(target: Triple) -> list[Triple]:
-    """The combinations of the training that one word tells from a combination."""
+    """Return the training combinations that differ from a combination in one word."""
     seen = triples(held_out=False)
     return [one for one in seen if sum(a != b for a, b in zip(one, target, strict=True)) == 1]
 
 
 def edited(scene: Scene, target: Triple) -> Scene:
-    """The scene of one shape, which now shows another combination. Where it moves to another side,
-    its path is turned about the picture's centre or mirrored, and so stays inside.
+    """Return the scene of one shape with another combination. If the direction changes, its path is
+    rotated about the frame's centre or mirrored, and so stays inside.
     """
     (shape,) = scene.shapes
     (dx, dy), (new_dx, new_dy) = DIRECTIONS[shape.direction], DIRECTIONS[target.direction]
@@ -283,8 +283,8 @@ def edited(scene: Scene, target: Triple) -> Scene:
 
 
 def instructions(source: Triple, target: Triple, rng: np.random.Generator) -> list[str]:
-    """Four wordings that ask for what changes from one combination to the other, by whichever of
-    shape, colour and direction differs; ``rng`` chooses among synonyms.
+    """Return four wordings of the instruction that changes one combination into the other, by
+    whichever of shape, colour and direction differs; ``rng`` chooses among synonyms.
     """
     shape, colour, thing = target.shape, target.colour, f"the {source.colour} {source.shape}"
     if source.shape != shape:

@@ -1,4 +1,4 @@
-"""Clips go to a size that they cover; pictures are never scaled up and never distorted."""
+"""Clips go to a size that they cover; frames are never scaled up and never distorted."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_clip_covers_the_size_it_goes_to() -> None:
         (VideoMetadata(10, 8, 90, 90), "9x64x64"),
         (VideoMetadata(17, 8, 32, 32), "17x32x32"),  # exactly long and large enough
         (VideoMetadata(1, 25, 60, 60), "1x48x48"),
-        (VideoMetadata(100, 4, 60, 60), "1x48x48"),  # too slow for a video, a picture all the same
+        (VideoMetadata(100, 4, 60, 60), "1x48x48"),  # too slow for a video, but an image
         (VideoMetadata(40, 8, 23, 90), Removal.TOO_SMALL),
         (VideoMetadata(40, 8, 30, 30), Removal.TOO_SMALL),
         (VideoMetadata(8, 8, 40, 40), Removal.TOO_SHORT),
@@ -166,7 +166,7 @@ def test_shapes_that_fall_together_stand_once() -> None:
     [
         ((4096, [1], ["16x9"]), "'16x9' is no ratio"),
         ((4096, [1], ["16:0"]), "'16:0' is no ratio"),
-        ((255, [1], ["1:1"]), "pixels_per_frame = 255: holds no picture of 1:1"),
+        ((255, [1], ["1:1"]), "pixels_per_frame = 255: holds no frame of 1:1"),
         ((4096, [1], ["1:1"], 0), "multiple = 0"),
         ((4096, [0], ["1:1"]), "num_frames = 0"),
     ],

@@ -82,15 +82,15 @@ def flipped(content: bytes, rng: np.random.Generator) -> bytes:
 
 def refusals(records: Sequence[ClipRecord], verify: bool) -> list[str]:
     """Why clips are refused, of those that are."""
-    guarded = SubprocessReader(default_reader(), timeout_s=60.0)
-    reader = ClipReader(guarded, 5.0, Checksums(verify))
+    subprocess_reader = SubprocessReader(default_reader(), timeout_s=60.0)
+    reader = ClipReader(subprocess_reader, 5.0, Checksums(verify))
     reasons = []
     for record in records:
         try:
             reader.read(record, SIZE, 0.5)
         except DecodeError as error:
             reasons.append(str(error))
-    guarded.caller.close()
+    subprocess_reader.caller.close()
     return reasons
 
 
@@ -221,23 +221,23 @@ def test_a_file_is_hashed_once_for_as_long_as_it_stays(
 
     for module in (checksums_module, shards_module):
         monkeypatch.setattr(module, "file_sha256", counted)
-    told, other = read_manifest(manifest)
-    untold = ClipRecord(other.path, other.captions, other.clip_id)
-    contents = Checksums(verify=True)
-    reader, keys = ClipReader(default_reader(), 5.0, contents), LatentKeys(5.0, 3, contents)
+    hashed_clip, other = read_manifest(manifest)
+    unhashed = ClipRecord(other.path, other.captions, other.clip_id)
+    checksums = Checksums(verify=True)
+    reader, keys = ClipReader(default_reader(), 5.0, checksums), LatentKeys(5.0, 3, checksums)
     for window in range(3):
-        reader.read(told, SIZE, window / 2)
-        assert keys(untold, SIZE, window) in keys.of_windows(untold, SIZE)
-        assert keys(told, SIZE, window) == keys(untold, SIZE, window)
-    assert hashed == [told.path, other.path]
+        reader.read(hashed_clip, SIZE, window / 2)
+        assert keys(unhashed, SIZE, window) in keys.of_windows(unhashed, SIZE)
+        assert keys(hashed_clip, SIZE, window) == keys(unhashed, SIZE, window)
+    assert hashed == [hashed_clip.path, other.path]
     time.sleep(0.05)  # the clock of the file system ticks by hundredths of a second
-    content = told.path.read_bytes()
-    replace_in_place(told.path, flipped(content, np.random.default_rng(2)))
+    content = hashed_clip.path.read_bytes()
+    replace_in_place(hashed_clip.path, flipped(content, np.random.default_rng(2)))
     with pytest.raises(DecodeError, match="is damaged"):
-        reader.read(told, SIZE, 0.5)
-    replace_in_place(told.path, content)
-    reader.read(told, SIZE, 0.5)
-    assert hashed == [told.path, other.path, told.path, told.path]
+        reader.read(hashed_clip, SIZE, 0.5)
+    replace_in_place(hashed_clip.path, content)
+    reader.read(hashed_clip, SIZE, 0.5)
+    assert hashed == [hashed_clip.path, other.path, hashed_clip.path, hashed_clip.path]
 
 
 def test_shards_are_not_made_of_damaged_files(

@@ -131,9 +131,9 @@ def test_any_dataset_of_items_does(
     assert len(listed.opened) == 1
     assert Checksums().of(record) == hashlib.sha256(content).hexdigest()
     stamp = {"num_bytes": 3, "modified_ns": (tmp_path / "clips/index.json").stat().st_mtime_ns}
-    assert Checksums().of(replaced(record, content="told", **stamp)) == "told"
+    assert Checksums().of(replaced(record, content="recorded", **stamp)) == "recorded"
     stamp["modified_ns"] -= 1
-    assert Checksums().of(replaced(record, content="told", **stamp)) == Checksums().of(record)
+    assert Checksums().of(replaced(record, content="recorded", **stamp)) == Checksums().of(record)
 
 
 def test_an_item_that_is_no_file_is_named(

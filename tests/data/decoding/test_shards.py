@@ -77,8 +77,8 @@ def test_every_change_of_a_file_is_noticed_and_no_file_is_hashed_twice(tmp_path:
     path.write_bytes(content)
     hashed = Checksums().of(ClipRecord(path, ("x",), "0"))
     state = path.stat()
-    row = {"content": "told", "num_bytes": state.st_size, "modified_ns": state.st_mtime_ns}
-    assert Checksums().of(ClipRecord(path, ("x",), "0", columns=row)) == "told"
+    row = {"content": "recorded", "num_bytes": state.st_size, "modified_ns": state.st_mtime_ns}
+    assert Checksums().of(ClipRecord(path, ("x",), "0", columns=row)) == "recorded"
     content[150_000] ^= 1  # in the middle, at the same length
     path.write_bytes(content)
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
@@ -88,7 +88,7 @@ def test_every_change_of_a_file_is_noticed_and_no_file_is_hashed_twice(tmp_path:
     path.write_bytes(content + b"x")
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
     assert Checksums().of(ClipRecord(path, ("x",), "0", columns=row)) not in (
-        "told",
+        "recorded",
         hashed,
         changed,
     )
@@ -99,14 +99,18 @@ def test_every_change_of_a_file_is_noticed_and_no_file_is_hashed_twice(tmp_path:
 
 def test_a_shard_that_was_written_anew_is_read_anew(sharded: Path, tmp_path: Path) -> None:
     record = read_manifest(sharded)[0]
-    told = ClipRecord(record.path, ("x",), "0", columns={**record.columns, "content": "told"})
-    assert Checksums().of(told) == "told"
+    with_hash = ClipRecord(
+        record.path, ("x",), "0", columns={**record.columns, "content": "recorded"}
+    )
+    assert Checksums().of(with_hash) == "recorded"
     copy = tmp_path / "shard.tar"
     copy.write_bytes(Path(str(record.columns["shard"])).read_bytes())
-    moved = ClipRecord(record.path, ("x",), "0", columns={**told.columns, "shard": str(copy)})
+    moved = ClipRecord(record.path, ("x",), "0", columns={**with_hash.columns, "shard": str(copy)})
     assert Checksums().of(moved) == record.columns["content"]
-    remote = ClipRecord(record.path, ("x",), "0", columns={**told.columns, "shard": "s3://a/b.tar"})
-    assert Checksums().of(remote) == "told"
+    remote = ClipRecord(
+        record.path, ("x",), "0", columns={**with_hash.columns, "shard": "s3://a/b.tar"}
+    )
+    assert Checksums().of(remote) == "recorded"
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])

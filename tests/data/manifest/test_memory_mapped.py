@@ -52,14 +52,14 @@ def test_the_records_are_those_of_the_rows_however_they_are_asked_for(
     assert mapped[-1] == records[-1]
     assert mapped[3].columns["score"] == 3
     for copy in (mapped, pickle.loads(pickle.dumps(mapped))):
-        numbers = [4, 7, 8, 29, 1, 1, 3]
-        some = chosen(copy, numbers)
+        indices = [4, 7, 8, 29, 1, 1, 3]
+        some = chosen(copy, indices)
         assert isinstance(some, ChosenRecords)
-        assert list(some) == [records[i] for i in numbers] == some[:]
+        assert list(some) == [records[i] for i in indices] == some[:]
         assert list(chosen(some, [6, 0])) == [records[3], records[4]]
         both = joined([some, (), chosen(copy, [0])])
         assert isinstance(both, ChosenRecords)
-        assert list(both) == [records[i] for i in [*numbers, 0]]
+        assert list(both) == [records[i] for i in [*indices, 0]]
     assert list(joined([chosen(mapped, [2]), records[:1]])) == [records[2], records[0]]
     assert chosen(records, [2, 5]) == [records[2], records[5]]
     with pytest.raises(IndexError):
@@ -92,7 +92,7 @@ def test_wrong_rows_are_named_by_their_place(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     path = tmp_path / "clips.arrow"
     write_rows(path, [{"path": n, "caption": "x"} for n in ("a.mp4", "b.mp4", "a.mp4")])
-    with pytest.raises(ValueError, match=r"clips\.arrow:3: path = 'a\.mp4': .* stands in line 1"):
+    with pytest.raises(ValueError, match=r"clips\.arrow:3: path = 'a\.mp4': .* is in line 1"):
         open_manifest(path)
     write_rows(path, [{"path": "a.mp4", "caption": "x"}, {"path": "c.mp4", "caption": "x"}])
     with pytest.raises(ValueError, match=r"clips\.arrow:2: path = 'c\.mp4': no such file"):
@@ -105,18 +105,18 @@ def test_wrong_rows_are_named_by_their_place(tmp_path: Path) -> None:
 def write_many(folder: Path, num_rows: int) -> Path:
     """Rows of clips in one shard, of which no byte is read."""
     (folder / "shard.tar").touch()
-    numbers = np.arange(num_rows)
+    rows = np.arange(num_rows)
     columns = {
-        "path": [f"clips/{n:08d}.mp4" for n in numbers],
-        "caption": [f"the caption of clip {n}, of an ordinary length of a line" for n in numbers],
+        "path": [f"clips/{n:08d}.mp4" for n in rows],
+        "caption": [f"the caption of clip {n}, of an ordinary length of a line" for n in rows],
         "shard": ["shard.tar"] * num_rows,
-        "offset": 512 * numbers,
+        "offset": 512 * rows,
         "size": np.full(num_rows, 512),
         "fps": np.full(num_rows, 24.0),
-        "num_frames": 24 + numbers % 100,
+        "num_frames": 24 + rows % 100,
         "height": np.full(num_rows, 64),
         "width": np.full(num_rows, 64),
-        "motion": numbers % 7 / 7,
+        "motion": rows % 7 / 7,
     }
     table = pyarrow.table(columns)
     path = folder / f"{num_rows}.arrow"

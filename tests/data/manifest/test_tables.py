@@ -87,7 +87,7 @@ def test_a_clip_is_the_same_clip_in_every_format(folder: Path) -> None:
     [
         ("path,caption\na.mp4,x,y\n", "clips.csv:2: does not have the 2 cells"),
         ("path,caption\na.mp4\n", "clips.csv:2: does not have the 2 cells"),
-        ("path,caption\na.mp4,x\na.mp4,y\n", "clips.csv:3: path .* stands in line 2"),
+        ("path,caption\na.mp4,x\na.mp4,y\n", "clips.csv:3: path .* is in line 2"),
         ("path,caption,fps\na.mp4,x,fast\n", "clips.csv:2: fps = 'fast': must be a number"),
         ('path,caption\na.mp4,"x\n', "clips.csv:1: not CSV"),
         ("path,caption\n", "clips.csv: the manifest has no rows"),
