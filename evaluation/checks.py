@@ -27,7 +27,7 @@ LEAST_VIDEOS = 4  # for any score
 
 @dataclass(frozen=True)
 class Request:
-    """What to evaluate: videos, or a checkpoint to sample from, or both.
+    """Inputs of an evaluation: videos, or a checkpoint to sample from, or both.
 
     With both, the tokenizer of the checkpoint is evaluated too. ``reference`` is a folder or a
     listing of real videos.

@@ -1,46 +1,31 @@
-"""LPIPS, a perceptual distance of images (Zhang et al., 2018, version 0.1).
-
-Activations of five layers of a classification network are normalised over channels. Their squared
-differences are weighted by heads fitted to human judgements, summed over layers, and averaged over
-positions.
+"""LPIPS as a metric: the network of the training loss on uint8 videos, under a name that says its
+weights.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import torchmetrics
 from einops import rearrange, reduce
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from evaluation.features.extractor import drawn, fill
-from evaluation.features.weights import read_weights, weights_sha256
-
-Backbone = Literal["alex", "vgg"]
-# Layers in torchvision's order: convolutions as (out, kernel, stride, padding), each followed by
-# its ReLU; pools as (kernel, stride). "tap" marks a ReLU whose output is compared.
-_ALEX: tuple[Any, ...] = (
-    *((64, 11, 4, 2), "tap", (3, 2), (192, 5, 1, 2), "tap", (3, 2)),
-    *((384, 3, 1, 1), "tap", (256, 3, 1, 1), "tap", (256, 3, 1, 1), "tap"),
+from evaluation.features.weights import weights_sha256
+from sora_lightning.tokenizers.perceptual import (
+    LEAST_SIDE,
+    Backbone,
+    LpipsNetwork,
+    without_classifier,
 )
-_VGG: tuple[Any, ...] = tuple(
-    part
-    for width, depth in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
-    for part in (*[(width, 3, 1, 1), ""] * (depth - 1), (width, 3, 1, 1), "tap", (2, 2))
-)[:-1]
-_LAYERS = {"alex": _ALEX, "vgg": _VGG}
-_LEAST_SIDE = {"alex": 31, "vgg": 16}
+
 # torchvision's file names end with the first digits of their sha256.
 PUBLISHED = {"alex": "sha256:7be5be79", "vgg": "sha256:397923af"}
-# Statistics of the training images, for pixels in [-1, 1].
-_SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
 class Lpips(nn.Module):
-    """LPIPS between videos, frame by frame. The heads come with torchmetrics.
+    """LPIPS between videos, averaged over frames.
 
     Args:
         weights: Weights of the classification network: ``random``, or torchvision's file by path,
@@ -52,17 +37,12 @@ class Lpips(nn.Module):
 
     def __init__(self, weights: str, digest: str = "", backbone: Backbone = "alex") -> None:
         super().__init__()
-        if backbone not in _LAYERS:
-            raise ValueError(f"backbone = {backbone!r}: must be one of {', '.join(_LAYERS)}")
+        self.network = drawn(lambda: LpipsNetwork(backbone))
         self.backbone = backbone
-        self.least_side = _LEAST_SIDE[backbone]
-        self.features, self.taps = drawn(lambda: _network(_LAYERS[backbone]))
+        self.least_side = LEAST_SIDE[backbone]
         known = (digest,) if digest.startswith(PUBLISHED[backbone]) else ()
-        self.standing = fill(self.features, weights, digest, known, _without_classes)
-        heads = _heads(backbone)
-        self.heads = nn.ParameterList(heads[f"lin{i}.model.1.weight"] for i in range(5))
-        self.eval().requires_grad_(False)
-        self.sha256 = weights_sha256(self)
+        self.standing = fill(self.network.features, weights, digest, known, without_classifier)
+        self.sha256 = weights_sha256(self.network)
 
     @property
     def label(self) -> str:
@@ -86,8 +66,10 @@ class Lpips(nn.Module):
                 f"{real.dtype} and {other.dtype}: must be uint8 of one shape"
             )
         self.check_size(*real.shape[3:])
-        frames, others = (rearrange(v, "b c F H W -> (b F) c H W") for v in (real, other))
-        return reduce(self.distances(frames, others), "(b F) -> b", "mean", b=len(real))
+        frames = [
+            rearrange(v, "b c F H W -> (b F) c H W").float() / 127.5 - 1 for v in (real, other)
+        ]
+        return reduce(self.network(*frames), "(b F) -> b", "mean", b=len(real))
 
     def check_size(self, height: int, width: int) -> None:
         """Raise ``ValueError`` for frames too small for the network."""
@@ -95,59 +77,3 @@ class Lpips(nn.Module):
             raise ValueError(
                 f"clips of {height}x{width} pixels: lpips-{self.backbone} needs {self.least_side}"
             )
-
-    def distances(
-        self, frames: UInt8[Tensor, "b 3 H W"], others: UInt8[Tensor, "b 3 H W"]
-    ) -> Float[Tensor, " b"]:
-        sides = self._activations(frames), self._activations(others)
-        total = frames.new_zeros(len(frames), dtype=torch.float32)
-        for x, y, head in zip(*sides, self.heads, strict=True):
-            weighed = torch.einsum("bchw,ocij->bhw", (x - y).square(), head)
-            total = total + reduce(weighed, "b h w -> b", "mean")
-        return total
-
-    def _activations(self, frames: UInt8[Tensor, "b 3 H W"]) -> list[Float[Tensor, "b c h w"]]:
-        """Activations of the compared layers, normalised over channels."""
-        shift, scale = (
-            torch.tensor(values, device=frames.device)[:, None, None] for values in (_SHIFT, _SCALE)
-        )
-        x = (frames.float() / 127.5 - 1 - shift) / scale
-        activations = []
-        for place, layer in enumerate(self.features):
-            x = layer(x)
-            if place in self.taps:
-                length = x.square().sum(dim=1, keepdim=True).add(1e-8).sqrt()
-                activations.append(x / length)
-        return activations
-
-
-def _without_classes(content: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The file's convolutions under the names of the layers."""
-    return {
-        name.removeprefix("features."): value
-        for name, value in content.items()
-        if not name.startswith("classifier.")
-    }
-
-
-def _network(layers: tuple[Any, ...]) -> tuple[nn.Sequential, set[int]]:
-    """The layers under torchvision's numbers, and the indices of those that are compared."""
-    built: list[nn.Module] = []
-    taps = set()
-    width = 3
-    for layer in layers:
-        if isinstance(layer, str):
-            if layer == "tap":
-                taps.add(len(built))
-            built.append(nn.ReLU())
-        elif len(layer) == 2:
-            built.append(nn.MaxPool2d(*layer))
-        else:
-            built.append(nn.Conv2d(width, *layer))
-            width = layer[0]
-    return nn.Sequential(*built), taps
-
-
-def _heads(backbone: str) -> dict[str, Tensor]:
-    folder = Path(torchmetrics.__file__).parent / "functional" / "image" / "lpips_models"
-    return read_weights(folder / f"{backbone}.pth")

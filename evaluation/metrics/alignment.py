@@ -34,7 +34,7 @@ class ExpectedShape:
 
 @dataclass(frozen=True)
 class Alignment:
-    """Whether every shape of a prompt is right in a video, by attribute.
+    """Result of comparing a video with its prompt: which attributes are right for all shapes.
 
     ``num_extra`` counts the shapes found that the prompt does not mention.
     """

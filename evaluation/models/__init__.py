@@ -1,1 +1,1 @@
-"""What asks a model for the videos to evaluate: the only folder that imports models."""
+"""Sampling and evaluation of models: the only folder that imports them."""

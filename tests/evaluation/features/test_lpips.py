@@ -29,7 +29,9 @@ def test_equals_torchmetrics_with_the_same_weights(
     same layers under the same numbers.
     """
     ours = Lpips("random", backbone=backbone)  # type: ignore[arg-type]
-    monkeypatch.setattr(theirs, "_get_tv_model_features", lambda net, pretrained: ours.features)
+    monkeypatch.setattr(
+        theirs, "_get_tv_model_features", lambda net, pretrained: ours.network.features
+    )
     reference = theirs._LPIPS(net=backbone, pnet_rand=True)
     real, other = pairs(2)
     frames, others = (rearrange(v, "b c F H W -> (b F) c H W") / 127.5 - 1 for v in (real, other))
@@ -50,7 +52,9 @@ def test_equal_videos_have_no_distance_and_more_noise_has_more() -> None:
 
 def test_weights_come_from_torchvisions_file_and_name_the_score(tmp_path: Path) -> None:
     network = Lpips("random")
-    state = {f"features.{name}": value for name, value in network.features.state_dict().items()}
+    state = {
+        f"features.{name}": value for name, value in network.network.features.state_dict().items()
+    }
     torch.save(state | {"classifier.1.weight": torch.zeros(2)}, tmp_path / "alexnet.pth")
     path = str(tmp_path / "alexnet.pth")
     loaded = Lpips(path, digest_of(Path(path)))
