@@ -17,6 +17,14 @@ class ConditionInput(nn.Module, ABC):
 
     text_every = 0
 
+    def require_text(self) -> None:
+        """Raise ``ValueError`` if no block attends to text, and so none to an image's tokens."""
+        if not self.text_every:
+            raise ValueError(
+                f"image_encoder is set, and the denoiser's {type(self).__name__} has no block "
+                "attend to tokens: nothing would be seen of the image's"
+            )
+
     def text(self, condition: Condition) -> Float[Tensor, "clips l d"] | None:
         """Return the text tokens, or ``None`` if no block attends to text."""
         return None

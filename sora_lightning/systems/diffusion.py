@@ -87,9 +87,10 @@ class DiffusionSystem(L.LightningModule):
         self.known_frames = known_frames.build(
             tokenizer.latent_channels, conditioner.width, drop_condition
         )
-        if self.known_frames.image_encoder is not None:
-            _check_reads_tokens(self.denoiser)
-        if isinstance(getattr(self.denoiser, "condition", None), NoCondition):
+        condition = getattr(self.denoiser, "condition", None)
+        if self.known_frames.image_encoder is not None and isinstance(condition, ConditionInput):
+            condition.require_text()
+        if isinstance(condition, NoCondition):
             conditioner.requires_grad_(False)  # it is not read; several ranks need every gradient
         self.time = time or LogitNormal()
         self.objective = objective or SquaredError()
@@ -264,12 +265,3 @@ class DiffusionSystem(L.LightningModule):
         if encoder is not None and encoder.specification is not None:
             known_frames = init_args(checkpoint)["known_frames"]
             known_frames["init_args"]["image_encoder"] = encoder.specification
-
-
-def _check_reads_tokens(denoiser: Denoiser) -> None:
-    condition = getattr(denoiser, "condition", None)
-    if isinstance(condition, ConditionInput) and not condition.text_every:
-        raise ValueError(
-            f"image_encoder is set, and the denoiser's {type(condition).__name__} has no block "
-            "attend to tokens: nothing would be seen of the image's"
-        )

@@ -1,4 +1,4 @@
-"""A picture as tokens: of the first frame alone, seen only where it is known, by a CLIP that sees
+"""An image as tokens: of the first frame alone, seen only where it is known, by a CLIP that sees
 what its own processor would give it.
 """
 
@@ -82,7 +82,7 @@ def test_a_clip_whose_first_frame_is_not_known_whole_has_no_tokens(kind: str) ->
 
 @KINDS
 def test_pictures_of_any_size_and_their_order(kind: str) -> None:
-    """A picture of another size has as many tokens, and a mirrored one has others."""
+    """An image of another size has as many tokens, and a mirrored one has others."""
     one = encoder(kind)
     for h, w in ((2, 2), (5, 3), (4, 8)):
         latents = torch.randn(1, 4, 1, h, w)
@@ -161,8 +161,8 @@ def test_clip_is_frozen_and_what_stands_behind_it_trains() -> None:
 def test_the_tokens_are_those_of_the_towers_embedding() -> None:
     one = encoder("clip")
     assert isinstance(one, ClipEncoder)
-    pictures = clip_pixels(decode(LATENTS[:, :, :1])[:, :, 0], 16)
-    embedding = one.tower(pixel_values=pictures).image_embeds
+    images = clip_pixels(decode(LATENTS[:, :, :1])[:, :, 0], 16)
+    embedding = one.tower(pixel_values=images).image_embeds
     expected = one.project(embedding).reshape(3, 4, WIDTH)
     torch.testing.assert_close(one(LATENTS[:, :, :1], decode)[:, :4], expected)
 
@@ -186,10 +186,10 @@ def test_weights_come_from_a_folder_and_go_on_without_it(whole: bool, tmp_path: 
     reference.save_pretrained(tmp_path)
     one = encoder("clip", config=None, folder=tmp_path)
     assert isinstance(one, ClipEncoder)
-    pictures = torch.randn(2, 3, 16, 16)
-    output = embed(pixel_values=pictures)
+    images = torch.randn(2, 3, 16, 16)
+    output = embed(pixel_values=images)
     expected = getattr(output, "image_embeds", getattr(output, "pooler_output", output))
-    torch.testing.assert_close(one.tower(pixel_values=pictures).image_embeds, expected)
+    torch.testing.assert_close(one.tower(pixel_values=images).image_embeds, expected)
     assert one.specification is not None
     again = ClipEncoder(4, WIDTH, **one.specification["init_args"])
     again.load_state_dict(one.state_dict())

@@ -1,4 +1,4 @@
-"""Small videos of which every frame tells its number."""
+"""Small videos with the index of each frame painted on it."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def num_trained(*modules):
 
 
 def giga_macs(dit, width, extent, channels=4):
-    """Of one forward pass of one clip."""
+    """Multiply-accumulates of one forward pass of one clip."""
     x = torch.empty(1, channels, *extent, device="meta")
     mask = torch.empty(1, 1, dtype=torch.bool, device="meta")
     tokens, pooled = (torch.empty(1, *rest, width, device="meta") for rest in ((1,), ()))

@@ -47,7 +47,7 @@ def pack(extents=EXTENTS):
 
 
 def gradients(outputs, inputs):
-    """Of a fixed direction, so that two ways of computing the same outputs can be compared."""
+    """Gradients along a fixed direction, to compare two ways of computing the same outputs."""
     draw = torch.Generator().manual_seed(1)
     total = sum((y * torch.randn(y.shape, generator=draw)).sum() for y in outputs)
     return torch.autograd.grad(total, inputs)

@@ -26,7 +26,7 @@ class Gaussian:
     std: float = 0.5
 
     def denoiser(self, process: Process):
-        """What a network trained for ever would give for ``process``."""
+        """Return the optimal denoiser of ``process``."""
 
         def best(x_in: Tensor, t: Tensor, _: Condition) -> Tensor:
             x_t = x_in / process.inputs(torch.ones_like(x_in), t)
@@ -46,6 +46,6 @@ class Gaussian:
         return alpha * self.mean + (alpha**2 * self.std**2 + sigma**2).sqrt() * quantile
 
     def data_variance(self, process: Process, t: Tensor) -> Tensor:
-        """Of the data that are still possible once ``x_t`` is known."""
+        """Variance of the data given ``x_t``."""
         alpha, sigma = process.path.alpha(t), process.path.sigma(t)
         return self.std**2 * sigma**2 / (alpha**2 * self.std**2 + sigma**2)

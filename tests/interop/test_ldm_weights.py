@@ -60,7 +60,7 @@ def test_the_public_sizes(arguments: dict, num_parameters: int, side: int) -> No
 
 @torch.no_grad()
 def test_the_public_cost_of_a_frame() -> None:
-    """Of 256 x 256 pixels, in multiplications: 136.4 G and 311.1 G."""
+    """Multiplications for 256 x 256 pixels: 136.4 G and 311.1 G."""
     with torch.device("meta"):
         tokenizer = LDMTokenizer()
         sides = {

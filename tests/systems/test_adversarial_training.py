@@ -95,7 +95,7 @@ def test_clipping_lets_neither_side_shrink_the_other():
 
 
 class _Both(torch.nn.Module):
-    """What a training step computes, as one module for DistributedDataParallel."""
+    """A training step as one module for DistributedDataParallel."""
 
     def __init__(self):
         super().__init__()
@@ -126,7 +126,7 @@ def _mean(tensor):
 
 
 def _gradients(both, video):
-    """Of a step before the start and one after it, added."""
+    """The sum over a step before the start and one after it."""
     for step in (0, 1):
         both(video, step).backward()
     return {name.removeprefix("module."): p.grad for name, p in both.named_parameters()}

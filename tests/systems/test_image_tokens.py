@@ -33,7 +33,7 @@ def checkpoint(fit, diffusion_model, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("guided", [(), ("--frame-guidance=1.5", "--guidance-scale=3")])
-def test_a_picture_moves(checkpoint, clip, guided):
+def test_an_image_moves(checkpoint, clip, guided):
     assert sample(checkpoint, "--task=animate", "--video=in.png", *guided) == 0
     assert read_frames(Path("out.mp4"))[0].shape == (9, 16, 16, 3)
 
@@ -81,7 +81,7 @@ def test_a_clip_in_a_folder_trains_and_its_checkpoint_needs_no_folder(
     assert read_frames(Path("out.mp4"))[0].shape == (9, 16, 16, 3)
 
 
-def test_a_picture_that_nothing_would_tell_of_is_refused(fit, diffusion_model, tmp_path):
+def test_an_image_that_no_block_attends_to_is_refused(fit, diffusion_model, tmp_path):
     model = seeing(diffusion_model, "GlobalEncoder")
     denoiser = model["init_args"]["denoiser"]
     blind = {"condition": {"class_path": "sora_lightning.denoisers.conditions.NoCondition"}}

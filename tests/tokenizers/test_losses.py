@@ -47,7 +47,7 @@ def test_edges_count_alike_along_rows_and_columns_and_in_time_where_asked_for():
     assert cost(flicker) == 0.5
     steady = WithEdges(L1AndL2(0.0, 1.0), weight=3.0, time=16.0)
     assert steady(flicker) == 0.5 + 16
-    assert steady(flicker[:, :, :1]) == 1  # a picture has no next frame
+    assert steady(flicker[:, :, :1]) == 1  # an image has no next frame
 
 
 def test_charbonnier_is_squared_below_epsilon_and_absolute_above():

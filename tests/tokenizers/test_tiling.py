@@ -31,7 +31,7 @@ def conv(**options: object) -> ConvTokenizer:
     return tokenizer.eval()
 
 
-def picture(num_frames: int, height: int, width: int) -> Tensor:
+def pattern(num_frames: int, height: int, width: int) -> Tensor:
     return torch.rand(1, 3, num_frames, height, width) * 2 - 1
 
 
@@ -57,7 +57,7 @@ def test_convolutions_by_tiles_are_those_of_the_whole_frame(axis: int) -> None:
     """A margin of 7 positions, which is what these convolutions see: latents, pixels, and with them
     the colour of every tile.
     """
-    tokenizer, video = conv(), picture(5, 420, 8)
+    tokenizer, video = conv(), pattern(5, 420, 8)
     video = video if axis == 3 else video.mT
     tiled = Tiling(tile=336, overlap=112)(tokenizer)
     latents, pixels = tokenizer.encode(video), tokenizer.decode_raw(tokenizer.encode(video))
@@ -105,7 +105,7 @@ def test_tiles_have_the_colour_of_the_whole_frame() -> None:
     tokenizer = ConvTokenizer(
         16, (8, 16, 32), (True, True), (True, True), patch=2, blocks_per_level=1
     ).eval()
-    video = picture(1, 6, 8).repeat_interleave(32, dim=3).repeat_interleave(32, dim=4)
+    video = pattern(1, 6, 8).repeat_interleave(32, dim=3).repeat_interleave(32, dim=4)
     whole, tiled = (
         t.decode_raw(t.posterior(video).mean) for t in (tokenizer, Tiling(96, 32)(tokenizer))
     )
@@ -116,7 +116,7 @@ def test_tiles_have_the_colour_of_the_whole_frame() -> None:
 
 @torch.no_grad()
 def test_tiles_run_piece_by_piece() -> None:
-    tokenizer, video = conv(), picture(13, 40, 56)
+    tokenizer, video = conv(), pattern(13, 40, 56)
     tokenizer.set_latent_statistics(torch.randn(4), torch.diag(torch.rand(4) + 0.5))
     tiled = Tiling(tile=24, overlap=8)(tokenizer)
     assert isinstance(tiled, CausalTokenizer)
@@ -136,15 +136,15 @@ def test_a_tiled_tokenizer_is_the_tokenizer_in_all_else() -> None:
     tiled.set_latent_statistics(torch.randn(4), torch.eye(4))
     assert torch.equal(tokenizer.latent_mean, tiled.latent_mean)
     assert tokenizer.fingerprint() == tiled.fingerprint()
-    small = picture(5, 24, 16)
+    small = pattern(5, 24, 16)
     assert torch.equal(tiled.encode(small), tokenizer.encode(small))  # one tile
-    tiled.decode_raw(tiled.posterior(picture(5, 40, 24)).mean).sum().backward()
+    tiled.decode_raw(tiled.posterior(pattern(5, 40, 24)).mean).sum().backward()
     assert all(parameter.grad is not None for parameter in tokenizer.parameters())
 
 
 @torch.no_grad()
 def test_predict_encodes_by_tiles_where_the_system_is_told_to() -> None:
-    tokenizer, video = conv(), picture(5, 40, 24)
+    tokenizer, video = conv(), pattern(5, 40, 24)
     batch = VideoBatch([""], torch.ones(1), ["0"], video=video)
     tiling = Tiling(tile=24, overlap=8)
     latents = TokenizerSystem(tokenizer, tiling=tiling).predict_step(batch, 0)

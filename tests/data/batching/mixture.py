@@ -1,4 +1,4 @@
-"""A synthetic mixture of clips as a crawl brings them: pictures and videos of many sizes, aspect
+"""A synthetic mixture of clips like a crawl's: images and videos of many sizes, aspect
 ratios and lengths, two stages of resolution.
 """
 

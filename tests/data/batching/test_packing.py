@@ -106,8 +106,8 @@ def test_every_clip_has_its_turn_once_in_a_pass_on_any_number_of_ranks(
         requests = [plan.batch(position + i) for i in range(len(one.packs))]
         position += len(one.packs)
         seen = Counter(p for r in requests for p in zip(r.clips, r.repeats, strict=True))
-        turns = range(number * plan.repeats_per_epoch, (number + 1) * plan.repeats_per_epoch)
-        assert seen == Counter((clip, turn) for clip in range(num_clips) for turn in turns)
+        repeats = range(number * plan.repeats_per_epoch, (number + 1) * plan.repeats_per_epoch)
+        assert seen == Counter((clip, repeat) for clip in range(num_clips) for repeat in repeats)
         assert all(sum(r.kept) <= 64 for r in requests)
     assert plan.repeats_per_epoch == 1 or num_clips < run_length
 

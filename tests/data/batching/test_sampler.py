@@ -1,4 +1,4 @@
-"""Order depends on seed and position alone, and a stopped run goes on with the next batch."""
+"""Order depends on seed and position alone, and a stopped run resumes with the next batch."""
 
 from __future__ import annotations
 
@@ -47,20 +47,20 @@ def loader(
     return StreamLoader(Requests(), stream, num_workers, persistent_workers=num_workers > 0)
 
 
-def test_every_clip_has_its_turn_once_in_a_pass_of_its_size() -> None:
+def test_every_clip_is_shown_once_in_an_epoch_of_its_size() -> None:
     one = plan()
     seen: dict[VideoSize, list[tuple[int, int]]] = {size: [] for size in SIZES}
     for position in range(300):
         batch = one.batch(position)
         assert len(batch.clips) == BATCH_SIZES[batch.size]
         seen[batch.size] += zip(batch.repeats, batch.clips, strict=True)
-    for size, turns in seen.items():
-        passes = Counter(turn for turn, _ in turns)
-        assert [turn for turn, _ in turns] == sorted(turn for turn, _ in turns)
-        for number in range(max(passes)):  # the last pass is not over
-            clips = [clip for turn, clip in turns if turn == number]
+    for size, shown in seen.items():
+        epochs = Counter(repeat for repeat, _ in shown)
+        assert [repeat for repeat, _ in shown] == sorted(repeat for repeat, _ in shown)
+        for number in range(max(epochs)):  # the last epoch is not over
+            clips = [clip for repeat, clip in shown if repeat == number]
             assert sorted(clips) == list(range(NUM_CLIPS[size]))
-        orders = {tuple(clip for turn, clip in turns if turn == n) for n in range(max(passes))}
+        orders = {tuple(clip for repeat, clip in shown if repeat == n) for n in range(max(epochs))}
         assert len(orders) > 1
 
 
@@ -187,9 +187,9 @@ def test_clips_of_eight_shards_at_a_time_keep_the_order_that_they_were_drawn_in(
     places = np.random.default_rng(0).integers(0, 90, num_clips).astype(np.int8)
     found = shuffled(np.random.default_rng(1), num_clips, places)
     again = np.random.default_rng(1)
-    turns = again.permutation(int(places.max()) + 1) // 8
+    ranks = again.permutation(int(places.max()) + 1) // 8
     drawn = again.permutation(num_clips)
-    expected = drawn[np.argsort(turns[places[drawn]], kind="stable")]
+    expected = drawn[np.argsort(ranks[places[drawn]], kind="stable")]
     np.testing.assert_array_equal(found, expected)
 
 

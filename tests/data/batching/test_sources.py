@@ -78,7 +78,7 @@ def test_a_source_that_ends_too_early_is_no_source(barcodes: Callable[..., Path]
 
 
 def test_a_source_is_cut_as_its_clip_and_other_proportions_are_refused(tmp_path: Path) -> None:
-    """A picture twice as large shows the same part; a wider one would be cut elsewhere."""
+    """A source twice as large shows the same part; a wider one would be cropped elsewhere."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 255, (6, 10, 20, 3), np.uint8)
     small, large = (coarse.repeat(n, 1).repeat(n, 2) for n in (4, 8))
@@ -182,7 +182,7 @@ def test_like_clips_of_other_sources_keep_each_its_own(
 def test_a_window_is_served_where_both_clip_and_source_are_cached(
     pairs: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Of three windows one of the clip lacks, or one of the source, and the two are from one."""
+    """One of three windows of the clip or of the source is missing; pairs share a window."""
     data = module(pairs, windows_per_clip=3)
     loaders = trainer(tmp_path).predict(Encoder(), data) or []
     both = [{k: v for b in batches for k, v in zip(*b, strict=True)} for batches in loaders]

@@ -97,7 +97,7 @@ def refusals(records: Sequence[ClipRecord], verify: bool) -> list[str]:
 def test_damage_that_leaves_size_and_time_is_refused_where_content_is_verified(
     barcodes: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """On 20 files of the codecs that decode damaged bits to pictures like any other."""
+    """On 20 files of the codecs that decode damaged bits to frames like any other."""
     sources = [barcodes(name, STEADY, **settings) for name, settings in WEAK.items()]
     records = read_manifest(indexed_copies(sources, 24, tmp_path / "clips"))
     assert not refusals(records, verify=True)
@@ -177,7 +177,7 @@ def test_damaged_clips_are_left_out_of_training_and_named(
 
 
 def spoil_clip(record: ClipRecord, rng: np.random.Generator) -> None:
-    """Flip bits in the data of a clip's pictures, wherever it lies; its file keeps its time."""
+    """Flip bits in the data of a clip's frames, wherever it lies; its file keeps its time."""
     columns = record.columns
     path = Path(columns.get("shard", record.path))
     start, size = columns.get("offset", 0), columns["num_bytes"]

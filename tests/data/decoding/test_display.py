@@ -33,7 +33,7 @@ PICTURE = QUARTERS.repeat(HEIGHT // 2, 0).repeat(WIDTH // 2, 1)
 
 
 def close(image: np.ndarray, expected: np.ndarray) -> bool:
-    """Whether two pictures are the same but for what a codec loses."""
+    """Return True if two images are equal up to the loss of a codec."""
     return (
         image.shape == expected.shape
         and np.abs(image.astype(float) - expected).mean() < 6  # a swapped quarter makes 50

@@ -128,7 +128,7 @@ def test_two_ranks_stream_what_the_clips_show_and_resume(
         again.load_state_dict(begun.state_dict())
         for a, b in zip(batches[2:], again, strict=True):
             assert a.clip_ids == b.clip_ids
-            for x, y in zip(pictures(a), pictures(b), strict=True):
+            for x, y in zip(pixels_of(a), pixels_of(b), strict=True):
                 assert torch.equal(x, y)
         whole[rank] = batches
     alone = list(loader(sharded, packed, (0, 1), steps_per_epoch=8))
@@ -136,16 +136,16 @@ def test_two_ranks_stream_what_the_clips_show_and_resume(
     assert [b.clip_ids for b in together] == [b.clip_ids for b in alone]
     by_name = {}
     for batch in loader(shapes["train"], packed, (0, 1), steps_per_epoch=16, run_length=1):
-        by_name |= dict(zip(batch.clip_ids, pictures(batch), strict=True))
+        by_name |= dict(zip(batch.clip_ids, pixels_of(batch), strict=True))
     compared = 0
     for batch in alone:
-        for name, video in zip(batch.clip_ids, pictures(batch), strict=True):
+        for name, video in zip(batch.clip_ids, pixels_of(batch), strict=True):
             assert torch.equal(video, by_name[name])
             compared += 1
     assert compared >= 10
 
 
-def pictures(batch) -> list[torch.Tensor]:
+def pixels_of(batch) -> list[torch.Tensor]:
     return batch.videos if isinstance(batch, PackedBatch) else list(batch.video)
 
 

@@ -41,8 +41,8 @@ def rows_of(path: Path) -> list[dict]:
 
 
 @pytest.fixture
-def footage(barcodes: Callable[..., Path], tmp_path: Path) -> Path:
-    """A folder of a good video, one for PyAV alone, a picture, and what is none of them."""
+def raw_videos(barcodes: Callable[..., Path], tmp_path: Path) -> Path:
+    """A folder of a good video, one for PyAV alone, an image, and a file that is none of them."""
     barcodes("closed.mp4", STEADY, options=CLOSED)
     barcodes("open.mp4", STEADY, options=OPEN)
     Image.fromarray(np.full((240, 300, 3), 99, np.uint8)).save(tmp_path / "still.png")
@@ -54,15 +54,15 @@ def footage(barcodes: Callable[..., Path], tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
-def test_index_fills_in_what_a_probe_says(suffix: str, footage: Path, tmp_path: Path) -> None:
+def test_index_fills_in_what_a_probe_says(suffix: str, raw_videos: Path, tmp_path: Path) -> None:
     if suffix == "parquet":
         pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
     output = tmp_path / "out" / f"clips.{suffix}"
-    indexing.index(footage, output)
+    indexing.index(raw_videos, output)
     records = {record.path.name: record for record in read_manifest(output)}
     assert set(records) == {"closed.mp4", "open.mp4", "still.png"}
     for name, record in records.items():
-        assert record.metadata == probe(footage / name)
+        assert record.metadata == probe(raw_videos / name)
         assert record.captions == (f"this is {name.partition('.')[0]}",)
     assert records["closed.mp4"].decord_objection is None
     assert "open GOP" in str(records["open.mp4"].decord_objection)
@@ -72,10 +72,10 @@ def test_index_fills_in_what_a_probe_says(suffix: str, footage: Path, tmp_path: 
 
 
 def test_index_goes_on_where_it_stopped_and_sees_what_changed(
-    footage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    raw_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "clips.jsonl"
-    indexing.index(footage, output)
+    indexing.index(raw_videos, output)
     whole = output.read_text()
     log = tmp_path / ".clips.jsonl.log"
     lines = log.read_text().splitlines(keepends=True)
@@ -90,12 +90,12 @@ def test_index_goes_on_where_it_stopped_and_sees_what_changed(
         return through(function, jobs, *settings)  # type: ignore[arg-type]
 
     monkeypatch.setattr(indexing, "subprocess_map", counted)
-    indexing.index(footage, output)
+    indexing.index(raw_videos, output)
     assert output.read_text() == whole
     assert len(probed) == 2
     probed.clear()
-    os.utime(footage / "open.mp4", ns=(1, 1))
-    indexing.index(footage, output)
+    os.utime(raw_videos / "open.mp4", ns=(1, 1))
+    indexing.index(raw_videos, output)
     assert probed == ["open.mp4"]
 
 
@@ -287,10 +287,10 @@ def test_a_copy_keeps_the_frames_and_their_times(
 
 
 def test_check_says_what_every_rule_removes(
-    footage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    raw_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "clips.jsonl"
-    indexing.index(footage, output)
+    indexing.index(raw_videos, output)
     rows = [{**row, "score": number} for number, row in enumerate(rows_of(output))]
     output.write_text("\n".join(map(json.dumps, rows)))
     config = tmp_path / "training.yaml"
@@ -312,9 +312,9 @@ def test_check_says_what_every_rule_removes(
     assert main(["check", "--config", str(config), "--filters", "[oops]"]) == 2
 
 
-def test_pictures_and_videos_train_together(footage: Path, tmp_path: Path) -> None:
+def test_images_and_videos_train_together(raw_videos: Path, tmp_path: Path) -> None:
     output = tmp_path / "clips.jsonl"
-    indexing.index(footage, output)
+    indexing.index(raw_videos, output)
     data = data_module(output, ["1x240x300", "9x64x128"], 8.0, 80_000, run_length=1)
     data.setup("fit")
     shapes = {tuple(batch.pixels.shape[1:]) for batch in data.train_dataloader()}

@@ -280,7 +280,7 @@ def test_an_edit_changes_one_thing_and_stays_in_the_picture() -> None:
             if source.direction == target.direction:
                 assert (new.x, new.y) == (old.x, old.y)
                 continue
-            if target.colour not in ("red", "green"):  # a picture of each would take long
+            if target.colour not in ("red", "green"):  # an image of each would take long
                 continue
             (mask,) = masks(after, render(after))
             assert mask.any((1, 2)).all()
