@@ -135,6 +135,7 @@ def test_a_yaml_builds_by_the_command_it_gives(
 def test_a_run_lies_in_its_folder(inside: Path) -> None:
     run = Path("runs/demo/tokenizer")
     assert {path.name for path in run.iterdir() if "events" not in path.name} == {
+        ".lock",
         "checkpoints",
         "config.yaml",
         "hparams.yaml",

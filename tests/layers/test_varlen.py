@@ -47,10 +47,13 @@ def stand_in(
 
 
 def test_the_stand_in_has_the_signature_of_the_installed_kernel():
-    ours, theirs = (inspect.signature(f).parameters for f in (stand_in, varlen.varlen_attn))
-    assert [(p.name, p.kind, p.default) for p in ours.values()] == [
-        (p.name, p.kind, p.default) for p in theirs.values()
-    ]
+    """Newer versions of torch only append parameters."""
+    ours, theirs = (
+        [(p.name, p.kind, p.default) for p in inspect.signature(f).parameters.values()]
+        for f in (stand_in, varlen.varlen_attn)
+    )
+    assert len(theirs) >= 10
+    assert ours[: len(theirs)] == theirs
 
 
 @pytest.mark.parametrize("partition", PARTITIONS, ids=str)
