@@ -88,10 +88,10 @@ def test_the_command_does_some_of_the_tasks(checkpoint, reference, tmp_path, cap
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--tasks=juggle",), "--tasks juggle: there is no such task"),
+        (("--tasks=juggle",), "--tasks juggle: no such task; known are animate"),
         (("--cases=99",), "holds 4 videos of one shape; --cases is 99"),
         (("--frames=25,17",), "must be three rising numbers"),
-        (("--frames=9,25",), "--context 9: leaves nothing to make in 9 frames"),
+        (("--frames=9,25",), "--context 9: leaves no new frames in 9 frames"),
         (("--new-size=32x32",), "is one of --sizes already"),
         (("--checkpoint=none.ckpt",), "--checkpoint none.ckpt: no such file"),
     ],
