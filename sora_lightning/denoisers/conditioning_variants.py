@@ -27,7 +27,6 @@ from sora_lightning.layers.attention import NormFactory
 from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.partitions import JOINT
 from sora_lightning.layers.transformer import FeedForward, RMSNorm
-from sora_lightning.types import Condition, PackedLatents
 
 
 class UngatedAdaLNBlock(AdaLNBlock):
@@ -87,14 +86,9 @@ class InContextDiT(DiT):
         self.positions.check(last_block=0)
         return super().make_blocks(make, shapes)
 
-    def embed(
-        self,
-        x_t: Float[Tensor, "b c f h w"] | PackedLatents,
-        t: Float[Tensor, "*times"],
-        condition: Condition,
-        estimate: Float[Tensor, "b c f h w"] | PackedLatents | None = None,
+    def with_condition_tokens(
+        self, x: Float[Tensor, "b n d"], context: BlockContext
     ) -> tuple[Float[Tensor, "b m d"], BlockContext]:
-        x, context = super().embed(x_t, t, condition, estimate)
         before = context.sequence
         tokens = context.c.tokens(before.num_clips(x))  # clips 2 d: time, pooled
         sequence = PackedSequence(before.grids, before.device, tokens.shape[1], before.kept)
@@ -113,14 +107,9 @@ class CrossAttentionDiT(DiT):
     def attends_to_text(self, block: int) -> bool:
         return True
 
-    def embed(
-        self,
-        x_t: Float[Tensor, "b c f h w"] | PackedLatents,
-        t: Float[Tensor, "*times"],
-        condition: Condition,
-        estimate: Float[Tensor, "b c f h w"] | PackedLatents | None = None,
+    def with_condition_tokens(
+        self, x: Float[Tensor, "b n d"], context: BlockContext
     ) -> tuple[Float[Tensor, "b n d"], BlockContext]:
-        x, context = super().embed(x_t, t, condition, estimate)
         text = context.c.tokens(context.sequence.num_clips(x))  # clips 2 d: time, pooled
         mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
         if context.text is not None and context.mask is not None:

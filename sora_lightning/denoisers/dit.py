@@ -153,7 +153,7 @@ class DiT(Denoiser):
         t: Float[Tensor, "*times"],
         condition: Condition,
         estimate: Float[Tensor, "b c f h w"] | PackedLatents | None = None,
-    ) -> tuple[Float[Tensor, "b n d"], BlockContext]:
+    ) -> tuple[Float[Tensor, "b m d"], BlockContext]:
         """Return the tokens before the first block, and what the blocks take beside them."""
         sequence = self.patch.sequence(x_t)
         inputs = self._concat(x_t, condition.concat_latents, estimate)
@@ -164,7 +164,14 @@ class DiT(Denoiser):
             t = sequence.times(t)
         c = self._conditioning(Timesteps.of(t, sequence), self.condition.pooled(condition))
         text = self.condition.text(condition)  # clips l d
-        return x, BlockContext(sequence, c, self.angles(sequence), text, condition.mask)
+        context = BlockContext(sequence, c, self.angles(sequence), text, condition.mask)
+        return self.with_condition_tokens(x, context)
+
+    def with_condition_tokens(
+        self, x: Float[Tensor, "b n d"], context: BlockContext
+    ) -> tuple[Float[Tensor, "b m d"], BlockContext]:
+        """Return tokens and context with the condition's tokens among them; here there are none."""
+        return x, context
 
     def run_blocks(
         self, x: Float[Tensor, "b n d"], context: BlockContext, which: slice = slice(None)
