@@ -7,9 +7,10 @@ Both run during validation, with the averaged weights of ``EMA`` in the model.
 from __future__ import annotations
 
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -30,7 +31,35 @@ from sora_lightning.types import VideoBatch, VideoSize, as_levels
 _SHORT_SIDE = 128  # smaller videos are enlarged to about this many pixels
 
 
-class SampleVideos(Callback):
+class AfterValidations(Callback, ABC):
+    """Runs after every ``every_n_validations`` validations of a ``DiffusionSystem``.
+
+    The number of validations so far is kept in the checkpoint.
+    """
+
+    def __init__(self, every_n_validations: int) -> None:
+        self.every_n_validations = every_n_validations
+        self.num_validations = 0
+
+    @abstractmethod
+    def after_validation(self, trainer: Trainer, system: DiffusionSystem) -> None:
+        """Run once, with the weights of the validation."""
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        self.num_validations += 1
+        if self.num_validations % self.every_n_validations == 0:
+            self.after_validation(trainer, cast(DiffusionSystem, pl_module))  # checked in setup
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_validations": self.num_validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.num_validations = state_dict["num_validations"]
+
+
+class SampleVideos(AfterValidations):
     """Samples a video of each prompt after every ``every_n_validations`` validations.
 
     Args:
@@ -54,12 +83,11 @@ class SampleVideos(Callback):
                 f"prompts = {prompts}, every_n_validations = {every_n_validations}: "
                 "need at least one of each"
             )
+        super().__init__(every_n_validations)
         self.prompts = prompts
         self.size = VideoSize.parse(size)
-        self.every_n_validations = every_n_validations
         self.sampling = sampling
         self.seed = seed
-        self.num_validations = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Raise ``ValueError`` for another system, and for a size or options that do not fit."""
@@ -74,25 +102,14 @@ class SampleVideos(Callback):
         except ValueError as error:
             raise ValueError(f"SampleVideos: size = {self.size}: {error}") from error
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking:
-            return
-        self.num_validations += 1
-        if self.num_validations % self.every_n_validations:
-            return
-        assert isinstance(pl_module, DiffusionSystem)
+    def after_validation(self, trainer: Trainer, system: DiffusionSystem) -> None:
+        """Sample and log a video of each prompt."""
         seeds = [self.seed + index for index in range(len(self.prompts))]
         # Every rank samples, since sharded weights need all of them; only the first has a writer.
-        with undisturbed(pl_module):
-            videos = pl_module.generate(self.prompts, self.size, seeds, self.sampling)
+        with undisturbed(system):
+            videos = system.generate(self.prompts, self.size, seeds, self.sampling)
         for prompt, video in zip(self.prompts, videos, strict=True):
-            log_video(trainer, f"samples/{prompt}", video, pl_module.fps)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"num_validations": self.num_validations}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.num_validations = state_dict["num_validations"]
+            log_video(trainer, f"samples/{prompt}", video, system.fps)
 
 
 class ReconstructVideos(Callback):

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from sora_lightning.callbacks.samples import log_video, undisturbed
+from sora_lightning.callbacks.samples import AfterValidations, log_video, undisturbed
 from sora_lightning.data.manifest import read_prompts
 from sora_lightning.generation import SamplingConfig
 from sora_lightning.systems import DiffusionSystem
@@ -54,7 +53,7 @@ class VideoScore(Protocol):
         ...
 
 
-class ScoreVideos(Callback):
+class ScoreVideos(AfterValidations):
     """After every so many validations, samples a video of each prompt and scores them.
 
     Prompt i always starts from the noise of ``seed`` + i, whichever rank samples it. Ranks share
@@ -96,16 +95,15 @@ class ScoreVideos(Callback):
         for index, prompt in enumerate(prompts if isinstance(prompts, list) else []):
             if not prompt.strip():
                 raise ValueError(f"ScoreVideos: prompts[{index}] = {prompt!r}: is empty")
+        super().__init__(every_n_validations)
         self.scores = scores
         self.prompts = prompts if isinstance(prompts, list) else []
         self.prompts_file = None if isinstance(prompts, list) else prompts
         self.num_videos = num_videos
         self.size = VideoSize.parse(size)
-        self.every_n_validations = every_n_validations
         self.sampling = sampling
         self.seed = seed
         self.batch_size = batch_size
-        self.num_validations = 0
 
     @property
     def state_key(self) -> str:
@@ -138,24 +136,19 @@ class ScoreVideos(Callback):
             names += score.prepare(self.prompts, size.num_frames, size.height, size.width, fps)
         return names
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking:
-            return
-        self.num_validations += 1
-        if self.num_validations % self.every_n_validations:
-            return
-        with undisturbed(pl_module):
+    def after_validation(self, trainer: Trainer, system: DiffusionSystem) -> None:
+        """Sample the videos, score them and log the scores."""
+        with undisturbed(system):
             for score in self.scores:
                 score.reset()
-            self._sample(trainer, pl_module)
+            self._sample(trainer, system)
             for score in self.scores:
                 for name, value in score.compute().items():
-                    pl_module.log(f"scores/{name}", value, rank_zero_only=False)
+                    system.log(f"scores/{name}", value, rank_zero_only=False)
                 score.reset()
 
-    def _sample(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _sample(self, trainer: Trainer, system: DiffusionSystem) -> None:
         """Sample this rank's share of the prompts and add the videos to the scores."""
-        system = cast(DiffusionSystem, pl_module)
         mine = list(range(trainer.global_rank, len(self.prompts), trainer.world_size))
         # All ranks sample the same number of batches, since sharded weights need all of them.
         share = -(-len(self.prompts) // trainer.world_size)
@@ -169,12 +162,6 @@ class ScoreVideos(Callback):
             for index, prompt, video in zip(ids, prompts, videos, strict=True):
                 if index < _NUM_SHOWN:
                     log_video(trainer, f"scores/{prompt}", video, system.fps)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"num_validations": self.num_validations}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.num_validations = state_dict["num_validations"]
 
 
 def _read_prompts(path: Path) -> list[str]:
