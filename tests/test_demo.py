@@ -224,7 +224,7 @@ from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 import sora_lightning.__main__ as program, sora_lightning.workflows.demo as demo
 from sora_lightning.workflows.stages import Stage
-demo.demo_stages = lambda output, quick: [Stage("a", ("python", "-c", {child!r}), (), ())]
+demo.demo_stages = lambda *settings: [Stage("a", ("python", "-c", {child!r}), (), ())]
 sys.exit(program.main(["demo", "--output", "out"]))
 """
     environment = {**os.environ, "PYTHONPATH": str(root)}
@@ -259,3 +259,12 @@ def test_the_commands_of_the_demo_name_paths_only_where_the_yamls_do_not() -> No
     assert "runs/demo" not in json.dumps(moved)
     assert "runs/other/tokenizer" in moved["tokenizer"]
     assert "runs/other/latents" in moved["latents"]
+
+
+def test_a_seed_reaches_weights_draws_and_order_of_both_trainings_and_nothing_else() -> None:
+    keys = ("--seed_everything", "--model.init_args.seed", "--data.batching.seed")
+    given = tuple(part for key in keys for part in (key, "2"))
+    usual, seeded = (demo_stages(Path("runs/demo"), seed=seed) for seed in (0, 2))
+    for before, after in zip(usual, seeded, strict=True):
+        trains = before.name in ("tokenizer", "text_to_video")
+        assert after.command == before.command + (given if trains else ())

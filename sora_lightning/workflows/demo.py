@@ -16,6 +16,7 @@ from sora_lightning.workflows.stages import (
     fit,
     last_checkpoint,
     run_stages,
+    seeded,
     synthesize,
 )
 
@@ -23,7 +24,7 @@ _HOME = Path("runs/demo")
 _CONFIGS = Path("experiments/demo")
 
 
-def demo(output: Path = _HOME, quick: bool = False) -> None:
+def demo(output: Path = _HOME, quick: bool = False, seed: int = 0) -> None:
     """Render clips, train a tokenizer and a text-to-video model, sample unseen prompts, score the
     videos.
 
@@ -33,8 +34,10 @@ def demo(output: Path = _HOME, quick: bool = False) -> None:
         output: The folder of all outputs.
         quick: A few steps in each stage, to check that every part works; the videos show
             nothing.
+        seed: Seed of both trainings. The clips, and the noise that videos are sampled from, are
+            equal for all seeds.
     """
-    run_stages(demo_stages(output, quick), output)
+    run_stages(demo_stages(output, quick, seed), output)
     print(
         f"\nThe scores      {output}/report/report.html"
         f"\nThe videos      {output}/samples/contact_sheet.gif"
@@ -46,13 +49,13 @@ def demo(output: Path = _HOME, quick: bool = False) -> None:
     )
 
 
-def demo_stages(output: Path, quick: bool = False) -> list[Stage]:
+def demo_stages(output: Path, quick: bool = False, seed: int = 0) -> list[Stage]:
     """Return the stages in order. Commands leave out paths that the YAMLs already set."""
     clips = _synthesize(output, quick)
     training = [
-        _fit_tokenizer(output, quick),
+        _fit_tokenizer(output, quick, seed),
         _encode(output),
-        _fit_text_to_video(output, quick),
+        _fit_text_to_video(output, quick, seed),
     ]
     evaluated = [_train_networks(output, quick), _sample(output, quick), _score(output)]
     return [clips, *training, *evaluated, _draw_curves(output)]
@@ -63,10 +66,10 @@ def _synthesize(output: Path, quick: bool) -> Stage:
     return synthesize(output, *few)
 
 
-def _fit_tokenizer(output: Path, quick: bool) -> Stage:
+def _fit_tokenizer(output: Path, quick: bool, seed: int) -> Stage:
     places = _elsewhere(output, {"run_dir": "tokenizer", **_CLIPS})
-    config = _CONFIGS / "tokenizer.yaml"
-    return fit("tokenizer", output / "tokenizer", [config], *_few_steps(quick), *places)
+    config, run = _CONFIGS / "tokenizer.yaml", output / "tokenizer"
+    return fit("tokenizer", run, [config], *_few_steps(quick), *seeded(seed), *places)
 
 
 def _encode(output: Path) -> Stage:
@@ -76,7 +79,7 @@ def _encode(output: Path) -> Stage:
     return encode(output, _CONFIGS / "tokenizer.yaml", *sizes, *places)
 
 
-def _fit_text_to_video(output: Path, quick: bool) -> Stage:
+def _fit_text_to_video(output: Path, quick: bool, seed: int) -> Stage:
     places = {
         "run_dir": "text_to_video",
         **_CLIPS,
@@ -84,7 +87,8 @@ def _fit_text_to_video(output: Path, quick: bool) -> Stage:
         "model.init_args.tokenizer.init_args.checkpoint": "tokenizer/checkpoints/last.ckpt",
     }
     config, run = _CONFIGS / "text_to_video.yaml", output / "text_to_video"
-    return fit("text_to_video", run, [config], *_few_steps(quick), *_elsewhere(output, places))
+    settings = (*_few_steps(quick), *seeded(seed), *_elsewhere(output, places))
+    return fit("text_to_video", run, [config], *settings)
 
 
 def _train_networks(output: Path, quick: bool) -> Stage:

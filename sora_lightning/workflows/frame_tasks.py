@@ -23,6 +23,7 @@ from sora_lightning.workflows.stages import (
     fit,
     last_checkpoint,
     run_stages,
+    seeded,
     synthesize,
 )
 
@@ -36,6 +37,7 @@ def frame_tasks(
     steps: int = 2600,
     cases: int = 64,
     quick: bool = False,
+    seed: int = 0,
 ) -> None:
     """Train the demo's model on known frames, make each task's videos, and measure them.
 
@@ -47,18 +49,19 @@ def frame_tasks(
         steps: Steps of training from the demo's weights.
         cases: Videos of each task that are made and evaluated.
         quick: A few steps and cases, to check that every part works; the rates mean nothing.
+        seed: Seed of both trainings; the clips and the evaluated cases are equal for all seeds.
     """
     config = demo / "text_to_video" / "config.yaml"
     for needed in (config, last_checkpoint(demo / "text_to_video")):
         if not needed.is_file():
             raise ValueError(f"--demo {demo}: lacks {needed}: run `sora-lightning demo` first")
     steps, cases = (4, 4) if quick else (steps, cases)
-    run_stages(frame_task_stages(demo, output, steps, cases, quick), output)
+    run_stages(frame_task_stages(demo, output, steps, cases, quick, seed), output)
     print(f"\nThe rates   {output}/report/report.json\nThe videos  {output}/report/*.png")
 
 
 def frame_task_stages(
-    demo: Path, output: Path, steps: int, cases: int, quick: bool = False
+    demo: Path, output: Path, steps: int, cases: int, quick: bool = False, seed: int = 0
 ) -> list[Stage]:
     """Return the stages in order: clips, decoder, latents of both lengths, training, videos and
     rates.
@@ -69,9 +72,9 @@ def frame_task_stages(
     run = output / "model"
     return [
         _synthesize(output, quick),
-        _fit_decoder(demo, output, short, quick),
+        _fit_decoder(demo, output, short, quick, seed),
         _encode(output, [*short, *long]),
-        _train(demo, output, [*short, *long], run, steps),
+        _train(demo, output, [*short, *long], run, steps, seed),
         _measure(demo, output, (short, long), run, cases, quick),
     ]
 
@@ -86,7 +89,7 @@ def _synthesize(output: Path, quick: bool) -> Stage:
     return synthesize(output, "--turns", "0.35", *counts)
 
 
-def _fit_decoder(demo: Path, output: Path, sizes: list[VideoSize], quick: bool) -> Stage:
+def _fit_decoder(demo: Path, output: Path, sizes: list[VideoSize], quick: bool, seed: int) -> Stage:
     few = ("--trainer.max_steps", "4") if quick else ()
     return _fit_further(
         *("decoder", demo / "tokenizer", _DECODER, output / "decoder"),
@@ -100,6 +103,7 @@ def _fit_decoder(demo: Path, output: Path, sizes: list[VideoSize], quick: bool) 
             "--data.batching.sizes",
             _listed(sizes),
             *few,
+            *seeded(seed),
         ),
     )
 
@@ -115,7 +119,9 @@ def _encode(output: Path, sizes: list[VideoSize]) -> Stage:
     return encode(output, config, *clips, "--latents.root", f"{output}/latents")
 
 
-def _train(demo: Path, output: Path, sizes: list[VideoSize], run: Path, steps: int) -> Stage:
+def _train(
+    demo: Path, output: Path, sizes: list[VideoSize], run: Path, steps: int, seed: int
+) -> Stage:
     base, tokenizer = demo / "text_to_video", last_checkpoint(output / "decoder")
     return _fit_further(
         *("model", base, _KNOWN_FRAMES, run),
@@ -129,6 +135,7 @@ def _train(demo: Path, output: Path, sizes: list[VideoSize], run: Path, steps: i
         ),
         *("--data.latents", output / "latents"),
         *("--trainer.max_steps", steps, "--trainer.val_check_interval", steps),
+        *seeded(seed),
     )
 
 

@@ -77,6 +77,13 @@ def encode(output: Path, config: Path, *arguments: str) -> Stage:
     return Stage("latents", (*command, *arguments), (latents,), (latents,), (config, LIBRARY))
 
 
+def seeded(seed: int) -> tuple[str, ...]:
+    """Return the arguments of ``fit`` that draw initial weights, order of clips, times and noise
+    by ``seed``; none for 0, the default of each."""
+    keys = ("seed_everything", "model.init_args.seed", "data.batching.seed")
+    return tuple(part for key in keys for part in (f"--{key}", f"{seed}")) if seed else ()
+
+
 def last_checkpoint(run: Path) -> Path:
     """Return the last checkpoint of a training in its run_dir."""
     return run / "checkpoints" / "last.ckpt"
