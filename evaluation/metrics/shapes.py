@@ -39,6 +39,8 @@ _LEAST_PRESENCE = 0.6
 # across it.
 _LEAST_TRAVEL = 0.06
 _GREATEST_SKEW = 0.5
+# In each part of the video it travels at least this share of an equal part of its way.
+_LEAST_PART = 0.25
 # |m2| / A^2 with m2 = sum(mask * (x + iy)^2) is 0 for the three shapes and 0.055 for an ellipse of
 # axes 1.4 : 1.
 _GREATEST_ELONGATION = 0.05
@@ -109,7 +111,8 @@ class FoundShape:
 
     ``shape`` is None for a blob that is none of the three shapes, and ``AMBIGUOUS`` if two shapes
     fit equally or if parts of the video differ. ``colour`` is ``AMBIGUOUS`` if it changes.
-    ``direction`` is None for a shape that stands still or moves diagonally. ``area`` is in pixels,
+    ``direction`` is None for a shape that stands still, moves diagonally, turns, or stops
+    for a third of the video. ``area`` is in pixels,
     ``travel`` in pixels from the first frame to the last (right, down). ``presence`` is the share
     of frames that show the shape.
     """
@@ -245,7 +248,7 @@ def _measure(
     return FoundShape(
         colour=colour,
         shape=_shape_of(mask, z, noise),
-        direction=_direction_of(travel, short_side=min(mask.shape[1:])),
+        direction=_direction_of(centre, times, travel, short_side=min(mask.shape[1:])),
         area=float(area.mean()),
         travel=travel,
         presence=float(visible.mean()),
@@ -283,14 +286,23 @@ def _travel(
     return float(slope[0]), float(slope[1])
 
 
-def _direction_of(travel: tuple[float, float], short_side: int) -> str | None:
-    right, down = travel
-    along, across = (right, down) if abs(right) > abs(down) else (down, right)
+def _direction_of(
+    centre: Float[np.ndarray, "visible 2"],
+    times: Int[np.ndarray, " visible"],
+    travel: tuple[float, float],
+    short_side: int,
+) -> str | None:
+    axis = 0 if abs(travel[0]) > abs(travel[1]) else 1
+    along, across = travel[axis], travel[1 - axis]
     if abs(along) < _LEAST_TRAVEL * short_side or abs(across) > _GREATEST_SKEW * abs(along):
         return None
-    if abs(right) > abs(down):
-        return "right" if right > 0 else "left"
-    return "down" if down > 0 else "up"
+    for part in np.array_split(np.arange(len(times)), _NUM_PARTS):
+        if len(part) < 2:
+            continue
+        (slope,) = np.polyfit(times[part], centre[part, axis], deg=1)[:1]
+        if slope * (times[-1] - times[0]) / along < _LEAST_PART:
+            return None
+    return DIRECTIONS[2 * axis + int(along > 0)]
 
 
 def _shape_of(

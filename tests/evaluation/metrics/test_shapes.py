@@ -165,6 +165,21 @@ def test_a_still_shape_has_no_direction(known: list[Known]) -> None:
     assert found.shape == known[0].scene.shapes[0].shape
 
 
+@pytest.mark.parametrize(
+    "x_of",
+    [
+        lambda frame: 22 - 0.9 * frame if frame < 11 else 12.1 + 0.9 * (frame - 11),
+        lambda frame: 22 - 1.2 * min(frame, 10),
+        lambda frame: 10 + 0.8 * max(frame - 7, 0),
+    ],
+    ids=["there and half back", "stops", "starts late"],
+)
+def test_motion_that_does_not_last_has_no_direction(x_of: Callable[[int], float]) -> None:
+    (found,) = find_shapes(drawn(CIRCLE, lambda frame: (x_of(frame), 16.0)))
+    assert (found.shape, found.direction) == ("circle", None)
+    assert abs(found.travel[0]) > 3
+
+
 def test_reversing_a_video_reverses_its_direction(known: list[Known]) -> None:
     opposite = {"left": "right", "right": "left", "up": "down", "down": "up"}
     for one in known[:24]:
