@@ -111,10 +111,9 @@ class FoundShape:
 
     ``shape`` is None for a blob that is none of the three shapes, and ``AMBIGUOUS`` if two shapes
     fit equally or if parts of the video differ. ``colour`` is ``AMBIGUOUS`` if it changes.
-    ``direction`` is None for a shape that stands still, moves diagonally, turns, or stops
-    for a third of the video. ``area`` is in pixels,
-    ``travel`` in pixels from the first frame to the last (right, down). ``presence`` is the share
-    of frames that show the shape.
+    ``direction`` is None for a shape that stands still, moves diagonally, turns, or stops for a
+    third of the video. ``area`` is in pixels, ``travel`` in pixels from the first frame to the
+    last (right, down). ``presence`` is the share of frames that show the shape.
     """
 
     colour: str
@@ -238,7 +237,8 @@ def _measure(
     others: Bool[np.ndarray, "F H W"],
 ) -> FoundShape:
     mask, noise = _soft_mask(contrast, track, others)
-    visible = track.any(axis=(1, 2))
+    # In a frame where another shape is next to all of it, nothing of the mask is left.
+    visible = track.any(axis=(1, 2)) & (mask.sum(axis=(1, 2)) > 0)
     mask, times = mask[visible], np.flatnonzero(visible)
     area = mask.sum(axis=(1, 2))
     rows, columns = np.mgrid[: mask.shape[1], : mask.shape[2]]

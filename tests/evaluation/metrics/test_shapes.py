@@ -222,6 +222,19 @@ def test_a_fringe_is_no_shape_of_its_own() -> None:
     assert (found.colour, found.shape, found.direction) == ("red", "circle", "right")
 
 
+def test_frames_in_which_another_shape_hides_all_of_it_do_not_count() -> None:
+    video = np.full((17, 32, 32, 3), 16, np.uint8)
+    for frame in range(17):
+        apart = max(0, frame - 3)  # two blue bars open before a red strip
+        for left in (max(0, 8 - apart), min(26, 16 + apart)):
+            video[frame, 8:24, left : left + 6] = (20, 20, 225)
+        video[frame, 8:24, 14:16] = (225, 20, 20)
+    with np.errstate(all="raise"):
+        found = find_shapes(video)
+    assert any(shape.colour == "red" for shape in found)
+    assert all(np.isfinite([shape.area, *shape.travel]).all() for shape in found)
+
+
 def test_shapes_of_one_colour_are_told_apart() -> None:
     rng = np.random.default_rng(1)
     both = draw([Triple("circle", "red", "left"), Triple("square", "blue", "left")], rng).video
