@@ -13,6 +13,7 @@ from sora_lightning.data.decoding.subprocess_decoding import SubprocessReader
 from sora_lightning.data.decoding.torchcodec_reader import TorchCodecReader
 from sora_lightning.data.decoding.video_metadata import VideoMetadata
 from sora_lightning.data.latents import LatentCache
+from sora_lightning.data.manifest.captions import Captions
 from sora_lightning.data.manifest.records import ClipRecord, read_manifest
 from sora_lightning.data.settings import Batching, Reading
 from sora_lightning.data.synthetic.render import write_dataset
@@ -22,6 +23,7 @@ __all__ = [
     "BatchPlan",
     "Batching",
     "Buckets",
+    "Captions",
     "ClipRecord",
     "DecodeError",
     "DecordReader",

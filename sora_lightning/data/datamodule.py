@@ -6,6 +6,7 @@ import itertools
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
@@ -53,6 +54,7 @@ from sora_lightning.data.decoding.checksums import Checksums
 from sora_lightning.data.decoding.readers import default_reader
 from sora_lightning.data.decoding.subprocess_decoding import CAN_FORK, SubprocessReader
 from sora_lightning.data.latents import INDEX, LatentCache
+from sora_lightning.data.manifest.captions import Captions
 from sora_lightning.data.manifest.filters import Filter
 from sora_lightning.data.manifest.memory_mapped import joined, open_manifest
 from sora_lightning.data.settings import Batching, Reading
@@ -85,6 +87,8 @@ class VideoDataModule(L.LightningDataModule):
         reading: The decoder, its limits, and its processes.
         filters: Rules over any column of the manifests, such as ``motion > 0.2``; a clip takes part
             where all hold.
+        captions: The columns of captions, and how those by people and by a captioner are mixed. By
+            default every row needs a ``caption``.
 
     Training batches follow ``BatchPlan`` or ``PackPlan``; a resumed run continues with the next
     batch. Clips that cannot be read, or have changed since they were indexed, are left out, and
@@ -102,6 +106,7 @@ class VideoDataModule(L.LightningDataModule):
         batching: Batching = Batching(),  # noqa: B008 (frozen)
         reading: Reading = Reading(),  # noqa: B008 (frozen)
         filters: list[str] | None = None,
+        captions: Captions | None = None,
     ) -> None:
         super().__init__()
         if packing is not None and packing.resolution is not None and latents is not None:
@@ -122,6 +127,7 @@ class VideoDataModule(L.LightningDataModule):
         self.batching = batching
         self.reading = reading
         self.filters = [Filter.parse(text) for text in filters or ()]
+        self.captions = captions
         self.sizes = batching.size_rule(self.fps, packing)
         self.reader = reading.reader or default_reader()
         if reading.decode_timeout_s is not None and CAN_FORK:
@@ -130,6 +136,7 @@ class VideoDataModule(L.LightningDataModule):
         keys = PairKeys if reading.sources else LatentKeys
         self._key = keys(self.fps, batching.windows_per_clip, self._checksums)
         self._clips: dict[Path, Assignment] = {}
+        self._read_captions = captions
         self._encoded: dict[Path, Encoded] = {}
         self._cache: LatentCache | None = None
 
@@ -139,21 +146,28 @@ class VideoDataModule(L.LightningDataModule):
         """
         if stage == "validate" and self.val_manifest is None:
             raise ValueError("val_manifest is not set: there is nothing to validate on")
-        for manifest, assignment in self.check().items():
+        for manifest, assignment in self.check(stage).items():
             self._refuse_bad(manifest, assignment)
         if stage != "predict" and self.latents is not None and self._cache is None:
             self._open_cache(self.latents)
 
-    def check(self) -> dict[Path, Assignment]:
+    def check(self, stage: str = "fit") -> dict[Path, Assignment]:
         """Assign the clips of each manifest to sizes, or to the reason why they are left out. The
         ``str`` of an assignment is a table.
 
         Decodes one frame of every file of which the manifest does not say frames, rate and size.
         Raises ``ValueError`` with that table where no clip is left.
         """
+        captions = self.captions
+        if captions is not None and stage == "predict":
+            captions = replace(captions, required=False)
+        if captions != self._read_captions:
+            self._clips, self._read_captions = {}, captions
         for manifest in self._manifests():
             if manifest not in self._clips:
-                records = open_manifest(manifest)
+                records = open_manifest(manifest, captions)
+                if captions is not None and captions.required and manifest == self.manifest:
+                    captions.require(manifest, records)
                 assignment = assign_sizes(records, self.sizes, self._bad_clips(), self.filters)
                 _refuse_empty(assignment, f"{manifest}: no clip is left for {self._settings()}")
                 if self.reading.sources:

@@ -32,6 +32,7 @@ class Removal(Enum):
     TOO_SHORT = "too short for every size that it covers"
     TOO_SLOW = "fewer frames per second than asked for (frames are never repeated)"
     UNREADABLE = "cannot be read"
+    NO_CAPTION = "no caption in the columns of data.captions"
     NOT_ENCODED = "not in the latent cache"
 
 

@@ -38,7 +38,7 @@ def assign_sizes(
     bad_clips: BadClips,
     filters: Sequence[Filter] = (),
 ) -> Assignment:
-    """Assign a size to every clip that the filters keep.
+    """Assign a size to every clip that has a caption and that the filters keep.
 
     One frame is decoded of every file whose row lacks the technical columns.
     """
@@ -48,6 +48,8 @@ def assign_sizes(
     def place(record: ClipRecord) -> VideoSize | Removal | Filter:
         if (against := first_against(record, filters)) is not None:
             return against
+        if not record.captions:
+            return Removal.NO_CAPTION
         metadata = record.metadata or next(found)
         if isinstance(metadata, VideoMetadata):
             return sizes.place(record, metadata)
@@ -76,7 +78,10 @@ def _probed(
 
     Nothing is probed before the first is asked for, and then a few thousand ahead.
     """
-    unknown = (r for r in records if r.metadata is None and first_against(r, filters) is None)
+    unknown = (
+        r for r in records
+        if r.metadata is None and r.captions and first_against(r, filters) is None
+    )  # fmt: skip
     paths, asked = itertools.tee(record.path for record in unknown)
     num_workers = max(1, min(PROBES_AT_ONCE, len(records) // 8))
     probed = subprocess_map(probe, asked, num_workers, PROBE_TIMEOUT_S)

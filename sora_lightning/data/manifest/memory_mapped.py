@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
+from sora_lightning.data.manifest.captions import Captions
 from sora_lightning.data.manifest.records import ClipRecord, ManifestRow, clip_id, read_manifest
 from sora_lightning.data.manifest.tables import Row, arrow_batches, arrow_table
 
@@ -41,8 +42,9 @@ class _Lazy(Sequence[ClipRecord]):
 class MemoryMappedRecords(_Lazy):
     """All rows of an Arrow file. Every process maps the file itself."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, captions: Captions | None = None) -> None:
         self.path = path
+        self.captions = captions
         self._table: Any = None
         self._length = len(self._opened())
 
@@ -78,7 +80,8 @@ class MemoryMappedRecords(_Lazy):
 
     def made(self, index: int, row: dict[str, Any]) -> ClipRecord:
         columns = {name: value for name, value in row.items() if value is not None}
-        return ManifestRow(f"{self.path}:{index + 1}", columns).record(self.path.parent)
+        row_of_file = ManifestRow(f"{self.path}:{index + 1}", columns)
+        return row_of_file.record(self.path.parent, self.captions)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_table": None}
@@ -145,14 +148,14 @@ def joined(parts: Iterable[Sequence[ClipRecord]]) -> Sequence[ClipRecord]:
     return list(itertools.chain.from_iterable(parts))
 
 
-def open_manifest(manifest: Path) -> Sequence[ClipRecord]:
+def open_manifest(manifest: Path, captions: Captions | None = None) -> Sequence[ClipRecord]:
     """Open a manifest like ``read_manifest``, but leave the rows of an Arrow file in the file. All
     rows are checked once, and the same errors raised.
     """
     manifest = Path(manifest)
     if manifest.suffix != ".arrow" or manifest.is_dir():
-        return read_manifest(manifest)
-    records = MemoryMappedRecords(manifest)
+        return read_manifest(manifest, captions)
+    records = MemoryMappedRecords(manifest, captions)
     if not len(records):
         raise ValueError(f"{manifest}: the manifest has no rows")
     ids = np.fromiter((int(r.clip_id, 16) for r in records), np.uint64, len(records))

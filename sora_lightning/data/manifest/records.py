@@ -14,6 +14,7 @@ from typing import Any
 
 from sora_lightning.data.decoding.litdata_items import require_litdata
 from sora_lightning.data.decoding.video_metadata import VideoMetadata
+from sora_lightning.data.manifest.captions import Captions
 from sora_lightning.data.manifest.tables import MEDIA, Row, read_rows
 
 # The first that is there is read.
@@ -29,7 +30,8 @@ class ClipRecord:
     frame.
 
     ``clip_id`` names path and window; it stays the same when rows are added, moved or recaptioned.
-    ``weights`` are the shares of the captions, summing to one. ``decord_objection`` says why decord
+    ``weights`` are the shares of the captions, summing to one; a row without one of the columns of
+    ``Captions`` has neither captions nor weights. ``decord_objection`` says why decord
     must not read the file; ``None`` if the row does not say. ``columns`` holds the row. Whether the
     file in ``source`` exists is checked if pairs are requested.
     """
@@ -47,8 +49,10 @@ class ClipRecord:
     source: Path | None = None
 
 
-def read_manifest(manifest: Path) -> list[ClipRecord]:
+def read_manifest(manifest: Path, captions: Captions | None = None) -> list[ClipRecord]:
     """Read the clips of a manifest, in order, from the formats of ``read_rows``.
+
+    By default every row needs a caption; ``captions`` names other columns, which a row may lack.
 
     Raises ``ValueError`` naming file, line, key and rule for any error, including an empty
     manifest and two rows for one clip. ``open_manifest`` makes records on access.
@@ -58,7 +62,7 @@ def read_manifest(manifest: Path) -> list[ClipRecord]:
     records: list[ClipRecord] = []
     place_of: dict[str, str] = {}
     for row in read_table(manifest):
-        record = row.record(folder)
+        record = row.record(folder, captions)
         if record.clip_id in place_of:
             raise row.error("path", f"the same clip is in {place_of[record.clip_id]}")
         place_of[record.clip_id] = f"line {row.place.rpartition(':')[2]}"
@@ -99,14 +103,14 @@ class ManifestRow:
         value = f" = {self.columns[key]!r}" if key in self.columns else ""
         return ValueError(f"{self.place}: {key}{value}: {rule}")
 
-    def record(self, folder: Path) -> ClipRecord:
+    def record(self, folder: Path, choice: Captions | None = None) -> ClipRecord:
         """Return the clip of the row; its paths are relative to ``folder``."""
         path = folder / self.path()
         columns = self._columns(folder)
         if "shard" not in columns and "litdata" not in columns and not path.is_file():
             raise self.error("path", f"no such file: {path}")
         start_s, end_s = self.window()
-        captions, weights = self.captions()
+        captions, weights = self.captions() if choice is None else self.mixed_captions(choice)
         return ClipRecord(
             path, captions, clip_id(self.columns), start_s, end_s, self.metadata(),
             weights, self._label(), self._objection(), columns, self._source(folder),
@@ -131,6 +135,32 @@ class ManifestRow:
     def captions(self) -> tuple[tuple[str, ...], tuple[float, ...]]:
         """Return the captions and their weights, which sum to one."""
         key = next((key for key in CAPTION_COLUMNS if key in self.columns), CAPTION_COLUMNS[0])
+        return self.wordings(key)
+
+    def mixed_captions(self, choice: Captions) -> tuple[tuple[str, ...], tuple[float, ...]]:
+        """Return the captions of the chosen columns, by people first, and their weights.
+
+        A row without any has none, or an empty one where none is required.
+        """
+        shares = (
+            (choice.column, 1 - choice.synthetic_share),
+            (choice.synthetic, choice.synthetic_share),
+        )
+        present = [
+            (key, share) for key, share in shares if key and self.columns.get(key) is not None
+        ]
+        if not present:
+            return ((), ()) if choice.required else (("",), (1.0,))
+        texts: list[str] = []
+        weights: list[float] = []
+        for key, share in present:
+            of_column, of_each = self.wordings(key)
+            texts += of_column
+            weights += [weight * (share if len(present) > 1 else 1.0) for weight in of_each]
+        return tuple(texts), tuple(weights)
+
+    def wordings(self, key: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
+        """Return the captions in a column and their weights, which sum to one."""
         caption = self.columns.get(key)
         wordings = [caption] if isinstance(caption, str) else caption
         if not isinstance(wordings, list) or not wordings:

@@ -25,12 +25,15 @@ VIDEOS = (
 MEDIA = VIDEOS + IMAGES
 # Cells of these columns are text, whatever they look like.
 _TEXT = (
-    *("path", "caption", "text", "prompt", "source", "shard", "litdata", "content", "look"),
-    *("decoder_reason", "duplicate_of"),
+    *("path", "source", "shard", "litdata", "content", "look", "decoder_reason", "duplicate_of"),
 )
-_WORDINGS = ("caption", "text", "prompt")
 
 Row = dict[str, Any]
+
+
+def is_caption(column: str) -> bool:
+    """Return True for columns of captions, whose cells are text or lists of wordings."""
+    return column in ("text", "prompt") or column.startswith("caption")
 
 
 def read_rows(source: Path) -> Iterator[tuple[str, Row]]:
@@ -154,12 +157,12 @@ def _check_header(source: Path, names: Sequence[str]) -> None:
 
 
 def _cell(column: str, text: str) -> Any:
-    if column in _TEXT:
-        if column in _WORDINGS and text.startswith("["):
-            try:
-                return json.loads(text)
-            except json.JSONDecodeError:
-                return text
+    if is_caption(column) and text.startswith("["):
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            return text
+    if is_caption(column) or column in _TEXT:
         return text
     for number in (int, float):
         try:
@@ -243,32 +246,37 @@ def write_rows(target: Path, rows: Iterable[Row]) -> None:
 def _write_arrow(target: Path, partial: Path, rows: Iterable[Row]) -> None:
     pyarrow = _pyarrow(target)
     schema = _schema(pyarrow, rows)
-    listed = "caption" in schema.names and pyarrow.types.is_list(schema.field("caption").type)
+    listed = [
+        field.name
+        for field in schema
+        if is_caption(field.name) and pyarrow.types.is_list(field.type)
+    ]
     if target.suffix == ".parquet":
         file = pyarrow.parquet.ParquetWriter(partial, schema)
     else:
         file = pyarrow.ipc.new_file(str(partial), schema)
     with file:
         for part in _parts(rows):
-            part = [_listed(row) for row in part] if listed else part
+            part = [_listed(row, listed) for row in part]
             file.write_batch(pyarrow.RecordBatch.from_pylist(part, schema=schema))
 
 
 def _schema(pyarrow: Any, rows: Iterable[Row]) -> Any:
     """Return the columns of all rows, each with a type that holds every value."""
-    schema, listed = pyarrow.schema([]), False
+    schema, listed = pyarrow.schema([]), set[str]()
     for part in _parts(rows):
         names = dict.fromkeys(key for row in part for key in row)
         part = [{name: row.get(name) for name in names} for row in part]
         for row in part:
-            if isinstance(row.get("caption"), list):
-                row["caption"], listed = None, True
+            wordings = {name for name in row if is_caption(name) and isinstance(row[name], list)}
+            row.update(dict.fromkeys(wordings))
+            listed |= wordings
         of_part = pyarrow.RecordBatch.from_pylist(part).schema
         schema = pyarrow.unify_schemas([schema, of_part], promote_options="permissive")
-    if listed:
-        wording = [("text", pyarrow.string()), ("weight", pyarrow.float64())]
-        caption = pyarrow.field("caption", pyarrow.list_(pyarrow.struct(wording)))
-        schema = schema.set(schema.names.index("caption"), caption)
+    wording = [("text", pyarrow.string()), ("weight", pyarrow.float64())]
+    for name in listed:
+        caption = pyarrow.field(name, pyarrow.list_(pyarrow.struct(wording)))
+        schema = schema.set(schema.names.index(name), caption)
     return schema
 
 
@@ -284,13 +292,13 @@ def write_lines(target: Path, rows: Iterable[Row]) -> None:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _listed(row: Row) -> Row:
-    """Return the row with its caption as a list of objects, as a column of one type needs."""
-    caption = row.get("caption")
-    if caption is None:
-        return row
-    wordings = caption if isinstance(caption, list) else [caption]
-    return {**row, "caption": [w if isinstance(w, dict) else {"text": w} for w in wordings]}
+def _listed(row: Row, names: Sequence[str]) -> Row:
+    """Return the row with captions as lists of objects, as columns of one type need."""
+    given = {name: row[name] for name in names if row.get(name) is not None}
+    for name, caption in given.items():
+        wordings = caption if isinstance(caption, list) else [caption]
+        given[name] = [w if isinstance(w, dict) else {"text": w} for w in wordings]
+    return {**row, **given}
 
 
 def _text(value: Any) -> Any:
