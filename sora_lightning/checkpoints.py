@@ -134,7 +134,7 @@ def start_weights(module: L.LightningModule, checkpoint: Path) -> None:
     """Copy the trainable weights of another training's checkpoint.
 
     Input channels that only this denoiser has start at 0 (InstructPix2Pix, arXiv
-    2211.09800, section 3.2.1).
+    2211.09800, section 3.2.1). Parts whose state is no tensor, as a vocabulary is, take theirs.
 
     Raises ``ValueError`` naming the first weight that is missing or of another shape.
     """
@@ -153,6 +153,9 @@ def start_weights(module: L.LightningModule, checkpoint: Path) -> None:
                 f"and this model's is {tuple(parameter.shape)}"
             )
         parameter.copy_(weight)
+    for name, part in module.named_modules():
+        if (state := found.get(f"{name}._extra_state")) is not None:
+            part.set_extra_state(state)
 
 
 def _more_channels(weight: Tensor, width: int, module: L.LightningModule) -> Tensor:

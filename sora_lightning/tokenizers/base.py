@@ -1,6 +1,5 @@
 """The interface of tokenizers: video to normalised spacetime latents, and back."""
 
-import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -11,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sora_lightning.layers.fingerprint import fingerprint
 from sora_lightning.tokenizers.posterior import DiagonalGaussian
 from sora_lightning.types import Compression, PackedLatents, VideoSize
 
@@ -159,13 +159,7 @@ class VideoTokenizer(nn.Module, ABC):
         """Return the SHA-256 of class, geometry, weights and statistics: equal exactly if the
         latents are.
         """
-        digest = hashlib.sha256(type(self).__qualname__.encode())
-        digest.update(json.dumps([str(self.compression), self.latent_channels]).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            flat = tensor.detach().cpu().flatten().contiguous()
-            digest.update(flat.view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return fingerprint(self, json.dumps([str(self.compression), self.latent_channels]))
 
 
 class CausalTokenizer(VideoTokenizer):

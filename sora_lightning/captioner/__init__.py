@@ -1,0 +1,6 @@
+"""Captioners: videos to captions, and both to embeddings that can be compared."""
+
+from sora_lightning.captioner.coca import CoCa
+from sora_lightning.captioner.video_encoder import VideoEncoder
+
+__all__ = ["CoCa", "VideoEncoder"]

@@ -1,0 +1,26 @@
+"""The interface of captioners that ``predict`` and its writer use."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from sora_lightning.captioner.decoding import Decoding
+from sora_lightning.captioner.video_encoder import Videos
+
+
+class Captioner(nn.Module, ABC):
+    """Writes captions of clips."""
+
+    @abstractmethod
+    def caption(
+        self, videos: Videos, decoding: Decoding, rngs: Sequence[torch.Generator]
+    ) -> list[str]:
+        """Return a caption of each clip of pixels in [-1, 1]. ``rngs`` has a generator a clip."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Return a SHA-256 of all that captions depend on, but the decoding."""

@@ -1,0 +1,93 @@
+"""A video encoder over tubelets of pixels, in any attention layout, and attention pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import repeat
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sora_lightning.captioner.attention import Attention
+from sora_lightning.layers.packed_sequence import PackedSequence
+from sora_lightning.layers.partitions import JOINT, AttentionLayout, Joint
+from sora_lightning.layers.patch import Patch
+from sora_lightning.layers.transformer import LayerNorm, TransformerSize
+from sora_lightning.tokenizers.vivit import Positions, Transformer
+from sora_lightning.tokenizers.vivit_encoder import VIT_SIZES, initialise
+from sora_lightning.types import Compression
+
+Videos = Float[Tensor, "b 3 F H W"] | Sequence[Float[Tensor, "3 _F _H _W"]]
+"""Clips of one size as a batch, or clips of any sizes as a list."""
+
+
+class VideoEncoder(nn.Module):
+    """Tubelets to tokens, and a transformer over them (ViViT, arXiv 2103.15691), for clips of any
+    sizes in one sequence (NaViT, arXiv 2307.06304).
+
+    ``tubelet`` counts frames, rows and columns of pixels of a token. Copies of the first frame fill
+    its tubelet, so an image is a video of one frame.
+    """
+
+    def __init__(
+        self,
+        size: TransformerSize = VIT_SIZES["S"],
+        tubelet: Sequence[int] = (4, 8, 8),
+        layout: AttentionLayout | None = None,
+        positions: Positions | None = None,
+    ):
+        super().__init__()
+        self.patch, self.width = Patch.of(tubelet), size.width
+        self.compression = Compression(*tubelet)
+        self.pixels_in = nn.Linear(3 * self.patch.volume, size.width)
+        self.transformer = Transformer(size, layout or Joint(), positions or Positions())
+        initialise(self)
+
+    def forward(
+        self, videos: Videos, kept: Sequence[Int[Tensor, " _n"]] | None = None
+    ) -> tuple[Float[Tensor, "b n d"], PackedSequence]:
+        """Return the tokens of pixels in [-1, 1], and their sequence.
+
+        ``kept`` holds the indices of each clip's tokens that take part; ``None`` keeps all. Raises
+        ``ValueError`` for a size that the tubelets do not divide.
+        """
+        clips = [videos] if isinstance(videos, Tensor) else [video[None] for video in videos]
+        filled = [
+            F.pad(clip, (0, 0, 0, 0, self.patch.f - 1, 0), mode="replicate") for clip in clips
+        ]
+        grids = [self.patch.grid(*clip.shape[2:]) for clip in filled]
+        sequence = PackedSequence(grids, clips[0].device, kept=kept)
+        tubelets = sequence.select([self.patch.patchify(clip) for clip in filled])
+        return self.transformer(self.pixels_in(torch.cat(tubelets, dim=1)), sequence), sequence
+
+
+class AttentionPooler(nn.Module):
+    """Learned queries that attend to all tokens of their clip (CoCa, arXiv 2205.01917, section
+    3.2).
+
+    Clips of any number of tokens give the same number of vectors.
+    """
+
+    def __init__(self, num_queries: int, width: int, num_heads: int, context_width: int):
+        super().__init__()
+        if num_queries < 1:
+            raise ValueError(f"num_queries = {num_queries}: must be at least 1")
+        self.queries = nn.Parameter(torch.empty(num_queries, width))
+        nn.init.trunc_normal_(self.queries, std=0.02)
+        self.attention = Attention(width, num_heads, context_width)
+        self.norm = LayerNorm(width, affine=True)
+
+    def forward(
+        self, tokens: Float[Tensor, "b n c"], sequence: PackedSequence
+    ) -> Float[Tensor, "clips q d"]:
+        parts = sequence.grouping(JOINT).group(tokens)  # clips of one length each
+        pooled = torch.cat([self._pooled(part) for part in parts])
+        if sequence.clips_by_length is None:
+            return pooled
+        return pooled[torch.argsort(sequence.clips_by_length)]
+
+    def _pooled(self, tokens: Float[Tensor, "b n c"]) -> Float[Tensor, "b q d"]:
+        queries = repeat(self.queries, "q d -> b q d", b=len(tokens))
+        return self.norm(self.attention(queries, self.attention.keys_values(tokens)))

@@ -1,0 +1,168 @@
+"""Trains a captioner on clips and their captions, and captions clips with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import lightning as L
+from jaxtyping import Float
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from sora_lightning.captioner import CoCa
+from sora_lightning.captioner.coca import CaptionerOutput, contrastive_losses
+from sora_lightning.captioner.decoding import Decoding, Greedy
+from sora_lightning.captioner.retrieval import Retrieval, caption_hashes
+from sora_lightning.checkpoints import load_system
+from sora_lightning.data import VideoDataModule
+from sora_lightning.data.batching.native_sizes import check_geometry
+from sora_lightning.systems.batches import data_spec, mean_loss, no_losses
+from sora_lightning.systems.draws import make_rng
+from sora_lightning.systems.optimizers import OptimizerFactory, adamw, configure
+from sora_lightning.types import PackedBatch, VideoBatch
+
+
+class CaptionerSystem(L.LightningModule):
+    """Contrastive and captioning loss (CoCa, arXiv 2205.01917, equation 4).
+
+    The vocabulary is learned from the training's captions before the first step, unless
+    ``checkpoint.start_from`` brings one. The clips of a rank's batch are each other's negatives.
+
+    Args:
+        captioner: The networks.
+        contrastive: Weight of the contrastive loss; 1 in the paper.
+        captioning: Weight of the captioning loss; 2 in the paper.
+        optimizer: A factory that is called with the parameter groups.
+        warmup_steps: Steps in which the learning rate grows.
+        decoding: How ``predict`` writes captions.
+        seed: Seed of a decoding that draws, by clip.
+    """
+
+    def __init__(
+        self,
+        captioner: CoCa,
+        contrastive: float = 1.0,
+        captioning: float = 2.0,
+        optimizer: OptimizerFactory = adamw,
+        warmup_steps: int = 100,
+        decoding: Decoding = Greedy(),  # noqa: B008 (frozen)
+        seed: int = 0,
+    ):
+        super().__init__()
+        for name, weight in (("contrastive", contrastive), ("captioning", captioning)):
+            if weight < 0:
+                raise ValueError(f"{name} = {weight}: must not be negative")
+        self.save_hyperparameters()
+        self.captioner = captioner
+        self.contrastive = contrastive
+        self.captioning = captioning
+        self.optimizer = optimizer
+        self.warmup_steps = warmup_steps
+        self.decoding = decoding
+        self.seed = seed
+        self.retrieval = Retrieval()
+
+    @classmethod
+    def from_checkpoint(cls, path: Path | str) -> CaptionerSystem:
+        """Return the system with averaged weights, ready to caption. ``ValueError`` for a file that
+        holds none.
+        """
+        return load_system(cls, path)
+
+    def setup(self, stage: str) -> None:
+        """Learn the vocabulary where there is none.
+
+        Raises ``ValueError`` for sizes that the tubelets do not divide, and for captions that are
+        empty or beyond the context.
+        """
+        self._check_sizes()
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if stage != "fit" or not isinstance(data, VideoDataModule):
+            return
+        bpe = self.captioner.bpe
+        if not bpe.is_trained:
+            bpe.train_on(caption for _, caption in _captions(data, data.manifest))
+            bpe.set_extra_state(self.trainer.strategy.broadcast(bpe.get_extra_state()))
+        for manifest in data.check():
+            self._check_captions(data, manifest)
+
+    def _check_sizes(self) -> None:
+        spec, compression = data_spec(self), self.captioner.encoder.compression
+        if spec is None:
+            return
+        if spec.packing is not None:
+            check_geometry(spec.packing.compression, spec.packing.patch, compression, None)
+        for size in spec.sizes:
+            try:
+                compression.grid(size)
+            except ValueError as error:
+                raise ValueError(f"data.batching.sizes: {error}") from error
+
+    def _check_captions(self, data: VideoDataModule, manifest: Path) -> None:
+        context = self.captioner.tower.context
+        for path, caption in _captions(data, manifest):
+            (ids,) = self.captioner.bpe.pieces([caption])
+            if not ids or len(ids) + 2 > context:
+                rule = "is empty" if not ids else f"has {len(ids)} tokens beside begin and end"
+                raise ValueError(
+                    f"{manifest}: the caption of {path.name}, {caption[:60]!r}, {rule}: "
+                    f"model.init_args.captioner.init_args.context = {context} holds 1 to "
+                    f"{context - 2}"
+                )
+
+    def training_step(self, batch: VideoBatch | PackedBatch, batch_idx: int) -> Float[Tensor, ""]:
+        if not len(batch):
+            return mean_loss(self, batch, no_losses(self.parameters()))
+        output, contrastive = self.losses(batch)
+        losses = self.contrastive * contrastive + self.captioning * output.losses
+        terms = {
+            "train/contrastive": contrastive.mean(),
+            "train/captioning": output.losses.mean(),
+            "train/token_accuracy": output.accuracy.mean(),
+        }
+        self.log_dict(terms, batch_size=len(batch))
+        return mean_loss(self, batch, losses)
+
+    def losses(
+        self, batch: VideoBatch | PackedBatch
+    ) -> tuple[CaptionerOutput, Float[Tensor, " b"]]:
+        """Return the captioner's output and the contrastive loss of each clip."""
+        kept = batch.kept if isinstance(batch, PackedBatch) else None
+        output = self.captioner(batch.pixels, batch.captions, kept)
+        hashes = caption_hashes(batch.captions).to(self.device)
+        same = hashes[:, None] == hashes
+        scale = self.captioner.inverse_temperature
+        return output, contrastive_losses(output.video, output.text, same, scale)
+
+    def validation_step(self, batch: VideoBatch, batch_idx: int) -> None:
+        output, contrastive = self.losses(batch)
+        losses = self.contrastive * contrastive + self.captioning * output.losses
+        scores = {
+            "val/loss": losses.mean(),
+            "val/captioning": output.losses.mean(),
+            "val/token_accuracy": output.accuracy.mean(),
+        }
+        self.log_dict(scores, prog_bar=True, batch_size=len(batch), sync_dist=True)
+        self.retrieval.update(output.video, output.text, batch.captions)
+
+    def on_validation_epoch_end(self) -> None:
+        scores = self.retrieval.compute().items()
+        self.log_dict({f"val/retrieval/{name}": score for name, score in scores})
+        self.retrieval.reset()
+
+    def predict_step(self, batch: VideoBatch, batch_idx: int, dataloader_idx: int = 0) -> list[str]:
+        """Return a caption of each clip."""
+        rngs = [make_rng(self.device, self.seed, name) for name in batch.clip_ids]
+        return self.captioner.caption(batch.pixels, self.decoding, rngs)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        return configure(self, self.optimizer, self.warmup_steps)
+
+
+def _captions(data: VideoDataModule, manifest: Path) -> Iterator[tuple[Path, str]]:
+    """Yield every caption that a manifest's clips may be served with, and the file of its clip."""
+    for clips in data.check()[manifest].clips.values():
+        for record in clips:
+            for caption in record.captions:
+                yield record.path, caption

@@ -1,0 +1,107 @@
+import json
+
+import pytest
+import torch
+
+from sora_lightning.checkpoints import read_checkpoint
+from sora_lightning.systems import CaptionerSystem
+from tests.systems.conftest import MUON
+
+CAPTIONER = {
+    "class_path": "sora_lightning.captioner.CoCa",
+    "init_args": {
+        "encoder": {
+            "class_path": "sora_lightning.captioner.VideoEncoder",
+            "init_args": {"size": {"depth": 1, "width": 16, "num_heads": 2}, "tubelet": [2, 8, 8]},
+        },
+        "text": {"depth": 1, "width": 16, "num_heads": 2},
+        "num_queries": 2,
+        "vocab_size": 280,
+        "context": 128,
+        "embedding_width": 8,
+    },
+}
+MODEL = {
+    "class_path": "sora_lightning.systems.CaptionerSystem",
+    "init_args": {"captioner": CAPTIONER, "optimizer": MUON, "warmup_steps": 2},
+}
+PACKING = {
+    "batching": {"sizes": None, "pixels_per_batch": None},
+    "packing": {
+        "tokens": 96,
+        "compression": "2x8x8",
+        "patch": [1, 1, 1],
+        "max_frames": 5,
+        "max_pixels": 512,
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def captioner_checkpoint(fit, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("captioner") / "run"
+    return fit({"model": MODEL}, run_dir, "--trainer.max_steps", "6")
+
+
+def scores_of(folder):
+    lines = (folder / "version_0" / "metrics.csv").read_text().splitlines()
+    names, found = lines[0].split(","), {}
+    for line in lines[1:]:
+        found |= {k: float(v) for k, v in zip(names, line.split(","), strict=True) if v}
+    return found
+
+
+def test_a_checkpoint_captions_by_itself(captioner_checkpoint):
+    system = CaptionerSystem.from_checkpoint(captioner_checkpoint)
+    content = read_checkpoint(captioner_checkpoint)
+    assert json.loads(content["state_dict"]["captioner.bpe._extra_state"])["model"]["type"] == "BPE"
+    captions = system.captioner.caption(torch.zeros(2, 3, 5, 16, 16), system.decoding, [])
+    assert len(captions) == 2
+    assert all(isinstance(caption, str) for caption in captions)
+    again = CaptionerSystem.from_checkpoint(captioner_checkpoint).captioner
+    assert again.fingerprint() == system.captioner.fingerprint()
+    again.bpe.train_on(["another vocabulary"])
+    assert again.fingerprint() != system.captioner.fingerprint()
+
+
+@pytest.mark.parametrize("data", [{}, PACKING], ids=["dense", "packed"])
+def test_training_learns_the_captions_of_its_clips(fit, clips, tmp_path, data):
+    config = {"model": MODEL, "data": {**data, "val_manifest": str(clips["train"])}}
+    logger = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", str(tmp_path)]
+    rate = ["--model.init_args.optimizer.init_args.lr", "0.03"]
+    logger += ["--trainer.logger.name", "", "--trainer.check_val_every_n_epoch", "10"]
+    fit(config, tmp_path / "run", "--trainer.max_steps", "30", *logger, *rate)
+    scores = scores_of(tmp_path)
+    assert scores["val/captioning"] < 4.6  # 5.6 = log 280 before training
+    assert scores["val/token_accuracy"] > 0.1
+    for name in ("video_to_text", "text_to_video"):
+        assert 0 < scores[f"val/retrieval/{name}_at_1"] <= scores[f"val/retrieval/{name}_at_5"] <= 1
+
+
+def test_a_second_stage_keeps_the_vocabulary(fit, captioner_checkpoint, clips, tmp_path):
+    rows = [json.loads(line) for line in clips["train"].read_text().splitlines()]
+    other = clips["train"].with_name("other.jsonl")
+    other.write_text(
+        "".join(json.dumps({**r, "caption": "Quite another text"}) + "\n" for r in rows)
+    )
+    start = ["--checkpoint.start_from", str(captioner_checkpoint), "--trainer.max_steps", "1"]
+    last = fit({"model": MODEL, "data": {"manifest": str(other)}}, tmp_path / "run", *start)
+    first, second = (read_checkpoint(path)["state_dict"] for path in (captioner_checkpoint, last))
+    assert first["captioner.bpe._extra_state"] == second["captioner.bpe._extra_state"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"context": 4}, r"train.jsonl: the caption of 000.*context = 4 holds 1 to 2"),
+        ({"vocab_size": 9}, "vocab_size = 9: must be at least 260"),
+        ({"encoder.init_args.tubelet": "[2, 8, 7]"}, "data.batching.sizes: .* is not a multiple"),
+        ({"encoder.init_args.tubelet": "[3, 8, 8]"}, "data.batching.sizes: 5x16x16: 5 frames"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_training(fit, tmp_path, changes, message):
+    prefix = "--model.init_args.captioner.init_args."
+    flags = [part for key, value in changes.items() for part in (prefix + key, str(value))]
+    with pytest.raises(ValueError, match=message):
+        fit({"model": MODEL}, tmp_path / "run", *flags, "--trainer.max_steps", "1")
+    assert not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
