@@ -26,7 +26,7 @@ from sora_lightning.callbacks import EMA
 from sora_lightning.checkpoints import load_tokenizer
 from sora_lightning.cli.training import TrainingCLI
 from sora_lightning.data.decoding.readers import read_frames
-from sora_lightning.systems import DiffusionSystem, TokenizerSystem
+from sora_lightning.systems import CaptionerSystem, DiffusionSystem, TokenizerSystem
 
 _ROOT = Path(__file__).resolve().parents[1]
 _YAMLS = sorted(path.relative_to(_ROOT) for path in _ROOT.glob("experiments/**/*.yaml"))
@@ -71,6 +71,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         _run("synthesize", "--root", "runs/demo/data", *counts)
         (folder / "clips").symlink_to("runs/demo/data")
         (folder / "runs/clips").symlink_to("demo/data")
+        (folder / "runs/captioner").mkdir()
+        (folder / "runs/captioner/data").symlink_to("../demo/data")
         for config, narrow in _NARROW.items():
             _run("fit", "--config", config, *_SMALL, *_FEW, narrow)
             _run("predict", "--config", config, *_SMALL, narrow, "--ckpt_path", "last")
@@ -127,7 +129,7 @@ def test_a_yaml_builds_by_the_command_it_gives(
     assert program == "sora-lightning"
     _run(*arguments, "--run_dir", "runs/untouched")
     (cli,) = built
-    assert isinstance(cli.model, DiffusionSystem | TokenizerSystem)
+    assert isinstance(cli.model, CaptionerSystem | DiffusionSystem | TokenizerSystem)
     assert getattr(cli.model, "fps", cli.datamodule.fps) == cli.datamodule.fps
     assert not Path("runs/untouched").exists()
 
