@@ -14,11 +14,11 @@ import torch
 from evaluation import vbench
 from evaluation.checks import Request, check, read_generated, read_reference, read_spare
 from evaluation.features.cache import FeatureCache
+from evaluation.fingerprint import fingerprint, texts_sha256
 from evaluation.inputs import SAMPLING_KEYS, CutClips, VideoEntry, dataset_sha256
 from evaluation.metrics.score import Score
 from evaluation.models.sample import describe_checkpoint, sample_videos, through_tokenizer
 from evaluation.networks import FeatureExtractors, build_extractors
-from evaluation.protocol import fingerprint, texts_sha256
 from evaluation.report.write import write_report
 from evaluation.scores import make_scores, too_few
 from evaluation.vbench import vbench_version

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from evaluation.files import CONTAINERS, TENSORS, VideoFile, is_video
-from evaluation.protocol import ClipSpec, texts_sha256
+from evaluation.fingerprint import texts_sha256
+from evaluation.protocol import ClipSpec
 from sora_lightning.data.manifest import ManifestRow, read_table
 from sora_lightning.data.manifest.records import CAPTION_COLUMNS
 

@@ -9,15 +9,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
-from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
-from evaluation.features import Clip, Extractor, Lpips, TinyFile, TinyNetwork, load_tiny
+from evaluation.features import Clip, Extractor, Lpips, VideoTextExtractor, load_tiny
 from evaluation.features.clip import spaced
 from evaluation.metrics.fvd import frame_features
 from evaluation.metrics.motion import consistency, consistency_with_first
-from evaluation.protocol import Part, Protocol
-from sora_lightning.trust import import_class
+from evaluation.protocol import Protocol
 
 _TEXTS = 64  # per batch of a network
 
@@ -32,7 +30,7 @@ class FeatureExtractors:
 
     videos: Extractor
     frames: Extractor | None
-    texts: Clip | TinyNetwork | TinyFile | None
+    texts: VideoTextExtractor | None
     perceptual: Lpips | None
     frames_per_video: int
     device: str
@@ -117,55 +115,27 @@ def score_name(base: str, network: Extractor) -> str:
 def build_extractors(protocol: Protocol, networks: Path | None, device: str) -> FeatureExtractors:
     """Build the networks of a protocol on a device.
 
-    Raises ``ValueError`` for a class that cannot be built or weights with the wrong hash.
+    Raises ``ValueError`` for weights that are missing or have the wrong hash.
     """
     named = protocol.networks
     notes: dict[str, Any] = {}
-    videos: Extractor
-    texts: Clip | TinyNetwork | TinyFile | None = None
-    if named.videos is None:
-        if networks is None:
-            raise ValueError(
-                f"protocol {protocol.name}: names neither networks.videos nor paths.networks; "
-                "give --networks"
-            )
+    texts: VideoTextExtractor | None = None
+    if named.videos is not None:
+        videos = named.videos()
+    elif networks is not None:
         saved = load_tiny(networks)
         videos, texts, notes = saved.network, saved.network, saved.notes
     else:
-        videos = build_part(named.videos, Extractor, "networks.videos")
-    frames: Extractor | None = None
-    if named.frames is not None:
-        frames = build_part(named.frames, Extractor, "networks.frames")
-    if named.texts is not None:
-        texts = build_part(named.texts, Extractor, "networks.texts")
-        if not hasattr(texts, "embed_texts"):
-            raise ValueError(f"networks.texts = {named.texts.class_path}: does not embed texts")
-    perceptual: Lpips | None = None
-    if named.perceptual is not None:
-        perceptual = build_part(named.perceptual, Lpips, "networks.perceptual")
+        raise ValueError(
+            f"protocol {protocol.name}: names neither networks.videos nor paths.networks; "
+            "give --networks"
+        )
+    frames = named.frames() if named.frames is not None else None
+    texts = named.texts() if named.texts is not None else texts
+    perceptual = named.perceptual() if named.perceptual is not None else None
     for network in (videos, frames, texts, perceptual):
         if network is not None:
             network.to(device)
     return FeatureExtractors(
         videos, frames, texts, perceptual, named.frames_per_video, device, notes
     )
-
-
-def build_part(part: Part, kind: type, where: str) -> Any:
-    """Build an object of ``kind`` or a subclass from its class path and type-checked arguments."""
-    try:
-        chosen = import_class(part.class_path)
-    except ValueError as error:
-        raise ValueError(f"{where} = {error}") from error
-    if not (isinstance(chosen, type) and issubclass(chosen, kind)):
-        raise ValueError(f"{where} = {part.class_path}: is not a {kind.__name__}")
-    # Added as arguments of the class, not as a subclass: a ValueError of the class itself is then
-    # passed on unchanged.
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(chosen, "part")
-    try:
-        parsed = parser.parse_object({"part": dict(part.init_args)})
-    except ArgumentError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{where} = {part.class_path}: {reason}") from error
-    return parser.instantiate(parsed).part

@@ -5,20 +5,18 @@ Scores are comparable only if their fingerprints are equal.
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import hashlib
 import json
 import math
-import re
-import types
-import typing
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
+
+from evaluation.features import Extractor, Lpips, VideoTextExtractor
+from evaluation.sizes import height_and_width
+from sora_lightning.cli.explain import build
 
 WINDOWS = ("start", "middle", "random")
 # Dimensions that VBench supports for custom prompts.
@@ -31,7 +29,6 @@ VBENCH_DIMENSIONS = (
     "imaging_quality",
 )
 SHIPPED = Path(__file__).parent / "protocols"
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -65,13 +62,11 @@ class ClipSpec:
             len(self.sizes) > 0, "clips.sizes", list(self.sizes), "must name at least one size"
         )
         for index, size in enumerate(self.sizes):
-            rule = "must be height x width, e.g. 32x48"
-            _require(re.fullmatch(r"[1-9]\d*x[1-9]\d*", size), f"clips.sizes[{index}]", size, rule)
+            height_and_width(size, f"clips.sizes[{index}]")
 
     @property
     def heights_and_widths(self) -> list[tuple[int, int]]:
-        pairs = (size.split("x") for size in self.sizes)
-        return [(int(height), int(width)) for height, width in pairs]
+        return [height_and_width(size, "clips.sizes") for size in self.sizes]
 
 
 @dataclass(frozen=True)
@@ -136,26 +131,18 @@ class ScoreSpec:
 
 
 @dataclass(frozen=True)
-class Part:
-    """A class path and its arguments, as in the YAML of an experiment."""
-
-    class_path: str
-    init_args: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Networks:
-    """Networks that extract features.
+    """Networks that extract features, built when they are called.
 
     ``videos`` is for FVD, ``frames`` for FID, ``texts`` for the CLIP score, and ``perceptual`` for
     LPIPS of a tokenizer's reconstructions. Without ``videos``, the small networks of
     ``paths.networks`` are used, also for texts.
     """
 
-    videos: Part | None = None
-    frames: Part | None = None
-    texts: Part | None = None
-    perceptual: Part | None = None
+    videos: Callable[[], Extractor] | None = None
+    frames: Callable[[], Extractor] | None = None
+    texts: Callable[[], VideoTextExtractor] | None = None
+    perceptual: Callable[[], Lpips] | None = None
     frames_per_video: int = 8
 
     def __post_init__(self) -> None:
@@ -181,8 +168,8 @@ class Protocol:
     clips: ClipSpec
     sampling: SamplingSpec
     scores: ScoreSpec
-    paths: Paths = dataclasses.field(default_factory=Paths)
-    networks: Networks = dataclasses.field(default_factory=Networks)
+    paths: Paths = field(default_factory=Paths)
+    networks: Networks = field(default_factory=Networks)
 
     @property
     def reads_prompts(self) -> bool:
@@ -192,9 +179,13 @@ class Protocol:
 
     def settings(self) -> dict[str, Any]:
         """All settings that affect scores, as plain values."""
-        settings = dataclasses.asdict(self)
         # Networks are recorded with the hashes of their weights, not by path.
-        del settings["paths"], settings["networks"]
+        settings = {
+            "name": self.name,
+            "clips": asdict(self.clips),
+            "sampling": asdict(self.sampling),
+            "scores": asdict(self.scores),
+        }
         return json.loads(json.dumps(settings))
 
 
@@ -211,69 +202,11 @@ def load_protocol(name_or_path: str) -> Protocol:
         shipped = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.yaml")))
         raise ValueError(f"protocol {name_or_path!r}: no such file; shipped are {shipped}")
     try:
-        return _build(Protocol, yaml.safe_load(path.read_text(encoding="utf-8")), "")
+        return build(Protocol, yaml.safe_load(path.read_text(encoding="utf-8")))
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def fingerprint(record: dict[str, Any]) -> str:
-    """Return the sha256 of a record's canonical JSON: sorted keys, no spaces, no NaN."""
-    canonical = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def texts_sha256(texts: Sequence[str]) -> str:
-    """Return the sha256 of a list of texts. The order matters."""
-    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
 
 
 def _require(holds: object, key: str, value: object, rule: str) -> None:
     if not holds:
         raise ValueError(f"{key} = {value!r}: {rule}")
-
-
-def _build(kind: type[T], values: Any, at: str) -> T:
-    """Build a dataclass from nested mappings; every key and type is checked."""
-    if not isinstance(values, dict):
-        raise ValueError(f"{at or 'the file'} is {values!r}: must be a mapping of keys to values")
-    types_of = typing.get_type_hints(kind)
-    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
-    names = [field.name for field in fields]
-    needed = [
-        field.name
-        for field in fields
-        if field.default is field.default_factory is dataclasses.MISSING
-    ]
-    for key in values:
-        if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=1)
-            meant = f"did you mean {at}{near[0]}?" if near else f"known are {', '.join(names)}"
-            raise ValueError(f"{at}{key} is not a key of a protocol; {meant}")
-    for name in needed:
-        if name not in values:
-            raise ValueError(f"{at}{name} is missing")
-    given = [name for name in names if name in values]
-    return kind(**{name: _convert(types_of[name], values[name], f"{at}{name}") for name in given})
-
-
-def _convert(kind: Any, value: Any, at: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        return _build(typing.cast(type, kind), value, f"{at}.")
-    if isinstance(kind, types.UnionType):
-        return None if value is None else _convert(kind.__args__[0], value, at)
-    if typing.get_origin(kind) is dict:
-        if not isinstance(value, dict):
-            raise ValueError(f"{at} = {value!r}: must be a mapping")
-        return value
-    if isinstance(kind, types.GenericAlias):
-        if not isinstance(value, list):
-            raise ValueError(f"{at} = {value!r}: must be a list")
-        return tuple(_convert(kind.__args__[0], v, f"{at}[{i}]") for i, v in enumerate(value))
-    if kind is Path and isinstance(value, str):
-        return Path(value)
-    if kind is float and type(value) is int:
-        return float(value)
-    # bool is a subclass of int, but true is not a number of steps.
-    if type(value) is not kind:
-        raise ValueError(f"{at} = {value!r}: must be of type {kind.__name__}")
-    return value

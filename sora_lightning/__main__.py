@@ -89,7 +89,7 @@ def _command(name: str) -> Callable[[list[str]], None]:
 
         module, function = FUNCTIONS[name]
         return lambda arguments: run_function(
-            name, getattr(import_module(module), function), arguments
+            f"sora-lightning {name}", getattr(import_module(module), function), arguments
         )
     if name in COMMANDS:
         from sora_lightning.cli.training import run_training

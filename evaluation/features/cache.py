@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evaluation.features.weights import read_weights
-from evaluation.protocol import fingerprint
+from evaluation.fingerprint import fingerprint
 
 
 @dataclass(frozen=True)

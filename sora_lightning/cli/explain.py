@@ -11,13 +11,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import is_dataclass
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from jsonargparse import ArgumentError, ArgumentParser
 
 from sora_lightning.cli.signatures import Signature, callable_arity, find_target, item_hint, name_of
 from sora_lightning.cli.sources import CommandLineValue, Source, merge, read_sources
 from sora_lightning.cli.suggest import suggestion
+from sora_lightning.trust import trust_only_known_packages
+
+T = TypeVar("T")
 
 _CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 # Lines of a jsonargparse message that say how it searched and not what is wrong.
@@ -59,6 +62,22 @@ def explain_refusal(
     return condense(message)
 
 
+def build(kind: type[T], values: Any, key: str = "") -> T:
+    """Build a ``kind`` from the values of its parameters, as a YAML holds them.
+
+    ``key`` is where the values stand; messages name the path from there. Raises ``ValueError`` for
+    an unknown or missing key and a value of a wrong type, and passes on what constructors refuse.
+    """
+    trust_only_known_packages()
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, "built")
+    try:
+        _check_group(values, kind, key, frozenset())
+        return parser.instantiate(parser.parse_object({"built": values})).built
+    except (Mistake, ArgumentError) as error:
+        raise ValueError(condense(str(error))) from error
+
+
 def condense(message: str) -> str:
     """Remove the lines about its search from a message of jsonargparse."""
     lines = [line.strip() for line in message.splitlines()]
@@ -75,6 +94,8 @@ def _check_group(value: Any, hint: Any, path: str, linked: frozenset[str]) -> No
 def _check_value(value: Any, hint: Any, path: str, linked: frozenset[str]) -> None:
     if isinstance(value, dict) and "class_path" in value:
         _check_class(value, hint, path, linked)
+    elif is_dataclass(hint) and not isinstance(value, dict):
+        raise Mistake(path, f"{path or 'the file'} = {_shown(value)}: expected {name_of(hint)}")
     elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
         for index, item in enumerate(value):
             _check_value(item, item_hint(hint), f"{path}[{index}]", linked)
@@ -110,12 +131,17 @@ def _check_parameters(values: Any, signature: Signature, path: str, linked: froz
         hint = signature.hints.get(key, Any)
         group = _group_class(hint)
         if isinstance(value, dict) and "class_path" not in value and group is not None:
-            _check_group(value, group, f"{path}.{key}", linked)
+            _check_parameters(value, Signature.of(group), _below(path, key), linked)
         else:
-            _check_value(value, hint, f"{path}.{key}", linked)
+            _check_value(value, hint, _below(path, key), linked)
     for key in signature.required:
-        if values.get(key) is None and f"{path}.{key}" not in linked:
-            raise Mistake(f"{path}.{key}", f"{path}.{key} is missing: {signature.name} needs it")
+        full = _below(path, key)
+        if key not in values and full not in linked:
+            raise Mistake(full, f"{full} is missing: {signature.name} needs it")
+
+
+def _below(path: str, key: object) -> str:
+    return f"{path}.{key}" if path else str(key)
 
 
 def _group_class(hint: Any) -> type | None:
@@ -131,7 +157,7 @@ def _group_class(hint: Any) -> type | None:
 def _check_keys(values: dict[str, Any], valid: Mapping[str, Any], path: str, owner: str) -> None:
     for key in values:
         if key not in valid:
-            full = f"{path}.{key}" if path else str(key)
+            full = _below(path, key)
             raise Mistake(full, f"{full}: no such key in {owner}. {suggestion(str(key), valid)}")
 
 

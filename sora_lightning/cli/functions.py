@@ -19,12 +19,12 @@ from sora_lightning.cli.suggest import suggestion
 from sora_lightning.trust import trust_only_known_packages
 
 
-def run_function(command: str, function: Callable[..., Any], argv: list[str]) -> None:
+def run_function(program: str, function: Callable[..., Any], argv: list[str]) -> None:
     """Call ``function`` with the flags in ``argv``. Raises what ``parse_function`` raises."""
-    function(**parse_function(command, function, argv))
+    function(**parse_function(program, function, argv))
 
 
-def parse_function(command: str, function: Callable[..., Any], argv: list[str]) -> dict[str, Any]:
+def parse_function(program: str, function: Callable[..., Any], argv: list[str]) -> dict[str, Any]:
     """Parse the arguments for ``function``; ``--num-frames`` and ``--num_frames`` are the same.
 
     A field of a dataclass parameter is given by its path, ``--sampling.guidance.scale``, or by any
@@ -35,9 +35,7 @@ def parse_function(command: str, function: Callable[..., Any], argv: list[str]) 
             value of a wrong type; says which.
     """
     trust_only_known_packages()
-    parser = ArgumentParser(
-        prog=f"sora-lightning {command}", exit_on_error=False, allow_abbrev=False
-    )
+    parser = ArgumentParser(prog=program, exit_on_error=False, allow_abbrev=False)
     parser.add_function_arguments(function)
     signature = Signature.of(function)
     hints = dict(_fields(signature.hints))
@@ -50,7 +48,7 @@ def parse_function(command: str, function: Callable[..., Any], argv: list[str]) 
     for name in signature.required:
         is_group = _group(signature.hints[name]) is not None
         if not (is_group or name in given or {"help"} & set(given) or "-h" in argv):
-            raise ValueError(f"{_flag(name)} is missing: {command} needs it")
+            raise ValueError(f"{_flag(name)} is missing: {program} needs it")
     for action in parser._actions:  # the help shows each nested flag's short form too
         if "." in action.dest and action.dest in hints:
             action.option_strings = [_flag(action.dest.partition(".")[2]), *action.option_strings]

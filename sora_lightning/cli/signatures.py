@@ -7,8 +7,9 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from sora_lightning.cli.suggest import suggestion
@@ -109,6 +110,12 @@ def name_of(hint: Any) -> str:
     """Describe a type in the words of YAML."""
     if hint in _NAMES:
         return _NAMES[hint]
+    if isinstance(hint, UnionType) or typing.get_origin(hint) is typing.Union:
+        return " or ".join(map(name_of, typing.get_args(hint)))
+    if typing.get_origin(hint) is Callable and typing.get_args(hint):
+        return name_of(typing.get_args(hint)[-1])
+    if is_dataclass(hint) and isinstance(hint, type):
+        return f"the parameters of {hint.__name__}"
     if isinstance(hint, type) and not typing.get_args(hint):
         return f"a {hint.__name__}, given by class_path and init_args"
     return re.sub(r"\b[a-z_]\w*\.(?=\w)", "", str(hint))

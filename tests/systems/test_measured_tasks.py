@@ -16,16 +16,14 @@ from evaluation.models.frame_tasks.protocol import TaskProtocol
 from evaluation.models.frame_tasks.run import NAMES, TaskRequest, as_table, measure_tasks
 from sora_lightning.__main__ import main as library
 from sora_lightning.data.synthetic.render import write_dataset
-from sora_lightning.generation import SamplingConfig
 from sora_lightning.workflows.frame_tasks import frame_task_stages
 
 PROTOCOL = TaskProtocol(
     cases=2,
-    frames=9,
-    long_frames=13,
+    frames=(9, 13),
     new_frames=17,
     context=5,
-    sampling=SamplingConfig(num_steps=1),
+    steps=1,
     times=2,
 )
 

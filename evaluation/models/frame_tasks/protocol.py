@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sora_lightning.generation import SamplingConfig
+from evaluation.sizes import height_and_width
 
 
 @dataclass(frozen=True)
@@ -13,13 +13,13 @@ class TaskProtocol:
 
     Args:
         cases: Number of videos of each task.
-        sizes: Heights and widths used in training.
-        new_size: Height and width not used in training.
-        frames: Shorter length used in training, and of a window.
-        long_frames: Longer length used in training, and of a window that connects two videos.
-        new_frames: Length not used in training.
+        sizes: Training sizes, height x width: ``32x32,24x40``.
+        new_size: Size not used in training.
+        frames: The two training lengths, ``17,25``: that of a window, and of a window that connects
+            two videos.
+        new_frames: Longer length not used in training.
         context: Number of given frames of each video.
-        sampling: Sampling options, unless overridden below.
+        steps: Steps of the sampler.
         join_guidance: Guidance scale of connections and loops. Their two ends determine the
             motion, while the prompt names only one direction.
         strength: Share of the sampler's steps used by an edit.
@@ -31,13 +31,12 @@ class TaskProtocol:
     """
 
     cases: int = 64
-    sizes: tuple[tuple[int, int], ...] = ((32, 32), (24, 40), (40, 24))
-    new_size: tuple[int, int] = (24, 32)
-    frames: int = 17
-    long_frames: int = 25
+    sizes: tuple[str, ...] = ("32x32", "24x40", "40x24")
+    new_size: str = "24x32"
+    frames: tuple[int, int] = (17, 25)
     new_frames: int = 33
     context: int = 9
-    sampling: SamplingConfig = SamplingConfig(num_steps=25)
+    steps: int = 25
     join_guidance: float = 1.0
     strength: float = 0.56
     edit_guidance: float = 6.0
@@ -49,19 +48,20 @@ class TaskProtocol:
     def __post_init__(self) -> None:
         if self.cases < 1:
             raise ValueError(f"--cases {self.cases}: must be at least 1")
-        if not self.frames < self.long_frames < self.new_frames:
+        short, long = self.frames
+        if not short < long < self.new_frames:
             raise ValueError(
-                f"--frames {self.frames},{self.long_frames},{self.new_frames}: must be three "
+                f"--frames {short},{long},{self.new_frames}: must be three "
                 "rising numbers: the lengths of the training, and a longer one"
             )
+        for option, size in (("new-size", self.new_size), *(("sizes", one) for one in self.sizes)):
+            height_and_width(size, f"--{option}")
         if self.new_size in self.sizes:
             raise ValueError(f"--new-size {self.new_size}: is one of --sizes already")
-        if self.frames <= self.context:
-            raise ValueError(
-                f"--context {self.context}: leaves no new frames in {self.frames} frames"
-            )
-        if self.long_frames < 2 * self.context + 1:
+        if short <= self.context:
+            raise ValueError(f"--context {self.context}: leaves no new frames in {short} frames")
+        if long < 2 * self.context + 1:
             raise ValueError(
                 f"--context {self.context}: both ends together leave nothing to make in "
-                f"{self.long_frames} frames"
+                f"{long} frames"
             )

@@ -25,6 +25,7 @@ from evaluation.models.frame_tasks.rules import (
     moves_evenly,
     shows,
 )
+from evaluation.sizes import height_and_width
 from sora_lightning.denoisers import FeatureCaching
 from sora_lightning.generation import SamplingConfig, VideoGenerator
 
@@ -53,7 +54,7 @@ class Trial:
     @property
     def windows(self) -> Windows:
         protocol = self.protocol
-        return Windows(protocol.frames, protocol.long_frames, protocol.context)
+        return Windows(*protocol.frames, protocol.context)
 
     def make(
         self,
@@ -80,7 +81,7 @@ def extend(trial: Trial) -> Outcome:
     """Extend the first ``context`` frames of the real clips."""
     start, cases = trial.protocol.context, trial.cases
     videos = trial.make("extend", making.extend)
-    back = trial.make("reconstruct", making.given_back(trial.protocol.frames))
+    back = trial.make("reconstruct", making.given_back(trial.protocol.frames[0]))
     given = trial.make("reconstruct the given frames", making.given_back(start))
     # One given frame shows the start of the motion.
     made = [video[start - 1 :] for video in videos]
@@ -110,7 +111,7 @@ def extend(trial: Trial) -> Outcome:
 
 def extend_backward(trial: Trial) -> Outcome:
     start, cases = trial.protocol.context, trial.cases
-    first_given = trial.protocol.frames - start
+    first_given = trial.protocol.frames[0] - start
     videos = trial.make("extend backward", making.extend_backward)
     ends = [replace(case, video=case.video[-start:]) for case in cases]
     given = trial.make("reconstruct the given frames", making.given_back(start), ends)
@@ -143,7 +144,7 @@ def animate(trial: Trial) -> Outcome:
 def connect(trial: Trial) -> Outcome:
     """Connect two rendered videos of one shape, with a gap of a second between them."""
     context = trial.protocol.context
-    gap = trial.protocol.long_frames - 2 * context
+    gap = trial.protocol.frames[1] - 2 * context
     sampling = trial.guided(trial.protocol.join_guidance)
     videos = trial.make("connect", making.connect, trial.pairs, sampling=sampling)
     given = trial.make("reconstruct the given frames", making.given_back(context), trial.pairs)
@@ -197,7 +198,7 @@ def inpaint(trial: Trial) -> Outcome:
     """Inpaint the left half of the frames after the context."""
     protocol, cases = trial.protocol, trial.cases
     videos = trial.make("inpaint", making.inpaint)
-    back = trial.make("reconstruct", making.given_back(protocol.frames))
+    back = trial.make("reconstruct", making.given_back(protocol.frames[0]))
     kept = tuple(
         frame_psnr(video[-1][:, -width:], other[-1][:, -width:]) >= _LEAST_PSNR
         for video, other in zip(videos, back, strict=True)
@@ -264,11 +265,12 @@ def sizes(trial: Trial) -> dict[str, Outcome]:
     protocol = trial.protocol
     lengths = trial.windows
     outcomes = {}
-    new = [_in_size(case, protocol.new_size) for case in trial.cases]
+    new_size = height_and_width(protocol.new_size, "--new-size")
+    new = [_in_size(case, new_size) for case in trial.cases]
     for name, cases, num_frames in (
-        ("trained", trial.cases, protocol.frames),
-        ("trained_longer", trial.cases, protocol.long_frames),
-        ("new_aspect", new, protocol.frames),
+        ("trained", trial.cases, protocol.frames[0]),
+        ("trained_longer", trial.cases, protocol.frames[1]),
+        ("new_aspect", new, protocol.frames[0]),
         ("new_length", trial.cases, protocol.new_frames),
     ):
         windows = replace(lengths, short=num_frames)

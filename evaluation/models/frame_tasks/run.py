@@ -9,15 +9,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from evaluation.fingerprint import fingerprint
 from evaluation.models.frame_tasks import rates
 from evaluation.models.frame_tasks.cases import pairs_to_connect, real_cases
 from evaluation.models.frame_tasks.protocol import TaskProtocol
 from evaluation.models.frame_tasks.rates import Outcome, Trial
 from evaluation.models.frame_tasks.rules import gap_row
-from evaluation.protocol import fingerprint
+from evaluation.sizes import height_and_width
 from sora_lightning.cli.contact_sheet import contact_sheet
 from sora_lightning.denoisers import FeatureCaching
 from sora_lightning.files import file_sha256
+from sora_lightning.generation import SamplingConfig
 from sora_lightning.systems import DiffusionSystem
 
 TASKS: dict[str, Callable[[Trial], Outcome]] = {
@@ -39,13 +41,15 @@ _WITHIN = 0.15
 
 @dataclass(frozen=True)
 class TaskRequest:
-    """A checkpoint trained with ``tasks``, held-out clips, and which of ``NAMES`` to measure."""
+    """A checkpoint trained with ``tasks``, held-out clips, and which of ``NAMES`` to measure: all
+    of them if none is named.
+    """
 
     checkpoint: Path
     reference: Path
     output: Path
     protocol: TaskProtocol
-    tasks: tuple[str, ...] = NAMES
+    tasks: tuple[str, ...] = ()
     device: str = "cpu"
 
 
@@ -56,14 +60,15 @@ def measure_tasks(request: TaskRequest) -> dict[str, Any]:
     Raises ``ValueError`` for invalid settings before any video is made.
     """
     protocol = request.protocol
-    if unknown := sorted(set(request.tasks) - set(NAMES)):
+    tasks = request.tasks or NAMES
+    if unknown := sorted(set(tasks) - set(NAMES)):
         raise ValueError(f"--tasks {unknown[0]}: no such task; known are {', '.join(NAMES)}")
     system = DiffusionSystem.from_checkpoint(request.checkpoint).to(request.device)
-    if "caching" in request.tasks:
+    if "caching" in tasks:
         FeatureCaching(2).around(system.denoiser)
     trial = _trial(request, system)
     started = time.monotonic()
-    outcomes = _outcomes(trial, request.tasks)
+    outcomes = _outcomes(trial, tasks)
     request.output.mkdir(parents=True, exist_ok=True)
     for name, outcome in outcomes.items():
         _draw(outcome, system.fps, request.output / f"{name}.png")
@@ -103,13 +108,12 @@ def as_table(report: dict[str, Any]) -> str:
 def _trial(request: TaskRequest, system: DiffusionSystem) -> Trial:
     """The model and the cases to measure it on."""
     protocol = request.protocol
-    video_generator = system.video_generator(protocol.sampling)
-    drawn = protocol.cases, protocol.frames, system.fps, protocol.sizes
-    cases = real_cases(request.reference, *drawn)
-    gap = protocol.long_frames - 2 * protocol.context
-    pairs = pairs_to_connect(
-        protocol.cases, protocol.context, gap, round(system.fps), protocol.sizes
-    )
+    video_generator = system.video_generator(SamplingConfig(num_steps=protocol.steps))
+    sizes = [height_and_width(size, "--sizes") for size in protocol.sizes]
+    short, long = protocol.frames
+    cases = real_cases(request.reference, protocol.cases, short, system.fps, sizes)
+    gap = long - 2 * protocol.context
+    pairs = pairs_to_connect(protocol.cases, protocol.context, gap, round(system.fps), sizes)
     return Trial(video_generator, cases, pairs, protocol)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evaluation.distances import FeatureSets, frechet_scores
+from evaluation.fingerprint import fingerprint, texts_sha256
 from evaluation.metrics.score import Score
 from evaluation.models.tokenizers.baselines import (
     Video,
@@ -37,7 +38,7 @@ from evaluation.models.tokenizers.probes import (
 )
 from evaluation.models.tokenizers.strip import write_strip
 from evaluation.networks import build_extractors, score_name
-from evaluation.protocol import Protocol, fingerprint, texts_sha256
+from evaluation.protocol import Protocol
 from evaluation.report.write import write_report
 from sora_lightning.checkpoints import load_tokenizer, read_checkpoint
 from sora_lightning.data import Batching, VideoDataModule
