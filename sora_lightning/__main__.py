@@ -19,6 +19,7 @@ COMMANDS = {
     "check": "show which clips each rule of a configuration removes, and why",
     "synthesize": "render captioned clips of moving shapes",
     "curves": "draw the losses of all runs below a folder",
+    "ablate": "train arms and seeds of an ablation, and compare their scores",
     "demo": "all of it, from rendered clips to scored videos",
     "frame-tasks": "train the demo's model on known frames, and measure what it does with them",
 }
@@ -30,6 +31,7 @@ FUNCTIONS = {
     "check": ("sora_lightning.cli.check", "check"),
     "synthesize": ("sora_lightning.data.synthetic", "write_dataset"),
     "curves": ("sora_lightning.cli.curves", "curves"),
+    "ablate": ("sora_lightning.ablations.command", "ablate"),
     "demo": ("sora_lightning.workflows.demo", "demo"),
     "frame-tasks": ("sora_lightning.workflows.frame_tasks", "frame_tasks"),
 }
@@ -82,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _command(name: str) -> Callable[[list[str]], None]:
+def _command(name: str) -> Callable[[list[str]], object]:
     """Return the function that takes the arguments after a command; import only its modules."""
     if name in FUNCTIONS:
         from sora_lightning.cli.functions import run_function

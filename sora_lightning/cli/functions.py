@@ -25,7 +25,8 @@ def run_function(program: str, function: Callable[..., Any], argv: list[str]) ->
 
 
 def parse_function(program: str, function: Callable[..., Any], argv: list[str]) -> dict[str, Any]:
-    """Parse the arguments for ``function``; ``--num-frames`` and ``--num_frames`` are the same.
+    """Parse the arguments for ``function``; ``--num-frames`` and ``--num_frames`` are the same, and
+    a value before all flags is the function's first required parameter.
 
     A field of a dataclass parameter is given by its path, ``--sampling.guidance.scale``, or by any
     ending of it that no other has, joined by dashes: ``--guidance-scale``.
@@ -40,6 +41,8 @@ def parse_function(program: str, function: Callable[..., Any], argv: list[str]) 
     signature = Signature.of(function)
     hints = dict(_fields(signature.hints))
     paths = _paths(hints)
+    if argv and not argv[0].startswith("-") and signature.required:
+        argv = [f"--{signature.required[0]}", *argv]
     given = [_name(argument) for argument in argv]
     for name in given:
         if name and name not in (*paths, "help"):

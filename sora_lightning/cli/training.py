@@ -162,7 +162,7 @@ class ConfigAtStart(SaveConfigCallback):
         super().setup(trainer, pl_module, "fit")
 
 
-def run_training(argv: list[str]) -> None:
+def run_training(argv: list[str], cli: type[TrainingCLI] = TrainingCLI) -> TrainingCLI:
     """Run ``fit``, ``validate`` or ``predict``: ``argv`` starts with the command.
 
     Raises:
@@ -177,7 +177,7 @@ def run_training(argv: list[str]) -> None:
     _refuse_second_rate(read_sources(argv[1:]))
     num_threads = torch.get_num_threads()
     try:
-        TrainingCLI(
+        return cli(
             LightningModule,
             VideoDataModule,
             subclass_mode_model=True,

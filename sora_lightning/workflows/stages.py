@@ -93,6 +93,17 @@ class StageFailed(RuntimeError):
     """A command ended with another exit code than 0."""
 
 
+def up_to_date(stages: Sequence[Stage], output: Path) -> bool:
+    """Return True if ``run_stages`` would run nothing."""
+    previous = ""
+    for stage in stages:
+        previous, stamp = stage_key(stage, previous), output / "stages" / f"{stage.name}.json"
+        if not _stands(stage, previous, stamp):
+            return False
+        previous = hashlib.sha256(stamp.read_bytes()).hexdigest()
+    return True
+
+
 def run_stages(stages: Sequence[Stage], output: Path) -> None:
     """Run the stages that are not up to date, in order; stamps go to ``output/stages``.
 
