@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from sora_lightning.checkpoints import load_tokenizer
 from sora_lightning.cli.training import TrainingCLI
 from sora_lightning.data.decoding.readers import read_frames
 from sora_lightning.systems import CaptionerSystem, DiffusionSystem, TokenizerSystem
+from tests.conditioning.text_folders import clip_folder, t5_folder
 
 _ROOT = Path(__file__).resolve().parents[1]
 _YAMLS = sorted(path.relative_to(_ROOT) for path in _ROOT.glob("experiments/**/*.yaml"))
@@ -73,6 +75,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (folder / "runs/clips").symlink_to("demo/data")
         (folder / "runs/captioner").mkdir()
         (folder / "runs/captioner/data").symlink_to("../demo/data")
+        t5_folder(folder / "encoders/t5")
+        clip_folder(folder / "encoders/clip")
         for config, narrow in _NARROW.items():
             _run("fit", "--config", config, *_SMALL, *_FEW, narrow)
             _run("predict", "--config", config, *_SMALL, narrow, "--ckpt_path", "last")
@@ -321,6 +325,38 @@ def test_a_mistake_is_one_message_before_anything_is_built(
     assert said in messages[0]
     assert "Traceback" not in "\n".join(errors)
     assert not Path("runs/new").exists()
+
+
+def test_a_text_to_video_training_with_frozen_encoders_samples_and_resumes_with_them_alone(
+    inside: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configs = (
+        "experiments/demo/text_to_video.yaml",
+        "experiments/text_to_video/text_encoders.yaml",
+    )
+    both = [part for config in configs for part in ("--config", config)]
+    small = ("--model.init_args.denoiser.init_args.size.depth=1", *_SMALL, *_FEW)
+    _run("fit", *both, *small)
+    checkpoint = "runs/text_to_video/text_encoders/checkpoints/last.ckpt"
+    saved = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert [name for name in saved if "digest" in name]
+    assert not [name for name in saved if "network" in name or "shared" in name]
+    num_cached = len(list(Path("runs/text_to_video/embeddings").rglob("*.safetensors")))
+    prompt = ("--prompt=a red circle", "--num-steps=1", "--size=32x32", "--num-frames=9")
+    make = ("sample", "--checkpoint", checkpoint, *prompt, f"--output={tmp_path / 'x.mp4'}")
+    _run(*make)
+    assert num_cached > 8
+    Path("encoders/t5").rename("encoders/t5-first")
+    t5_folder(Path("encoders/t5"), seed=1)
+    more = ("--trainer.max_steps=3", "--ckpt_path=last")
+    for command in (make, ("fit", *both, *small[:-3], *more)):
+        assert main(command) == 2
+        assert "PretrainedText(folder='encoders/t5') is " in capsys.readouterr().err
+    shutil.rmtree("encoders/t5")
+    assert main(make) == 2
+    assert "folder = 'encoders/t5': holds no config.json" in capsys.readouterr().err
+    Path("encoders/t5-first").rename("encoders/t5")
+    _run("fit", *both, *small[:-3], *more)
 
 
 def test_sampling_with_a_tokenizer_is_refused(

@@ -152,7 +152,10 @@ def _changes(before: Any, now: Any, path: str) -> Iterator[tuple[str, Any, Any]]
         for key in sorted(before.keys() & now.keys()):
             yield from _changes(before[key], now[key], f"{path}.{key}")
     elif isinstance(before, list | tuple) and isinstance(now, list | tuple):
-        if list(map(str, before)) != list(map(str, now)):
+        if len(before) == len(now) and all(isinstance(one, dict) or callable(one) for one in now):
+            for index, (one, other) in enumerate(zip(before, now, strict=True)):
+                yield from _changes(one, other, f"{path}[{index}]")
+        elif list(map(str, before)) != list(map(str, now)):
             yield path, list(before), list(now)
     elif callable(now):  # a default that no YAML gives: the checkpoint holds its import path
         if import_class(str(before)) is not now:

@@ -1,7 +1,9 @@
 """Conditioners, which read captions, and known frames."""
 
 from sora_lightning.conditioning.base import Conditioner
+from sora_lightning.conditioning.frozen import CachedText, FrozenTextEncoder
 from sora_lightning.conditioning.images import ClipEncoder, GlobalEncoder, ImageEncoder
+from sora_lightning.conditioning.joined import JoinedText, TextPart
 from sora_lightning.conditioning.known_frames import (
     ConcatChannels,
     ConcatConditioning,
@@ -22,10 +24,12 @@ from sora_lightning.conditioning.masks import (
     TextToVideo,
     VideoEditing,
 )
+from sora_lightning.conditioning.pretrained import PretrainedText
 from sora_lightning.conditioning.text import TextConditioner, Unconditional
 
 __all__ = [
     "BothEnds",
+    "CachedText",
     "ClipEncoder",
     "ConcatChannels",
     "ConcatConditioning",
@@ -33,16 +37,20 @@ __all__ = [
     "FirstFrameAndPosition",
     "FirstFrames",
     "FrameMask",
+    "FrozenTextEncoder",
     "GlobalEncoder",
     "ImageEncoder",
     "Inpainting",
+    "JoinedText",
     "KnownFrameConditioning",
     "KnownFrames",
     "LabelConditioner",
     "LastFrames",
     "LatentSpace",
     "MaskedLatents",
+    "PretrainedText",
     "TextConditioner",
+    "TextPart",
     "TextToVideo",
     "TimeZeroConditioning",
     "Unconditional",

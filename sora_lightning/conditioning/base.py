@@ -27,3 +27,10 @@ class Conditioner(nn.Module, ABC):
     def unseen_words(self, captions: Sequence[str]) -> list[str]:
         """Return words of the captions that the training never saw; none where it is unknown."""
         return []
+
+
+def without_dropped(captions: list[str], drop: Bool[Tensor, " b"] | None) -> list[str]:
+    """Return the captions, empty where ``drop`` is True."""
+    if drop is None:
+        return captions
+    return ["" if gone else text for text, gone in zip(captions, drop.tolist(), strict=True)]

@@ -12,7 +12,7 @@ from einops import repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from sora_lightning.conditioning.base import Conditioner
+from sora_lightning.conditioning.base import Conditioner, without_dropped
 from sora_lightning.layers.positions.absolute import sinusoidal
 from sora_lightning.layers.transformer import TransformerBlock
 from sora_lightning.types import Condition
@@ -129,10 +129,7 @@ class TextConditioner(Conditioner):
         return ids.to(device), mask.to(device)
 
     def forward(self, captions: list[str], drop: Bool[Tensor, " b"] | None = None) -> Condition:
-        if drop is not None:
-            captions = [
-                "" if gone else text for text, gone in zip(captions, drop.tolist(), strict=True)
-            ]
+        captions = without_dropped(captions, drop)
         self._warn_of_cut(captions)
         ids, mask = self.tokenize(captions)
         if self.training:

@@ -1,0 +1,149 @@
+"""Text encoders of transformers from a folder: T5 (arXiv 1910.10683), UMT5 (arXiv 2304.09151) and
+CLIP's text tower (arXiv 2103.00020).
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from sora_lightning.conditioning.frozen import FrozenTextEncoder
+from sora_lightning.layers.fingerprint import fingerprint
+from sora_lightning.types import Condition
+
+_CLASSES = {
+    "t5": "T5EncoderModel",
+    "umt5": "UMT5EncoderModel",
+    "clip": "CLIPTextModel",
+    "clip_text_model": "CLIPTextModel",
+}
+# Raffel et al., section 3.1.2: the length that T5 and UMT5 are trained at. Their positions are
+# relative, so that configurations name none.
+_T5_TOKENS = 512
+
+
+class PretrainedText(FrozenTextEncoder):
+    """Encodes captions with a T5, UMT5 or CLIP text encoder, frozen.
+
+    The tokens are the last hidden states. The pooled vector is CLIP's own, the state at the end of
+    the text; of T5 and UMT5 it is the mean of the tokens. Captions of more than ``max_tokens`` are
+    cut by the tokenizer, which keeps the end token; a warning says once how many are.
+
+    Args:
+        folder: Configuration, weights and tokenizer, as transformers' ``save_pretrained`` writes
+            them.
+        tokenizer: Folder of the tokenizer, if it is another one, as in pipelines of diffusers.
+        max_tokens: By default CLIP's context, or 512.
+        dtype: Type that the embeddings are computed in. These models are used in bfloat16.
+
+    Raises ``ValueError`` for a folder without such an encoder, its weights or its tokenizer.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer: Path | None = None,
+        max_tokens: int | None = None,
+        dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    ):
+        self.folder = Path(folder)
+        network = _network(self.folder, dtype)
+        most = getattr(network.config, "max_position_embeddings", None)
+        self.max_tokens = max_tokens or most or _T5_TOKENS
+        if self.max_tokens < 2 or self.max_tokens > (most or self.max_tokens):
+            limit = f"2 to {most}, the encoder's context" if most else "at least 2"
+            raise ValueError(f"max_tokens = {self.max_tokens}: must be {limit}")
+        tokenizer_of = _tokenizer(self.folder if tokenizer is None else Path(tokenizer))
+        facts = json.dumps([self.max_tokens, dtype]), tokenizer_of.backend_tokenizer.to_str()
+        super().__init__(network, network.config.hidden_size, fingerprint(network, *facts))
+        self.tokenizer = tokenizer_of
+        self._warned = False
+
+    def extra_repr(self) -> str:
+        return f"folder={str(self.folder)!r}"
+
+    def encode(self, captions: list[str]) -> Condition:
+        self._warn_of_cut(captions)
+        padded = self.tokenizer(
+            captions, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        ).to(self.digest.device)
+        mask = padded["attention_mask"].bool()
+        output = self.network(padded["input_ids"], attention_mask=padded["attention_mask"])
+        tokens = output.last_hidden_state  # b l d
+        if "pooler_output" in output:
+            return Condition(tokens, mask, output.pooler_output)
+        real = mask[..., None].float()
+        pooled = (tokens.float() * real).sum(1) / real.sum(1)
+        return Condition(tokens, mask, pooled.to(tokens))
+
+    def _warn_of_cut(self, captions: list[str]) -> None:
+        if self._warned:
+            return
+        lengths = [len(ids) for ids in self.tokenizer(captions, verbose=False)["input_ids"]]
+        num_cut = sum(length > self.max_tokens for length in lengths)
+        if num_cut:
+            self._warned = True
+            warnings.warn(
+                f"{num_cut} of {len(captions)} captions of this batch "
+                f"({num_cut / len(captions):.0%}) have more than max_tokens = {self.max_tokens} "
+                f"tokens, up to {max(lengths)}: the rest is not read",
+                stacklevel=4,
+            )
+
+
+def _network(folder: Path, dtype: str) -> Any:
+    transformers = _transformers()
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ValueError(f"folder = {str(folder)!r}: holds no config.json of a text encoder")
+    kind = json.loads(file.read_text()).get("model_type")
+    if kind not in _CLASSES:
+        raise ValueError(
+            f"folder = {str(folder)!r}: holds a {kind}; a text encoder is one of "
+            f"{', '.join(_CLASSES)}"
+        )
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # no table of a whole model's other weights
+    try:
+        with torch.device("cpu"):  # also where a configuration is checked on the meta device
+            network, info = getattr(transformers, _CLASSES[kind]).from_pretrained(
+                folder, local_files_only=True, dtype=getattr(torch, dtype), output_loading_info=True
+            )
+    except OSError as error:
+        raise ValueError(f"folder = {str(folder)!r}: has no weights to read: {error}") from error
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(
+            f"folder = {str(folder)!r}: lacks weights of a {_CLASSES[kind]}, such as {missing[0]}"
+        )
+    return network
+
+
+def _tokenizer(folder: Path) -> Any:
+    try:
+        tokenizer = _transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"folder = {str(folder)!r}: has no tokenizer to read: {error}") from error
+    names = tokenizer.vocab_files_names.values()
+    if not any((folder / name).is_file() for name in names):  # made up by transformers
+        raise ValueError(
+            f"folder = {str(folder)!r}: has no tokenizer to read: none of {', '.join(names)}"
+        )
+    if tokenizer.pad_token is None:
+        raise ValueError(f"folder = {str(folder)!r}: its tokenizer has no token of padding")
+    return tokenizer
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise ValueError(
+            "PretrainedText needs transformers: pip install 'sora-lightning[reference]'"
+        ) from error
+    return transformers

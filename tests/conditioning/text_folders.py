@@ -1,0 +1,63 @@
+"""Folders of tiny text encoders with random weights, as transformers writes them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+WORDS = [
+    *("<pad>", "</s>", "<unk>", "a", "red", "green", "blue", "circle", "square", "moves"),
+    *("left", "right", "up"),
+]
+_SHAPE = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+
+
+def t5_folder(folder: Path, kind: str = "T5", seed: int = 0) -> Path:
+    """A whole T5 or UMT5, decoder included, as they are published."""
+    torch.manual_seed(seed)
+    config = getattr(transformers, f"{kind}Config")(vocab_size=len(WORDS), **_SHAPE)
+    getattr(transformers, f"{kind}ForConditionalGeneration")(config).save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    special: dict[str, Any] = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
+    return folder
+
+
+def clip_folder(folder: Path, seed: int = 0) -> Path:
+    """A whole CLIP with both towers, a context of 12 tokens, and letters as tokens."""
+    torch.manual_seed(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    names = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = transformers.CLIPTokenizer(
+        vocab={name: i for i, name in enumerate(names)}, merges=[]
+    )
+    tokenizer.save_pretrained(folder)
+    text = {
+        **{"vocab_size": len(names), "hidden_size": 16, "intermediate_size": 32},
+        **{"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 12},
+        **{"bos_token_id": names.index("<|startoftext|>"), "projection_dim": 8},
+        **{
+            "eos_token_id": names.index("<|endoftext|>"),
+            "pad_token_id": names.index("<|endoftext|>"),
+        },
+    }
+    vision = {
+        **{"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "image_size": 16},
+        **{"num_attention_heads": 2, "patch_size": 8, "projection_dim": 8},
+    }
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    transformers.CLIPModel(config).save_pretrained(folder)
+    return folder
+
+
+def change_config(folder: Path, **values: Any) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
