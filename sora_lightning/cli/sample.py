@@ -20,8 +20,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from sora_lightning.captioner.expansion import PromptExpansion
 from sora_lightning.cli.contact_sheet import contact_sheet, moving_sheet, save_animation
 from sora_lightning.cli.errors import filter_warnings
+from sora_lightning.cli.expansion import Expansion
 from sora_lightning.cli.geometry import check_size
 from sora_lightning.cli.sample_tasks import TASKS, Job, TaskInputs, check_inputs
 from sora_lightning.data.decoding.encode import write_video
@@ -46,6 +48,7 @@ class Request:
         prompts: A text file (.txt) with a prompt a line, or a manifest (.jsonl, .csv, .parquet,
             .arrow or a folder), whose captions are the prompts and whose clips' proportions choose
             among the sizes.
+        prompt_column: The manifest's column of prompts; by default caption, text or prompt.
         task: What to make of a prompt: a video (text), a still image (image), an image that moves
             (animate), what follows or precedes --video (extend, extend-backward), a way from
             --video to another one (connect) or back to its own start (loop), a part of it anew
@@ -60,6 +63,7 @@ class Request:
 
     prompt: str | None = None
     prompts: Path | None = None
+    prompt_column: str | None = None
     task: str = "text"
     size: str | None = None
     num_frames: int | None = None
@@ -103,16 +107,19 @@ class Request:
     def read(self) -> list[ManifestRow]:
         """Read the prompts: a row for each."""
         if self.prompts is None:
-            return [ManifestRow("--prompt", {"caption": str(self.prompt)})]
+            return [ManifestRow("--prompt", {self.prompt_column or "caption": str(self.prompt)})]
         try:
-            return read_prompts(self.prompts)
+            return read_prompts(self.prompts, self.prompt_column)
         except ValueError as error:
             raise ValueError(f"--prompts {error}") from error
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A video to make and all that decides what it shows: a row of ``prompts.jsonl``."""
+    """A video to make and all that decides what it shows: a row of ``prompts.jsonl``.
+
+    ``expanded`` is what the prompt was expanded to, if it was.
+    """
 
     path: str
     prompt: str
@@ -124,6 +131,12 @@ class Sample:
     sampling: SamplingConfig
     checkpoint_sha256: str
     files_sha256: dict[str, str]
+    expanded: str | None = None
+
+    @property
+    def text(self) -> str:
+        """Return the text that the video is sampled from."""
+        return self.prompt if self.expanded is None else self.expanded
 
     def row(self) -> dict[str, Any]:
         """Return the row as JSON values."""
@@ -139,6 +152,7 @@ def sample(
     batch_size: int = 16,
     sheet_rows: int = 12,
     device: str = "cpu",
+    expansion: Expansion = Expansion(),
 ) -> None:
     """Make videos from sentences, or from sentences and videos, with a trained checkpoint; neither
     the YAML nor the data is needed.
@@ -154,6 +168,7 @@ def sample(
         batch_size: Videos made at a time.
         sheet_rows: Videos in the contact sheet, evenly spread over the prompts.
         device: Where to compute: cpu, cuda, cuda:1.
+        expansion: Whether and how prompts are expanded.
     """
     filter_warnings()
     for flag, number in (("--batch-size", batch_size), ("--sheet-rows", sheet_rows)):
@@ -174,9 +189,13 @@ def sample(
     hashes = {flag: file_sha256(path) for flag, path in files.items() if path}
     options = request.task, inputs, sampling, file_sha256(checkpoint), hashes
     first = Sample("", "", request.seed, str(sizes[0]), system.fps, *options)
-    plan = [_planned(first, i, row, sizes) for i, row in enumerate(rows)]
-    _warn_of_unseen_words(system, [one.prompt for one in plan])
+    plan = [_planned(first, i, row, sizes, request) for i, row in enumerate(rows)]
+    if request.task != "instruct":  # whose prompts are no descriptions
+        plan = _expanded(plan, expansion.load(checkpoint, device))
+    _warn_of_unseen_words(system, [one.text for one in plan])
     if request.prompts is None:
+        if plan[0].expanded is not None:
+            print(f"{plan[0].prompt} -> {plan[0].text}")
         _prepare(output, folder=output.parent)
         for one, video in make_videos(video_generator, plan, batch_size):
             _write(output, video, one.fps)
@@ -198,7 +217,7 @@ def make_videos(
             first = batch[0]
             job = Job(
                 video_generator,
-                [one.prompt for one in batch],
+                [one.text for one in batch],
                 [one.seed for one in batch],
                 VideoSize.parse(size),
                 first.fps,
@@ -242,9 +261,21 @@ def _warn_of_unseen_words(system: DiffusionSystem, prompts: list[str]) -> None:
         )
 
 
-def _planned(first: Sample, index: int, row: ManifestRow, sizes: list[VideoSize]) -> Sample:
+def _expanded(plan: list[Sample], expansion: PromptExpansion | None) -> list[Sample]:
+    """Return the videos with expanded prompts; as they are without a model that expands."""
+    if expansion is None:
+        return plan
+    texts = expansion.expand([one.prompt for one in plan])
+    hashes = {**plan[0].files_sha256, "expand": expansion.fingerprint()}
+    pairs = zip(plan, texts, strict=True)
+    return [replace(one, expanded=text, files_sha256=hashes) for one, text in pairs]
+
+
+def _planned(
+    first: Sample, index: int, row: ManifestRow, sizes: list[VideoSize], request: Request
+) -> Sample:
     """Return the video of the prompt at ``index``, with the settings of the first one."""
-    prompt = row.captions()[0][0].strip()
+    prompt = row.first_caption(request.prompt_column).strip()
     return replace(
         first,
         path=_file_name(index, prompt, ".png" if TASKS[first.task].still else ".mp4"),
@@ -362,7 +393,9 @@ def _finished(record: Path, plan: list[Sample]) -> set[str]:
 def _completed(match: Sample, row: dict[str, Any]) -> dict[str, Any]:
     """Return the row with defaults for options that did not exist when it was written."""
     defaults = replace(match, task="text", inputs=TaskInputs(), sampling=SamplingConfig()).row()
-    return _merged({key: defaults[key] for key in ("task", "inputs", "sampling")}, row)
+    defaults["expanded"] = None
+    named = ("task", "inputs", "sampling", "expanded")
+    return _merged({key: defaults[key] for key in named}, row)
 
 
 def _merged(base: dict[str, Any], delta: dict[str, Any]) -> dict[str, Any]:

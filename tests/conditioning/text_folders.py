@@ -22,12 +22,32 @@ def t5_folder(folder: Path, kind: str = "T5", seed: int = 0) -> Path:
     torch.manual_seed(seed)
     config = getattr(transformers, f"{kind}Config")(vocab_size=len(WORDS), **_SHAPE)
     getattr(transformers, f"{kind}ForConditionalGeneration")(config).save_pretrained(folder)
+    words = _words()
+    words.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    _save_words(words, folder)
+    return folder
+
+
+def gpt2_folder(folder: Path) -> Path:
+    """A GPT-2 with a context of 32 tokens."""
+    torch.manual_seed(0)
+    shape = {"n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_inner": 32}
+    marks = {"bos_token_id": 1, "eos_token_id": 1}
+    config = transformers.GPT2Config(vocab_size=len(WORDS), initializer_range=0.5, **shape, **marks)
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    _save_words(_words(), folder)
+    return folder
+
+
+def _words() -> Tokenizer:
     words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    return words
+
+
+def _save_words(words: Tokenizer, folder: Path) -> None:
     special: dict[str, Any] = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     transformers.PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
-    return folder
 
 
 def clip_folder(folder: Path, seed: int = 0) -> Path:

@@ -9,8 +9,8 @@ from sora_lightning.data.manifest.records import ManifestRow, read_table
 from sora_lightning.data.manifest.tables import SUFFIXES
 
 
-def read_prompts(source: Path) -> list[ManifestRow]:
-    """Return a row for each prompt, whose first caption it is.
+def read_prompts(source: Path, column: str | None = None) -> list[ManifestRow]:
+    """Return a row for each prompt, whose first caption it is: in ``column``, if it is given.
 
     In a text file (``.txt``) a line is a prompt, and empty lines are skipped. Raises ``ValueError``
     naming the file, and the line if there is one, for a file without prompts.
@@ -26,8 +26,8 @@ def read_prompts(source: Path) -> list[ManifestRow]:
     if not rows:
         raise ValueError(f"{source}: holds no prompt")
     for row in rows:
-        if not row.captions()[0][0].strip():
-            raise row.error("caption", "is empty")
+        if not row.first_caption(column).strip():
+            raise row.error(column or "caption", "is empty")
     return rows
 
 

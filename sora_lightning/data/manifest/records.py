@@ -137,6 +137,10 @@ class ManifestRow:
         key = next((key for key in CAPTION_COLUMNS if key in self.columns), CAPTION_COLUMNS[0])
         return self.wordings(key)
 
+    def first_caption(self, column: str | None = None) -> str:
+        """Return the first caption in a column; by default that of ``captions``."""
+        return (self.captions() if column is None else self.wordings(column))[0][0]
+
     def mixed_captions(self, choice: Captions) -> tuple[tuple[str, ...], tuple[float, ...]]:
         """Return the captions of the chosen columns, by people first, and their weights.
 
