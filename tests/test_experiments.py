@@ -23,6 +23,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from evaluation.__main__ import main as evaluation_main
 from sora_lightning.__main__ import main
+from sora_lightning.ablations.plan import make_plan
+from sora_lightning.ablations.spec import load_ablation
 from sora_lightning.callbacks import EMA
 from sora_lightning.checkpoints import load_tokenizer
 from sora_lightning.cli.training import TrainingCLI
@@ -32,6 +34,7 @@ from tests.conditioning.text_folders import clip_folder, t5_folder
 
 _ROOT = Path(__file__).resolve().parents[1]
 _YAMLS = sorted(path.relative_to(_ROOT) for path in _ROOT.glob("experiments/**/*.yaml"))
+_ABLATIONS = [path for path in _YAMLS if "arms" in yaml.safe_load((_ROOT / path).read_text())]
 _LABELS = ("Question", "Command", "Cost", "Expected")
 _SMALL = (
     "--data.batching.sizes=[17x32x32]",
@@ -51,6 +54,10 @@ _DENOISER, _TOKENIZER = (
 _NARROW = {
     "experiments/demo/tokenizer.yaml": f"{_TOKENIZER}.widths=[8,16,16]",
     "experiments/tokenizer/clips.yaml": f"{_TOKENIZER}.widths=[8,16,32]",
+}
+_CAPTIONS = {
+    **{"train": (), "val": (), "test": (), "unnamed_red": ("--unnamed", "red")},
+    **{f"errors_{rate}": ("--colour-errors", f"0.{rate}") for rate in (10, 30)},
 }
 _PAIRS = {"manifest": "train", "val_manifest": "val"}
 _CHECKPOINT = "runs/demo/text_to_video/checkpoints/last.ckpt"
@@ -75,6 +82,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (folder / "runs/clips").symlink_to("demo/data")
         (folder / "runs/captioner").mkdir()
         (folder / "runs/captioner/data").symlink_to("../demo/data")
+        for name, faults in _CAPTIONS.items():
+            source = f"runs/demo/data/{name if name in ('val', 'test') else 'train'}.jsonl"
+            files = ("--manifest", source, "--output", f"runs/captions/{name}.jsonl")
+            _run("simulate-captions", *files, *faults)
         t5_folder(folder / "encoders/t5")
         clip_folder(folder / "encoders/clip")
         for config, narrow in _NARROW.items():
@@ -123,7 +134,7 @@ def test_a_yaml_opens_with_question_command_cost_and_expectation(path: Path) -> 
     assert str(path) in header["Command"]
 
 
-@pytest.mark.parametrize("path", _YAMLS, ids=str)
+@pytest.mark.parametrize("path", [path for path in _YAMLS if path not in _ABLATIONS], ids=str)
 def test_a_yaml_builds_by_the_command_it_gives(
     inside: Path, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +147,16 @@ def test_a_yaml_builds_by_the_command_it_gives(
     assert isinstance(cli.model, CaptionerSystem | DiffusionSystem | TokenizerSystem)
     assert getattr(cli.model, "fps", cli.datamodule.fps) == cli.datamodule.fps
     assert not Path("runs/untouched").exists()
+
+
+@pytest.mark.parametrize("path", _ABLATIONS, ids=str)
+def test_every_arm_of_an_ablation_builds(inside: Path, path: Path) -> None:
+    assert shlex.split(_header(path)["Command"].splitlines()[0]) == [
+        *("sora-lightning", "ablate", str(path))
+    ]
+    ablation = load_ablation(path)
+    assert [arm.name for arm in make_plan(ablation)] == list(ablation.arms)
+    assert not ablation.output.exists()
 
 
 def test_a_run_lies_in_its_folder(inside: Path) -> None:

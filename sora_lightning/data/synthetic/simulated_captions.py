@@ -1,0 +1,88 @@
+"""Captions of rendered clips as a captioner with known faults would write them."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sora_lightning.data.manifest.records import ManifestRow, read_table
+from sora_lightning.data.manifest.tables import Row, write_rows
+from sora_lightning.data.synthetic.scenes import COLOURS, MovingShape, Scene, Turn, captions
+
+
+def simulate_captions(
+    manifest: Path,
+    output: Path,
+    by_people: float = 1.0,
+    colour_errors: float = 0.0,
+    unnamed: str | None = None,
+    seed: int = 0,
+) -> None:
+    """Write a copy of a manifest of synthesize with three columns of captions from its scenes.
+
+    caption is short and right, caption_descriptive is right, and caption_synthetic is descriptive,
+    with faults.
+    The clips are those of the manifest, so that their latents serve every copy.
+
+    Args:
+        manifest: A manifest that synthesize wrote.
+        output: The manifest to write.
+        by_people: Share of the clips that have the right captions, evenly spread; the others have
+            the synthetic one alone.
+        colour_errors: Share of the synthetic captions' words of colour that are exchanged for that
+            of another colour.
+        unnamed: A colour that synthetic captions never name.
+        seed: Draws wordings and errors, for each row by itself.
+    """
+    for flag, share in (("--by-people", by_people), ("--colour-errors", colour_errors)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"{flag} {share}: must be from 0 to 1")
+    if unnamed is not None and unnamed not in COLOURS:
+        raise ValueError(f"--unnamed {unnamed}: must be one of {', '.join(COLOURS)}")
+    rows = []
+    for index, row in enumerate(read_table(manifest)):
+        rng = np.random.default_rng([seed, index])
+        short, *_, long = captions(_scene(row), rng)
+        moved = _without_captions(row.columns, manifest.parent, output.parent)
+        if int((index + 1) * by_people) > int(index * by_people):
+            moved |= {"caption": short, "caption_descriptive": long}
+        faulty = _with_errors(long, colour_errors, rng)
+        rows.append(moved | {"caption_synthetic": _without_colour(faulty, unnamed)})
+    write_rows(output, rows)
+    num_right = sum("caption" in row for row in rows)
+    print(f"{output}: {len(rows)} rows, {num_right} with captions by people")
+
+
+def _scene(row: ManifestRow) -> Scene:
+    scene: dict[str, Any] | None = row.columns.get("scene")
+    if not isinstance(scene, dict):
+        raise row.error("scene", "is missing: captions follow from it, in manifests of synthesize")
+    shapes = [
+        MovingShape(**{**one, "turns": tuple(Turn(*turn) for turn in one["turns"])})
+        for one in scene["shapes"]
+    ]
+    return Scene(**{**scene, "shapes": tuple(shapes)})
+
+
+def _without_captions(columns: Row, folder: Path, output: Path) -> Row:
+    """Return the row without captions, its path relative to another folder."""
+    path = os.path.relpath((folder / columns["path"]).absolute(), output.absolute())
+    kept = {name: cell for name, cell in columns.items() if not name.startswith("caption")}
+    return {**kept, "path": path}
+
+
+def _with_errors(caption: str, rate: float, rng: np.random.Generator) -> str:
+    def exchanged(match: re.Match[str]) -> str:
+        others = [colour for colour in COLOURS if colour != match[0]]
+        other = others[rng.integers(len(others))]
+        return other if rng.random() < rate else match[0]
+
+    return re.sub(rf"\b({'|'.join(COLOURS)})\b", exchanged, caption)
+
+
+def _without_colour(caption: str, colour: str | None) -> str:
+    return caption if colour is None else re.sub(rf"\b{colour} ", "", caption)

@@ -1,0 +1,100 @@
+"""Simulated captions are right but for the faults that were asked for."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from evaluation.metrics.alignment import parse_prompt
+from sora_lightning.data import Captions, read_manifest, write_dataset
+from sora_lightning.data.synthetic import simulate_captions
+from sora_lightning.data.synthetic.scenes import COLOURS
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("clips")
+    return write_dataset(root, num_train=120, num_val=0, num_test=0)["train"]
+
+
+def rows(manifest: Path, output: Path, **options: object) -> list[dict]:
+    simulate_captions(manifest, output, **options)  # type: ignore[arg-type]
+    return [json.loads(line) for line in output.read_text().splitlines()]
+
+
+def named(text: str) -> list[tuple]:
+    return [(one.colour, one.shape, one.direction) for one in parse_prompt(text)]
+
+
+def shown(row: dict) -> list[tuple]:
+    shapes = row["scene"]["shapes"]
+    return [(one["colour"], one["shape"], one["direction"]) for one in shapes]
+
+
+def test_every_caption_says_what_the_clip_shows(manifest: Path, tmp_path: Path) -> None:
+    for row in rows(manifest, tmp_path / "new" / "train.jsonl"):
+        for column in ("caption", "caption_descriptive", "caption_synthetic"):
+            assert named(row[column]) == shown(row)
+        assert len(row["caption"]) < len(row["caption_descriptive"])
+    captions = Captions(synthetic="caption_synthetic")
+    records = read_manifest(tmp_path / "new" / "train.jsonl", captions)
+    originals = read_manifest(manifest)
+    assert [one.path.resolve() for one in records] == [one.path.resolve() for one in originals]
+
+
+def test_the_share_by_people_is_exact(manifest: Path, tmp_path: Path) -> None:
+    found = rows(manifest, tmp_path / "x.jsonl", by_people=1 / 3)
+    assert sum("caption" in row for row in found) == 40
+    assert all(("caption" in row) == ("caption_descriptive" in row) for row in found)
+    assert all("caption_synthetic" in row for row in found)
+
+
+def test_colours_are_exchanged_at_the_rate_and_nothing_else_is(
+    manifest: Path, tmp_path: Path
+) -> None:
+    found = rows(manifest, tmp_path / "x.jsonl", colour_errors=0.3)
+    wrong = Counter()
+    for row in found:
+        assert named(row["caption"]) == shown(row)
+        for said, true in zip(named(row["caption_synthetic"]), shown(row), strict=True):
+            assert said[1:] == true[1:]
+            wrong[said[0] != true[0]] += 1
+    # Five standard deviations of a binomial count.
+    assert wrong[True] / wrong.total() == pytest.approx(0.3, abs=5 * (0.21 / wrong.total()) ** 0.5)
+    assert rows(manifest, tmp_path / "y.jsonl", colour_errors=0.3) == found
+    assert rows(manifest, tmp_path / "z.jsonl", colour_errors=0.3, seed=1) != found
+
+
+def test_a_colour_is_never_named(manifest: Path, tmp_path: Path) -> None:
+    found = rows(manifest, tmp_path / "x.jsonl", unnamed="red")
+    assert not any("red" in row["caption_synthetic"] for row in found)
+    assert any("red" in row["caption"] for row in found)
+    others = [row for row in found if "red" not in row["caption"]]
+    assert all(named(row["caption_synthetic"]) == shown(row) for row in others)
+    assert set(COLOURS) - {"red"} == {
+        n[0] for row in others for n in named(row["caption_synthetic"])
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"by_people": 2.0}, r"--by-people 2.0: must be from 0 to 1"),
+        ({"colour_errors": -0.1}, r"--colour-errors -0.1: must be from 0 to 1"),
+        ({"unnamed": "pink"}, "--unnamed pink: must be one of red, green"),
+    ],
+)
+def test_faults_that_cannot_be_are_refused(
+    options: dict, message: str, manifest: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        simulate_captions(manifest, tmp_path / "x.jsonl", **options)
+
+
+def test_clips_without_a_scene_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"path": "a.mp4", "caption": "x"}\n')
+    with pytest.raises(ValueError, match=r"a.jsonl:1: scene: is missing: captions follow from it"):
+        simulate_captions(tmp_path / "a.jsonl", tmp_path / "b.jsonl")
