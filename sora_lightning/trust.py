@@ -12,7 +12,6 @@ from importlib import import_module
 from typing import Any
 
 from jsonargparse import set_parsing_settings
-from jsonargparse._common import denying_import_path_entry
 
 PACKAGES = (
     "sora_lightning",
@@ -28,22 +27,27 @@ PACKAGES = (
 )
 
 
+_trusted = set(PACKAGES)  # of the process, as jsonargparse's own settings are
+
+
 def trust_only_known_packages(*more: str) -> None:
     """Let jsonargparse import from ``PACKAGES``, ``more`` and what was trusted before, no others.
 
     A ``class_path`` given where any value fits stays the plain dict that it is.
     """
+    _trusted.update(more)
     set_parsing_settings(
         instantiate_subclass_spec_in_any=False,
         import_path_denylist=["*"],
-        import_path_allowlist=[*PACKAGES, *more],
+        import_path_allowlist=sorted(_trusted),
     )
 
 
 def check_class_path(path: str) -> None:
     """Raise ``ValueError`` for an import path that a file may not name; import nothing."""
     trust_only_known_packages()
-    if denying_import_path_entry(path) is not None:
+    steps = path.split(".")
+    if not any(".".join(steps[:count]) in _trusted for count in range(1, len(steps) + 1)):
         raise ValueError(
             f"{path} is not built: a file may name classes of {', '.join(PACKAGES)}. "
             f"If you trust its author, add --trust {path.split('.')[0]}"
