@@ -9,7 +9,6 @@ from typing import Any
 import lightning as L
 import torch
 from jaxtyping import Float
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
@@ -20,8 +19,6 @@ from sora_lightning.conditioning import (
     LatentSpace,
     TimeZeroConditioning,
 )
-from sora_lightning.data.batching.native_sizes import check_geometry
-from sora_lightning.data.spec import DataSpec
 from sora_lightning.denoisers import Denoiser
 from sora_lightning.denoisers.conditions import ConditionInput, NoCondition
 from sora_lightning.diffusion import (
@@ -33,11 +30,12 @@ from sora_lightning.diffusion import (
 )
 from sora_lightning.generation import SamplingConfig, VideoGenerator
 from sora_lightning.systems.batches import data_spec, mean_loss, no_losses, packed_latents
+from sora_lightning.systems.data_checks import check_diffusion_data, warn_of_later_frames
 from sora_lightning.systems.draws import GroupDraws, make_rng, training_draws
 from sora_lightning.systems.optimizers import OptimizerFactory, adamw, configure
 from sora_lightning.systems.time_bins import LossPerTime, fixed_draws
 from sora_lightning.systems.weak_model import load_weak_model
-from sora_lightning.tokenizers import CausalTokenizer, VideoTokenizer
+from sora_lightning.tokenizers import VideoTokenizer
 from sora_lightning.types import Draws, PackedBatch, VideoBatch, VideoSize
 
 
@@ -117,45 +115,12 @@ class DiffusionSystem(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check that the data fit the parts. Warn where known frames would see later ones."""
-        has_masks = bool(self.known_frames.masks)
-        if stage == "fit" and has_masks and not isinstance(self.tokenizer, CausalTokenizer):
-            rank_zero_warn(
-                f"known_frames has masks, and a {type(self.tokenizer).__name__} lets a latent "
-                "frame see later ones: known frames then contain something of unknown ones in "
-                "training, and nothing in sampling, where they are encoded by themselves"
-            )
+        if stage == "fit":
+            warn_of_later_frames(self.known_frames, self.tokenizer)
         if (spec := data_spec(self)) is not None:
-            self._check_data(spec)
+            check_diffusion_data(spec, self.tokenizer, self.denoiser, self.known_frames)
             if stage == "fit":
                 self.training_sizes = spec.sizes
-
-    def _check_data(self, spec: DataSpec) -> None:
-        if self.known_frames.needs_source and not spec.sources:
-            raise ValueError(
-                "model.init_args.known_frames has VideoEditing and data.reading.sources is not "
-                "set: give data.reading.sources = true, and manifests whose column source names "
-                "what each clip is an edit of"
-            )
-        if spec.packing is not None:
-            compression, patch = self.tokenizer.compression, self.denoiser.patch
-            check_geometry(spec.packing.compression, spec.packing.patch, compression, patch)
-            if not self.known_frames.supports_packing:
-                raise ValueError(
-                    f"model.init_args.known_frames is a {type(self.known_frames).__name__} and "
-                    "data.packing is set: channels beside the latents are for batches of one size: "
-                    "leave one of them out"
-                )
-            if spec.packing.dropping is not None and not self.denoiser.drops_tokens:
-                raise ValueError(
-                    f"data.packing.dropping is set: a {type(self.denoiser).__name__} cannot do "
-                    "without some of a clip's tokens: leave the key out"
-                )
-        made_by = spec.tokenizer_fingerprint
-        if made_by is not None and made_by != (own := self.tokenizer.fingerprint()):
-            raise ValueError(
-                f"data.latents = {spec.latents} were made by the tokenizer {made_by[:12]}, and "
-                f"this system's is {own[:12]}: encode the clips again with `sora-lightning predict`"
-            )
 
     def training_step(self, batch: VideoBatch | PackedBatch, batch_idx: int) -> Float[Tensor, ""]:
         rng = training_draws(self, batch, batch_idx, self.seed)
@@ -208,10 +173,8 @@ class DiffusionSystem(L.LightningModule):
         """Return the latents of the clips that a batch's are edits of; ``None`` without edits."""
         if not self.known_frames.needs_source:
             return None
-        if isinstance(batch, PackedBatch) or batch.source is None:
-            raise ValueError(
-                "masks has VideoEditing, and the batch holds no sources: set data.reading.sources"
-            )
+        assert isinstance(batch, VideoBatch)
+        assert batch.source is not None
         return self.latents(batch.source)
 
     def latents(self, batch: VideoBatch | PackedBatch) -> Any:

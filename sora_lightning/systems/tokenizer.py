@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sora_lightning.checkpoints import embed_config, load_system
-from sora_lightning.data import Packing
 from sora_lightning.systems.batches import data_spec, mean_loss, no_losses
+from sora_lightning.systems.data_checks import check_packable
 from sora_lightning.systems.draws import training_draws
 from sora_lightning.systems.optimizers import OptimizerFactory, adamw, configure
 from sora_lightning.tokenizers import Adversarial, ReconstructionLoss, Tiling, VideoTokenizer
@@ -115,12 +115,7 @@ class TokenizerSystem(L.LightningModule):
         if stage != "fit" or spec is None:
             return
         if spec.packing is not None:
-            check_packable(self.tokenizer, spec.packing)
-            if self.adversarial is not None:
-                raise ValueError(
-                    "model.init_args.adversarial and data.packing are both set: a discriminator "
-                    "takes batches of one size; give data.batching.sizes, or leave adversarial out"
-                )
+            check_packable(self.tokenizer, spec.packing, self.adversarial is not None)
         if not spec.validates:
             raise ValueError(
                 "data.val_manifest is not set: a tokenizer's latents are normalised by their "
@@ -286,20 +281,6 @@ def noisy_latents(
     """
     amount = rearrange(stds, "b -> b 1 1 1 1")
     return tokenizer.denormalise(tokenizer.normalise(mean) + amount * noise)
-
-
-def check_packable(tokenizer: VideoTokenizer, packing: Packing) -> None:
-    """Raise ``ValueError`` unless the tokenizer trains on packs of this kind."""
-    if not tokenizer.supports_packing:
-        raise ValueError(
-            f"data.packing is set: a {type(tokenizer).__name__} trains on batches of one size; "
-            "give data.batching.sizes, or take a ViViTTokenizer"
-        )
-    if packing.dropping is not None:
-        raise ValueError(
-            "data.packing.dropping is set: a tokenizer gives back every token of a clip: leave the "
-            "key out"
-        )
 
 
 def psnr(
