@@ -37,9 +37,26 @@ class AfterValidations(Callback, ABC):
     The number of validations so far is kept in the checkpoint.
     """
 
-    def __init__(self, every_n_validations: int) -> None:
+    def __init__(self, every_n_validations: int, size: str, sampling: SamplingConfig) -> None:
         self.every_n_validations = every_n_validations
+        self.size = VideoSize.parse(size)
+        self.sampling = sampling
         self.num_validations = 0
+
+    def checked(self, module: LightningModule) -> DiffusionSystem:
+        """Return the system. Raises ``ValueError`` for another one, and for a size or options that
+        do not fit it.
+        """
+        name = type(self).__name__
+        if not isinstance(module, DiffusionSystem):
+            raise ValueError(f"{name} needs a DiffusionSystem, not {type(module).__name__}")
+        video_generator = module.video_generator(self.sampling)
+        try:
+            grid = video_generator.tokenizer.compression.grid(self.size)
+            video_generator.denoiser.patch.grid(grid.f, grid.h, grid.w)
+        except ValueError as error:
+            raise ValueError(f"{name}: size = {self.size}: {error}") from error
+        return module
 
     @abstractmethod
     def after_validation(self, trainer: Trainer, system: DiffusionSystem) -> None:
@@ -50,7 +67,8 @@ class AfterValidations(Callback, ABC):
             return
         self.num_validations += 1
         if self.num_validations % self.every_n_validations == 0:
-            self.after_validation(trainer, cast(DiffusionSystem, pl_module))  # checked in setup
+            # Its type is checked in setup.
+            self.after_validation(trainer, cast(DiffusionSystem, pl_module))
 
     def state_dict(self) -> dict[str, Any]:
         return {"num_validations": self.num_validations}
@@ -83,24 +101,12 @@ class SampleVideos(AfterValidations):
                 f"prompts = {prompts}, every_n_validations = {every_n_validations}: "
                 "need at least one of each"
             )
-        super().__init__(every_n_validations)
+        super().__init__(every_n_validations, size, sampling)
         self.prompts = prompts
-        self.size = VideoSize.parse(size)
-        self.sampling = sampling
         self.seed = seed
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Raise ``ValueError`` for another system, and for a size or options that do not fit."""
-        if not isinstance(pl_module, DiffusionSystem):
-            raise ValueError(
-                f"SampleVideos needs a DiffusionSystem, not {type(pl_module).__name__}"
-            )
-        video_generator = pl_module.video_generator(self.sampling)
-        try:
-            grid = video_generator.tokenizer.compression.grid(self.size)
-            video_generator.denoiser.patch.grid(grid.f, grid.h, grid.w)
-        except ValueError as error:
-            raise ValueError(f"SampleVideos: size = {self.size}: {error}") from error
+        self.checked(pl_module)
 
     def after_validation(self, trainer: Trainer, system: DiffusionSystem) -> None:
         """Sample and log a video of each prompt."""

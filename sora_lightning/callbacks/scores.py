@@ -15,7 +15,7 @@ from sora_lightning.callbacks.samples import AfterValidations, log_video, undist
 from sora_lightning.data.manifest import read_prompts
 from sora_lightning.generation import SamplingConfig
 from sora_lightning.systems import DiffusionSystem
-from sora_lightning.types import VideoSize, as_levels
+from sora_lightning.types import as_levels
 
 _NUM_SHOWN = 4
 
@@ -95,13 +95,11 @@ class ScoreVideos(AfterValidations):
         for index, prompt in enumerate(prompts if isinstance(prompts, list) else []):
             if not prompt.strip():
                 raise ValueError(f"ScoreVideos: prompts[{index}] = {prompt!r}: is empty")
-        super().__init__(every_n_validations)
+        super().__init__(every_n_validations, size, sampling)
         self.scores = scores
         self.prompts = prompts if isinstance(prompts, list) else []
         self.prompts_file = None if isinstance(prompts, list) else prompts
         self.num_videos = num_videos
-        self.size = VideoSize.parse(size)
-        self.sampling = sampling
         self.seed = seed
         self.batch_size = batch_size
 
@@ -111,16 +109,14 @@ class ScoreVideos(AfterValidations):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check size and prompts and read the reference, on the first rank before the others."""
-        if not isinstance(pl_module, DiffusionSystem):
-            raise ValueError(f"ScoreVideos needs a DiffusionSystem, not {type(pl_module).__name__}")
+        fps = self.checked(pl_module).fps
         if self.prompts_file is not None:
             self.prompts = _read_prompts(self.prompts_file)
         self.prompts = self.prompts[: self.num_videos]
         try:
-            pl_module.tokenizer.compression.grid(self.size)
             if not trainer.is_global_zero:
                 trainer.strategy.barrier("the first rank reads the reference")
-            names = self._prepare(trainer.strategy.root_device, pl_module.fps)
+            names = self._prepare(trainer.strategy.root_device, fps)
         except ValueError as error:
             raise ValueError(f"ScoreVideos: {error}") from error
         if trainer.is_global_zero:
