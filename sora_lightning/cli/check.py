@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
-
-from sora_lightning.cli.explain import condense
+from sora_lightning.cli.explain import build
 from sora_lightning.cli.sources import merge, read_yaml
 from sora_lightning.data import VideoDataModule, read_manifest
 from sora_lightning.data.decoding.readers import read_timeline
 from sora_lightning.data.decoding.subprocess_decoding import subprocess_map
 from sora_lightning.data.manifest.filters import Filter, sift
 from sora_lightning.data.manifest.records import ClipRecord
+from sora_lightning.files import find_config
 
 
 def check(
@@ -48,7 +47,7 @@ def _data_of(
 ) -> VideoDataModule:
     values: dict = {}
     for path in paths:
-        values = merge(values, read_yaml(path))
+        values = merge(values, read_yaml(find_config(path)))
     data = values.get("data")
     if not isinstance(data, dict):
         raise ValueError(f"{paths[0]}: has no key data: check needs the YAML of a training")
@@ -56,12 +55,7 @@ def _data_of(
         data |= {"manifest": str(manifest), "val_manifest": None}
     if filters is not None:
         data["filters"] = filters
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(VideoDataModule, "data")
-    try:
-        return parser.instantiate(parser.parse_object(Namespace(data=data))).data
-    except ArgumentError as error:
-        raise ValueError(condense(str(error))) from error
+    return build(VideoDataModule, data, "data")
 
 
 def _report(manifest: Path, filters: list[Filter]) -> str:

@@ -79,7 +79,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     Raises ``ValueError`` with the file and, for a syntax error, the line.
     """
-    path = find_config(path)
     if not path.is_file():
         known = [str(p) for p in Path("experiments").glob("**/*.yaml")]
         raise ValueError(f"--config {path}: no such file. {suggestion(str(path), known)}".rstrip())
