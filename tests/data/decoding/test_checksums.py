@@ -33,7 +33,7 @@ from sora_lightning.data.manifest.index import index
 from sora_lightning.files import file_sha256
 from sora_lightning.types import VideoSize
 from tests.data.decoding.spoil import spoiled
-from tests.data.decoding.test_subprocess_decoding import CLIPS, fixtures
+from tests.data.decoding.test_damaged_files import CLIPS, fixtures
 from tests.data.modules import data_module
 
 __all__ = ["fixtures"]
