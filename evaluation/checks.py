@@ -17,7 +17,7 @@ from evaluation.inputs import (
     read_listing,
 )
 from evaluation.metrics.alignment import parse_prompt
-from evaluation.metrics.reconstruction import LEAST_SIDE
+from evaluation.metrics.reconstruction import check_side
 from evaluation.networks import FeatureExtractors
 from evaluation.protocol import ClipSpec, Protocol
 from evaluation.vbench import check_entries, vbench_version
@@ -87,8 +87,6 @@ def check(
     extractors: FeatureExtractors,
 ) -> None:
     """Raise ``ValueError`` naming what cannot be evaluated."""
-    if checkpoint_sha256 is None and request.videos is None:
-        raise ValueError("neither --checkpoint nor --videos is given: there is nothing to evaluate")
     if request.output.is_file():
         raise ValueError(f"--output {request.output}: is a file; it must be a folder")
     _check_output(request, checkpoint_sha256)
@@ -97,8 +95,8 @@ def check(
         vbench_version()
     for height, width in protocol.clips.heights_and_widths:
         extractors.check_size(protocol.clips.num_frames, height, width)
-        if request.checkpoint is not None and min(height, width) < LEAST_SIDE:
-            raise ValueError(f"clips of {height}x{width} pixels: SSIM needs {LEAST_SIDE}")
+        if request.checkpoint is not None:
+            check_side(height, width)
     _check_entries(reference, protocol, request.reference, protocol.scores.num_reference)
     if request.videos is None:
         _check_prompts(request)

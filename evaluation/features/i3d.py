@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from evaluation.features.extractor import Extractor, drawn, fill
 from evaluation.features.i3d_keys import to_pytorch
 from evaluation.features.resize import Filter, Fit, to_square
-from evaluation.features.weights import digest_of, locate_weights
+from evaluation.features.weights import digest_of, locate_torchscript
 
 # Input channels, and output channels of b0, b1a, b1b, b2a, b2b, b3b.
 MIXED = {
@@ -192,9 +192,7 @@ class TorchScriptI3D(Extractor):
 
     def __init__(self, weights: str, digest: str = PUBLISHED_TORCHSCRIPT[0]) -> None:
         super().__init__()
-        if not digest:
-            raise ValueError(f"weights {weights!r}: a TorchScript file is code and needs a digest")
-        path = locate_weights(weights, digest)
+        path = locate_torchscript(weights, digest)
         self.network = torch.jit.load(str(path), map_location="cpu")
         self.standing = "" if digest in PUBLISHED_TORCHSCRIPT else "unverified"
         self.settings = {"filter": "its own"}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from evaluation.features.extractor import RANDOM, Extractor, drawn
 from evaluation.features.resize import resize
-from evaluation.features.weights import digest_of, locate_weights
+from evaluation.features.weights import digest_of, locate_torchscript
 
 SIDE = 299
 
@@ -41,9 +41,7 @@ class Inception(Extractor):
             self.standing = RANDOM
             self.freeze()
             return
-        if not digest:
-            raise ValueError(f"weights {weights!r}: a TorchScript file is code and needs a digest")
-        path = locate_weights(weights, digest)
+        path = locate_torchscript(weights, digest)
         # Its first part normalises and resizes differently; clean-fid skips it too.
         self.layers = torch.jit.load(str(path), map_location="cpu").layers
         self.standing = "" if published else "unverified"

@@ -74,16 +74,7 @@ class TinyNetwork(VideoTextExtractor):
         and large for noise and shuffled frames. Raises ``ValueError`` for videos of another type or
         layout, or with fewer than 4 frames.
         """
-        if (
-            videos.ndim != 5
-            or videos.shape[1] != 3
-            or videos.dtype != torch.uint8
-            or videos.shape[2] < 4
-        ):
-            raise ValueError(
-                f"videos of shape {tuple(videos.shape)} and type {videos.dtype}: "
-                "must be uint8 (batch, 3, frames >= 4, height, width)"
-            )
+        self.check(videos)
         frames = rearrange(videos, "b c F H W -> (b F) c H W").float() / 127.5 - 1
         frames = F.interpolate(frames, size=[self.config.side] * 2, mode="bilinear", antialias=True)
         clips = rearrange(frames, "(b F) c h w -> b c F h w", b=len(videos))

@@ -44,6 +44,13 @@ def locate_weights(source: str, digest: str = "") -> Path:
     return path
 
 
+def locate_torchscript(source: str, digest: str) -> Path:
+    """Return the file as ``locate_weights`` does. ``ValueError`` without a digest: it is code."""
+    if not digest:
+        raise ValueError(f"weights {source!r}: a TorchScript file is code and needs a digest")
+    return locate_weights(source, digest)
+
+
 def check_digest_form(digest: str) -> None:
     if digest and not _DIGESTS.fullmatch(digest):
         raise ValueError(

@@ -32,12 +32,20 @@ def ssim_per_clip(
 ) -> Float[Tensor, " b"]:
     """Structural similarity, at most 1, averaged over frames.
 
-    The window is Gaussian with a standard deviation of 1.5 (Wang et al., 2004).
+    The window is Gaussian with a standard deviation of 1.5 (Wang et al., 2004). Raises
+    ``ValueError`` for sides of fewer than 11 pixels.
     """
+    check_side(*real.shape[-2:])
     frames, others = (rearrange(v, "b c F H W -> (b F) c H W") / 255 for v in (real, other))
     ssim = structural_similarity_index_measure(frames, others, data_range=1.0, reduction="none")
     assert isinstance(ssim, Tensor)
     return reduce(ssim, "(b F) -> b", "mean", b=len(real))
+
+
+def check_side(height: int, width: int) -> None:
+    """Raise ``ValueError`` for frames smaller than the window of SSIM."""
+    if min(height, width) < LEAST_SIDE:
+        raise ValueError(f"clips of {height}x{width} pixels: SSIM needs {LEAST_SIDE}")
 
 
 class Reconstruction(RowBank):
@@ -60,10 +68,6 @@ class Reconstruction(RowBank):
         if real.shape != other.shape:
             raise ValueError(
                 f"clips of shapes {tuple(real.shape)} and {tuple(other.shape)}: must be equal"
-            )
-        if min(real.shape[-2:]) < LEAST_SIDE:
-            raise ValueError(
-                f"clips of {real.shape[-2]}x{real.shape[-1]} pixels: SSIM needs {LEAST_SIDE}"
             )
         measures = [psnr_per_clip(real, other), ssim_per_clip(real, other)]
         if self.perceptual is not None:

@@ -20,7 +20,16 @@ from sora_lightning.denoisers.dit import DiT
 from sora_lightning.denoisers.sizes import SIZES
 from sora_lightning.interop.labels import label_rules, label_table
 from sora_lightning.interop.pretrained import Pretrained, describe
-from sora_lightning.interop.renaming import Rule, Weights, apply_rules, count, linear, same
+from sora_lightning.interop.renaming import (
+    Rule,
+    Weights,
+    apply_rules,
+    count,
+    linear,
+    published_heads,
+    require_names,
+    same,
+)
 from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.positions.absolute import PositionEmbedding, SinusoidalPlane
 from sora_lightning.layers.transformer import TransformerSize
@@ -52,9 +61,9 @@ def to_theirs(pretrained: Pretrained) -> dict[str, Tensor]:
 
 def public_parts(weights: Weights, num_heads: int | None) -> dict[str, Any]:
     """Describe the ``DiT`` and ``LabelConditioner`` that the reference's weights fill."""
-    for name in ("x_embedder.proj.weight", "blocks.0.mlp.fc1.weight", "pos_embed"):
-        if name not in weights:
-            raise ValueError(f"missing: {name}; these are not DiT's weights")
+    require_names(
+        weights, ("x_embedder.proj.weight", "blocks.0.mlp.fc1.weight", "pos_embed"), "DiT"
+    )
     width, channels, patch, _ = weights["x_embedder.proj.weight"].shape
     labels = weights.get("y_embedder.embedding_table.weight")
     denoiser = image_dit(
@@ -76,10 +85,7 @@ def public_parts(weights: Weights, num_heads: int | None) -> dict[str, Any]:
 
 def heads(width: int) -> int:
     """Return the number of attention heads of the public model of this width."""
-    for name in ("S", "B", "L", "XL"):
-        if SIZES[name].width == width:
-            return SIZES[name].num_heads
-    raise ValueError(f"width {width} is none of the paper's: say num_heads")
+    return published_heads(width, [SIZES[name] for name in ("S", "B", "L", "XL")])
 
 
 def image_dit(

@@ -16,7 +16,15 @@ from torch import Tensor
 from sora_lightning.interop import dit
 from sora_lightning.interop.labels import label_table
 from sora_lightning.interop.pretrained import Pretrained
-from sora_lightning.interop.renaming import Rule, Weights, apply_rules, count, joined, linear
+from sora_lightning.interop.renaming import (
+    Rule,
+    Weights,
+    apply_rules,
+    count,
+    joined,
+    linear,
+    require_names,
+)
 from sora_lightning.layers.transformer import TransformerSize
 
 _EMBEDDINGS = "transformer_blocks.{}.norm1.emb"
@@ -28,9 +36,11 @@ def to_ours(weights: Weights, num_heads: int | None = None) -> Pretrained:
     Raises ``ValueError`` if the embeddings of two blocks differ, which files converted from the
     public weights do not show.
     """
-    for name in ("pos_embed.proj.weight", "transformer_blocks.0.norm1.linear.weight"):
-        if name not in weights:
-            raise ValueError(f"missing: {name}; these are not DiTTransformer2DModel's weights")
+    require_names(
+        weights,
+        ("pos_embed.proj.weight", "transformer_blocks.0.norm1.linear.weight"),
+        "DiTTransformer2DModel",
+    )
     width, channels, patch, _ = weights["pos_embed.proj.weight"].shape
     hidden = weights["transformer_blocks.0.ff.net.0.proj.weight"].shape[0]
     denoiser = dit.image_dit(

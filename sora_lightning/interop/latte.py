@@ -16,7 +16,7 @@ from sora_lightning.denoisers.conditions import NoCondition
 from sora_lightning.interop import dit
 from sora_lightning.interop.labels import label_rules
 from sora_lightning.interop.pretrained import Pretrained, describe
-from sora_lightning.interop.renaming import Rule, Weights, apply_rules
+from sora_lightning.interop.renaming import Rule, Weights, apply_rules, require_names
 from sora_lightning.layers.partitions import Alternating
 from sora_lightning.layers.positions.absolute import SinusoidalPlane, SinusoidalTime
 from sora_lightning.types import TokenGrid
@@ -25,8 +25,7 @@ from sora_lightning.types import TokenGrid
 def to_ours(weights: Weights, num_heads: int | None = None) -> Pretrained:
     """Return a ``DiT`` in the alternating layout, and its labels if it has any."""
     parts = dit.public_parts(weights, num_heads)
-    if "temp_embed" not in weights:
-        raise ValueError("missing: temp_embed; these are not Latte's weights")
+    require_names(weights, ("temp_embed",), "Latte")
     init_args = parts["denoiser"]["init_args"]
     init_args |= _video(init_args, labels="conditioner" in parts)
     side = isqrt(weights["pos_embed"].shape[1])
@@ -37,11 +36,16 @@ def to_ours(weights: Weights, num_heads: int | None = None) -> Pretrained:
 def to_theirs(pretrained: Pretrained) -> dict[str, Tensor]:
     """Return the weights under the reference's names. Raises ``ValueError`` for other networks."""
     init_args = pretrained.init_args("denoiser")
-    for name, value in _video(init_args, "conditioner" in pretrained.parts).items():
-        if init_args.get(name) != value:
-            raise ValueError(f"{name} = {init_args.get(name)}: Latte has no such network")
+    require_arguments(init_args, _video(init_args, "conditioner" in pretrained.parts))
     rules = _rules(pretrained.parts, pretrained.known_grid())
     return apply_rules(pretrained.weights, rules, to_ours=False)
+
+
+def require_arguments(init_args: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise ``ValueError`` for the first argument of a network that Latte does not have."""
+    for name, value in wanted.items():
+        if init_args.get(name) != value:
+            raise ValueError(f"{name} = {init_args.get(name)}: Latte has no such network")
 
 
 def _video(init_args: dict[str, Any], labels: bool) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from sora_lightning.denoisers.blocks import AdaLNBlock
 from sora_lightning.denoisers.conditions import TextOnly
 from sora_lightning.denoisers.dit import DiT
 from sora_lightning.denoisers.modulation import AdaLNTable
-from sora_lightning.interop import dit
+from sora_lightning.interop import dit, latte
 from sora_lightning.interop.dit_diffusers import block_rules
 from sora_lightning.interop.pretrained import Pretrained, describe
 from sora_lightning.interop.renaming import (
@@ -25,6 +25,7 @@ from sora_lightning.interop.renaming import (
     count,
     joined,
     linear,
+    require_names,
     same,
 )
 from sora_lightning.layers.partitions import Alternating
@@ -36,12 +37,14 @@ _MARKS = ("caption_projection.linear_1.weight", "temporal_transformer_blocks.0.s
 
 def to_ours(weights: Weights, num_heads: int | None = None) -> Pretrained:
     """Return a ``DiT`` in the alternating layout. Its text tokens come from T5."""
-    for name in (
-        "caption_projection.linear_1.weight",
-        "temporal_transformer_blocks.0.ff.net.2.bias",
-    ):
-        if name not in weights:
-            raise ValueError(f"missing: {name}; these are not LatteTransformer3DModel's weights")
+    require_names(
+        weights,
+        (
+            "caption_projection.linear_1.weight",
+            "temporal_transformer_blocks.0.ff.net.2.bias",
+        ),
+        "LatteTransformer3DModel",
+    )
     width, channels, patch, _ = weights["pos_embed.proj.weight"].shape
     denoiser = _denoiser(
         latent_channels=channels,
@@ -64,9 +67,8 @@ def to_ours(weights: Weights, num_heads: int | None = None) -> Pretrained:
 def to_theirs(pretrained: Pretrained) -> dict[str, Tensor]:
     """Return the weights under the reference's names. Raises ``ValueError`` for other networks."""
     init_args = pretrained.init_args("denoiser")
-    for name in ("layout", "parts"):
-        if init_args.get(name) != _denoiser()["init_args"][name]:
-            raise ValueError(f"{name} = {init_args.get(name)}: Latte has no such network")
+    ours = _denoiser()["init_args"]
+    latte.require_arguments(init_args, {name: ours[name] for name in ("layout", "parts")})
     return apply_rules(pretrained.weights, _rules(pretrained.parts), to_ours=False)
 
 

@@ -15,7 +15,16 @@ import torch
 from torch import Tensor
 
 from sora_lightning.interop.pretrained import Pretrained, describe
-from sora_lightning.interop.renaming import Rule, Weights, apply_rules, count, joined, linear, same
+from sora_lightning.interop.renaming import (
+    Rule,
+    Weights,
+    apply_rules,
+    count,
+    joined,
+    linear,
+    require_names,
+    same,
+)
 from sora_lightning.tokenizers.ldm import LDMTokenizer
 
 _FIRST_STAGE = "first_stage_model."
@@ -66,9 +75,7 @@ def to_theirs(pretrained: Pretrained) -> dict[str, Tensor]:
 def read(weights: Weights, names: Names, owner: str) -> Pretrained:
     """Return an ``LDMTokenizer`` from weights under these names; errors name their ``owner``."""
     first, conv = names.down.format(0, 0), "encoder.conv_in.weight"
-    for name in (conv, f"{first}.conv1.weight", "post_quant_conv.weight"):
-        if name not in weights:
-            raise ValueError(f"missing: {name}; these are not {owner}'s weights")
+    require_names(weights, (conv, f"{first}.conv1.weight", "post_quant_conv.weight"), owner)
     channels = weights[conv].shape[0]
     depth = count(weights, names.down.format("{}", 0) + ".conv1.weight")
     widths = [weights[f"{names.down.format(i, 0)}.conv1.weight"].shape[0] for i in range(depth)]

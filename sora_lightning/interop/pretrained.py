@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sora_lightning.checkpoints import build
@@ -72,16 +72,12 @@ class Pretrained:
     @classmethod
     def load(cls, path: Path) -> Pretrained:
         """Read a file that ``save`` wrote. Raises ``ValueError`` for any other file."""
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-        except SafetensorError as error:
-            raise ValueError(f"{path}: not a safetensors file ({error})") from error
+        weights, metadata = _read_safetensors(path)
         if _METADATA not in metadata:
             raise ValueError(f"{path}: does not say which model it fills")
         held = json.loads(metadata[_METADATA])
         grid = None if held["grid"] is None else TokenGrid(**held["grid"])
-        return cls(held["parts"], load_file(path), grid)
+        return cls(held["parts"], weights, grid)
 
 
 def converted_tokenizer(path: Path) -> VideoTokenizer:
@@ -90,8 +86,6 @@ def converted_tokenizer(path: Path) -> VideoTokenizer:
     Raises ``ValueError`` for any other file.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
     pretrained = Pretrained.load(path)
     tokenizer = pretrained.build().get("tokenizer")
     if not isinstance(tokenizer, VideoTokenizer):
@@ -105,6 +99,17 @@ def describe(target: Any, **init_args: Any) -> dict[str, Any]:
     return {"class_path": f"{target.__module__}.{target.__qualname__}", "init_args": init_args}
 
 
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the weights and the metadata of a file."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file") from error
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file ({error})") from error
+
+
 def read_foreign(path: Path) -> dict[str, Tensor]:
     """Return the weights of a ``.safetensors`` file or of one that ``torch.save`` wrote.
 
@@ -112,16 +117,13 @@ def read_foreign(path: Path) -> dict[str, Tensor]:
     ``DistributedDataParallel`` is removed. Only tensors and plain values are unpickled. Raises
     ``ValueError`` for a file that holds no weights.
     """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
     if path.suffix == ".safetensors":
-        try:
-            return _without_prefix(load_file(path))
-        except SafetensorError as error:
-            raise ValueError(f"{path}: not a safetensors file ({error})") from error
+        return _without_prefix(_read_safetensors(path)[0])
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments of a training
             held = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(f"{path}: holds more than weights, or none ({error})") from error
     for key in ("ema", "model", "state_dict"):

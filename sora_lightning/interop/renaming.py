@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sora_lightning.layers.transformer import TransformerSize
+
 Weights = Mapping[str, Tensor]
 Change = Callable[..., tuple[Tensor, ...]]
 
@@ -83,6 +85,21 @@ def _leftovers(left: list[str], missing: list[str]) -> str:
         if names
     ]
     return "; ".join(parts)
+
+
+def require_names(weights: Weights, names: Iterable[str], owner: str) -> None:
+    """Raise ``ValueError`` for the first of the names that the weights of ``owner`` lack."""
+    for name in names:
+        if name not in weights:
+            raise ValueError(f"missing: {name}; these are not {owner}'s weights")
+
+
+def published_heads(width: int, sizes: Iterable[TransformerSize]) -> int:
+    """Return the number of attention heads of the published size of this width."""
+    for size in sizes:
+        if size.width == width:
+            return size.num_heads
+    raise ValueError(f"width {width} is none of the paper's: say num_heads")
 
 
 def count(weights: Weights, pattern: str) -> int:

@@ -23,6 +23,8 @@ from sora_lightning.interop.renaming import (
     apply_rules,
     count,
     linear,
+    published_heads,
+    require_names,
     same,
 )
 from sora_lightning.layers.transformer import TransformerSize
@@ -52,7 +54,12 @@ def to_ours(weights: Weights, num_heads: int | None = None) -> Pretrained:
     width = weights["pos_embed"].shape[-1]
     text = weights.get("context_embed.weight")
     mlp_ratio = weights["mid_block.mlp.fc1.weight"].shape[0] / width
-    size = TransformerSize(2 * shape.half + 1, width, num_heads or _heads(width), mlp_ratio)
+    size = TransformerSize(
+        2 * shape.half + 1,
+        width,
+        num_heads or published_heads(width, UVIT_SIZES.values()),
+        mlp_ratio,
+    )
     parts: dict[str, Any] = {
         "denoiser": describe(
             UViT,
@@ -92,9 +99,9 @@ def to_theirs(pretrained: Pretrained) -> dict[str, Tensor]:
 
 
 def _foreign_shape(weights: Weights) -> _Shape:
-    for name in ("pos_embed", "patch_embed.proj.weight", "mid_block.mlp.fc1.weight"):
-        if name not in weights:
-            raise ValueError(f"missing: {name}; these are not U-ViT's weights")
+    require_names(
+        weights, ("pos_embed", "patch_embed.proj.weight", "mid_block.mlp.fc1.weight"), "U-ViT"
+    )
     labels, text = "label_emb.weight" in weights, "context_embed.weight" in weights
     condition = _TEXT_TOKENS if text else int(labels)
     patches = weights["pos_embed"].shape[1] - condition - 1
@@ -113,13 +120,6 @@ def _foreign_shape(weights: Weights) -> _Shape:
         labels=labels,
         smooth="final_layer.weight" in weights,
     )
-
-
-def _heads(width: int) -> int:
-    for size in UVIT_SIZES.values():
-        if size.width == width:
-            return size.num_heads
-    raise ValueError(f"width {width} is none of the paper's: say num_heads")
 
 
 def _rules(shape: _Shape) -> list[Rule]:

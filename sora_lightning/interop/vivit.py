@@ -14,7 +14,17 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from sora_lightning.interop.pretrained import Pretrained, describe
-from sora_lightning.interop.renaming import Rule, Weights, apply_rules, count, joined, linear, same
+from sora_lightning.interop.renaming import (
+    Rule,
+    Weights,
+    apply_rules,
+    count,
+    joined,
+    linear,
+    published_heads,
+    require_names,
+    same,
+)
 from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.tokenizers.vivit_encoder import VIT_SIZES, Tubelets, ViViT
 from sora_lightning.types import TokenGrid
@@ -36,14 +46,18 @@ def to_ours(weights: Weights, num_heads: int | None = None) -> Pretrained:
     after it that the file has: ``pooler`` (followed by a tanh there) and ``classifier``.
     """
     weights = {_new_name(name): tensor for name, tensor in weights.items()}
-    for name in ("embeddings.patch_embeddings.projection.weight", "layers.0.mlp.fc1.weight"):
-        if name not in weights:
-            raise ValueError(f"missing: {name}; these are not ViViT's weights")
+    require_names(
+        weights,
+        ("embeddings.patch_embeddings.projection.weight", "layers.0.mlp.fc1.weight"),
+        "ViViT",
+    )
     width, channels, *patch = weights["embeddings.patch_embeddings.projection.weight"].shape
     depth = count(weights, "layers.{}.layernorm_before.weight")
     hidden = weights["layers.0.mlp.fc1.weight"].shape[0]
     grid = _grid(weights["embeddings.position_embeddings"].shape[1] - 1)
-    size = TransformerSize(depth, width, num_heads or _heads(width), hidden / width)
+    size = TransformerSize(
+        depth, width, num_heads or published_heads(width, VIT_SIZES.values()), hidden / width
+    )
     parts: dict[str, Any] = {
         "encoder": describe(
             ViViT,
@@ -92,13 +106,6 @@ def _grid(num_tokens: int) -> TokenGrid:
         if num_tokens % side**2 == 0:
             return TokenGrid(num_tokens // side**2, side, side)
     raise AssertionError("1 divides every number")
-
-
-def _heads(width: int) -> int:
-    for size in VIT_SIZES.values():
-        if size.width == width:
-            return size.num_heads
-    raise ValueError(f"width {width} is none of the paper's: say num_heads")
 
 
 def _rules(parts: dict[str, Any]) -> list[Rule]:

@@ -23,11 +23,11 @@ class Patch:
     w: int = 1
 
     @classmethod
-    def of(cls, patch: Sequence[int]) -> Patch:
-        """Return the patch of three numbers. Raises ``ValueError`` for anything else."""
+    def of(cls, patch: Sequence[int], name: str = "patch") -> Patch:
+        """Return the patch of three numbers. Raises ``ValueError`` naming it for anything else."""
         if len(patch) != 3 or min(patch) < 1:
             raise ValueError(
-                f"patch = {list(patch)} must be three positive numbers: frames, rows, columns"
+                f"{name} = {list(patch)} must be three positive numbers: frames, rows, columns"
             )
         return cls(*patch)
 

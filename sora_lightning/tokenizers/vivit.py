@@ -67,12 +67,9 @@ class ViViTTokenizer(VideoTokenizer):
         layout: AttentionLayout | None = None,
         positions: Positions | None = None,
     ):
-        if len(tubelet) != 3 or min(tubelet) < 1:
-            raise ValueError(
-                f"tubelet = {list(tubelet)} must be three positive numbers: frames, rows, columns"
-            )
+        patch = Patch.of(tubelet, "tubelet")
         super().__init__(Compression(*tubelet), latent_channels)
-        self.patch = Patch(*tubelet)
+        self.patch = patch
         encoder = encoder or VIT_SIZES["S"]
         decoder = decoder or encoder
         shared = (layout or Joint(), positions or Positions())

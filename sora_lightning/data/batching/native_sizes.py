@@ -217,9 +217,7 @@ class Packing:
     def geometry(self) -> tuple[Compression, Patch]:
         """Return the pixels of a latent position and the latent positions of a token."""
         size = VideoSize.parse(self.compression)
-        if len(self.patch) != 3 or min(self.patch) < 1:
-            raise ValueError(f"patch = {list(self.patch)}: must be three positive numbers")
-        return Compression(size.num_frames, size.height, size.width), Patch(*self.patch)
+        return Compression(size.num_frames, size.height, size.width), Patch.of(self.patch)
 
     @property
     def pixels_per_token(self) -> Compression:

@@ -228,8 +228,6 @@ class PackPlan:
     ) -> None:
         if not len(grids):
             raise ValueError("there are no clips to make packs of")
-        if run_length < 1:
-            raise ValueError(f"run_length = {run_length}: must be at least 1")
         self.grids = smallest_int_dtype(grids)
         self.packing = packing
         self.seed = seed

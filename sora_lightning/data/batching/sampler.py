@@ -142,8 +142,6 @@ class BatchPlan:
         self.sizes = tuple(size for size, count in num_clips.items() if count)
         if not self.sizes:
             raise ValueError("there are no clips to make batches of")
-        if run_length < 1:
-            raise ValueError(f"run_length = {run_length}: must be at least 1")
         self.num_clips = tuple(num_clips[size] for size in self.sizes)
         self.batch_sizes = tuple(batch_sizes[size] for size in self.sizes)
         self.seed = seed
@@ -256,8 +254,6 @@ class BatchStream(DistributedSampler):
                 f"run_length = {plan.run_length}: must be a multiple of the {num_ranks} ranks, "
                 "so that all of them work on one size at a time"
             )
-        if steps_per_epoch is not None and steps_per_epoch < 1:
-            raise ValueError(f"steps_per_epoch = {steps_per_epoch}: must be at least 1")
         self.plan = plan
         self.steps = steps_per_epoch or -(-plan.batches_per_epoch // num_ranks)
         self.position = 0

@@ -19,6 +19,7 @@ from sora_lightning.data.batching.sampler import (
     WindowBatches,
     shuffled,
 )
+from sora_lightning.data.settings import Batching
 from sora_lightning.types import VideoSize
 
 SIZES = [VideoSize(17, 32, 32), VideoSize(17, 24, 40), VideoSize(1, 64, 64)]
@@ -211,11 +212,11 @@ def test_settings_that_cannot_work_are_refused() -> None:
     with pytest.raises(ValueError, match="no clips"):
         BatchPlan({SIZES[0]: 0}, BATCH_SIZES, 0)
     with pytest.raises(ValueError, match="run_length = 0"):
-        plan(run_length=0)
+        Batching(run_length=0)
     with pytest.raises(ValueError, match="run_length = 4: must be a multiple of the 3 ranks"):
         BatchStream(plan(), 0, 3, None)
     with pytest.raises(ValueError, match="steps_per_epoch = 0"):
-        BatchStream(plan(), 0, 1, 0)
+        Batching(steps_per_epoch=0)
 
 
 def test_an_epoch_is_a_pass_by_default() -> None:
