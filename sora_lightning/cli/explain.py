@@ -56,7 +56,7 @@ def explain_refusal(
     try:
         _check_keys(config, dict.fromkeys(groups), "", "the configuration")
         for key, value in config.items():
-            _check_group(value, groups[key], key, linked)
+            _check_value(value, groups[key], key, linked)
     except Mistake as mistake:
         return f"{mistake}{_origin(mistake.path, sources)}"
     return condense(message)
@@ -72,7 +72,7 @@ def build(kind: type[T], values: Any, key: str = "") -> T:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, "built")
     try:
-        _check_group(values, kind, key, frozenset())
+        _check_value(values, kind, key, frozenset())
         return parser.instantiate(parser.parse_object({"built": values})).built
     except (Mistake, ArgumentError) as error:
         raise ValueError(condense(str(error))) from error
@@ -84,23 +84,17 @@ def condense(message: str) -> str:
     return " ".join(line.removeprefix("- ") for line in lines if not _NOISE.match(line))
 
 
-def _check_group(value: Any, hint: Any, path: str, linked: frozenset[str]) -> None:
-    if isinstance(hint, type) and isinstance(value, dict) and "class_path" not in value:
-        _check_parameters(value, Signature.of(hint), path, linked)
-    else:
-        _check_value(value, hint, path, linked)
-
-
 def _check_value(value: Any, hint: Any, path: str, linked: frozenset[str]) -> None:
+    group = _group_class(hint)
     if isinstance(value, dict) and "class_path" in value:
         _check_class(value, hint, path, linked)
-    elif is_dataclass(hint) and not isinstance(value, dict):
-        raise Mistake(path, f"{path or 'the file'} = {_shown(value)}: expected {name_of(hint)}")
+    elif isinstance(value, dict) and group is not None:
+        _check_parameters(value, Signature.of(group), path, linked)
     elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
         for index, item in enumerate(value):
             _check_value(item, item_hint(hint), f"{path}[{index}]", linked)
-    elif not _accepts(hint, value):
-        raise Mistake(path, f"{path} = {_shown(value)}: expected {name_of(hint)}")
+    elif is_dataclass(hint) or not _accepts(hint, value):
+        raise Mistake(path, f"{path or 'the file'} = {_shown(value)}: expected {name_of(hint)}")
 
 
 def _check_class(value: dict[str, Any], hint: Any, path: str, linked: frozenset[str]) -> None:
@@ -128,12 +122,7 @@ def _check_parameters(values: Any, signature: Signature, path: str, linked: froz
     if not signature.takes_anything:
         _check_keys(values, signature.hints, path, signature.name)
     for key, value in values.items():
-        hint = signature.hints.get(key, Any)
-        group = _group_class(hint)
-        if isinstance(value, dict) and "class_path" not in value and group is not None:
-            _check_parameters(value, Signature.of(group), _below(path, key), linked)
-        else:
-            _check_value(value, hint, _below(path, key), linked)
+        _check_value(value, signature.hints.get(key, Any), _below(path, key), linked)
     for key in signature.required:
         full = _below(path, key)
         if key not in values and full not in linked:
@@ -148,7 +137,7 @@ def _group_class(hint: Any) -> type | None:
     """Return the class whose parameters a dict without ``class_path`` gives: the hint itself, or
     the only dataclass of a union.
     """
-    if isinstance(hint, type):
+    if isinstance(hint, type) and hint.__module__ != "builtins":
         return hint
     members = [member for member in get_args(hint) if is_dataclass(member)]
     return members[0] if len(members) == 1 and isinstance(members[0], type) else None

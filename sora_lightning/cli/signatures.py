@@ -7,7 +7,7 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any
@@ -56,12 +56,9 @@ class Signature:
     def without_first(self, count: int) -> Signature:
         """Return the signature without the first ``count`` parameters, given by position."""
         given = set(list(self.hints)[:count])
-        return Signature(
-            self.name,
-            {k: v for k, v in self.hints.items() if k not in given},
-            tuple(k for k in self.required if k not in given),
-            self.takes_anything,
-        )
+        hints = {name: hint for name, hint in self.hints.items() if name not in given}
+        required = tuple(name for name in self.required if name not in given)
+        return replace(self, hints=hints, required=required)
 
 
 def find_target(class_path: str) -> Callable[..., Any] | None:
