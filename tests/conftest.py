@@ -1,5 +1,4 @@
-"""What every test starts from: the same seed, and shapes that are checked where tensors cross a
-function."""
+"""Fixtures of every test: one seed, and shapes checked where tensors cross a function."""
 
 from __future__ import annotations
 

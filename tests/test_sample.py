@@ -1,5 +1,4 @@
-"""What `sample` writes, keeps, and refuses, with a system that paints its prompt's length instead
-of a network."""
+"""Files that `sample` writes, keeps and refuses, by a system that paints its prompt's length."""
 
 from __future__ import annotations
 

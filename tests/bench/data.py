@@ -106,7 +106,7 @@ def _time_subprocess(report: Report, path: Path) -> None:
 
 
 def _verify(report: Report, path: Path) -> None:
-    """What ``verify_content`` adds to the first serving of a file, and to every later one."""
+    """Measure what ``verify_content`` adds to the first serving of a file, and to later ones."""
     path.write_bytes(np.random.default_rng(2).bytes(HASHED_MB * 10**6))
     state = path.stat()
     columns = {

@@ -1,4 +1,4 @@
-"""What the sections run: networks of the papers' sizes on random latents, and their cost."""
+"""Networks of the papers' sizes on random latents, and their cost."""
 
 from __future__ import annotations
 

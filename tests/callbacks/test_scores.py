@@ -154,7 +154,7 @@ def test_features_of_the_reference_are_made_once_by_content(
 def test_ranks_share_the_prompts_and_give_one_score(
     world_size: int, videos: Callable[[], ScoreVideos]
 ) -> None:
-    """What each rank noted, put together as the gathering does, is what one rank alone notes."""
+    """Rows of several ranks, gathered, are the rows that one rank alone collects."""
 
     def noted(rank: int, ranks: int) -> Tensor:
         callback = videos()

@@ -1,4 +1,4 @@
-"""What is a word, what is cut, and what training has never seen."""
+"""Text conditioning: words, truncation, and words that training has never seen."""
 
 from __future__ import annotations
 

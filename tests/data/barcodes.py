@@ -56,7 +56,7 @@ def write_barcodes(
 def cut_without_encoding(
     source: Path, target: Path, start_s: float, length_s: float = float("inf")
 ) -> Path:
-    """What ``ffmpeg -ss START -i SOURCE -t LENGTH -c copy TARGET`` does: whole GOPs, and an edit
+    """Cut as ``ffmpeg -ss START -i SOURCE -t LENGTH -c copy TARGET`` does: whole GOPs, and an edit
     list that hides the frames before the cut."""
     with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
         stream = reader.streams.video[0]

@@ -1,4 +1,4 @@
-"""What the DataModule serves: from files, from the cache, and after a resume by Lightning."""
+"""Batches of the DataModule: from files, from the cache, and after a resume by Lightning."""
 
 from __future__ import annotations
 
@@ -326,7 +326,7 @@ def test_fewer_batches_than_ranks_are_refused(
 
 
 def test_a_whole_frame_rate_is_the_same_rate(shapes: dict[str, Path]) -> None:
-    """The same keys in a latent cache, and frames per second as a float in the batch."""
+    """An integer rate gives the keys of the float one, and a float in the batch."""
     whole, real = (module(shapes, fps=fps) for fps in (8, 8.0))
     (record, *_), size = read_manifest(shapes["train"]), whole.sizes.sizes[0]
     assert whole._key(record, size, 0) == real._key(record, size, 0)

@@ -156,8 +156,8 @@ def run(
     ranks: Pair | None, manifest: Path, settings: dict, folder: Path, steps: int,
     workers: int = 0, resume: Path | None = None,
 ) -> tuple[list, list]:  # fmt: skip
-    """What two ranks, or one in this process, saw together, in the order of one; and rank 0's
-    gradients."""
+    """Return the clips that two ranks, or one in this process, saw, in the order of one; and
+    rank 0's gradients."""
     folder.mkdir(exist_ok=True)
     (train if ranks is None else ranks.train)(manifest, settings, folder, steps, workers, resume)
     names = [f"rank{rank}.json" for rank in range(1 if ranks is None else 2)]

@@ -36,7 +36,7 @@ def diffusers_kl():
 
 
 def compvis(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same weights under CompVis' names, by way of this package's."""
+    """Return the weights under CompVis' names, renamed by way of this package's."""
     return ldm.to_theirs(ldm_diffusers.to_ours(weights))
 
 

@@ -150,7 +150,7 @@ def test_only_weights_of_layers_are_decayed_and_orthogonalised(name):
 
 
 def test_small_singular_values_stay_small_and_all_others_end_near_one():
-    """What the docstring says, over a square Gaussian matrix's too."""
+    """The docstring's bound holds, for a square Gaussian matrix too."""
     torch.manual_seed(0)
     values = torch.logspace(0, -4, 64)
     u, _, vh = torch.linalg.svd(torch.randn(64, 64))

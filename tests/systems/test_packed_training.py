@@ -86,7 +86,7 @@ class Ranks:
 def gradients(
     system: L.LightningModule, batches: list[PackedBatch], monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, Tensor]:
-    """What the ranks would step by: the mean of their gradients."""
+    """Return the mean of the ranks' gradients, by which they would step."""
     ranks = Ranks([len(batch) for batch in batches])
     monkeypatch.setattr(type(system), "trainer", ranks)
     monkeypatch.setattr(type(system), "log", lambda *_, **__: None)
@@ -114,8 +114,8 @@ def test_a_packed_loss_is_that_of_the_clips_alone(system: DiffusionSystem) -> No
 def test_a_clip_with_dropped_tokens_is_noised_like_the_whole_and_asked_for_the_rest(
     system: DiffusionSystem,
 ) -> None:
-    """What is dropped decides neither times nor noise, and its values do not matter; a pack of
-    clips is the clips alone.
+    """Dropped tokens decide neither times nor noise, and their values do not matter. A pack of
+    clips gives the losses of the clips alone.
     """
     batch = batch_of([0, 1, 2, 3, 4])
     x_0 = [system.tokenizer.encode(video[None])[0] for video in batch.videos or []]

@@ -1,4 +1,4 @@
-"""What a reconstruction costs: closed forms, and LPIPS beside torchmetrics' own."""
+"""Reconstruction losses: closed forms, and LPIPS beside torchmetrics' own."""
 
 import logging
 from pathlib import Path

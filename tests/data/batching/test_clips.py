@@ -76,8 +76,8 @@ def test_random_windows_and_wordings_are_spread_and_depend_on_seed_clip_and_turn
 def test_a_file_that_changed_after_it_was_indexed_is_refused(
     barcodes: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Whatever changed: a bit at the same length, or the length alone. A new time does not matter,
-    nor that the reader has read the file before."""
+    """A changed bit and a changed length are both noticed. A new time does not matter, nor that
+    the reader has read the file before."""
     path = barcodes("a.mp4", list(range(0, 60 * 40, 40)))
     (tmp_path / "raw.jsonl").write_text(json.dumps({"path": "a.mp4", "caption": "x"}))
     index(tmp_path / "raw.jsonl", tmp_path / "clips.jsonl")

@@ -1,4 +1,4 @@
-"""What the DataModule serves in packs: every clip once, at its own size, and the same after any
+"""Packs of the DataModule: every clip once, at its own size, and the same after any
 stop, with any number of workers and on any number of ranks.
 """
 

@@ -54,7 +54,7 @@ def frames_of(video: Tensor) -> np.ndarray:
 
 
 def test_a_source_is_read_at_the_times_of_its_clip(barcodes: Callable[..., Path]) -> None:
-    """Whatever its own frame rate and its own length."""
+    """The source's own frame rate and length do not matter."""
     clip = barcodes("clip.mp4", list(range(0, 61 * 40, 40)))  # 25 frames per second
     source = barcodes("source.mp4", list(range(0, 200 * 20, 20)))  # 50, and longer
     record = ClipRecord(clip, ("make it so",), "0" * 16, source=source)

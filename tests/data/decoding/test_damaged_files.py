@@ -25,7 +25,7 @@ CLIPS = Path(__file__).resolve().parents[3] / "../shared/clips"
 
 
 def sequential(path: Path, timeline: Timeline) -> list[tuple[int, np.ndarray]]:
-    """What decodes of a damaged file from first to last, with timestamps, concealed frames too."""
+    """Decode a damaged file from first to last, concealed frames too, with timestamps."""
     images: list[tuple[int, np.ndarray]] = []
     with av.open(str(path)) as container:
         for packet in container.demux(video=0):

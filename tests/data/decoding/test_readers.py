@@ -265,7 +265,7 @@ def test_no_cut_gives_a_wrong_frame_and_closed_gops_stay_with_decord(
 
 
 def test_closed_gops_of_h264_stay_with_decord(barcodes: Callable[..., Path]) -> None:
-    """The same in a subprocess, whose stderr must hold no message about them."""
+    """Read in a subprocess, whose stderr must hold no message about them."""
     rng = np.random.default_rng(0)
     kept = 0
     for number in range(20):

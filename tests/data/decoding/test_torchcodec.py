@@ -1,5 +1,4 @@
-"""What torchcodec returns is what was asked for, or PyAV's; without it the reader says what to
-install."""
+"""torchcodec's frames are those asked for, or PyAV's; the reader names the missing package."""
 
 from __future__ import annotations
 

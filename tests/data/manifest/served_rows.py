@@ -21,7 +21,7 @@ SETTINGS = {
 
 
 def memory() -> dict[str, float]:
-    """What the process holds alone (RssAnon), of files, and of both, in MiB."""
+    """Return the process's own memory (RssAnon), that of files, and their sum, in MiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     held = dict(
         line.split(":") for line in lines if line.startswith(("RssAnon", "RssFile", "VmRSS"))

@@ -1,4 +1,4 @@
-"""What a filter says is what it keeps, and nothing else is run."""
+"""A filter keeps the rows that it names, and runs no code."""
 
 from __future__ import annotations
 

@@ -230,8 +230,8 @@ def test_duplicates_are_found_through_another_encoding(tmp_path: Path) -> None:
 
 
 def test_duplicates_are_those_of_a_comparison_of_all_with_all() -> None:
-    """Of random looks, of which some are others with up to 15 bits changed, some are flat, and some
-    clips are copies; a clip that is a duplicate is not compared with any after it."""
+    """Random hashes: some are others with up to 15 bits changed, some are flat, some are copies.
+    A clip that is a duplicate is not compared with any after it."""
     rng = np.random.default_rng(0)
     bits = rng.integers(0, 2, (300, 192), dtype=np.uint8)
     bits[rng.integers(0, 300, 20)] = 0

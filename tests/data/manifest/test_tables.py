@@ -1,4 +1,4 @@
-"""The same rows, whichever format they stand in."""
+"""Every format of a table gives the same rows."""
 
 from __future__ import annotations
 

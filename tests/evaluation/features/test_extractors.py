@@ -188,7 +188,7 @@ def test_clip_prepares_frames_as_the_models_own_processor(clip: Clip) -> None:
 
 
 def test_long_captions_that_differ_late_in_what_is_read_get_different_scores(clip: Clip) -> None:
-    """Of 12 places the marks take 2, so 10 letters are read. The texts differ from the fourth."""
+    """The marks take 2 of 12 places, so 10 letters are read. The texts differ from the fourth."""
     first, second = "abc" + 30 * "d", "abc" + 30 * "e"
     one, other = clip.embed_texts([first, second])
     assert float((one - other).abs().max()) > 1e-3

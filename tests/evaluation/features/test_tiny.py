@@ -89,7 +89,7 @@ def test_features_notice_a_still(tiny: TinyNetwork, known: list[Known]) -> None:
     ],
 )
 def test_other_videos_are_refused(tiny: TinyNetwork, videos: Tensor) -> None:
-    with pytest.raises(ValueError, match="must be uint8|clips of 3 frames: tiny needs at least 4"):
+    with pytest.raises(ValueError, match=r"must be uint8|clips of 3 frames: tiny needs at least 4"):
         tiny.features(videos)
 
 

@@ -1,4 +1,4 @@
-"""What a prompt asks for, and when a video gives it."""
+"""Alignment: shapes that a prompt asks for, and whether a video shows them."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def test_the_unbiased_estimate_by_its_definition() -> None:
 
 @pytest.mark.parametrize("n", [16, 64])
 def test_nothing_differs_by_nothing_on_average(n: int) -> None:
-    """Of 60 pairs of sets of one distribution the mean lies within 3 standard errors of 0."""
+    """The mean over 60 pairs of sets of one distribution is within 3 standard errors of 0."""
     values = torch.stack(
         [kernel_distance(normal(n, 8, 2 * i), normal(2 * n, 8, 2 * i + 1)) for i in range(60)]
     )
@@ -128,7 +128,7 @@ def test_infinity_is_near_the_closed_form_over_seeds() -> None:
 
 
 def test_subsampling_one_side_alone_would_leave_its_bias() -> None:
-    """What the two sides' bias adds is d / 2n at equal covariances, for each; so both are drawn."""
+    """Each side's bias adds d / 2n at equal covariances, so both sides are drawn."""
     d, n = 30, 256
     x, y = normal(n, d, 0), normal(n, d, 1)
     assert float(frechet_distance(x, y)) > 1.0

@@ -127,7 +127,7 @@ def test_reconstruction_refuses_unequal_and_tiny_clips() -> None:
 
 
 def test_wilson_interval_by_hand() -> None:
-    """Of 8 right out of 10, worked out from the formula: 0.490 to 0.943."""
+    """Wilson's formula gives 0.490 to 0.943 for 8 right of 10."""
     assert wilson_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
     assert wilson_interval(0, 10)[0] == 0
     assert wilson_interval(10, 10)[1] == pytest.approx(1)
