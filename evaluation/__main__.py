@@ -94,7 +94,6 @@ def score(
     from evaluation.checks import Request
     from evaluation.evaluate import evaluate
     from evaluation.own_clips import choose_protocol, run_data, run_folder, small_networks
-    from evaluation.protocol import load_protocol
     from evaluation.report.write import as_text
 
     paths = {"checkpoint": checkpoint, "videos": videos, "reference": reference}
@@ -111,13 +110,7 @@ def score(
     if checkpoint is None and videos is None:
         raise ValueError("neither --checkpoint nor --videos is given: there is nothing to evaluate")
     data = run_data(checkpoint)
-    if protocol is None:
-        chosen, reference = choose_protocol(reference, data)
-    else:
-        chosen = load_protocol(protocol)
-        reference = reference or chosen.paths.reference
-    if reference is None:
-        raise ValueError(f"protocol {chosen.name}: names no reference; give --reference")
+    chosen, reference = choose_protocol(protocol, reference, data)
     folder = run_folder(checkpoint) if checkpoint is not None else videos
     assert folder is not None
     networks = networks or chosen.paths.networks

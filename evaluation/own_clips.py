@@ -31,12 +31,20 @@ def run_data(checkpoint: Path | None) -> dict[str, Any]:
     return (batching if isinstance(batching, dict) else {}) | data
 
 
-def choose_protocol(reference: Path | None, data: dict[str, Any]) -> tuple[Protocol, Path]:
+def choose_protocol(
+    name: str | None, reference: Path | None, data: dict[str, Any]
+) -> tuple[Protocol, Path]:
     """Return a protocol and the path of the reference.
 
-    The protocol is ``demo`` if all captions of the reference describe moving shapes. Otherwise it
-    is ``own`` with the length, frame rate and sizes of the run's ``data``.
+    Without a name the protocol is ``demo`` if all captions of the reference describe moving shapes,
+    otherwise ``own`` with the length, frame rate and sizes of the run's ``data``.
     """
+    if name is not None:
+        protocol = load_protocol(name)
+        reference = reference or protocol.paths.reference
+        if reference is None:
+            raise ValueError(f"protocol {protocol.name}: names no reference; give --reference")
+        return protocol, reference
     demo = load_protocol("demo")
     validation = data.get("val_manifest")
     default = demo.paths.reference
