@@ -86,7 +86,7 @@ def _clock(seconds: float | None) -> str:
 
 
 def plan_text(ablation: Ablation, arms: Sequence[PlannedArm]) -> str:
-    """Format a plan for a terminal: a line for each arm, then the commands of the first seed."""
+    """Format a plan for a terminal: a line for each arm."""
     head = ("arm", "parameters", "FLOPs a step", "steps", "tokens a step", "AD", "attended")
     rows = [head, *map(_row, arms)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
@@ -108,7 +108,23 @@ def _row(arm: PlannedArm) -> tuple[str, ...]:
 
 
 def write_plan(arms: Sequence[PlannedArm], path: Path) -> None:
-    """Write the plan as JSON, which the report reads."""
+    """Write a plan as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = {arm.name: asdict(arm.cost) | {"max_steps": arm.max_steps} for arm in arms}
-    path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    rows = [asdict(arm) for arm in arms]
+    path.write_text(json.dumps(rows, indent=1, default=str) + "\n", encoding="utf-8")
+
+
+def read_plan(path: Path) -> list[PlannedArm]:
+    """Read what ``write_plan`` wrote. Raises ``ValueError`` if nothing has been run yet."""
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file: nothing has been run yet")
+    return [
+        PlannedArm(
+            name=row["name"],
+            configs=tuple(map(Path, row["configs"])),
+            arguments=tuple(row["arguments"]),
+            max_steps=row["max_steps"],
+            cost=Cost(**row["cost"]),
+        )
+        for row in json.loads(path.read_text(encoding="utf-8"))
+    ]

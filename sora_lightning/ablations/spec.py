@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from sora_lightning.cli.explain import condense
 from sora_lightning.cli.sources import read_yaml
@@ -159,7 +159,8 @@ class Ablation:
 
 def argument(key: str, value: Any) -> str:
     """Return a value of a YAML as an argument of ``fit``."""
-    return f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
+    text = value if isinstance(value, str) else json.dumps(value, default=Namespace.as_dict)
+    return f"--{key}={text}"
 
 
 def load_ablation(path: Path) -> Ablation:

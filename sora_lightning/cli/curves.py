@@ -44,8 +44,14 @@ def curves(folder: Path, output: Path) -> None:
 
 
 def read_losses(run: Path) -> dict[str, Curve]:
-    """Return the losses in a run's event files, sorted by step; of a step that a resumed run logged
-    again, the last value.
+    """Return the losses in a run's event files."""
+    scalars = read_scalars(run)
+    return {tag: scalars[tag] for tag in _TAGS if tag in scalars}
+
+
+def read_scalars(run: Path) -> dict[str, Curve]:
+    """Return every scalar in a run's event files, sorted by step; of a step that a resumed run
+    logged again, the last value.
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -53,7 +59,7 @@ def read_losses(run: Path) -> dict[str, Curve]:
     events = EventAccumulator(str(run), size_guidance={"scalars": 0}, purge_orphaned_data=False)
     events.Reload()
     found = {}
-    for tag in [tag for tag in _TAGS if tag in events.Tags()["scalars"]]:
+    for tag in events.Tags()["scalars"]:
         written = sorted(events.Scalars(tag), key=lambda event: event.wall_time)
         last = {event.step: event.value for event in written}
         steps = np.array(sorted(last))

@@ -1,0 +1,272 @@
+"""The report of an ablation, ``report.html``, ``.md`` and ``.csv``, on whatever runs there are."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import itertools
+import math
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from sora_lightning.ablations.plan import PlannedArm
+from sora_lightning.ablations.results import RunResult
+from sora_lightning.ablations.runs import Run
+from sora_lightning.ablations.spec import Ablation
+from sora_lightning.ablations.statistics import (
+    Difference,
+    Interval,
+    paired_difference,
+    t_interval,
+)
+
+_NUM_STRATA = 3
+_AXES = {
+    "flops.png": "FLOPs of the training",
+    "seconds.png": "seconds of the training",
+    "attention_distance.png": "average attention distance",
+}
+_STYLE = (
+    "body{margin:2em auto;max-width:70em;padding:0 1em;font:15px/1.5 system-ui,sans-serif}"
+    "table{border-collapse:collapse;margin:1em 0}th,td{padding:4px 12px 4px 0;text-align:left;"
+    "border-bottom:1px solid #ccc}code,pre{font:12.5px monospace}img{max-width:100%}"
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts under a heading, with a note below it."""
+
+    heading: str
+    head: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    note: str = ""
+
+
+def write_report(
+    ablation: Ablation, arms: Sequence[PlannedArm], runs: Sequence[Run], results: list[RunResult]
+) -> Path:
+    """Write the report to the ablation's folder and return the path of ``report.md``."""
+    tables = [
+        _arms_table(arms, results),
+        *(_scores_table(ablation, name, results) for name in ablation.scores),
+        *_strata_tables(ablation, results),
+    ]
+    output = ablation.output
+    output.mkdir(parents=True, exist_ok=True)
+    plots = _draw_plots(ablation, arms, results)
+    finished = sum(one.finished for one in results)
+    facts = f"{finished} of {len(runs)} runs are finished. Commit {_commit()}."
+    commands = [shlex.join(run.stages[0].command) for run in runs]
+    _write_csv(results, output / "report.csv")
+    title = f"Ablation {output.name}"
+    (output / "report.md").write_text(_markdown(title, facts, tables, plots, commands))
+    (output / "report.html").write_text(_html(title, facts, tables, output, plots, commands))
+    return output / "report.md"
+
+
+def differences(ablation: Ablation, score: str, results: Sequence[RunResult]) -> list[Difference]:
+    """Return the difference of each arm from the reference, of arms that share a seed with it."""
+    found = []
+    reference = _values(results, ablation.reference_arm, score)
+    for arm in ablation.other_arms:
+        values = _values(results, arm, score)
+        if values.keys() & reference.keys():
+            better = next(r.scores[score].better for r in results if score in r.scores)
+            found.append(paired_difference(arm, score, values, reference, better))
+    return found
+
+
+def _values(results: Sequence[RunResult], arm: str, score: str) -> dict[int, list[float]]:
+    ours = [one for one in results if one.arm == arm and one.finished and score in one.scores]
+    return {one.seed: one.scores[score].values for one in ours}
+
+
+def _arms_table(arms: Sequence[PlannedArm], results: Sequence[RunResult]) -> Table:
+    rows = []
+    for arm in arms:
+        own = [one for one in results if one.arm == arm.name]
+        seconds = [one.step_s for one in own if one.step_s is not None]
+        cost = arm.cost
+        rows.append(
+            (
+                arm.name,
+                f"{cost.parameters:,}",
+                f"{cost.flops:.4g}",
+                f"{arm.training_flops:.4g}",
+                f"{np.mean(seconds):.3g}" if seconds else "",
+                "" if cost.attention_distance is None else f"{cost.attention_distance:.3f}",
+                "" if cost.attended_share is None else f"{100 * cost.attended_share:.1f} %",
+                f"{sum(one.finished for one in own)}",
+            )
+        )
+    head = ("arm", "parameters", "FLOPs a step", "FLOPs in all", "s a step")
+    note = (
+        "AD is the average attention distance, attended the share of a clip's tokens that one "
+        "attention sees, both computed from the partitions on the first size."
+    )
+    return Table("Arms", (*head, "AD", "attended", "finished runs"), rows, note)
+
+
+def _scores_table(ablation: Ablation, score: str, results: Sequence[RunResult]) -> Table:
+    against = {one.arm: one for one in differences(ablation, score, results)}
+    rows = []
+    for arm in (ablation.reference_arm, *ablation.other_arms):
+        values = _values(results, arm, score)
+        if not values:
+            rows.append((arm, "no finished run", "", "", "", ""))
+            continue
+        mean = t_interval([float(np.mean(one)) for one in values.values()])
+        cells = ("reference", "", "")
+        if (found := against.get(arm)) is not None:
+            items = "" if found.over_items is None else _shown(found.over_items)
+            cells = (_shown(found.over_seeds), items, found.verdict)
+        elif arm != ablation.reference_arm:
+            cells = ("no seed in common", "", "")
+        rows.append((arm, _shown(mean), str(mean.n), *cells))
+    head = ("arm", "mean (95 %)", "seeds", "difference, over seeds", "over clips or prompts")
+    note = (
+        "Differences are paired by seed. Intervals are Student's t, which takes the values over "
+        "seeds for independent and normal. A verdict needs both intervals to exclude 0."
+    )
+    return Table(score, (*head, "verdict"), rows, note)
+
+
+def _strata_tables(ablation: Ablation, results: Sequence[RunResult]) -> list[Table]:
+    """Return the difference of ``clip_loss`` by how far shapes move, where that is known."""
+    moved = next((one.displacements for one in results if one.displacements), [])
+    reference = _values(results, ablation.reference_arm, "clip_loss")
+    if not moved or not reference:
+        return []
+    bounds = np.quantile(moved, np.linspace(0, 1, _NUM_STRATA + 1))
+    stratum = np.searchsorted(bounds[1:-1], moved, side="right")
+    rows = []
+    for arm in ablation.other_arms:
+        values = _values(results, arm, "clip_loss")
+        if not values.keys() & reference.keys():
+            continue
+        cells = [arm]
+        for number in range(_NUM_STRATA):
+            a, b = ({s: list(np.array(v)[stratum == number]) for s, v in side.items()}
+                    for side in (values, reference))  # fmt: skip
+            cells.append(_shown(paired_difference(arm, "clip_loss", a, b, "lower").over_seeds))
+        rows.append(tuple(cells))
+    if not rows:
+        return []
+    names = [f"{low:.2f} to {high:.2f}" for low, high in itertools.pairwise(bounds)]
+    note = (
+        f"Difference of clip_loss from {ablation.reference_arm}, over seeds, for equal numbers of "
+        "clips whose fastest shape moves so many tokens from one latent frame to the next."
+    )
+    return [Table("clip_loss by displacement", ("arm", *names), rows, note)]
+
+
+def _draw_plots(
+    ablation: Ablation, arms: Sequence[PlannedArm], results: Sequence[RunResult]
+) -> dict[str, str]:
+    """Draw the first score against FLOPs, seconds and attention distance, as far as they are known.
+    Return what the files show, by their names.
+    """
+    score, places, intervals = ablation.scores[0], {}, {}
+    for arm in arms:
+        values = [float(np.mean(v)) for v in _values(results, arm.name, score).values()]
+        if not values:
+            continue
+        seconds = [one.step_s for one in results if one.arm == arm.name and one.step_s]
+        intervals[arm.name] = t_interval(values)
+        places[arm.name] = {
+            "flops.png": arm.training_flops,
+            "seconds.png": arm.max_steps * float(np.mean(seconds)) if seconds else None,
+            "attention_distance.png": arm.cost.attention_distance,
+        }
+    drawn = {}
+    for name, axis in _AXES.items():
+        known = {arm: x for arm, at in places.items() if (x := at[name]) and math.isfinite(x)}
+        if known:
+            _draw(ablation.output / name, axis, score, known, intervals)
+            drawn[name] = f"{score} against {axis}"
+    return drawn
+
+
+def _draw(
+    path: Path, axis: str, score: str, places: Mapping[str, float], values: Mapping[str, Interval]
+) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained", dpi=110)
+    axes = figure.subplots()
+    for arm, x in places.items():
+        value = values[arm]
+        error = value.high - value.mean if math.isfinite(value.high) else 0.0
+        axes.errorbar(x, value.mean, yerr=error, marker="o", capsize=4, label=arm)
+    axes.set(xlabel=axis, ylabel=f"{score}, mean and 95 % over seeds")
+    axes.grid(alpha=0.2)
+    axes.legend(frameon=False)
+    figure.savefig(path)
+
+
+def _shown(value: Interval) -> str:
+    if math.isinf(value.low):
+        return f"{value.mean:.4g}"
+    return f"{value.mean:.4g} ({value.low:.4g} to {value.high:.4g})"
+
+
+def _commit() -> str:
+    """Return the commit of the working directory; ``unknown`` outside of a repository."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _write_csv(results: Sequence[RunResult], path: Path) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("arm", "seed", "finished", "score", "value", "n", "better"))
+        for one in results:
+            for name, score in sorted(one.scores.items()):
+                cells = (name, f"{score.mean:.6g}", len(score.values), score.better)
+                writer.writerow((one.arm, one.seed, one.finished, *cells))
+
+
+def _markdown(
+    title: str, facts: str, tables: Sequence[Table], plots: dict[str, str], commands: list[str]
+) -> str:
+    parts = [f"# {title}", facts]
+    for table in tables:
+        lines = [table.head, ("---",) * len(table.head), *table.rows]
+        body = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        parts += [f"## {table.heading}", body, table.note]
+    parts += [f"![{alt}]({name})" for name, alt in plots.items()]
+    parts += ["## Commands", "```sh\n" + "\n".join(commands) + "\n```"]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _html(
+    title: str,
+    facts: str,
+    tables: Sequence[Table],
+    folder: Path,
+    plots: dict[str, str],
+    commands: list[str],
+) -> str:
+    parts = [f"<h1>{escape(title)}</h1><p>{escape(facts)}</p>"]
+    for table in tables:
+        parts.append(f"<h2>{escape(table.heading)}</h2><table>")
+        for tag, cells in (("th", table.head), *(("td", row) for row in table.rows)):
+            row = "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells)
+            parts.append(f"<tr>{row}</tr>")
+        parts.append(f"</table><p>{escape(table.note)}</p>")
+    for name, alt in plots.items():
+        data = base64.b64encode((folder / name).read_bytes()).decode()
+        parts.append(f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}">')
+    parts.append(f"<h2>Commands</h2><pre>{escape(chr(10).join(commands))}</pre>")
+    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
+    return f"<!doctype html><html><head>{head}</head><body>{''.join(parts)}</body></html>\n"

@@ -1,0 +1,182 @@
+"""The report and the TensorBoard pages say what the runs have written, however many there are."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import plugin_data_pb2
+from torch.utils.tensorboard import SummaryWriter
+
+from sora_lightning.__main__ import main
+from sora_lightning.ablations import runs as runs_module
+from sora_lightning.ablations.cost import Cost
+from sora_lightning.ablations.plan import PlannedArm, read_plan, write_plan
+from sora_lightning.ablations.report import differences, write_report
+from sora_lightning.ablations.results import read_results
+from sora_lightning.ablations.runs import Run, plan_runs
+from sora_lightning.ablations.spec import Ablation, load_ablation
+from sora_lightning.ablations.tensorboard import write_hyperparameters, write_tensorboard
+from tests.ablations.conftest import ablation, write
+
+_STEPS = (10, 20)
+_MOVED = (0.1, 0.2, 0.6, 0.7, 1.0, 1.1)
+
+
+def _arm(name: str, *arguments: str) -> PlannedArm:
+    return PlannedArm(name, (Path("base.yaml"),), arguments, 20, Cost(1000, 2e9, 80, 1.5, 0.25))
+
+
+_ARMS = [_arm("joint"), _arm("factorised", "--x.width=8")]
+
+
+def _write_run(run: Run, offset: float) -> None:
+    """An arm is ``offset`` worse, thrice so for the clips that move furthest; a seed shifts both
+    arms."""
+    training = run.folder / "training"
+    training.mkdir(parents=True)
+    with SummaryWriter(str(training)) as writer:
+        for step in _STEPS:
+            writer.add_scalar("val/loss", 100 * run.seed + offset + step, step)
+            writer.add_scalar("throughput/step_s", 0.5, step)
+    with (run.folder / "clip_losses.csv").open("w") as file:
+        file.write("clip,loss,displacement\n")
+        for index, moved in enumerate(_MOVED):
+            noise = 0.001 * index * run.seed * offset
+            loss = 10 * run.seed + offset * (3 if moved >= 1 else 1) + noise
+            file.write(f"{index},{loss},{moved}\n")
+    details = {"alignment/colour": {"value": 0.5, "n": 2, "better": "higher"}}
+    videos = [{"colour": True}, {"colour": False}, {"colour": True, "num_expected": 2}]
+    (run.folder / "report").mkdir()
+    report = {"details": details, "videos": videos}
+    (run.folder / "report" / "report.json").write_text(json.dumps(report))
+
+
+@pytest.fixture
+def spec(place: Path, monkeypatch: pytest.MonkeyPatch) -> Ablation:
+    monkeypatch.setattr(runs_module, "up_to_date", lambda stages, folder: folder.is_dir())
+    return load_ablation(write("ablation.yaml", ablation(seeds=[0, 1, 2])))
+
+
+def _written(spec: Ablation, left_out: Sequence[str] = ()) -> list[Run]:
+    runs = plan_runs(spec, _ARMS)
+    for run in runs:
+        if run.name not in left_out:
+            _write_run(run, 0.0 if run.arm == "joint" else 0.1)
+    return runs
+
+
+def test_results_hold_items_curves_and_displacements(spec: Ablation) -> None:
+    result = read_results(_written(spec))[1]
+    assert (result.arm, result.seed, result.finished) == ("factorised", 0, True)
+    assert result.scores["clip_loss"].values == pytest.approx([0.1] * 4 + [0.3] * 2)
+    assert result.scores["alignment/colour"].values == [1.0, 0.0]  # one shape
+    assert result.scores["val/loss"].values == pytest.approx([20.1])
+    assert result.displacements == list(_MOVED)
+    assert result.step_s == 0.5
+
+
+def test_differences_are_paired_by_seed(spec: Ablation) -> None:
+    (found,) = differences(spec, "clip_loss", read_results(_written(spec)))
+    mean = np.mean([0.1] * 4 + [0.3] * 2)
+    assert found.over_seeds.mean == pytest.approx(mean, rel=0.01)
+    assert found.over_seeds.high - found.over_seeds.low < 0.01  # seeds differ by tens
+    assert found.verdict == "worse"
+
+
+def test_the_report_shows_arms_verdicts_strata_and_commands(spec: Ablation) -> None:
+    runs = _written(spec)
+    path = write_report(spec, _ARMS, runs, read_results(runs))
+    text = path.read_text()
+    assert "6 of 6 runs are finished" in text
+    (row,) = [line for line in text.splitlines() if line.startswith("| factorised | 1,000")]
+    assert "2e+09" in row
+    assert "4e+10" in row
+    assert "1.500" in row
+    assert "25.0 %" in row
+    assert [line for line in text.splitlines() if line.endswith("| worse |")]
+    strata = text.partition("## clip_loss by displacement")[2].splitlines()
+    (row,) = [line for line in strata if line.startswith("| factorised")]
+    means = [float(cell.split()[0]) for cell in row.split("|")[2:5]]
+    assert means == pytest.approx([0.1, 0.1, 0.3], abs=0.002)
+    assert "sora-lightning fit --config base.yaml" in text
+    page = path.with_suffix(".html").read_text()
+    assert page.count("data:image/png;base64") == 3
+    assert "worse" in page
+    rows = list(csv.DictReader(path.with_suffix(".csv").open()))
+    assert {row["score"] for row in rows} == {"clip_loss", "alignment/colour", "val/loss"}
+    assert len(rows) == 18
+
+
+def test_a_report_on_some_of_the_runs_says_which_are_there(spec: Ablation) -> None:
+    runs = _written(spec, [f"factorised/seed-{seed}" for seed in range(3)])
+    text = write_report(spec, _ARMS, runs, read_results(runs)).read_text()
+    assert "3 of 6 runs are finished" in text
+    assert "| factorised | no finished run |" in text
+    assert "displacement" not in text.partition("## Commands")[0]
+
+
+def test_the_command_reports_without_training(
+    spec: Ablation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ablate", "ablation.yaml", "--report"]) == 2
+    assert "nothing has been run yet" in capsys.readouterr().err
+    write_plan(_ARMS, Path("out/plan.json"))
+    assert read_plan(Path("out/plan.json")) == _ARMS
+    _written(spec, ["factorised/seed-2"])
+    assert main(["ablate", "ablation.yaml", "--report"]) == 0
+    assert "out/report.md" in capsys.readouterr().out
+    assert "5 of 6 runs are finished" in Path("out/report.md").read_text()
+
+
+def _events(folder: Path) -> EventAccumulator:
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})
+    events.Reload()
+    return events
+
+
+def test_tensorboard_has_a_run_an_arm_with_mean_and_bounds_over_three_axes(spec: Ablation) -> None:
+    runs = _written(spec)
+    write_tensorboard(spec, _ARMS, runs, read_results(runs))
+    write_tensorboard(spec, _ARMS, runs, read_results(runs))  # replaces, does not add
+    events = _events(Path("out/tensorboard/factorised"))
+    mean = events.Scalars("val/loss/mean")
+    assert [one.step for one in mean] == list(_STEPS)
+    assert [one.value for one in mean] == pytest.approx([110.1, 120.1])
+    half = 4.302652729911275 * 100 / np.sqrt(3)
+    assert events.Scalars("val/loss/low")[0].value == pytest.approx(110.1 - half)
+    assert events.Scalars("val/loss/high")[0].value == pytest.approx(110.1 + half)
+    assert [one.step for one in events.Scalars("over_gflops/val/loss/mean")] == [20, 40]
+    assert [one.step for one in events.Scalars("over_seconds/val/loss/mean")] == [5, 10]
+    layout = layout_pb2.Layout()
+    (tensor,) = events.Tensors("custom_scalars__config__")
+    layout.ParseFromString(tensor.tensor_proto.string_val[0])
+    charts = {(part.title, chart.title): chart for part in layout.category for chart in part.chart}
+    (series,) = charts["over GFLOPs", "val/loss"].margin.series
+    assert (series.value, series.lower, series.upper) == tuple(
+        f"over_gflops/val/loss/{part}" for part in ("mean", "low", "high")
+    )
+    joint = _events(Path("out/tensorboard/joint"))
+    assert set(joint.Tags()["scalars"]) == set(events.Tags()["scalars"])  # they overlay
+
+
+def test_the_table_of_hyperparameters_names_every_key_before_the_first_run(spec: Ablation) -> None:
+    write_hyperparameters(spec, _ARMS)
+    metadata = _events(Path("out/tensorboard")).SummaryMetadata("_hparams_/experiment")
+    data = plugin_data_pb2.HParamsPluginData.FromString(metadata.plugin_data.content)
+    names = {info.name for info in data.experiment.hparam_infos}
+    assert names == {"arm", "seed", "configs", "x.width"}
+    assert [info.name.tag for info in data.experiment.metric_infos] == ["clip_loss"]
+    runs = _written(spec)
+    write_tensorboard(spec, _ARMS, runs, read_results(runs))
+    session = _events(Path("out/tensorboard/joint/seed-1"))
+    metadata = session.SummaryMetadata("_hparams_/session_start_info")
+    data = plugin_data_pb2.HParamsPluginData.FromString(metadata.plugin_data.content)
+    assert data.session_start_info.hparams["x.width"].string_value == "base"
+    assert session.Scalars("clip_loss")[0].value == pytest.approx(10)
