@@ -86,6 +86,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             source = f"runs/demo/data/{name if name in ('val', 'test') else 'train'}.jsonl"
             files = ("--manifest", source, "--output", f"runs/captions/{name}.jsonl")
             _run("simulate-captions", *files, *faults)
+        (folder / "runs/ablations").mkdir()
+        for name in ("data", "latents"):
+            (folder / "runs/ablations" / name).symlink_to(f"../demo/{name}")
         t5_folder(folder / "encoders/t5")
         clip_folder(folder / "encoders/clip")
         for config, narrow in _NARROW.items():
