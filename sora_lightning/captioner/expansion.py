@@ -193,7 +193,8 @@ def _language_model(folder: Path) -> tuple[Any, Any]:
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder}: holds no causal language model to read: {error}") from error
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{folder}: holds no causal language model to read: {reason}") from error
     model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{folder}: lacks weights of its language model, such as {missing[0]}")

@@ -114,7 +114,8 @@ def _network(folder: Path, dtype: str) -> Any:
                 folder, local_files_only=True, dtype=getattr(torch, dtype), output_loading_info=True
             )
     except OSError as error:
-        raise ValueError(f"folder = {str(folder)!r}: has no weights to read: {error}") from error
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"folder = {str(folder)!r}: has no weights to read: {reason}") from error
     finally:
         transformers.logging.set_verbosity(verbosity)
     if missing := sorted(info["missing_keys"]):
@@ -128,7 +129,8 @@ def _tokenizer(folder: Path) -> Any:
     try:
         tokenizer = _transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise ValueError(f"folder = {str(folder)!r}: has no tokenizer to read: {error}") from error
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"folder = {str(folder)!r}: has no tokenizer to read: {reason}") from error
     names = tokenizer.vocab_files_names.values()
     if not any((folder / name).is_file() for name in names):  # made up by transformers
         raise ValueError(
