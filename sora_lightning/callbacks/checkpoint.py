@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import current_thread, main_thread
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -32,6 +32,14 @@ class NonFiniteError(RuntimeError):
 
 class SaveError(OSError):
     """A checkpoint cannot be written."""
+
+
+class _Loss(NamedTuple):
+    """A batch's loss, still on its device, and where it was measured."""
+
+    value: Tensor
+    step: int
+    clip_ids: list[str]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -63,8 +71,9 @@ class RunCheckpoint(Checkpoint):
     """Saves ``last.ckpt`` every so many steps, at the end of the training, and when an exception
     ends it early. ``previous.ckpt`` is the one before.
 
-    A loss or weights that are not finite end the training with ``NonFiniteError``, and are not
-    saved.
+    Weights that are not finite, or that followed a loss that is not, are never saved: the training
+    ends with ``NonFiniteError``. Losses are looked at before each save, and every
+    ``Trainer.log_every_n_steps`` batches.
 
     Args:
         dirpath: The folder of the checkpoints.
@@ -96,6 +105,7 @@ class RunCheckpoint(Checkpoint):
         self.start_from = start_from
         self._saved_step: int | None = None  # None until the training begins
         self._clip_ids: list[str] = []
+        self._losses: list[_Loss] = []  # those not yet looked at
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
@@ -126,17 +136,14 @@ class RunCheckpoint(Checkpoint):
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
-        if not loss.isfinite().all():
-            clips = f" on the clips {', '.join(self._clip_ids)}" if self._clip_ids else ""
-            raise NonFiniteError(
-                f"the loss is {loss.mean().item()} at step {trainer.global_step}{clips}. "
-                f"{self._remedy()}"
-            )
+        self._losses.append(_Loss(loss.detach().mean(), trainer.global_step, self._clip_ids))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
+        if len(self._losses) >= trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            self._check_losses()
         if step == self._saved_step:  # gradient accumulation: the batch ended no optimizer step
             return
         if self.keep_every_n_steps and step % self.keep_every_n_steps == 0:
@@ -163,6 +170,7 @@ class RunCheckpoint(Checkpoint):
             self._save(trainer, self.last)
 
     def _save(self, trainer: Trainer, path: Path) -> None:
+        self._check_losses()
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         for name, parameter in trainer.lightning_module.named_parameters():
@@ -175,6 +183,20 @@ class RunCheckpoint(Checkpoint):
         with _workers_may_die():
             trainer.save_checkpoint(path, weights_only=False)
         self._saved_step = trainer.global_step
+
+    def _check_losses(self) -> None:
+        """Raise ``NonFiniteError`` for the first unchecked loss that is not finite.
+
+        Reading a loss waits for its GPU, so this is done as seldom as losses are logged.
+        """
+        losses, self._losses = self._losses, []
+        if not losses or torch.stack([loss.value for loss in losses]).isfinite().all():
+            return
+        bad = next(loss for loss in losses if not loss.value.isfinite())
+        clips = f" on the clips {', '.join(bad.clip_ids)}" if bad.clip_ids else ""
+        raise NonFiniteError(
+            f"the loss is {bad.value.item()} at step {bad.step}{clips}. {self._remedy()}"
+        )
 
     def _remedy(self) -> str:
         kept = f"{self.last} is the last finite state" if self.last.exists() else "Nothing is saved"

@@ -146,8 +146,18 @@ def test_the_clips_of_a_loss_that_is_not_finite_are_named(tmp_path: Path) -> Non
     checkpoint = RunCheckpoint(tmp_path)
     trainer = Trainer(logger=False, callbacks=[checkpoint], default_root_dir=tmp_path)
     checkpoint.on_train_batch_start(trainer, Measured(), SimpleNamespace(clip_ids=["a", "b"]), 0)
+    checkpoint.on_before_backward(trainer, Measured(), torch.tensor(math.inf))
     with pytest.raises(NonFiniteError, match=r"inf at step 0 on the clips a, b\. Nothing"):
-        checkpoint.on_before_backward(trainer, Measured(), torch.tensor(math.inf))
+        checkpoint.on_train_end(trainer, Measured())
+
+
+def test_losses_are_read_as_seldom_as_they_are_logged(tmp_path: Path) -> None:
+    """Reading a loss at every step would make the host wait for its GPU at every step."""
+    model = Diverging(loss_at=5)
+    with pytest.raises(NonFiniteError, match="the loss is nan at step 5"):
+        _fit(tmp_path, RunCheckpoint(tmp_path), model, max_steps=20, log_every_n_steps=4)
+    assert model.global_step == 8
+    assert not list(tmp_path.glob("*.ckpt"))
 
 
 def test_weights_that_are_not_finite_do_not_replace_the_good_ones(tmp_path: Path) -> None:
