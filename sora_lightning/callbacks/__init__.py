@@ -5,6 +5,7 @@ from sora_lightning.callbacks.ema import EMA
 from sora_lightning.callbacks.progress import Progress
 from sora_lightning.callbacks.samples import ReconstructVideos, SampleVideos
 from sora_lightning.callbacks.scores import ScoreVideos, VideoScore
+from sora_lightning.callbacks.throughput import Throughput
 from sora_lightning.callbacks.writers import LatentWriter
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "RunCheckpoint",
     "SampleVideos",
     "ScoreVideos",
+    "Throughput",
     "VideoScore",
 ]

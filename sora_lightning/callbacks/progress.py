@@ -1,11 +1,28 @@
-"""A progress bar over the steps of the whole training, with the time left."""
+"""What a training prints: a table of its parts, and a progress bar with the time left."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import ModelSummary, TQDMProgressBar
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.model_summary import get_human_readable_count
+
+from sora_lightning.callbacks.throughput import parameter_counts
+
+
+class ParameterSummary(ModelSummary):
+    """Prints the parameters of each part when a training begins.
+
+    Lightning's table has FLOPs of 0, since it runs no batch; ``Throughput`` counts them.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        counts = parameter_counts(pl_module)
+        width = max(map(len, counts))
+        lines = [f"{name:{width}}  {get_human_readable_count(n)}" for name, n in counts.items()]
+        rank_zero_info("\n".join(lines))
 
 
 class Progress(TQDMProgressBar):

@@ -167,7 +167,7 @@ def _changes(before: Any, now: Any, path: str) -> Iterator[tuple[str, Any, Any]]
 def check_inputs(config: Namespace) -> None:
     """Raise ``ValueError`` naming key and path of the first file that a configuration reads and
     that is not there."""
-    for key, value in _leaves(config.as_dict()):
+    for key, value in leaves(config.as_dict()):
         if (
             key.rpartition(".")[2] in _INPUTS
             and isinstance(value, str | Path)
@@ -246,13 +246,14 @@ def _named(key: str) -> Iterator[None]:
         raise ValueError(f"{key}: {error}") from error
 
 
-def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each plain value of a configuration with its key, such as ``trainer.callbacks[0]``."""
     if isinstance(node, dict):
         for key, value in node.items():
-            yield from _leaves(value, f"{path}.{key}" if path else str(key))
+            yield from leaves(value, f"{path}.{key}" if path else str(key))
     elif isinstance(node, list):
         for index, value in enumerate(node):
-            yield from _leaves(value, f"{path}[{index}]")
+            yield from leaves(value, f"{path}[{index}]")
     else:
         yield path, node
 

@@ -15,17 +15,14 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.cli import (
-    ArgsType,
-    LightningArgumentParser,
-    LightningCLI,
-    SaveConfigCallback,
-)
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf.errors import OmegaConfBaseException
 
 from sora_lightning.callbacks.checkpoint import NonFiniteError, RunCheckpoint, SaveError
-from sora_lightning.callbacks.progress import Progress
+from sora_lightning.callbacks.progress import ParameterSummary, Progress
+from sora_lightning.callbacks.throughput import Throughput
 from sora_lightning.callbacks.writers import LatentWriter
 from sora_lightning.cli.errors import Terminated, filter_warnings, refused_as
 from sora_lightning.cli.explain import explain_refusal
@@ -37,6 +34,7 @@ from sora_lightning.cli.preflight import (
     check_trainer,
     lock,
 )
+from sora_lightning.cli.record import RunRecord
 from sora_lightning.cli.sources import Source, merge, read_sources, with_found_configs
 from sora_lightning.data import VideoDataModule
 from sora_lightning.trust import trust_only_known_packages
@@ -123,8 +121,12 @@ class TrainingCLI(LightningCLI):
             )
         if self.subcommand != "fit":
             self.save_config_callback = None  # config.yaml stays the one that the weights come from
+        added: list[Callback] = [] if self.subcommand != "fit" else [Throughput()]
         if config.trainer.enable_progress_bar is not False:
-            config.trainer.callbacks = [*(config.trainer.callbacks or []), Progress()]
+            added.append(Progress())
+        if config.trainer.enable_model_summary is not False:
+            added.append(ParameterSummary())
+        config.trainer.callbacks = [*(config.trainer.callbacks or []), *added]
         return super().instantiate_trainer(**kwargs)
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -152,16 +154,6 @@ class TrainingCLI(LightningCLI):
         return f" after step {step}: the same command with --ckpt_path last resumes from it"
 
 
-class ConfigAtStart(SaveConfigCallback):
-    """Writes ``config.yaml`` once the training begins: a resume that is refused leaves the file."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        pass
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().setup(trainer, pl_module, "fit")
-
-
 def run_training(argv: list[str], cli: type[TrainingCLI] = TrainingCLI) -> TrainingCLI:
     """Run ``fit``, ``validate`` or ``predict``: ``argv`` starts with the command.
 
@@ -185,7 +177,7 @@ def run_training(argv: list[str], cli: type[TrainingCLI] = TrainingCLI) -> Train
                 "use_distributed_sampler": False
             },  # the data module serves each rank its own clips
             seed_everything_default=0,
-            save_config_callback=ConfigAtStart,
+            save_config_callback=RunRecord,
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
             parser_kwargs={**PARSER, **{command: dict(PARSER) for command in COMMANDS}},

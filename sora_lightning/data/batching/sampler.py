@@ -13,6 +13,7 @@ import itertools
 import json
 import logging
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -328,7 +329,8 @@ class StreamLoader(DataLoader):
     out.
 
     What workers have prefetched does not count: it is the next epoch's, whose first step then does
-    not wait for them. The state is the same on every rank, since one rank writes it.
+    not wait for them. The state is the same on every rank, since one rank writes it. ``waited_s``
+    sums the seconds in which the training waited for its next batch.
     """
 
     sampler: BatchStream
@@ -339,6 +341,7 @@ class StreamLoader(DataLoader):
         super().__init__(
             dataset, batch_size=None, sampler=sampler, num_workers=num_workers, **options
         )
+        self.waited_s = 0.0
         self._ahead_of: int | None = None  # the position that what is prefetched follows
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -347,7 +350,9 @@ class StreamLoader(DataLoader):
         assert batches is not None
         for _ in range(len(self.sampler)):
             self._ahead_of = None  # unless the batch comes: a worker may raise
+            asked_s = time.perf_counter()
             batch = next(batches)
+            self.waited_s += time.perf_counter() - asked_s
             self.sampler.position += self.sampler.num_replicas
             self._ahead_of = self.sampler.position
             yield batch

@@ -1,0 +1,281 @@
+"""Logs what a training has seen, how fast it is, and what a step costs.
+
+Lightning's ``ThroughputMonitor`` takes all batches for one size, counts on the first rank alone and
+forgets its counts when a run is resumed; its ``LearningRateMonitor`` needs a logger and names a
+curve after the optimizer's class.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+from sora_lightning.layers.patch import Patch
+from sora_lightning.systems import CaptionerSystem, DiffusionSystem, TokenizerSystem
+from sora_lightning.types import Compression, PackedBatch, TokenGrid, VideoBatch, VideoSize
+
+_ATTENTION = (
+    "flash_attention",
+    "efficient_attention",
+    "cudnn_attention",
+    "flash_attention_for_cpu",
+)
+
+
+class Extent(NamedTuple):
+    """What a batch holds. Frames are those of the videos, also where latents stand for them."""
+
+    clips: int = 0
+    frames: int = 0
+    tokens: int = 0
+
+
+class Throughput(Callback):
+    """Logs, with ``trainer.log_every_n_steps``:
+
+    - ``progress/clips``, ``progress/frames``, ``progress/tokens``: seen since the first step, by
+      all ranks; a resumed run goes on counting. Tokens are what the denoiser, or the captioner's
+      encoder, attends to, without dropped ones; for a tokenizer, latent positions.
+    - ``progress/flops``: spent since the first step, by all ranks.
+    - ``cost/flops_per_step``: FLOPs of an optimizer step's forward and backward passes, all ranks.
+    - ``cost/parameters``, ``cost/parameters/trained`` and ``cost/parameters/<part>``: numbers of
+      parameters, once, at the first step.
+    - ``throughput/clips_per_s``, ``throughput/tokens_per_s``: all ranks, without validations.
+    - ``throughput/step_s``: seconds of an optimizer step, without validations.
+    - ``throughput/waiting_s``: of these, seconds in which the first rank waited for data.
+    - ``throughput/waiting``: the same as a share of the step; also in the progress bar.
+    - ``optimizer/learning_rate``: that of the first group of parameters.
+    - ``optimizer/gradient_norm``: the 2-norm of all gradients before they are clipped.
+    - ``memory/peak_gib``: the most memory that the first rank has held so far, in GiB: on CUDA of
+      the device, else of the process.
+
+    The throughput is the mean of the steps since it was logged before; the first step, which
+    compiles and allocates, does not count. FLOPs are counted by ``FlopCounter`` on the first
+    batch of each shape, and on the first pack of clips; what follows in that shape is taken to cost
+    the same. What a fused attention computes a second time in its backward pass is not counted, so
+    that a number does not depend on the device.
+    """
+
+    def __init__(self) -> None:
+        self._totals = torch.zeros(4, dtype=torch.float64)  # clips, frames, tokens, flops
+        self._flops: dict[Any, int] = {}
+        self._counting = ExitStack()
+        self._counter: FlopCounter | None = None
+        self._logged: _Moment | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"totals": self._totals.tolist()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._totals = torch.tensor(state_dict["totals"], dtype=torch.float64)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._logged = None
+        if trainer.world_size > 1:
+            self._totals = self._totals.to(trainer.strategy.root_device)
+        counts = {
+            f"cost/{name}": float(count) for name, count in parameter_counts(pl_module).items()
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(counts, step=trainer.global_step)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if _shape(batch) not in self._flops:
+            self._counter = self._counting.enter_context(FlopCounter())
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._counting.close()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._counting.close()
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        every = _every_n_steps(trainer)
+        if not every or (trainer.global_step + 1) % every:
+            return
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        pl_module.log("optimizer/gradient_norm", getattr(norm, "full_tensor", lambda: norm)())
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: VideoBatch | PackedBatch,
+        batch_idx: int,
+    ) -> None:
+        self._counting.close()
+        if self._counter is not None and len(batch):  # of a pack, no clip may have been readable
+            self._flops[_shape(batch)] = self._counter.total
+        self._counter = None
+        counts = [*extent(pl_module, batch), self._flops.get(_shape(batch), 0)]
+        own = torch.tensor(counts, dtype=torch.float64, device=self._totals.device)
+        self._totals += own if trainer.world_size == 1 else trainer.strategy.reduce(own, "sum")
+        now = _Moment(trainer.global_step, time.perf_counter(), _waited_s(trainer), self._totals)
+        if self._logged is None:
+            self._logged = now.frozen()
+        every, stepped = _every_n_steps(trainer), now.step > self._logged.step
+        if every and stepped and now.step % every == 0:
+            self._log(trainer, pl_module, self._logged, now)
+            self._logged = now.frozen()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validation_start_s = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._logged is not None:
+            spent_s = time.perf_counter() - self._validation_start_s
+            self._logged = self._logged._replace(time_s=self._logged.time_s + spent_s)
+
+    def _log(
+        self, trainer: Trainer, system: LightningModule, before: _Moment, now: _Moment
+    ) -> None:
+        names = ("clips", "frames", "tokens", "flops")
+        steps, seconds = now.step - before.step, now.time_s - before.time_s
+        clips, _, tokens, flops = (now.totals - before.totals).tolist()
+        values = dict(zip((f"progress/{name}" for name in names), now.totals.tolist(), strict=True))
+        values |= {
+            "cost/flops_per_step": flops / steps,
+            "throughput/clips_per_s": clips / seconds,
+            "throughput/tokens_per_s": tokens / seconds,
+            "throughput/step_s": seconds / steps,
+            "throughput/waiting_s": (now.waited_s - before.waited_s) / steps,
+            "optimizer/learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "memory/peak_gib": peak_memory_gib(system.device),
+        }
+        system.log_dict({name: torch.tensor(value) for name, value in values.items()})
+        system.log("throughput/waiting", (now.waited_s - before.waited_s) / seconds, prog_bar=True)
+
+
+class _Moment(NamedTuple):
+    """A step, its time, and what had been seen and waited for by then."""
+
+    step: int
+    time_s: float
+    waited_s: float
+    totals: Tensor
+
+    def frozen(self) -> _Moment:
+        return self._replace(totals=self.totals.clone())
+
+
+def extent(system: LightningModule, batch: VideoBatch | PackedBatch) -> Extent:
+    """Count the clips, frames and tokens of a batch. For a system of another package, tokens are
+    not known and 0.
+    """
+    if isinstance(system, DiffusionSystem):
+        compression, patch = system.tokenizer.compression, system.denoiser.patch
+    elif isinstance(system, TokenizerSystem):
+        compression, patch = system.tokenizer.compression, Patch()
+    elif isinstance(system, CaptionerSystem):
+        compression, patch = system.captioner.encoder.compression, Patch()
+    else:
+        return Extent(len(batch))
+    sizes, grids = _sizes(batch, compression)
+    tokens = sum(patch.grid(grid.f, grid.h, grid.w).num_tokens for grid in grids)
+    if isinstance(batch, PackedBatch) and batch.kept is not None:
+        tokens = sum(map(len, batch.kept))
+    return Extent(len(batch), sum(size.num_frames for size in sizes), tokens)
+
+
+def _sizes(
+    batch: VideoBatch | PackedBatch, compression: Compression
+) -> tuple[list[VideoSize], list[TokenGrid]]:
+    """Return the size in pixels, and the extent of the latents, of each clip."""
+    videos = batch.videos if isinstance(batch, PackedBatch) else batch.video
+    if videos is not None:
+        sizes = [VideoSize(*video.shape[1:]) for video in videos]
+        return sizes, [compression.grid(size) for size in sizes]
+    assert batch.latents is not None
+    grids = [TokenGrid(*latents.shape[1:]) for latents in batch.latents]
+    return [compression.size(grid) for grid in grids], grids
+
+
+def parameter_counts(system: nn.Module) -> dict[str, int]:
+    """Count parameters: all, those that train, and those of each part; a shared one counts once."""
+    total = list(system.parameters())
+    counts = {
+        "parameters": sum(p.numel() for p in total),
+        "parameters/trained": sum(p.numel() for p in total if p.requires_grad),
+    }
+    for name, part in system.named_children():
+        if count := sum(p.numel() for p in part.parameters()):
+            counts[f"parameters/{name}"] = count
+    return counts
+
+
+class FlopCounter(TorchDispatchMode):
+    """Counts the FLOPs within by the formulas of ``FlopCounterMode``; a fused attention's as those
+    of its matrix products, forward and backward, as on the meta device.
+
+    ``FlopCounterMode`` itself runs some operators as their decompositions, which changes the last
+    bits of a result: a resumed training would no longer equal the uninterrupted one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+        self._formulas = dict(flop_registry)
+        for name in _ATTENTION:
+            operator = f"_scaled_dot_product_{name}"
+            self._formulas[getattr(torch.ops.aten, operator)] = _attention
+            self._formulas[getattr(torch.ops.aten, f"{operator}_backward")] = _attention_backward
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if (formula := self._formulas.get(func.overloadpacket)) is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(q.shape, k.shape, v.shape)
+
+
+def _attention_backward(
+    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any
+) -> int:
+    return 2 * sdpa_flop_count(q.shape, k.shape, v.shape)
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Return the most memory held so far, in GiB: of a CUDA device, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def _shape(batch: VideoBatch | PackedBatch) -> Any:
+    """Return what decides the FLOPs of a batch; one key for all packs, which share one budget."""
+    if isinstance(batch, PackedBatch):
+        return PackedBatch
+    return tuple((batch.video if batch.latents is None else batch.latents).shape)  # type: ignore[union-attr]
+
+
+def _waited_s(trainer: Trainer) -> float:
+    return getattr(trainer.train_dataloader, "waited_s", 0.0)
+
+
+def _every_n_steps(trainer: Trainer) -> int:
+    return trainer.log_every_n_steps  # type: ignore[attr-defined]
