@@ -121,7 +121,8 @@ class TrainingCLI(LightningCLI):
             )
         if self.subcommand != "fit":
             self.save_config_callback = None  # config.yaml stays the one that the weights come from
-        added: list[Callback] = [] if self.subcommand != "fit" else [Throughput()]
+        # Throughput counts in training alone, and owns its state in checkpoints elsewhere, too.
+        added: list[Callback] = [Throughput()]
         if config.trainer.enable_progress_bar is not False:
             added.append(Progress())
         if config.trainer.enable_model_summary is not False:
