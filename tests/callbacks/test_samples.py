@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from sora_lightning.callbacks.samples import (
     moving_png,
     undisturbed,
 )
+from sora_lightning.callbacks.scores import ScoreVideos, VideoScore
 from sora_lightning.conditioning import TextConditioner
 from sora_lightning.denoisers import DiT
 from sora_lightning.generation import GuidanceConfig, SamplingConfig
@@ -76,10 +78,20 @@ def _system() -> DiffusionSystem:
             SampleVideos(["a"], "17x32x32", sampling=SamplingConfig(guidance=FIVE_CHANNELS)),
             r"guidance\.channels = 5: the latents have 4",
         ),
+        (ScoreVideos([cast(VideoScore, None)], ["a"], "17x24x32"), "ScoreVideos: size = 17x24x32"),
+        (
+            ScoreVideos(
+                [cast(VideoScore, None)],
+                ["a"],
+                "17x32x32",
+                sampling=SamplingConfig(guidance=FIVE_CHANNELS),
+            ),
+            r"guidance\.channels = 5: the latents have 4",
+        ),
     ],
 )
 def test_what_does_not_fit_the_model_is_refused_before_the_first_step(
-    callback: SampleVideos, said: str
+    callback: SampleVideos | ScoreVideos, said: str
 ) -> None:
     with pytest.raises(ValueError, match=said):
         callback.setup(None, _system(), "fit")  # type: ignore[arg-type]
