@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import data, denoisers, layouts, packing
+from tests.bench import captions, data, denoisers, layouts, packing
 from tests.bench.__main__ import main, sections
 from tests.bench.report import Report
 
@@ -96,3 +96,12 @@ def test_denoisers_are_measured_beside_diffusers_and_the_matrix_product(
                       row.case.endswith(", forward"))  # fmt: skip
     # The padded batch computes 2.4 times as many tokens.
     assert padded.gmac_per_s * padded.median_s > 2 * packed.gmac_per_s * packed.median_s
+
+
+def test_captions_are_measured_with_and_without_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(captions, "NUM_TOKENS", 3)
+    monkeypatch.setattr(captions, "WIDTH", 16)
+    report = Report(seconds=0, min_rounds=1)
+    captions.run(report)
+    assert [row.candidate for row in report.rows] == ["without a cache", "with a cache"]
+    assert all(row.items_per_s == pytest.approx(16 / row.median_s) for row in report.rows)
