@@ -1,7 +1,7 @@
 """Command line of the evaluation.
 
-``python -m evaluation`` scores, ``compare`` compares reports, ``tasks`` measures generation from
-known frames, and ``train-tiny`` trains the small networks.
+``python -m evaluation`` scores, ``compare`` compares reports, ``seeds`` gives their mean and range,
+``tasks`` measures generation from known frames, and ``train-tiny`` trains the small networks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0, 2 for a user's error, 130 if interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = arguments.pop(0) if arguments and arguments[0] in _VERBS else ""
-    if verb == "compare":
+    if verb in ("compare", "seeds"):
         folders = [argument for argument in arguments if not argument.startswith("-")]
         options = [argument for argument in arguments if argument.startswith("-")]
         arguments = ["--reports", json.dumps(folders), *options]
@@ -72,7 +72,8 @@ def score(
 
     The checkpoint of a tokenizer's training is evaluated on clips, beside bicubic scaling to as
     many values and H.264 in as many bytes. Other commands, each with its own ``--help``: compare,
-    tasks, train-tiny. Every command takes ``--trust PACKAGE``: files may name classes of it too.
+    seeds, tasks, train-tiny. Every command takes ``--trust PACKAGE``: files may name classes of
+    it too.
 
     Args:
         checkpoint: Sample from it, unless ``--videos`` is given; also evaluate its tokenizer.
@@ -190,6 +191,17 @@ def compare(reports: list[Path]) -> None:
     print(as_table(reports, compare(reports)))
 
 
+def seeds(reports: list[Path]) -> None:
+    """Print the mean and range of each score over trainings that differ in their seed.
+
+    Args:
+        reports: Folders of reports, of scores or of frame tasks: ``seeds REPORT REPORT ...``.
+    """
+    from evaluation.report.seeds import as_table, over_seeds
+
+    print(as_table(over_seeds(reports)))
+
+
 def tasks(
     checkpoint: Path,
     reference: Path,
@@ -248,6 +260,7 @@ def train_tiny(
 _VERBS: dict[str, Callable[..., None]] = {
     "train-tiny": train_tiny,
     "compare": compare,
+    "seeds": seeds,
     "tasks": tasks,
 }
 
