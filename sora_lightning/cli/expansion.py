@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,7 +98,6 @@ def train_expansion(
         max_steps=steps, logger=False, enable_checkpointing=False, enable_model_summary=False,
         gradient_clip_val=1.0, accelerator="cpu",
     )  # fmt: skip
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     trainer.fit(system, loader)
     trainer.save_checkpoint(output)
     loss = float(trainer.callback_metrics["train/loss"])
