@@ -35,6 +35,7 @@ from tests.conditioning.text_folders import clip_folder, t5_folder
 _ROOT = Path(__file__).resolve().parents[1]
 _YAMLS = sorted(path.relative_to(_ROOT) for path in _ROOT.glob("experiments/**/*.yaml"))
 _ABLATIONS = [path for path in _YAMLS if "arms" in yaml.safe_load((_ROOT / path).read_text())]
+_LONG = ("attention.yaml", "attention_flops.yaml", "conditioning.yaml", "uvit_skips.yaml")
 _LABELS = ("Question", "Command", "Cost", "Expected")
 _SMALL = (
     "--data.batching.sizes=[17x32x32]",
@@ -152,7 +153,11 @@ def test_a_yaml_builds_by_the_command_it_gives(
     assert not Path("runs/untouched").exists()
 
 
-@pytest.mark.parametrize("path", _ABLATIONS, ids=str)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=[pytest.mark.slow] * (p.name in _LONG)) for p in _ABLATIONS],
+    ids=str,
+)
 def test_every_arm_of_an_ablation_builds(inside: Path, path: Path) -> None:
     assert shlex.split(_header(path)["Command"].splitlines()[0]) == [
         *("sora-lightning", "ablate", str(path))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser
 
 from sora_lightning.cli.explain import condense
 from sora_lightning.cli.sources import read_yaml
@@ -159,8 +160,7 @@ class Ablation:
 
 def argument(key: str, value: Any) -> str:
     """Return a value of a YAML as an argument of ``fit``."""
-    text = value if isinstance(value, str) else json.dumps(value, default=Namespace.as_dict)
-    return f"--{key}={text}"
+    return f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
 
 
 def load_ablation(path: Path) -> Ablation:
@@ -171,6 +171,7 @@ def load_ablation(path: Path) -> Ablation:
     """
     path = find_config(path)
     values = read_yaml(path)
+    written = copy.deepcopy(values)
     try:
         _check_keys(values, Ablation, "")
         for name, arm in dict(values.get("arms") or {}).items():
@@ -178,12 +179,18 @@ def load_ablation(path: Path) -> Ablation:
         _check_keys(values.get("schedule") or {}, Schedule, "schedule.")
         parser = ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(Ablation, "ablation")
-        return parser.instantiate(parser.parse_object({"ablation": values})).ablation
+        found = parser.instantiate(parser.parse_object({"ablation": values})).ablation
     except ArgumentError as error:
         said = condense(str(error)).replace("Parser key ", "").replace("ablation.", "")
         raise ValueError(f"{path}: {said}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    # As written, with a class_path and its init_args: ``fit`` parses them.
+    arms = {
+        name: replace(arm, overrides=(written["arms"][name] or {}).get("overrides") or {})
+        for name, arm in found.arms.items()
+    }
+    return replace(found, arms=arms, overrides=written.get("overrides") or {})
 
 
 def _check_keys(values: Any, kind: type, where: str) -> None:

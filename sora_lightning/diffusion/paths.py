@@ -91,7 +91,7 @@ class RectifiedFlow(Path):
 
 
 class Betas(ABC):
-    """Variances that the steps of a discrete diffusion add."""
+    """Variances that the steps of a discrete diffusion add; a table on the CPU."""
 
     @abstractmethod
     def __call__(self, num_steps: int) -> Float[Tensor, " {num_steps}"]:
@@ -106,7 +106,7 @@ class LinearBetas(Betas):
     end: float = 0.02
 
     def __call__(self, num_steps: int) -> Float[Tensor, " {num_steps}"]:
-        return torch.linspace(self.start, self.end, num_steps, dtype=torch.float64)
+        return torch.linspace(self.start, self.end, num_steps, dtype=torch.float64, device="cpu")
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class ScaledLinearBetas(Betas):
 
     def __call__(self, num_steps: int) -> Float[Tensor, " {num_steps}"]:
         ends = math.sqrt(self.start), math.sqrt(self.end)
-        return torch.linspace(*ends, num_steps, dtype=torch.float64).square()
+        return torch.linspace(*ends, num_steps, dtype=torch.float64, device="cpu").square()
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class CosineBetas(Betas):
     largest: float = 0.999
 
     def __call__(self, num_steps: int) -> Float[Tensor, " {num_steps}"]:
-        t = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
+        t = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64, device="cpu")
         alpha_squared = ((t + self.offset) / (1 + self.offset) * math.pi / 2).cos().square()
         return (1 - alpha_squared[1:] / alpha_squared[:-1]).clamp(max=self.largest)
 

@@ -191,7 +191,7 @@ class Process:
             )
 
     def _alpha_at_noise(self) -> float:
-        return float(self.path.alpha(torch.ones((), dtype=torch.float64)))
+        return float(self.path.alpha(torch.ones((), dtype=torch.float64, device="cpu")))
 
     def inputs(
         self, x_t: Float[Tensor, "b c f h w"], t: Float[Tensor, " b *s"]

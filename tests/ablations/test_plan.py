@@ -77,6 +77,20 @@ def test_equal_seconds_set_the_time_of_every_training(place: Path) -> None:
         assert _rebuilt(arm).max_steps == -1
 
 
+def test_overrides_reach_the_trainings_also_where_they_name_a_class(place: Path) -> None:
+    block = "sora_lightning.denoisers.conditioning_variants.UngatedAdaLNBlock"
+    parts = {
+        "class_path": "sora_lightning.denoisers.DiTParts",
+        "init_args": {"block": {"class_path": block}},
+    }
+    arms = {"joint": {}, "other": {"overrides": {f"{DENOISER}.parts": parts}}}
+    other = _plan(arms=arms, overrides={"trainer.max_steps": 9})["other"]
+    built = _rebuilt(other)
+    denoiser: Any = built.system.denoiser
+    assert type(denoiser.blocks[0]).__name__ == "UngatedAdaLNBlock"
+    assert built.max_steps == other.max_steps == 9
+
+
 def test_a_plan_shows_parameters_flops_and_attention_and_writes_nothing(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
