@@ -1,5 +1,6 @@
 """Contents of a checkpoint, and the tokenizer or system that is built from it alone."""
 
+import inspect
 from pathlib import Path
 from typing import Any, TypeVar
 from zipfile import is_zipfile
@@ -11,6 +12,7 @@ from einops import rearrange
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor, nn
 
+from sora_lightning.configuration import configuration
 from sora_lightning.denoisers import Denoiser
 from sora_lightning.tokenizers.base import VideoTokenizer
 from sora_lightning.trust import check_class_paths, import_class
@@ -91,12 +93,27 @@ def load_tokenizer(checkpoint: Path) -> VideoTokenizer:
     return tokenizer.requires_grad_(False).eval()
 
 
-def embed_config(checkpoint: dict[str, Any], **parts: object) -> None:
-    """Replace the paths of parts that were loaded from files by the parts' configurations."""
-    hyperparameters = checkpoint["hyper_parameters"]
-    for name, part in parts.items():
-        if (specification := getattr(part, "specification", None)) is not None:
+def plain_hyperparameters(system: L.LightningModule) -> dict[str, Any]:
+    """Return what ``system`` is built from, without objects: parts are described by ``class_path``.
+
+    A part that was loaded from a file is described by its own configuration. Raises ``ValueError``
+    naming the first part that a checkpoint cannot describe.
+    """
+    values = dict(system.hparams)
+    for name in inspect.signature(type(system).__init__).parameters:
+        if name not in values and hasattr(system, name):  # Lightning drops what is not pickled
+            values[name] = getattr(system, name)
+    hyperparameters = {name: configuration(value, name) for name, value in values.items()}
+    for name in hyperparameters:
+        if (
+            specification := getattr(getattr(system, name, None), "specification", None)
+        ) is not None:
             hyperparameters[name] = specification
+    kind = type(system)
+    hyperparameters.setdefault("_class_path", f"{kind.__module__}.{kind.__qualname__}")
+    # By this, Lightning's load_from_checkpoint builds the parts.
+    hyperparameters["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
+    return hyperparameters
 
 
 def load_system(kind: type[System], path: Path | str, use_ema: bool = True) -> System:

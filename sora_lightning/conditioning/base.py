@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from sora_lightning.configuration import KeepsArguments
 from sora_lightning.types import Condition
 
 
-class Conditioner(nn.Module, ABC):
+class Conditioner(KeepsArguments, nn.Module, ABC):
     """Turns captions into a ``Condition`` of this ``width``."""
 
     def __init__(self, width: int):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sora_lightning.conditioning.images import ImageEncoder
 from sora_lightning.conditioning.masks import NUM_UNIFORMS, FrameMask, VideoEditing, draw_known
+from sora_lightning.configuration import KeepsArguments
 from sora_lightning.diffusion import Known, Process
 from sora_lightning.layers.patch import Patch
 from sora_lightning.types import Condition, DenoiserFunction, Draws, Latents, dense_groups
@@ -59,7 +60,7 @@ class KnownFrames:
         return Known.of(self.mask.to(device), patch, t)
 
 
-class KnownFrameConditioning(nn.Module, ABC):
+class KnownFrameConditioning(KeepsArguments, nn.Module, ABC):
     """Shows known frames to a denoiser.
 
     In training a mask is drawn for each clip from ``masks`` by their weights; without masks nothing

@@ -1,15 +1,19 @@
 """The interface of denoiser networks."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
+from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sora_lightning.configuration import KeepsArguments
 from sora_lightning.layers.patch import Patch
 from sora_lightning.types import Condition, Latents, PackedLatents, dense_groups
 
 
-class Denoiser(nn.Module, ABC):
+class Denoiser(KeepsArguments, nn.Module, ABC):
     """A network that predicts from noisy latents, which it cuts into patches of ``patch``.
 
     ``drops_tokens`` says whether it can leave out tokens that are not ``shown`` in a pack,
@@ -38,6 +42,21 @@ class Denoiser(nn.Module, ABC):
         other. Tokens are frame-major; known ones have time 0. Tokens of a pack that are not
         ``shown`` are left out, and the prediction is 0 there.
         """
+
+    def factory(self, latent_channels: int, condition_width: int) -> partial[Denoiser]:
+        """Return what builds such a denoiser for a tokenizer and a conditioner of these widths.
+
+        Raises ``ValueError`` where this one was built for others.
+        """
+        wanted = {"latent_channels": latent_channels, "condition_width": condition_width}
+        for name, width in wanted.items():
+            if self.arguments[name] != width:
+                raise ValueError(
+                    f"denoiser.{name} = {self.arguments[name]}: the tokenizer has "
+                    f"{latent_channels} latent channels, and the conditioner a width of "
+                    f"{condition_width}"
+                )
+        return partial(type(self), **{k: v for k, v in self.arguments.items() if k not in wanted})
 
     def num_tokens(self, x_t: Latents) -> list[int]:
         """Number of tokens of each clip."""

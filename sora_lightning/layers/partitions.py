@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from sora_lightning.configuration import KeepsArguments
 from sora_lightning.layers.groupings import Regrouping
 from sora_lightning.types import TokenGrid
 
@@ -158,7 +159,7 @@ PER_POSITION = Partition(rows=1, columns=1)
 BlockPartitions = tuple[TokenPartition | HeadSplit, ...]
 
 
-class AttentionLayout(ABC):
+class AttentionLayout(KeepsArguments, ABC):
     """Chooses the partitions of each block; a block has one self-attention for each."""
 
     @abstractmethod

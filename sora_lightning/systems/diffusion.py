@@ -12,7 +12,7 @@ from jaxtyping import Float
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from sora_lightning.checkpoints import embed_config, init_args, load_system
+from sora_lightning.checkpoints import init_args, load_system, plain_hyperparameters
 from sora_lightning.conditioning import (
     Conditioner,
     KnownFrameConditioning,
@@ -47,7 +47,7 @@ class DiffusionSystem(L.LightningModule):
             therefore needs no other file.
         conditioner: ``TextConditioner``, ``LabelConditioner`` or ``Unconditional``.
         denoiser: A factory that is called with the tokenizer's latent channels and the
-            conditioner's width.
+            conditioner's width; or a denoiser that was built with them.
         time: The distribution of training times.
         objective: The loss.
         known_frames: Which frames are known in training, and how the denoiser sees them; by default
@@ -77,10 +77,14 @@ class DiffusionSystem(L.LightningModule):
         super().__init__()
         if not 0 <= drop_condition < 1:
             raise ValueError(f"drop_condition = {drop_condition} must lie in [0, 1)")
+        widths = tokenizer.latent_channels, conditioner.width
+        built = denoiser if isinstance(denoiser, Denoiser) else denoiser(*widths)
+        if isinstance(denoiser, Denoiser):
+            denoiser = denoiser.factory(*widths)
         self.save_hyperparameters()
         self.tokenizer = tokenizer.requires_grad_(False)
         self.conditioner = conditioner
-        self.denoiser = denoiser(tokenizer.latent_channels, conditioner.width)
+        self.denoiser = built
         known_frames = known_frames or TimeZeroConditioning()
         self.known_frames = known_frames.build(
             tokenizer.latent_channels, conditioner.width, drop_condition
@@ -116,6 +120,7 @@ class DiffusionSystem(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Check that the data fit the parts. Warn where known frames would see later ones."""
         if stage == "fit":
+            plain_hyperparameters(self)  # what cannot be saved is refused before the first step
             warn_of_later_frames(self.known_frames, self.tokenizer)
         if (spec := data_spec(self)) is not None:
             check_diffusion_data(spec, self.tokenizer, self.denoiser, self.known_frames)
@@ -223,7 +228,7 @@ class DiffusionSystem(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["training_sizes"] = [str(size) for size in self.training_sizes]
-        embed_config(checkpoint, tokenizer=self.tokenizer)
+        checkpoint["hyper_parameters"] = plain_hyperparameters(self)
         encoder = self.known_frames.image_encoder
         if encoder is not None and encoder.specification is not None:
             known_frames = init_args(checkpoint)["known_frames"]

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sora_lightning.checkpoints import embed_config, load_system
+from sora_lightning.checkpoints import load_system, plain_hyperparameters
 from sora_lightning.systems.batches import data_spec, mean_loss, no_losses
 from sora_lightning.systems.data_checks import check_packable
 from sora_lightning.systems.draws import training_draws
@@ -105,6 +105,7 @@ class TokenizerSystem(L.LightningModule):
         or of a decoder with an untrained encoder, and for packs that the tokenizer does not take.
         """
         if stage == "fit":
+            plain_hyperparameters(self)  # what cannot be saved is refused before the first step
             self._check_trains()
             if self.decoder_noise is None and self.trainer.limit_val_batches == 0:
                 raise ValueError(
@@ -248,8 +249,7 @@ class TokenizerSystem(L.LightningModule):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Replace the path of a loaded tokenizer's file by its configuration."""
-        embed_config(checkpoint, tokenizer=self.tokenizer)
+        checkpoint["hyper_parameters"] = plain_hyperparameters(self)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         if self.adversarial is None:

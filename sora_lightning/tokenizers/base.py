@@ -10,12 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sora_lightning.configuration import KeepsArguments
 from sora_lightning.layers.fingerprint import fingerprint
 from sora_lightning.tokenizers.posterior import DiagonalGaussian
 from sora_lightning.types import Compression, PackedLatents, VideoSize
 
 
-class VideoTokenizer(nn.Module, ABC):
+class VideoTokenizer(KeepsArguments, nn.Module, ABC):
     """Maps pixels in [-1, 1] to latents of mean 0 and standard deviation 1 per channel, and back.
 
     Normalised channels lie along ``latent_axes``: the tokenizer's own channels, or the principal
