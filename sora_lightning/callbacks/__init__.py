@@ -6,10 +6,11 @@ from sora_lightning.callbacks.progress import Progress
 from sora_lightning.callbacks.samples import ReconstructVideos, SampleVideos
 from sora_lightning.callbacks.scores import ScoreVideos, VideoScore
 from sora_lightning.callbacks.throughput import Throughput
-from sora_lightning.callbacks.writers import LatentWriter
+from sora_lightning.callbacks.writers import CaptionWriter, LatentWriter
 
 __all__ = [
     "EMA",
+    "CaptionWriter",
     "LatentWriter",
     "Progress",
     "ReconstructVideos",

@@ -9,10 +9,13 @@ from typing import Literal
 from jaxtyping import Float
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from sora_lightning.captioner.captioned_manifest import CaptionedManifest, Written
+from sora_lightning.data import VideoDataModule
 from sora_lightning.data.latents import LatentCache
-from sora_lightning.systems import TokenizerSystem
+from sora_lightning.systems import CaptionerSystem, TokenizerSystem
 from sora_lightning.types import VideoBatch
 
 
@@ -20,7 +23,7 @@ class LatentWriter(BasePredictionWriter):
     """Writes the latents that `predict` computes with a tokenizer to a latent cache.
 
     An existing cache is continued: the data module leaves out the clips that it already holds.
-    Each rank writes its own shards. Does nothing in other commands.
+    Each rank writes its own shards. Does nothing in other commands, or without a root.
 
     Args:
         root: The cache's folder, which `data.latents` of the next training names.
@@ -45,7 +48,9 @@ class LatentWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        cache = self._opened(pl_module)
+        if self.root is None:
+            return
+        cache = self._opened(pl_module, self.root)
         for clip_id, latents in zip(batch.clip_ids, prediction, strict=True):
             cache.write(clip_id, latents)
 
@@ -58,15 +63,89 @@ class LatentWriter(BasePredictionWriter):
     ) -> None:
         self.on_predict_end(trainer, pl_module)
 
-    def _opened(self, pl_module: LightningModule) -> LatentCache:
+    def _opened(self, pl_module: LightningModule, root: Path) -> LatentCache:
         """Return the cache, opened at the first batch: its fingerprint needs the loaded weights."""
         if self._cache is None:
-            if not isinstance(pl_module, TokenizerSystem) or self.root is None:
-                name = type(pl_module).__name__
+            if not isinstance(pl_module, TokenizerSystem):
                 raise ValueError(
-                    f"latents.root = {self.root}, model = {name}: predict needs a folder for the "
-                    "latents, and a TokenizerSystem to make them"
+                    f"latents.root = {root}: a TokenizerSystem makes latents, and model is a "
+                    f"{type(pl_module).__name__}"
                 )
             fingerprint = pl_module.tokenizer.fingerprint()
-            self._cache = LatentCache.create(self.root, fingerprint, self.dtype)
+            self._cache = LatentCache.create(root, fingerprint, self.dtype)
         return self._cache
+
+
+class CaptionWriter(BasePredictionWriter):
+    """Writes the captions that `predict` makes with a captioner into a copy of `data.manifest`.
+
+    Beside each stand the captioner's fingerprint, in the column with `_model` at its end, and the
+    decoding, in that with `_decoding`. An interrupted call is gone on with: clips that have a
+    caption are left out. Does nothing in other commands, or without an output.
+
+    Args:
+        output: The copy, in the manifest's folder; JSONL, CSV, Parquet or Arrow by its suffix.
+        column: Where the captions stand. Captions by people or by another captioner that stand
+            there already are refused.
+    """
+
+    def __init__(self, output: Path | None = None, column: str = "caption_synthetic") -> None:
+        super().__init__(write_interval="batch")
+        self.output = output
+        self.column = column
+        # The data module leaves out the clips in it. Every rank reads it before one writes.
+        self.captioned: CaptionedManifest | None = None
+        self._model = ""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "predict" or self.output is None:
+            return
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not (isinstance(pl_module, CaptionerSystem) and isinstance(data, VideoDataModule)):
+            raise ValueError(
+                f"captions.output = {self.output}: a CaptionerSystem writes captions of a "
+                f"VideoDataModule, and model is a {type(pl_module).__name__}"
+            )
+        self.captioned = CaptionedManifest(data.manifest, self.output, self.column)
+
+    def on_predict_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: VideoBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        # Not earlier: the fingerprint is that of the averaged weights.
+        if self.captioned is None or self._model:
+            return
+        assert isinstance(pl_module, CaptionerSystem)
+        self._model = pl_module.captioner.fingerprint()
+        self.captioned.require(self._model, str(pl_module.decoding))
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: list[str],
+        batch_indices: Sequence[int] | None,
+        batch: VideoBatch,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        if self.captioned is None:
+            return
+        assert isinstance(pl_module, CaptionerSystem)
+        how = (self._model, str(pl_module.decoding))
+        written = {
+            clip: Written(caption, *how)
+            for clip, caption in zip(batch.clip_ids, prediction, strict=True)
+        }
+        self.captioned.add(trainer.global_rank, written)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.captioned is None:
+            return
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            rank_zero_info(self.captioned.write())

@@ -14,6 +14,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
+from sora_lightning.captioner.captioned_manifest import CaptionedManifest
 from sora_lightning.checkpoints import init_args, read_checkpoint
 from sora_lightning.cli.geometry import check_size
 from sora_lightning.cli.suggest import suggestion
@@ -23,6 +24,7 @@ from sora_lightning.data.batching.native_sizes import check_geometry
 from sora_lightning.data.latents import LatentCache
 from sora_lightning.denoisers import Denoiser
 from sora_lightning.files import check_writable
+from sora_lightning.systems import CaptionerSystem
 from sora_lightning.tokenizers import VideoTokenizer
 from sora_lightning.trust import import_class
 from sora_lightning.types import VideoSize
@@ -179,9 +181,17 @@ def check_inputs(config: Namespace) -> None:
 
 
 def check_latents(command: str, config: Namespace) -> None:
-    """Raise ``ValueError`` where ``predict`` has no folder to write latents to, or a training's
-    ``data.latents`` is no cache of them.
+    """Raise ``ValueError`` where ``predict`` has no folder to write latents to, or no manifest to
+    write captions to, or a training's ``data.latents`` is no cache of them.
     """
+    if command == "predict" and issubclass(import_class(config.model.class_path), CaptionerSystem):
+        if config.captions.output is None:
+            raise ValueError(
+                "captions.output is missing: the copy of data.manifest that predict writes, with "
+                "captions"
+            )
+        CaptionedManifest(config.data.manifest, config.captions.output, config.captions.column)
+        return
     if command == "predict" and config.latents.root is None:
         raise ValueError("latents.root is missing: the folder that predict writes latents to")
     if command == "predict":

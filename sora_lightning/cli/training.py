@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sora_lightning.callbacks.checkpoint import NonFiniteError, RunCheckpoint, SaveError
 from sora_lightning.callbacks.progress import ParameterSummary, Progress
 from sora_lightning.callbacks.throughput import Throughput
-from sora_lightning.callbacks.writers import LatentWriter
+from sora_lightning.callbacks.writers import CaptionWriter, LatentWriter
 from sora_lightning.cli.errors import Terminated, filter_warnings, refused_as
 from sora_lightning.cli.explain import explain_refusal
 from sora_lightning.cli.preflight import (
@@ -47,6 +47,7 @@ _GROUPS: dict[str, Any] = {
     "trainer": Trainer,
     "checkpoint": RunCheckpoint,
     "latents": LatentWriter,
+    "captions": CaptionWriter,
     "run_dir": Path,
     "ckpt_path": str,
     "seed_everything": bool | int,
@@ -74,6 +75,7 @@ class TrainingCLI(LightningCLI):
         parser.add_argument("--run_dir", type=Path, help="the folder of this run, one for each run")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LatentWriter, "latents")
+        parser.add_lightning_class_args(CaptionWriter, "captions")
         parser.link_arguments("run_dir", "trainer.default_root_dir", compute_fn=str)
         parser.link_arguments("run_dir", "checkpoint.dirpath", compute_fn=_checkpoints_of)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -225,7 +226,14 @@ class VideoDataModule(L.LightningDataModule):
         Windows that the cache of a callback with a ``root`` already holds are left out. If all
         are there, the first batch is repeated, to check that the tokenizer is still the same.
         With ``sources`` a second loader has theirs.
+
+        For a callback with ``captioned`` it returns the middle of each clip of the training
+        manifest once, except clips in that; ``clip_ids`` are those of the manifest.
         """
+        captioned = self._of_callback("captioned")
+        if captioned is not None:
+            clips, reader = self._clips[self.manifest].clips, self._clip_reader()
+            return self._missing(clips, [self.manifest], reader, clip_id, 1, captioned)
         of_manifests = [self._clips[manifest].clips for manifest in self._manifests()]
         sizes = dict.fromkeys(itertools.chain(self.sizes.sizes, *of_manifests))
         clips = {size: joined(one.get(size, ()) for one in of_manifests) for size in sizes}
@@ -237,20 +245,35 @@ class VideoDataModule(L.LightningDataModule):
 
     def _encoding(self, clips: ClipsBySize, reader: WindowReader, key_fn: KeyFn) -> DataLoader:
         num_windows = self.batching.windows_per_clip
-        bad_clips = self._bad_clips(self._manifests())
+        root = self._of_callback("root")
+        begun = root is not None and (Path(root) / INDEX).is_file()
+        done = LatentCache.open(root) if begun else None
+        return self._missing(clips, self._manifests(), reader, key_fn, num_windows, done)
+
+    def _missing(
+        self,
+        clips: ClipsBySize,
+        manifests: Sequence[Path],
+        reader: WindowReader,
+        key_fn: KeyFn,
+        num_windows: int,
+        done: Container[str] | None,
+    ) -> DataLoader:
+        """Return the windows whose key is not in ``done``, filled up to a batch for each rank."""
+        bad_clips = self._bad_clips(manifests)
         pixels = {size: PixelClips(one, [reader], bad_clips) for size, one in clips.items()}
         dataset = BatchDataset(pixels, EvenWindows(num_windows), key_fn)
-        batches = window_batches(clips, self.sizes, num_windows, key_fn, self._encoded_before())
-        if not batches:
-            batches = window_batches(clips, self.sizes, num_windows, key_fn)[: self._ranks()[1]]
+        batches = window_batches(clips, self.sizes, num_windows, key_fn, done)
+        if (lacking := self._ranks()[1] - len(batches)) > 0 and done is not None:
+            every = window_batches(clips, self.sizes, num_windows, key_fn)
+            batches = [*batches, *every[:lacking]]
         return self._once(dataset, batches)
 
-    def _encoded_before(self) -> LatentCache | None:
-        """Return the cache that ``predict`` continues, if there is one."""
+    def _of_callback(self, name: str) -> Any:
+        """Return the attribute of the first callback that has it, ``None`` by default."""
         callbacks = getattr(self.trainer, "callbacks", ())
-        roots = [getattr(callback, "root", None) for callback in callbacks]
-        begun = [root for root in roots if root is not None and (Path(root) / INDEX).is_file()]
-        return LatentCache.open(begun[0]) if begun else None
+        values = (getattr(callback, name, None) for callback in callbacks)
+        return next((value for value in values if value is not None), None)
 
     def _served(self, manifest: Path) -> Assignment:
         return self._clips[manifest] if self._cache is None else self._encoded[manifest].clips

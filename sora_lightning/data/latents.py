@@ -182,8 +182,8 @@ class LatentCache:
     def __len__(self) -> int:
         return len(self._entries) + len(self._pending)
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._pending or bool(self._entries.find([key])[0] >= 0)
+    def __contains__(self, key: object) -> bool:
+        return key in self._pending or bool(self._entries.find([str(key)])[0] >= 0)
 
     def keys(self) -> set[str]:
         """Return the keys of all latents."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from sora_lightning.captioner import CoCa
 from sora_lightning.captioner.coca import CaptionerOutput, contrastive_losses
 from sora_lightning.captioner.decoding import Decoding, Greedy
+from sora_lightning.captioner.named_words import NamedWords
 from sora_lightning.captioner.retrieval import Retrieval, caption_hashes
 from sora_lightning.checkpoints import load_system
 from sora_lightning.data import VideoDataModule
@@ -37,6 +38,8 @@ class CaptionerSystem(L.LightningModule):
         warmup_steps: Steps in which the learning rate grows.
         decoding: How ``predict`` writes captions.
         seed: Seed of a decoding that draws, by clip.
+        named_words: Words by attribute. Validation then writes captions too, and logs how often
+            they name those of the right caption (``NamedWords``).
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class CaptionerSystem(L.LightningModule):
         warmup_steps: int = 100,
         decoding: Decoding = Greedy(),  # noqa: B008 (frozen)
         seed: int = 0,
+        named_words: dict[str, list[str]] | None = None,
     ):
         super().__init__()
         for name, weight in (("contrastive", contrastive), ("captioning", captioning)):
@@ -62,6 +66,7 @@ class CaptionerSystem(L.LightningModule):
         self.decoding = decoding
         self.seed = seed
         self.retrieval = Retrieval()
+        self.named_words = None if named_words is None else NamedWords(named_words)
 
     @classmethod
     def from_checkpoint(cls, path: Path | str) -> CaptionerSystem:
@@ -145,11 +150,17 @@ class CaptionerSystem(L.LightningModule):
         }
         self.log_dict(scores, prog_bar=True, batch_size=len(batch), sync_dist=True)
         self.retrieval.update(output.video, output.text, batch.captions)
+        if self.named_words is not None:
+            self.named_words.update(self.predict_step(batch, batch_idx), batch.captions)
 
     def on_validation_epoch_end(self) -> None:
         scores = self.retrieval.compute().items()
         self.log_dict({f"val/retrieval/{name}": score for name, score in scores})
         self.retrieval.reset()
+        if self.named_words is not None:
+            named = self.named_words.compute().items()
+            self.log_dict({f"val/named/{name}": share for name, share in named})
+            self.named_words.reset()
 
     def predict_step(self, batch: VideoBatch, batch_idx: int, dataloader_idx: int = 0) -> list[str]:
         """Return a caption of each clip."""

@@ -1,11 +1,14 @@
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
+import yaml
 
 from sora_lightning.checkpoints import read_checkpoint
 from sora_lightning.systems import CaptionerSystem
-from tests.systems.conftest import MUON
+from tests.systems.conftest import EMA, MUON
 
 CAPTIONER = {
     "class_path": "sora_lightning.captioner.CoCa",
@@ -88,6 +91,59 @@ def test_a_second_stage_keeps_the_vocabulary(fit, captioner_checkpoint, clips, t
     last = fit({"model": MODEL, "data": {"manifest": str(other)}}, tmp_path / "run", *start)
     first, second = (read_checkpoint(path)["state_dict"] for path in (captioner_checkpoint, last))
     assert first["captioner.bpe._extra_state"] == second["captioner.bpe._extra_state"]
+
+
+def predict(fit, clips, checkpoint, run_dir, output, *arguments):
+    config = {"model": MODEL, "data": {"manifest": str(clips["train"]), "val_manifest": None}}
+    flags = ["--ckpt_path", str(checkpoint), "--captions.output", str(output)]
+    fit(config, run_dir, *flags, "--latents.root", "null", *arguments, command="predict")
+    return [json.loads(line) for line in output.read_text().splitlines()]
+
+
+def test_predict_adds_captions_to_a_copy_of_the_manifest(
+    fit, clips, captioner_checkpoint, tmp_path, monkeypatch
+):
+    output = clips["train"].with_name("captioned.jsonl")
+    captioned = predict(fit, clips, captioner_checkpoint, tmp_path, output)
+    system = CaptionerSystem.from_checkpoint(captioner_checkpoint)  # with averaged weights
+    before = [json.loads(line) for line in clips["train"].read_text().splitlines()]
+    for row, old in zip(captioned, before, strict=True):
+        assert row.items() >= old.items()
+        assert row["caption_synthetic_model"] == system.captioner.fingerprint()
+        assert row["caption_synthetic_decoding"] == "Greedy(max_tokens=64)"
+    monkeypatch.setattr(CaptionerSystem, "__init__", None)  # nothing is built
+    for wrong, message in ((clips["train"], "is the manifest itself"), ("null", "is missing")):
+        with pytest.raises(ValueError, match=f"captions.output.* {message}"):
+            predict(fit, clips, captioner_checkpoint, tmp_path, wrong)
+
+
+@pytest.mark.slow
+def test_two_ranks_caption_as_one(fit, clips, captioner_checkpoint, tmp_path):
+    output = clips["train"].with_name("captioned.jsonl")
+    output.unlink(missing_ok=True)
+    one = predict(fit, clips, captioner_checkpoint, tmp_path, output)
+    output.unlink()
+    config = yaml.safe_dump(
+        {
+            "run_dir": str(tmp_path),
+            "ckpt_path": str(captioner_checkpoint),
+            "captions": {"output": str(output)},
+            "model": MODEL,
+            "data": {
+                "manifest": str(clips["train"]),
+                "batching": {"sizes": ["5x16x16", "5x24x16"], "pixels_per_batch": 5120},
+            },
+            "trainer": {"accelerator": "cpu", "devices": 2, "callbacks": [EMA]},
+        }
+    )
+    (tmp_path / "two.yaml").write_text(config)
+    command = [sys.executable, "-m", "sora_lightning", "predict", "--config"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "two.yaml")], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "MEMBER: 2/2" in done.stderr
+    assert [json.loads(line) for line in output.read_text().splitlines()] == one
 
 
 @pytest.mark.parametrize(

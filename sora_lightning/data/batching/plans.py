@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from array import array
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import numpy as np
 
@@ -14,7 +14,6 @@ from sora_lightning.data.batching.datasets import ClipsBySize, KeyFn
 from sora_lightning.data.batching.native_sizes import Packing, smallest_int_dtype
 from sora_lightning.data.batching.packing import PackPlan
 from sora_lightning.data.batching.sampler import BatchPlan, BatchRequest, WindowBatches
-from sora_lightning.data.latents import LatentCache
 from sora_lightning.data.manifest.memory_mapped import cells, clip_ids, joined
 from sora_lightning.data.manifest.records import ClipRecord
 
@@ -39,7 +38,7 @@ def window_batches(
     rule: SizeRule,
     num_windows: int,
     key_fn: KeyFn,
-    done: LatentCache | None = None,
+    done: Container[str] | None = None,
 ) -> Sequence[BatchRequest]:
     """Return every window of every clip once, except those whose key is in ``done``."""
     windows = {}

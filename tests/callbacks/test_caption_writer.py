@@ -1,0 +1,201 @@
+"""Captions of a manifest's clips are gone on with where they were left, by one rank or several, and
+overwrite nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sora_lightning.callbacks import CaptionWriter
+from sora_lightning.captioner.captioned_manifest import CaptionedManifest, Written
+from sora_lightning.captioner.decoding import Decoding, Greedy
+from sora_lightning.data import Captions, VideoDataModule, read_manifest
+from sora_lightning.data.manifest.tables import Row
+from sora_lightning.systems import CaptionerSystem
+from sora_lightning.types import VideoBatch
+from tests.captioner.networks import coca
+from tests.data.conftest import shapes
+from tests.data.modules import data_module
+from tests.data.test_datamodule import trainer
+
+__all__ = ["shapes"]
+COLUMNS = ("caption_synthetic", "caption_synthetic_model", "caption_synthetic_decoding")
+
+
+class Counting(CaptionerSystem):
+    """Counts the clips that it captions, and may stop midway."""
+
+    def __init__(
+        self, stop: int = 10**9, words: str = "", decoding: Decoding | None = None
+    ) -> None:
+        network = coca()
+        if words:
+            network.bpe.train_on([words])
+        super().__init__(network, decoding=decoding or Greedy(max_tokens=2))
+        self.stop, self.captioned = stop, 0
+
+    def predict_step(self, batch: VideoBatch, batch_idx: int, dataloader_idx: int = 0) -> list[str]:
+        if self.captioned >= self.stop:
+            raise RuntimeError("power cut")
+        self.captioned += len(batch)
+        written = super().predict_step(batch, batch_idx)
+        return [f"{caption} {clip}" for caption, clip in zip(written, batch.clip_ids, strict=True)]
+
+
+def predict(
+    system: CaptionerSystem,
+    manifest: Path,
+    place: tuple[int, int] = (0, 1),
+    output: str = "captioned.jsonl",
+) -> None:
+    class Share(VideoDataModule):
+        def _ranks(self) -> tuple[int, int]:
+            return place
+
+    data = data_module(
+        manifest, ["9x16x16", "9x16x24"], 8.0, 4 * 9 * 16 * 24, Share, windows_per_clip=2,
+        captions=Captions(), max_bad_share=0.2,
+    )  # fmt: skip
+    writer = CaptionWriter(manifest.parent / output)
+    trainer(manifest.parent, callbacks=[writer]).predict(system, data, return_predictions=False)
+
+
+def rows_of(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def write(path: Path, rows: list[Row]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def manifest(shapes: dict[str, Path], tmp_path: Path) -> Iterator[Path]:
+    """A third of the clips have captions by people."""
+    (tmp_path / "train").symlink_to(shapes["train"].parent / "train")
+    rows = [row | {"note": 1.5} for row in rows_of(shapes["train"])]
+    for index, row in enumerate(rows):
+        if index % 3:
+            del row["caption"]
+    write(tmp_path / "clips.jsonl", rows)
+    yield tmp_path / "clips.jsonl"
+    assert rows_of(tmp_path / "clips.jsonl") == rows  # as people wrote it
+
+
+def captions_of(manifest: Path) -> list[str]:
+    """The captions in the copy, whose other columns are those of the manifest."""
+    rows = rows_of(manifest.with_name("captioned.jsonl"))
+    others = [{k: v for k, v in row.items() if k not in COLUMNS} for row in rows]
+    assert others == rows_of(manifest)
+    assert len({row[COLUMNS[1]] for row in rows}) == 1
+    assert {row[COLUMNS[2]] for row in rows} == {"Greedy(max_tokens=2)"}
+    return [row[COLUMNS[0]] for row in rows]
+
+
+def test_a_predict_cut_short_goes_on_and_captions_nothing_twice(manifest: Path) -> None:
+    first, second, third = Counting(stop=12), Counting(), Counting()
+    with pytest.raises(RuntimeError, match="power cut"):
+        predict(first, manifest)
+    assert not manifest.with_name("captioned.jsonl").exists()
+    (part,) = manifest.parent.glob(".captioned.jsonl.captions-*")
+    part.write_text(part.read_text() + '["0123", "cut of')
+    predict(second, manifest)
+    parts = captions_of(manifest)
+    assert first.captioned + second.captioned == 30 == len(set(parts))
+    predict(third, manifest)
+    assert third.captioned <= 6  # one batch, which shows that the captioner is still the same
+    assert captions_of(manifest) == parts
+    assert not list(manifest.parent.glob(".captioned*"))
+    manifest.with_name("captioned.jsonl").unlink()
+    predict(Counting(), manifest)
+    assert captions_of(manifest) == parts
+
+
+def test_ranks_share_the_work_and_a_run_of_another_number_ends_it(manifest: Path) -> None:
+    first, second = Counting(), Counting()
+    predict(first, manifest, (0, 2))
+    assert 0 < first.captioned < 30
+    predict(second, manifest)
+    assert first.captioned + second.captioned == 30 == len(set(captions_of(manifest)))
+
+
+def test_one_missing_caption_leaves_no_rank_without_a_batch(manifest: Path) -> None:
+    predict(Counting(), manifest)
+    whole = captions_of(manifest)
+    output = manifest.with_name("captioned.jsonl")
+    rows = rows_of(output)
+    rows[7] = rows_of(manifest)[7]
+    write(output, rows)
+    for rank in (1, 0):
+        predict(one := Counting(), manifest, (rank, 2))
+        assert 0 < one.captioned <= 6
+    assert captions_of(manifest) == whole
+
+
+def test_a_clip_that_cannot_be_read_loses_its_caption_alone_and_is_named(manifest: Path) -> None:
+    rows = rows_of(manifest)
+    bad = manifest.with_name("bad.mp4")
+    bad.write_bytes(b"no video")
+    rows[4]["path"] = bad.name
+    copy = manifest.with_name("with_bad.jsonl")
+    write(copy, rows)
+    predict(Counting(), copy)
+    captioned = rows_of(manifest.with_name("captioned.jsonl"))
+    assert captioned[4] == rows[4]
+    assert [COLUMNS[0] in row for row in captioned] == [index != 4 for index in range(30)]
+    assert [row["path"] for row in rows_of(manifest.with_name("bad_clips.jsonl"))] == [str(bad)]
+
+
+@pytest.mark.parametrize(
+    "other", [{"words": "another vocabulary"}, {"decoding": Greedy(max_tokens=3)}]
+)
+def test_another_captioner_is_refused_before_it_captions(
+    manifest: Path, other: dict[str, Any]
+) -> None:
+    predict(Counting(), manifest)
+    before = manifest.with_name("captioned.jsonl").read_bytes()
+    system = Counting(**other)
+    with pytest.raises(ValueError, match=r"was written by captioner .* and this is"):
+        predict(system, manifest)
+    assert system.captioned == 0
+    assert manifest.with_name("captioned.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("clips.jsonl", "is the manifest itself"),
+        ("train/captioned.jsonl", "must lie in"),
+        ("captioned.txt", "must end in one of .jsonl"),
+        ("people.jsonl", "people.jsonl:1: differs from .* would be overwritten"),
+    ],
+)
+def test_an_output_that_would_lose_work_is_refused(
+    manifest: Path, output: str, message: str
+) -> None:
+    write(manifest.with_name("people.jsonl"), [row | {"note": 2} for row in rows_of(manifest)])
+    system = Counting()
+    with pytest.raises(ValueError, match=message):
+        predict(system, manifest, output=output)
+    assert system.captioned == 0
+
+
+def test_captions_by_people_are_not_taken_for_a_captioners(manifest: Path) -> None:
+    people = manifest.with_name("people.jsonl")
+    write(people, [row | {"caption_synthetic": "by hand"} for row in rows_of(manifest)])
+    with pytest.raises(ValueError, match=r":1: caption_synthetic = 'by hand': no caption_synthe"):
+        CaptionedManifest(people, manifest.with_name("captioned.jsonl"))
+    with pytest.raises(ValueError, match=r"captions.column = 'caption': must begin with"):
+        CaptionedManifest(people, manifest.with_name("captioned.jsonl"), "caption")
+
+
+def test_an_empty_caption_is_no_caption(manifest: Path) -> None:
+    captioned = CaptionedManifest(manifest, manifest.with_name("captioned.jsonl"))
+    first, second = (record.clip_id for record in read_manifest(manifest, Captions())[:2])
+    captioned.add(0, {first: Written("", "m", "d"), second: Written("one", "m", "d")})
+    assert captioned.write().endswith(": 1 of 30 clips have a caption_synthetic")
+    assert [row.get(COLUMNS[0]) for row in rows_of(captioned.output)][:2] == [None, "one"]
