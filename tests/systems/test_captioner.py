@@ -146,6 +146,22 @@ def test_two_ranks_caption_as_one(fit, clips, captioner_checkpoint, tmp_path):
     assert [json.loads(line) for line in output.read_text().splitlines()] == one
 
 
+def test_a_captioner_of_another_vocabulary_is_refused(fit, captioner_checkpoint, tmp_path):
+    start = ["--checkpoint.start_from", str(captioner_checkpoint), "--trainer.max_steps", "1"]
+    other = ["--model.init_args.captioner.init_args.vocab_size", "300"]
+    with pytest.raises(ValueError, match=r"start_from = .*embedding.weight is \(280, 16\), and"):
+        fit({"model": MODEL}, tmp_path / "run", *start, *other)
+
+
+def test_an_empty_caption_is_refused_with_its_line(fit, clips, tmp_path):
+    rows = clips["train"].read_text().splitlines()
+    rows[1] = json.dumps({**json.loads(rows[1]), "caption": " "})
+    empty = clips["train"].with_name("empty.jsonl")
+    empty.write_text("\n".join(rows))
+    with pytest.raises(ValueError, match=r"empty.jsonl:2: caption = ' ': ' ' is not a caption"):
+        fit({"model": MODEL, "data": {"manifest": str(empty)}}, tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
