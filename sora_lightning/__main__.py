@@ -40,6 +40,14 @@ FUNCTIONS = {
     "frame-tasks": ("sora_lightning.workflows.frame_tasks", "frame_tasks"),
 }
 
+# Verbs of other programs, and what does here what they do there.
+_ELSEWHERE = {
+    "test": "to measure on held-out clips, give them to validate as --data.val_manifest; to score "
+    "sampled videos, `make eval CKPT=...`",
+    "eval": "`make eval CKPT=...`, or `python -m evaluation --help`",
+    "train": "`sora-lightning fit`",
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command with its arguments and return the exit code: 0, 1 failed, 2 refused, 130
@@ -101,6 +109,8 @@ def _command(name: str) -> Callable[[list[str]], object]:
         from sora_lightning.cli.training import run_training
 
         return lambda arguments: run_training([name, *arguments])
+    if name in _ELSEWHERE:
+        raise ValueError(f"there is no such command: {_ELSEWHERE[name]}")
     from sora_lightning.cli.suggest import suggestion
 
     raise ValueError(f"there is no such command. {suggestion(name, COMMANDS)}")

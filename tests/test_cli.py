@@ -41,6 +41,31 @@ def test_help_needs_neither_torch_nor_lightning() -> None:
     subprocess.run([sys.executable, "-S", "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 
+@pytest.mark.parametrize(
+    "module", ["data.manifest.index", "data.manifest.split", "data.synthetic", "cli.check"]
+)
+def test_commands_on_files_do_not_wait_for_lightning(module: str) -> None:
+    code = f"import sys, sora_lightning.{module}; assert 'lightning' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["test"], "no such command: to measure on held-out clips, give them to validate as"),
+        (["eval"], "no such command: `make eval CKPT=...`"),
+        (["fit"], "model is missing: fit needs an experiment, e.g. --config experiments/demo/tok"),
+        (["validate", "--run_dir=x"], "model is missing: validate needs an experiment"),
+        (["fit", "--config=ablations/factorised"], "model has no class_path: a YAML that varies"),
+    ],
+)
+def test_a_command_without_what_it_needs_says_what_to_give(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_a_wrong_command_is_answered_with_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["smaple", "--checkpoint", "x"]) == 2
     assert capsys.readouterr().err == (

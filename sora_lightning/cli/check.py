@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sora_lightning.cli.explain import build
 from sora_lightning.cli.sources import merge, read_yaml
-from sora_lightning.data import VideoDataModule, read_manifest
+from sora_lightning.data import read_manifest
 from sora_lightning.data.decoding.readers import read_timeline
 from sora_lightning.data.decoding.subprocess_decoding import subprocess_map
 from sora_lightning.data.manifest.filters import Filter, sift
 from sora_lightning.data.manifest.records import ClipRecord
 from sora_lightning.files import find_config
+
+if TYPE_CHECKING:
+    from sora_lightning.data import VideoDataModule
 
 
 def check(
@@ -55,6 +59,8 @@ def _data_of(
         data |= {"manifest": str(manifest), "val_manifest": None}
     if filters is not None:
         data["filters"] = filters
+    from sora_lightning.data import VideoDataModule  # imports Lightning, which takes seconds
+
     return build(VideoDataModule, data, "data")
 
 

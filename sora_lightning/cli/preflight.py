@@ -65,6 +65,11 @@ def check_run_directory(
             f"{command} needs trained weights: give --ckpt_path FILE, or --ckpt_path last for "
             f"{last}"
         )
+    if ckpt_path == "best":
+        raise ValueError(
+            f"ckpt_path = 'best': there is no file of this name, since a run keeps its last "
+            f"checkpoints: give last, or a path in {folder}"
+        )
     path = last if ckpt_path == "last" else Path(ckpt_path)
     older = [folder / "previous.ckpt", *sorted(folder.glob("step-*.ckpt"), reverse=True)]
     older = [one for one in older if one.is_file()] if ckpt_path == "last" else []
@@ -111,6 +116,19 @@ def check_trainer(trainer: Namespace) -> None:
         raise ValueError(
             f"trainer.overfit_batches = {trainer.overfit_batches}: the data module plans the "
             "batches. To overfit, give data.manifest a file with a few clips"
+        )
+    for callback in trainer.callbacks or ():
+        if str(getattr(callback, "class_path", "")).endswith(".LearningRateFinder"):
+            raise ValueError(
+                "trainer.callbacks has LearningRateFinder: the optimizer's factory holds the "
+                "learning rate; compare several by `sora-lightning ablate`"
+            )
+    strategy = trainer.strategy
+    if "ModelParallelStrategy" in str(getattr(strategy, "class_path", strategy)):
+        raise ValueError(
+            "trainer.strategy = ModelParallelStrategy: the systems do not shard their layers; take "
+            "ddp, and a smaller data.batching.pixels_per_batch with "
+            "trainer.accumulate_grad_batches where memory is short"
         )
 
 

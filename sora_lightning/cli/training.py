@@ -35,7 +35,7 @@ from sora_lightning.cli.preflight import (
     lock,
 )
 from sora_lightning.cli.record import RunRecord
-from sora_lightning.cli.sources import Source, merge, read_sources, with_found_configs
+from sora_lightning.cli.sources import merge, read_sources, with_found_configs
 from sora_lightning.data import VideoDataModule
 from sora_lightning.trust import trust_only_known_packages
 
@@ -169,7 +169,7 @@ def run_training(argv: list[str], cli: type[TrainingCLI] = TrainingCLI) -> Train
     trust_only_known_packages()
     filter_warnings()
     argv = with_found_configs(argv)
-    _refuse_second_rate(read_sources(argv[1:]))
+    _check_whole(argv)
     num_threads = torch.get_num_threads()
     try:
         return cli(
@@ -205,12 +205,25 @@ def _leave_cores_to(num_workers: int) -> None:
         torch.set_num_threads(max(1, torch.get_num_threads() - num_workers))
 
 
-def _refuse_second_rate(sources: list[Source]) -> None:
-    """Raise ``ValueError`` for a system's fps that differs from its data's."""
+def _check_whole(argv: list[str]) -> None:
+    """Raise ``ValueError`` for a command without an experiment, and for a system's fps that differs
+    from its data's."""
     config: dict[str, Any] = {}
-    for source in sources:
+    for source in read_sources(argv[1:]):
         config = merge(config, source.values)
+    if {"help", "h", "print_config", "print_shtab"}.intersection(config) or "-h" in argv:
+        return
     model, data = config.get("model"), config.get("data")
+    if model is None:
+        raise ValueError(
+            f"model is missing: {argv[0]} needs an experiment, e.g. "
+            "--config experiments/demo/tokenizer.yaml"
+        )
+    if isinstance(model, dict) and "class_path" not in model:
+        raise ValueError(
+            "model has no class_path: a YAML that varies another is given after it, "
+            "--config BASE --config DELTA"
+        )
     given = model.get("init_args") if isinstance(model, dict) else None
     if not (isinstance(given, dict) and isinstance(data, dict) and "fps" in given):
         return
@@ -221,5 +234,5 @@ def _refuse_second_rate(sources: list[Source]) -> None:
         )
 
 
-def _checkpoints_of(run_dir: Path) -> Path:
-    return Path(run_dir) / "checkpoints"
+def _checkpoints_of(run_dir: Path | None) -> Path | None:
+    return None if run_dir is None else Path(run_dir) / "checkpoints"

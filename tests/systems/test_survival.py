@@ -223,6 +223,8 @@ def test_a_second_training_in_the_same_folder_is_refused(
     assert fit(max_steps=1) == 0
 
 
+_FINDER = "[{class_path: lightning.pytorch.callbacks.LearningRateFinder}]"
+_MODEL_PARALLEL = "lightning.pytorch.strategies.ModelParallelStrategy"
 _STOPPING = "lightning.pytorch.callbacks.EarlyStopping"
 
 
@@ -236,6 +238,8 @@ _STOPPING = "lightning.pytorch.callbacks.EarlyStopping"
         ("limit_train_batches=1.5", 2, "invalid value 1.5 for limit_train_batches"),
         ("accumulate_grad_batches=0", 2, "trainer.accumulate_grad_batches = 0: must be 1 or more"),
         ("overfit_batches=1", 2, "trainer.overfit_batches = 1: the data module plans"),
+        (f"callbacks={_FINDER}", 2, "compare several by `sora-lightning ablate`"),
+        (f"strategy={_MODEL_PARALLEL}", 2, "the systems do not shard their layers; take ddp"),
         ("callbacks=[{class_path: EMA, init_args: {decay: 2.0}}]", 2, "decay = 2.0 must lie"),
         (
             f"callbacks=[{{class_path: {_STOPPING}, init_args: {{monitor: nothing}}}}]",

@@ -22,7 +22,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int
-from lightning.pytorch.utilities import rank_zero_info
 from numpy import ndarray
 
 from sora_lightning.data.batching.native_sizes import Packing, shown, smallest_int_dtype
@@ -299,6 +298,8 @@ class PackPlan:
                 pool = ThreadPoolExecutor(1)
                 self._next = epoch + 1, pool.submit(plan_epoch, self, epoch + 1)
                 pool.shutdown(wait=False)
+            from lightning.pytorch.utilities import rank_zero_info  # takes seconds to import
+
             rank_zero_info(f"epoch {epoch} over the clips: {one}")
             if one.waste > WASTE_WARNED_OF:
                 log.warning(
