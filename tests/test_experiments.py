@@ -400,7 +400,8 @@ def test_sampling_with_a_tokenizer_is_refused(
 
 def test_the_python_example_of_the_readme_runs(inside: Path) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", (_ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(example.splitlines()) <= 20
     names: dict[str, Any] = {}
-    exec(example, names)
-    assert names["videos"].shape == (2, 3, 17, 32, 32)
+    exec(example.replace("max_steps=1000", "max_steps=2, logger=False"), names)
+    assert names["videos"].shape == (1, 3, 17, 32, 32)
     assert names["videos"].isfinite().all()
