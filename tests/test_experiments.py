@@ -209,11 +209,11 @@ def test_tensorboard_has_curves_and_pictures_that_move(inside: Path) -> None:
         assert b"acTL" in pictures[0].encoded_image_string  # the chunk that makes a PNG move
 
 
-def _scores(run: str) -> dict[str, list[float]]:
-    """Every score in a run's TensorBoard by its tag."""
+def _logged(run: str, group: str) -> dict[str, list[float]]:
+    """Every scalar of a group in a run's TensorBoard by its tag."""
     events = EventAccumulator(run, size_guidance={"scalars": 0, "images": 0})
     events.Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if tag.startswith("scores/")]
+    tags = [tag for tag in events.Tags()["scalars"] if tag.startswith(f"{group}/")]
     assert any(tag.startswith("scores/") for tag in events.Tags()["images"])
     return {tag: [event.value for event in events.Scalars(tag)] for tag in tags}
 
@@ -237,8 +237,12 @@ def test_fvd_and_clip_score_are_logged_while_a_model_trains_on_one_and_on_two_ra
             capture_output=True, text=True, timeout=600, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
-        runs.append(_scores(run))
+        runs.append(_logged(run, "scores"))
     alone, shared = runs
+    seen = [_logged(f"runs/scored/{devices}", "progress") for devices in (1, 2)]
+    for count in ("clips", "frames", "tokens", "flops"):
+        (one,), (two,) = (run[f"progress/{count}"] for run in seen)
+        assert two == pytest.approx(2 * one)  # of both ranks, after two steps
     names = ("scores/fvd-tiny", "scores/clip_score-tiny")
     assert set(alone) == {f"{name}{part}" for name in names for part in ("", "/low", "/high")}
     for tag, values in alone.items():

@@ -128,7 +128,7 @@ class Throughput(Callback):
         self._counter = None
         counts = [*extent(pl_module, batch), self._flops.get(_shape(batch), 0)]
         own = torch.tensor(counts, dtype=torch.float64, device=self._totals.device)
-        self._totals += own if trainer.world_size == 1 else trainer.strategy.reduce(own, "sum")
+        self._totals += trainer.strategy.reduce(own, reduce_op="sum")
         now = _Moment(trainer.global_step, time.perf_counter(), _waited_s(trainer), self._totals)
         if self._logged is None:
             self._logged = now.frozen()
