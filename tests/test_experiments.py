@@ -35,7 +35,10 @@ from tests.conditioning.text_folders import clip_folder, t5_folder
 _ROOT = Path(__file__).resolve().parents[1]
 _YAMLS = sorted(path.relative_to(_ROOT) for path in _ROOT.glob("experiments/**/*.yaml"))
 _ABLATIONS = [path for path in _YAMLS if "arms" in yaml.safe_load((_ROOT / path).read_text())]
-_LONG = ("attention.yaml", "attention_flops.yaml", "conditioning.yaml", "uvit_skips.yaml")
+_LONG = (
+    *("attention.yaml", "attention_flops.yaml", "conditioning.yaml", "uvit_skips.yaml"),
+    *("errors.yaml", "objective.yaml"),
+)
 _LABELS = ("Question", "Command", "Cost", "Expected")
 _SMALL = (
     "--data.batching.sizes=[17x32x32]",
