@@ -27,8 +27,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## render clips, train tokenizer and DiT, sample, score: 11 minutes on 2 cores
 	$(BIN)/python -m sora_lightning demo
 
+# A process for each core, one thread in each.
 test: $(STAMP)  ## the tests that CI runs
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not slow and not gpu"
 
 test-all: $(ALL_STAMP)  ## all tests, the slow ones and those of optional packages too
 	$(BIN)/python -m pytest
