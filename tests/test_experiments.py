@@ -42,6 +42,7 @@ _LONG = (
 _LABELS = ("Question", "Command", "Cost", "Expected")
 _SMALL = (
     "--data.batching.sizes=[17x32x32]",
+    "--data.batching.predict_sizes=null",
     "--data.batching.pixels_per_batch=70000",
     "--trainer.logger=true",
 )

@@ -221,7 +221,7 @@ def check_latents(command: str, config: Namespace) -> None:
 
 
 def check_sizes(config: Namespace) -> None:
-    """Raise ``ValueError`` naming the first of ``data.batching.sizes`` that the tokenizer and the
+    """Raise ``ValueError`` naming the first size of ``data.batching`` that the tokenizer and the
     denoiser cannot cut evenly.
 
     Their geometry is read from the objects themselves, built on the meta device, where weights take
@@ -246,15 +246,15 @@ def check_sizes(config: Namespace) -> None:
         packing = config.data.packing
         with _named("data.packing"):
             check_geometry(packing.compression, packing.patch, tokenizer.compression, patch)
-    texts = config.data.batching.sizes or []
-    if isinstance(texts, Namespace):
-        with _named("data.batching.sizes"):
-            texts = list(map(str, SizeFamily(**texts.as_dict()).sizes()))
-    for index, text in enumerate(texts):
-        key = f"data.batching.sizes[{index}]"
-        with _named(key):
-            size = VideoSize.parse(text)
-        check_size(key, size, tokenizer.compression, patch)
+    for key in ("data.batching.sizes", "data.batching.predict_sizes"):
+        texts = config.get(key) or []
+        if isinstance(texts, Namespace):
+            with _named(key):
+                texts = list(map(str, SizeFamily(**texts.as_dict()).sizes()))
+        for index, text in enumerate(texts):
+            with _named(f"{key}[{index}]"):
+                size = VideoSize.parse(text)
+            check_size(f"{key}[{index}]", size, tokenizer.compression, patch)
 
 
 def _build(hint: Any, name: str, parts: dict[str, Any], *first: int) -> Any:

@@ -14,7 +14,7 @@ import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from sora_lightning.data.batching.buckets import Assignment, Removal
+from sora_lightning.data.batching.buckets import Assignment, Removal, SizeRule
 from sora_lightning.data.batching.clip_reader import ClipReader, WindowReader
 from sora_lightning.data.batching.datasets import (
     BatchDataset,
@@ -57,7 +57,7 @@ from sora_lightning.data.decoding.subprocess_decoding import CAN_FORK, Subproces
 from sora_lightning.data.latents import INDEX, LatentCache
 from sora_lightning.data.manifest.captions import Captions
 from sora_lightning.data.manifest.filters import Filter
-from sora_lightning.data.manifest.memory_mapped import joined, open_manifest
+from sora_lightning.data.manifest.memory_mapped import chosen, joined, open_manifest
 from sora_lightning.data.settings import Batching, Reading
 from sora_lightning.data.spec import DataSpec
 from sora_lightning.types import VideoBatch, VideoSize
@@ -130,14 +130,15 @@ class VideoDataModule(L.LightningDataModule):
         self.filters = [Filter.parse(text) for text in filters or ()]
         self.captions = captions
         self.sizes = batching.size_rule(self.fps, packing)
+        self.predict_sizes = batching.predict_rule(self.sizes)
         self.reader = reading.reader or default_reader()
         if reading.decode_timeout_s is not None and CAN_FORK:
             self.reader = SubprocessReader(self.reader, reading.decode_timeout_s)
         self._checksums = Checksums(reading.verify_content)
         keys = PairKeys if reading.sources else LatentKeys
         self._key = keys(self.fps, batching.windows_per_clip, self._checksums)
+        self._assigned: dict[tuple[Path, Captions | None, SizeRule], Assignment] = {}
         self._clips: dict[Path, Assignment] = {}
-        self._read_captions = captions
         self._encoded: dict[Path, Encoded] = {}
         self._cache: LatentCache | None = None
 
@@ -159,24 +160,27 @@ class VideoDataModule(L.LightningDataModule):
         Decodes one frame of every file of which the manifest does not say frames, rate and size.
         Raises ``ValueError`` with that table where no clip is left.
         """
-        captions = self.captions
-        if captions is not None and stage == "predict":
-            captions = replace(captions, required=False)
-        if captions != self._read_captions:
-            self._clips, self._read_captions = {}, captions
-        for manifest in self._manifests():
-            if manifest not in self._clips:
-                records = open_manifest(manifest, captions)
-                if captions is not None and captions.required and manifest == self.manifest:
-                    captions.require(manifest, records)
-                assignment = assign_sizes(records, self.sizes, self._bad_clips(), self.filters)
-                _refuse_empty(assignment, f"{manifest}: no clip is left for {self._settings()}")
-                if self.reading.sources:
-                    require_sources(manifest, assignment)
-                if self._checksums.verify:
-                    require_checksums(manifest, assignment)
-                self._clips[manifest] = assignment
+        self._clips = {manifest: self._assign(manifest, stage) for manifest in self._manifests()}
         return dict(self._clips)
+
+    def _assign(self, manifest: Path, stage: str) -> Assignment:
+        captions, sizes = self.captions, self.sizes
+        if stage == "predict":
+            sizes = self.predict_sizes
+            captions = None if captions is None else replace(captions, required=False)
+        key = manifest, captions, sizes
+        if key not in self._assigned:
+            records = open_manifest(manifest, captions)
+            if captions is not None and captions.required and manifest == self.manifest:
+                captions.require(manifest, records)
+            assignment = assign_sizes(records, sizes, self._bad_clips(), self.filters)
+            _refuse_empty(assignment, f"{manifest}: no clip is left for {self._settings(sizes)}")
+            if self.reading.sources:
+                require_sources(manifest, assignment)
+            if self._checksums.verify:
+                require_checksums(manifest, assignment)
+            self._assigned[key] = assignment
+        return self._assigned[key]
 
     @property
     def spec(self) -> DataSpec:
@@ -235,13 +239,25 @@ class VideoDataModule(L.LightningDataModule):
             clips, reader = self._clips[self.manifest].clips, self._clip_reader()
             return self._missing(clips, [self.manifest], reader, clip_id, 1, captioned)
         of_manifests = [self._clips[manifest].clips for manifest in self._manifests()]
-        sizes = dict.fromkeys(itertools.chain(self.sizes.sizes, *of_manifests))
+        sizes = dict.fromkeys(itertools.chain(self.predict_sizes.sizes, *of_manifests))
         clips = {size: joined(one.get(size, ()) for one in of_manifests) for size in sizes}
         reader = self._clip_reader()
         loader = self._encoding(clips, reader, self._key)
         if not isinstance(self._key, PairKeys):
             return loader
         return [loader, self._encoding(clips, SourceReader(reader), self._key.of_source)]
+
+    def statistics_dataloader(self, num_clips: int) -> DataLoader:
+        """Return the middle of about ``num_clips`` of the training clips, or of all, spread
+        evenly over it, at the sizes that ``predict`` encodes.
+        """
+        assignment = self._assign(self.manifest, "predict")
+        step = max(1.0, assignment.num_clips / num_clips)
+        some = {
+            size: chosen(clips, np.arange(0, len(clips), step).astype(np.int32))
+            for size, clips in assignment.clips.items()
+        }
+        return self._missing(some, [self.manifest], self._clip_reader(), clip_id, 1, None)
 
     def _encoding(self, clips: ClipsBySize, reader: WindowReader, key_fn: KeyFn) -> DataLoader:
         num_windows = self.batching.windows_per_clip
@@ -340,8 +356,8 @@ class VideoDataModule(L.LightningDataModule):
         manifests = [self.manifest, self.val_manifest]
         return list(dict.fromkeys(manifest for manifest in manifests if manifest is not None))
 
-    def _settings(self) -> str:
-        sizes = ", ".join(map(str, self.sizes.sizes)) or "their own sizes"
+    def _settings(self, rule: SizeRule) -> str:
+        sizes = ", ".join(map(str, rule.sizes)) or "their own sizes"
         return f"{sizes} at {self.fps} frames per second"
 
     def _ranks(self) -> tuple[int, int]:
@@ -367,7 +383,7 @@ class VideoDataModule(L.LightningDataModule):
             if missing > MAX_MISSING * assignment.num_clips:
                 raise ValueError(
                     f"{root}: lacks the latents of {missing} of {assignment.num_clips} clips of "
-                    f"{manifest} for {self._settings()} and windows_per_clip = "
+                    f"{manifest} for {self._settings(self.sizes)} and windows_per_clip = "
                     f"{self.batching.windows_per_clip}: encode them, by predict with the same "
                     "settings"
                 )

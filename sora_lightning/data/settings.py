@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sora_lightning.data.batching.buckets import Buckets, SizeFamily, SizeRule
 from sora_lightning.data.batching.native_sizes import NativeSizes, Packing
@@ -60,6 +60,8 @@ class Batching:
             and cut, never scaled up or distorted.
         pixels_per_batch: A batch holds one size and as many clips as this number of frames x rows x
             columns allows.
+        predict_sizes: The sizes that ``predict`` encodes, by default ``sizes``. A tokenizer that
+            trains on other lengths measures the statistics of its latents at these.
         windows_per_clip: Number of evenly placed windows of each clip that ``predict`` encodes and
             that a cache is read for. Training on pixels draws from all windows.
         fixed_windows: Training on pixels draws from these windows only, like a training from the
@@ -74,6 +76,7 @@ class Batching:
 
     sizes: list[str] | SizeFamily | None = None
     pixels_per_batch: int | None = None
+    predict_sizes: list[str] | SizeFamily | None = None
     windows_per_clip: int = 1
     fixed_windows: bool = False
     run_length: int | None = None
@@ -90,18 +93,24 @@ class Batching:
 
     def size_rule(self, fps: float, packing: Packing | None) -> SizeRule:
         """Return the rule of sizes. Raises ``ValueError`` unless there is exactly one."""
-        given = {"sizes": self.sizes, "pixels_per_batch": self.pixels_per_batch}
+        names = ("sizes", "pixels_per_batch", "predict_sizes")
         if packing is not None:
-            if wrong := [name for name, value in given.items() if value is not None]:
+            if wrong := [name for name in names if getattr(self, name) is not None]:
                 raise ValueError(
                     f"{wrong[0]} and packing are both given: packing has sizes of its own"
                 )
             return NativeSizes(packing, fps)
-        for name, value in given.items():
-            if value is None:
+        for name in names[:2]:
+            if getattr(self, name) is None:
                 raise ValueError(f"{name} is missing: batches need it where there is no packing")
         assert self.sizes is not None
         assert self.pixels_per_batch is not None
         if isinstance(self.sizes, SizeFamily):
             return Buckets(self.sizes.sizes(), fps, self.pixels_per_batch)
         return Buckets([VideoSize.parse(size) for size in self.sizes], fps, self.pixels_per_batch)
+
+    def predict_rule(self, rule: SizeRule) -> SizeRule:
+        """Return the rule of the sizes that ``predict`` encodes; ``rule`` is that of training."""
+        if self.predict_sizes is None:
+            return rule
+        return replace(self, sizes=self.predict_sizes).size_rule(rule.fps, None)

@@ -12,12 +12,14 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
 from sora_lightning.checkpoints import load_system, plain_hyperparameters
+from sora_lightning.data import VideoDataModule
 from sora_lightning.systems.batches import data_spec, mean_loss, no_losses
 from sora_lightning.systems.data_checks import check_packable
 from sora_lightning.systems.draws import training_draws
@@ -34,6 +36,9 @@ from sora_lightning.types import (
     from_groups,
 )
 
+# The standard error of a channel's mean over so many clips is 4 % of its standard deviation, if all
+# positions of a clip agree.
+STATISTICS_CLIPS = 512
 # Encoded latents further from mean 0 and standard deviation 1 are warned of.
 MAX_SHIFT, MAX_SCALE = 0.5, 1.5
 
@@ -45,10 +50,11 @@ class TokenizerSystem(L.LightningModule):
     """Encode, sample the posterior, decode, compare. With ``adversarial``, a discriminator trains
     beside the tokenizer under the same optimizer.
 
-    Each validation, of which the last step always has one, records the latents' mean and covariance
-    over the validation clips in the tokenizer's buffers. Latents are normalised by them, channel by
-    channel, or along their principal axes with ``whiten``. ``predict`` warns where they do not fit
-    the clips that it encodes. ``tiling`` encodes by tiles in ``predict``, where frames are too
+    Each validation, of which the last step always has one, measures the latents' mean and
+    covariance over 512 clips of the training manifest, or all, at the sizes that ``predict``
+    encodes (``data.batching.predict_sizes``). Latents are normalised by them, channel by channel,
+    or along their principal axes with ``whiten``. ``predict`` warns where they do not fit the clips
+    that it encodes. ``tiling`` encodes by tiles, for them and in ``predict``, where frames are too
     large to be encoded whole.
 
     With ``decoder_noise`` only the decoder of a trained tokenizer, which ``load_tokenizer`` loads,
@@ -90,7 +96,6 @@ class TokenizerSystem(L.LightningModule):
         self.tiling = tiling
         if tiling is not None:
             tiling(tokenizer)  # sides that do not fit are refused before any work
-        self._moments: list[Float[Tensor, "c+1 c+1"]] = []
         self._encoded: list[Float[Tensor, "3 c"]] = []
 
     @classmethod
@@ -109,8 +114,8 @@ class TokenizerSystem(L.LightningModule):
             self._check_trains()
             if self.decoder_noise is None and self.trainer.limit_val_batches == 0:
                 raise ValueError(
-                    "trainer.limit_val_batches = 0: a tokenizer's latents are normalised by their "
-                    "statistics over the validation clips, so it must validate"
+                    "trainer.limit_val_batches = 0: a tokenizer measures the statistics of its "
+                    "latents when it validates, so it must validate"
                 )
         spec = data_spec(self)
         if stage != "fit" or spec is None:
@@ -119,9 +124,11 @@ class TokenizerSystem(L.LightningModule):
             check_packable(self.tokenizer, spec.packing, self.adversarial is not None)
         if not spec.validates:
             raise ValueError(
-                "data.val_manifest is not set: a tokenizer's latents are normalised by their "
-                "statistics over the validation clips; for lack of others, name the training clips"
+                "data.val_manifest is not set: a tokenizer measures the statistics of its latents "
+                "when it validates; for lack of other clips, name the training clips"
             )
+        if self.decoder_noise is None:
+            self._statistics_clips()  # sizes that no clip fits are refused now
 
     def _check_trains(self) -> None:
         loaded = self.tokenizer.specification is not None
@@ -204,29 +211,42 @@ class TokenizerSystem(L.LightningModule):
         loss, _ = self.loss(reconstruction, video, posterior)
         scores = {"val/loss": loss, "val/psnr": psnr(reconstruction, video).mean()}
         self.log_dict(scores, prog_bar=True, batch_size=len(batch), sync_dist=True)
-        if self.decoder_noise is None:
-            self._moments.append(latent_moments(posterior))
+
+    @property
+    def _encoder(self) -> VideoTokenizer:
+        return self.tokenizer if self.tiling is None else self.tiling(self.tokenizer)
 
     def on_validation_epoch_end(self) -> None:
-        if self.decoder_noise is not None:  # the latents stay as they are, and so their statistics
+        """Set the tokenizer's latent statistics, unless the latents stay as they are."""
+        trainer = self.trainer
+        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if self.decoder_noise is not None or not fitting:
             return
         size = self.tokenizer.latent_channels + 1
-        none = torch.zeros(size, size, dtype=torch.float64, device=self.device)
-        own = torch.stack([none, *self._moments]).sum(0)
-        self._moments.clear()
-        moments = self.trainer.strategy.reduce(own, reduce_op="sum")
+        moments = torch.zeros(size, size, dtype=torch.float64, device=self.device)
+        with trainer.precision_plugin.val_step_context():
+            for batch in self._statistics_clips():
+                batch = trainer.precision_plugin.convert_input(batch)
+                pixels = trainer.strategy.batch_to_device(batch, self.device).pixels
+                moments += latent_moments(self._encoder.posterior(pixels))
+        moments = trainer.strategy.reduce(moments, reduce_op="sum")
         moments = moments / moments[0, 0]
         mean = moments[0, 1:]
         covariance = moments[1:, 1:] - mean[:, None] * mean[None]
         if bool((covariance.diagonal() > 0).all()):  # before training a channel may be silent
             self.tokenizer.set_latent_statistics(mean, covariance, self.whiten)
 
+    def _statistics_clips(self) -> Any:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, VideoDataModule):
+            return data.statistics_dataloader(STATISTICS_CLIPS)
+        return self.trainer.val_dataloaders
+
     def predict_step(
         self, batch: VideoBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> Float[Tensor, "b c f h w"]:
         """Return normalised latents, for the latent cache."""
-        tokenizer = self.tokenizer if self.tiling is None else self.tiling(self.tokenizer)
-        latents = tokenizer.encode(batch.pixels)
+        latents = self._encoder.encode(batch.pixels)
         values = rearrange(latents.double(), "b c f h w -> c (b f h w)")
         count = values.new_full((len(values),), values.shape[1])
         self._encoded.append(torch.stack([count, values.sum(1), values.square().sum(1)]))
@@ -245,7 +265,8 @@ class TokenizerSystem(L.LightningModule):
                 f"the encoded latents have means from {mean.min():.2f} to {mean.max():.2f} and "
                 f"standard deviations from {std.min():.2f} to {std.max():.2f}, not 0 and 1: the "
                 "statistics in the checkpoint were measured on other clips or other lengths, or "
-                "before the training ended; validate the tokenizer on clips as these are"
+                "before the training ended: train the tokenizer with data.batching.predict_sizes = "
+                "the sizes that predict encodes"
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

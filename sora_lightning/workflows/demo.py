@@ -73,10 +73,8 @@ def _fit_tokenizer(output: Path, quick: bool, seed: int) -> Stage:
 
 
 def _encode(output: Path) -> Stage:
-    # The tokenizer learns on 9 frames and, being causal, encodes the 17 that the transformer sees.
-    sizes = ("--data.batching.sizes", "[17x32x32,17x24x40,17x40x24]")
     places = _elsewhere(output, {"run_dir": "tokenizer", **_CLIPS, "latents.root": "latents"})
-    return encode(output, _CONFIGS / "tokenizer.yaml", *sizes, *places)
+    return encode(output, _CONFIGS / "tokenizer.yaml", *places)
 
 
 def _fit_text_to_video(output: Path, quick: bool, seed: int) -> Stage:

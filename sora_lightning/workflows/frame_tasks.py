@@ -112,7 +112,7 @@ def _encode(output: Path, sizes: list[VideoSize]) -> Stage:
     clips = (
         "--data.manifest",
         f"{output}/data/train.jsonl",
-        "--data.batching.sizes",
+        "--data.batching.predict_sizes",
         _listed(sizes),
     )
     config = output / "decoder" / "config.yaml"

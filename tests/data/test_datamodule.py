@@ -179,6 +179,29 @@ def test_validation_sees_every_clip_once_and_the_same_each_time(
         module(shapes).setup("validate")
 
 
+def test_clips_of_statistics_are_those_that_predict_encodes_spread_over_the_manifest(
+    shapes: dict[str, Path],
+) -> None:
+    longer = ["13x16x16", "13x12x20", "13x20x12"]
+    data = module(shapes, val_manifest=shapes["val"], predict_sizes=longer)
+    data.setup("fit")
+    few, every = ([*data.statistics_dataloader(count)] for count in (10, 100))
+    places = {r.clip_id: place for place, r in enumerate(read_manifest(shapes["train"]))}
+    assert sorted(places[i] for batch in every for i in batch.clip_ids) == [*range(30)]
+    sizes = sorted({"x".join(map(str, batch.video.shape[2:])) for batch in every})
+    assert sizes == sorted(longer)
+    found = [places[i] for batch in few for i in batch.clip_ids]
+    assert len(set(found)) == len(found)
+    assert 10 <= len(found) <= 12  # each size is rounded up
+    assert min(found) < 5
+    assert max(found) >= 22
+    # What is trained on stays as it was.
+    assert {str(size) for size in data.check()[shapes["train"]].clips} == set(SIZES)
+    far = module(shapes, predict_sizes=["99x16x16"], pixels_per_batch=10**5)
+    with pytest.raises(ValueError, match=r"no clip is left for 99x16x16 at 8\.0"):
+        far.statistics_dataloader(10)
+
+
 def write_cache(shapes: dict[str, Path], root: Path, **settings: object) -> None:
     data = module(shapes, val_manifest=shapes["val"], windows_per_clip=3, **settings)
     written = trainer(root.parent).predict(Recorder(), data)

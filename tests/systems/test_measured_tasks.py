@@ -115,8 +115,8 @@ def test_the_stages_train_at_both_lengths_from_the_demos_weights(tmp_path):
     sizes = "[17x32x32,17x24x40,25x32x32,25x24x40]"
     for stage in (decoder, train):
         assert "--model.init_args.tokenizer.init_args.checkpoint" in stage.command
-    for stage in (encode, train):
-        assert stage.command[stage.command.index("--data.batching.sizes") + 1] == sizes
+    for stage, key in ((encode, "predict_sizes"), (train, "sizes")):
+        assert stage.command[stage.command.index(f"--data.batching.{key}") + 1] == sizes
         assert stage.command[stage.command.index("--data.manifest") + 1] == "out/data/train.jsonl"
     start = train.command[train.command.index("--checkpoint.start_from") + 1]
     assert start == f"{tmp_path}/text_to_video/checkpoints/last.ckpt"

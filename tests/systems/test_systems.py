@@ -123,14 +123,20 @@ def test_the_tokenizer_keeps_the_latent_statistics_of_its_validation(
 def test_the_statistics_are_those_of_the_weights_that_are_saved(
     schedule, fit, clips, tokenizer_model, tmp_path
 ):
-    """Wherever the last planned validation was: measured again, they are the same."""
-    path = fit({"model": tokenizer_model}, tmp_path / "run", *schedule)
+    """Wherever the last planned validation was: measured again over the training clips, at the
+    lengths that predict encodes, they are the same.
+    """
+    sizes = ["9x16x16", "9x24x16"]
+    lengths = ("--data.batching.predict_sizes", f"[{','.join(sizes)}]")
+    fit_sizes = ("--data.batching.pixels_per_batch", "10000")
+    path = fit({"model": tokenizer_model}, tmp_path / "run", *schedule, *lengths, *fit_sizes)
     tokenizer = load_tokenizer(path)
-    batching = Batching(sizes=["5x16x16", "5x24x16"], pixels_per_batch=4 * 5 * 16 * 16)
-    data = VideoDataModule(clips["train"], clips["val"], batching=batching)
-    data.setup("fit")
+    batching = Batching(sizes=sizes, pixels_per_batch=10000)
+    data = VideoDataModule(clips["train"], batching=batching)
+    data.setup("predict")
     with torch.no_grad():
-        posteriors = [tokenizer.posterior(batch.pixels) for batch in data.val_dataloader()]
+        posteriors = [tokenizer.posterior(batch.pixels) for batch in data.predict_dataloader()]
+    assert sum(len(posterior.mean) for posterior in posteriors) == 12
     moments = sum(latent_moments(posterior) for posterior in posteriors)
     mean = moments[0, 1:] / moments[0, 0]
     variance = moments[1:, 1:].diagonal() / moments[0, 0] - mean.square()
