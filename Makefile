@@ -5,12 +5,15 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed.stamp
 ALL_STAMP := $(VENV)/optional.stamp
 OUTPUT ?= runs/sample.mp4
+PLAN   ?= experiments/ablations/attention.yaml
+LOGDIR ?= runs
+TENSORBOARD = http://localhost:6006/
 
 # $(call needs,NAME,example) ends with a sentence where the variable was not given.
 needs = @$(if $($(1)),:,echo 'make $@ needs $(1)=..., for example $(1)=$(2)' >&2; exit 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format bench eval sample train tensorboard clean
+.PHONY: help install demo test test-all lint format bench eval sample train ablations tensorboard clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -36,7 +39,7 @@ test-all: $(ALL_STAMP)  ## all tests, the slow ones and those of optional packag
 
 # litdata names torchvision, whose wheels do not load beside a CPU-only torch, and runs without it.
 $(ALL_STAMP): $(STAMP)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[scenes]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[scenes]' selenium wandb
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps litdata boto3 botocore s3transfer jmespath obstore tifffile
 	@touch $@
 
@@ -66,8 +69,12 @@ eval: $(STAMP)  ## make eval CKPT=... [PROTOCOL=demo] [REFERENCE=manifest] [ARGS
 	$(call needs,CKPT,runs/demo/text_to_video/checkpoints/last.ckpt)
 	$(BIN)/python -m evaluation --checkpoint "$(CKPT)" $(if $(PROTOCOL),--protocol $(PROTOCOL)) $(if $(REFERENCE),--reference $(REFERENCE)) $(ARGS)
 
-tensorboard: $(STAMP)  ## curves, moving samples and scores of all runs
-	$(BIN)/tensorboard --logdir runs --samples_per_plugin images=100
+ablations: $(STAMP)  ## make ablations [PLAN=experiments/ablations/attention.yaml] [ARGS=--plan]
+	$(BIN)/python -m sora_lightning ablate $(PLAN) $(ARGS)
+
+tensorboard: $(STAMP)  ## make tensorboard [LOGDIR=runs/ablations/attention/tensorboard]
+	@echo 'curves and moving samples: $(TENSORBOARD)   of an ablation, margins: $(TENSORBOARD)#custom_scalars   table: $(TENSORBOARD)#hparams'
+	$(BIN)/tensorboard --logdir $(LOGDIR) --samples_per_plugin images=100 --port 6006
 
 clean:  ## remove runs and the virtual environment
 	rm -rf runs $(VENV)

@@ -53,4 +53,8 @@ def _report(ablation: Ablation, arms: Sequence[PlannedArm]) -> None:
     path = write_report(ablation, arms, runs, results)
     write_tensorboard(ablation, arms, runs, results)
     print(f"\nThe report   {path}, and report.html, report.csv beside it")
-    print(f"The curves   tensorboard --logdir {ablation.output}/tensorboard")
+    print(
+        f"The curves   tensorboard --logdir {ablation.output}/tensorboard --port 6006"
+        "\n             http://localhost:6006/#custom_scalars has the margins over seeds,"
+        "\n             http://localhost:6006/#hparams the table of arms and scores"
+    )

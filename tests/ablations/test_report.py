@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -180,3 +185,77 @@ def test_the_table_of_hyperparameters_names_every_key_before_the_first_run(spec:
     data = plugin_data_pb2.HParamsPluginData.FromString(metadata.plugin_data.content)
     assert data.session_start_info.hparams["x.width"].string_value == "base"
     assert session.Scalars("clip_loss")[0].value == pytest.approx(10)
+
+
+# TensorBoard's elements stand in shadow trees, which no CSS selector enters.
+_VISIBLE = """
+const found = [];
+const walk = node => {
+  if (node.matches(arguments[0]) && node.getClientRects().length) found.push(node);
+  for (const child of [...node.children, ...(node.shadowRoot ? node.shadowRoot.children : [])])
+    walk(child);
+};
+walk(document.documentElement);
+return found.map(node => node.textContent.trim());
+"""
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    programs = shutil.which("chromium"), shutil.which("chromedriver")
+    if None in programs:
+        pytest.skip("no chromium with chromedriver here")
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = programs[0]
+    for argument in ("--headless=new", "--no-sandbox", "--window-size=1400,1000"):
+        options.add_argument(argument)
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(programs[1]))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def server(spec: Ablation) -> Iterator[str]:
+    runs = _written(spec)
+    write_tensorboard(spec, _ARMS, runs, read_results(runs))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = (sys.executable, "-m", "tensorboard.main", "--logdir", "out/tensorboard")
+    with subprocess.Popen(
+        (*command, "--port", str(port)), stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "http://" in line:  # it serves
+                break
+        yield f"http://localhost:{port}"
+        process.kill()
+
+
+def _shown(browser: Any, selector: str, text: str) -> list[str]:
+    """Wait until an element that contains the text is visible; return the texts of all."""
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    def look(browser: Any) -> list[str] | None:
+        texts: list[str] = browser.execute_script(_VISIBLE, selector)
+        return texts if any(text in one for one in texts) else None
+
+    return WebDriverWait(browser, 60).until(look)
+
+
+@pytest.mark.slow
+def test_a_browser_shows_the_margins_and_the_table_of_hyperparameters(
+    browser: Any, server: str, tmp_path: Path
+) -> None:
+    browser.get(f"{server}/#custom_scalars")
+    _shown(browser, "tf-custom-scalar-margin-chart-card", "")
+    assert _shown(browser, ".heading-row", "val/loss")[0] == "val/loss"
+    assert len(_shown(browser, "path.area", "")) >= len(_ARMS)  # a band an arm
+    browser.save_screenshot(str(tmp_path / "custom_scalars.png"))
+    browser.get(f"{server}/#hparams")
+    cells = _shown(browser, ".table-cell", "factorised/seed-2")
+    assert {f"{arm.name}/seed-{seed}" for arm in _ARMS for seed in (0, 1, 2)} <= set(cells)
+    assert {"base", "8"} <= set(cells)  # x.width of the two arms
+    browser.save_screenshot(str(tmp_path / "hparams.png"))
