@@ -16,7 +16,7 @@ COMMANDS = {
     "convert": "rename the weights of a public checkpoint, or ours to its names",
     "index": "probe the files of a manifest or folder, and fill in its technical columns",
     "split": "hold files of a manifest out of the training: train.jsonl and test.jsonl",
-    "check": "show which clips each rule of a configuration removes, and why",
+    "check": "show which clips a configuration leaves out, and why, and what its steps cost",
     "train-expansion": "train the model that expands short prompts into descriptions",
     "synthesize": "render captioned clips of moving shapes",
     "simulate-captions": "caption rendered clips as a captioner with known faults would",

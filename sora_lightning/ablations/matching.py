@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sora_lightning.ablations.cost import Training, num_parameters, step_flops
 from sora_lightning.ablations.spec import SIZE_KEY
+from sora_lightning.cli.training_cost import Training, num_parameters, step_flops
 from sora_lightning.denoisers.sizes import named_size
 from sora_lightning.layers.transformer import TransformerSize
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sora_lightning.ablations.cost import Cost, Training, build_training, cost_of
+from sora_lightning.ablations.cost import Cost, cost_of
 from sora_lightning.ablations.matching import differs, matched_size, resized_values
 from sora_lightning.ablations.spec import SEED_KEYS, Ablation, argument
+from sora_lightning.cli.training_cost import Training, build_training
 
 
 @dataclass(frozen=True)

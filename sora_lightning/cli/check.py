@@ -1,10 +1,13 @@
-"""``sora-lightning check``: what becomes of every clip, before anything trains."""
+"""``sora-lightning check``: what becomes of every clip, and what a step costs, before anything
+trains.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from sora_lightning.cli.explain import build
 from sora_lightning.cli.sources import merge, read_yaml
@@ -25,11 +28,12 @@ def check(
     manifest: Path | None = None,
     filters: list[str] | None = None,
 ) -> None:
-    """Print how many clips each rule removes, and why; nothing is trained or written.
+    """Print how many clips each rule removes, and why, and what a step of the training costs.
+    Nothing is trained or written.
 
     Args:
         config: The YAML of a training. Its sizes, frame rate and filters are applied to its
-            manifests.
+            manifests; FLOPs of its steps are counted, and the seconds of one measured.
         delta: A second YAML, which overrides keys of the first.
         manifest: In place of a configuration's; without one, every row is read, and every file's
             packets.
@@ -40,21 +44,24 @@ def check(
             raise ValueError("--config or --manifest is missing: check needs one of them")
         print(_report(Path(manifest), [Filter.parse(text) for text in filters or ()]))
         return
-    data = _data_of([path for path in (config, delta) if path], manifest, filters)
+    paths = [find_config(path) for path in (config, delta) if path]
+    values: dict[str, Any] = {}
+    for path in paths:
+        values = merge(values, read_yaml(path))
+    data = _data_of(values, paths[0], manifest, filters)
     for path, assignment in data.check().items():
         total = assignment.num_clips + assignment.num_removed
         print(f"{path}: {assignment.num_clips} of {total} clips take part\n{assignment}")
+    if "model" in values:
+        print(_cost(paths, data))
 
 
 def _data_of(
-    paths: list[Path], manifest: Path | None, filters: list[str] | None
+    values: dict[str, Any], config: Path, manifest: Path | None, filters: list[str] | None
 ) -> VideoDataModule:
-    values: dict = {}
-    for path in paths:
-        values = merge(values, read_yaml(find_config(path)))
     data = values.get("data")
     if not isinstance(data, dict):
-        raise ValueError(f"{paths[0]}: has no key data: check needs the YAML of a training")
+        raise ValueError(f"{config}: has no key data: check needs the YAML of a training")
     if manifest is not None:
         data |= {"manifest": str(manifest), "val_manifest": None}
     if filters is not None:
@@ -62,6 +69,42 @@ def _data_of(
     from sora_lightning.data import VideoDataModule  # imports Lightning, which takes seconds
 
     return build(VideoDataModule, data, "data")
+
+
+def _cost(configs: list[Path], data: VideoDataModule) -> str:
+    """Return a line for each size of a training's steps, or why its cost cannot be counted."""
+    from sora_lightning.cli.training_cost import (
+        build_training,
+        flops_per_s,
+        num_parameters,
+        step_costs,
+    )
+
+    given = [part for path in configs for part in ("--config", str(path))]
+    for key, path in (("manifest", data.manifest), ("val_manifest", data.val_manifest)):
+        given += [f"--data.{key}", str(path or data.manifest)]
+    try:
+        with TemporaryDirectory() as run_dir:  # the training's own may hold one already
+            training = build_training([*given, "--run_dir", run_dir])
+        costs = step_costs(training)
+        speed = flops_per_s(training, costs)
+    except ValueError as error:
+        return f"what a step costs is not known yet: {error}"
+    # How many steps of each size an epoch has; packs are counted as if of one size.
+    clips = data.check()[data.manifest].clips
+    shares = [len(clips.get(cost.size, ())) / cost.num_clips for cost in costs]
+    shares = shares if sum(shares) else [1.0] * len(costs)
+    device = training.trainer.strategy.root_device.type
+    lines = [f"a step, forward and backward, on {device} ({num_parameters(training):,} parameters)"]
+    for (size, num_clips, flops), share in zip(costs, shares, strict=True):
+        if share:
+            step = f"{num_clips:6d} clips of {size}:"
+            lines.append(f"{step} {flops:.3g} FLOPs, {flops / speed:.2f} s")
+    if training.max_steps > 0:
+        mean = sum(n * cost.flops for n, cost in zip(shares, costs, strict=True)) / sum(shares)
+        minutes = training.max_steps * mean / speed / 60
+        lines.append(f"{training.max_steps:6d} steps: {minutes:,.0f} minutes, without validation")
+    return "\n".join(lines)
 
 
 def _report(manifest: Path, filters: list[Filter]) -> str:

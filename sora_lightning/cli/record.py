@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -20,7 +21,8 @@ _METRICS = ("train/loss", "val/loss", "cost/parameters", "cost/flops_per_step", 
 
 
 class RunRecord(SaveConfigCallback):
-    """Writes ``config.yaml`` once the training begins: a resume that is refused leaves the file.
+    """Writes ``config.yaml`` once the training begins: a resume that is refused leaves the file. It
+    lies in the run's folder, whatever folder a logger takes.
 
     Every logger is given the resolved configuration, the commit of the working directory and the
     version as hyperparameters. TensorBoard also shows the configuration as the text ``config``, and
@@ -35,6 +37,9 @@ class RunRecord(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         text = self.parser.dump(self.config, skip_none=False)
+        run_dir = Path(trainer.default_root_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / self.config_filename).write_text(text, encoding="utf-8")
         code = {"commit": commit(), "version": version("sora-lightning")}
         values = {**yaml.safe_load(text), **code}
         for logger in trainer.loggers:

@@ -181,7 +181,7 @@ def run_training(argv: list[str], cli: type[TrainingCLI] = TrainingCLI) -> Train
             },  # the data module serves each rank its own clips
             seed_everything_default=0,
             save_config_callback=RunRecord,
-            save_config_kwargs={"overwrite": True},
+            save_config_kwargs={"save_to_log_dir": False},
             auto_configure_optimizers=False,
             parser_kwargs={**PARSER, **{command: dict(PARSER) for command in COMMANDS}},
             args=argv,

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from sora_lightning.__main__ import main
-from sora_lightning.ablations.cost import build_training, step_flops
 from sora_lightning.ablations.plan import PlannedArm, make_plan
 from sora_lightning.ablations.spec import load_ablation
+from sora_lightning.cli.training_cost import build_training, step_flops
 from tests.ablations.conftest import DENOISER, ablation, base, write
 
 _WIDTH = "model.init_args.conditioner.init_args.width"

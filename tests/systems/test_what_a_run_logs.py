@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.flop_counter import FlopCounterMode
 
+from sora_lightning.__main__ import main
 from sora_lightning.callbacks.throughput import FlopCounter, extent, parameter_counts
 from sora_lightning.denoisers import DiT
 from sora_lightning.layers.transformer import TransformerSize
@@ -82,6 +84,27 @@ def test_flops_are_those_of_the_network_on_the_meta_device(
         with FlopCounterMode(display=False) as counter:
             tokenizer.decode_raw(tokenizer.posterior(video).mean).sum().backward()
     assert logged(run_dir)[2]["cost/flops_per_step"] == counter.get_total_flops()
+
+
+def test_check_says_beforehand_what_a_step_costs(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    config["trainer"]["max_steps"] = 600
+    path = tmp_path / "training.yaml"
+    path.write_text(yaml.safe_dump({key: config[key] for key in ("model", "data", "trainer")}))
+    assert main(["check", "--config", str(path)]) == 0
+    clips, flops, seconds, minutes = re.search(
+        r"(\d+) clips of 5x16x16: (\S+) FLOPs, (\S+) s\n +600 steps: (\S+) minutes",
+        capsys.readouterr().out,
+    ).groups()
+    assert int(clips) == 4
+    assert float(flops) == pytest.approx(logged(run_dir)[2]["cost/flops_per_step"], rel=5e-3)
+    assert float(minutes) == pytest.approx(10 * float(seconds), abs=1)
+    config["model"]["init_args"]["tokenizer"]["init_args"]["widths"] = [8]
+    path.write_text(yaml.safe_dump({key: config[key] for key in ("model", "data")}))
+    assert main(["check", "--config", str(path)]) == 0
+    assert "what a step costs is not known yet: model.init_args.tok" in capsys.readouterr().out
 
 
 def test_fused_attention_counts_as_on_the_meta_device() -> None:

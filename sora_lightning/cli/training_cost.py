@@ -1,0 +1,181 @@
+"""Cost of a training step before the training starts: parameters and FLOPs, counted on the meta
+device, where weights take no memory, and seconds, measured on a step of the smallest size.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from sora_lightning.checkpoints import build
+from sora_lightning.cli.training import TrainingCLI, run_training
+from sora_lightning.data import VideoDataModule
+from sora_lightning.diffusion import with_own_estimate
+from sora_lightning.systems import DiffusionSystem, TokenizerSystem
+from sora_lightning.types import Condition, VideoSize
+
+_NUM_WORDS = 16
+_SECONDS = 10.0  # what is measured takes no longer, if one clip does not
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training that ``fit`` accepts: its model as in a YAML and built on the meta device, its
+    data, and its trainer."""
+
+    model: dict[str, Any]
+    system: LightningModule
+    data: VideoDataModule
+    trainer: Trainer
+
+    @property
+    def max_steps(self) -> int:
+        return int(self.trainer.max_steps)
+
+    def with_model(self, model: dict[str, Any]) -> Training:
+        """Return the training with another model. Raises ``ValueError`` if it cannot be built."""
+        with _on_meta():
+            system = build(LightningModule, model, "the model")
+        return replace(self, model=model, system=system)
+
+
+class StepCost(NamedTuple):
+    """Clips of one size in a step, and the FLOPs of its forward and backward passes on a device,
+    without frozen parts, optimizer and text encoder.
+    """
+
+    size: VideoSize
+    num_clips: int
+    flops: int
+
+
+class _MetaCLI(TrainingCLI):
+    """Parses and checks a configuration as ``fit`` does, builds it on the meta device, and stops
+    there."""
+
+    def instantiate_classes(self) -> None:
+        with _on_meta():
+            super().instantiate_classes()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def build_training(arguments: list[str]) -> Training:
+    """Build what ``fit`` would train with these arguments. Raises what ``fit`` raises."""
+    logging.disable(logging.INFO)  # which seed was set, and which devices are there
+    try:
+        cli = run_training(["fit", *arguments], _MetaCLI)
+    finally:
+        logging.disable(logging.NOTSET)
+    model = cli.config["fit"].model.as_dict()
+    return Training(model, cli.model, cli.datamodule, cli.trainer)
+
+
+def num_parameters(training: Training) -> int:
+    """Return the number of parameters that train."""
+    return sum(p.numel() for p in training.system.parameters() if p.requires_grad)
+
+
+def step_costs(training: Training) -> list[StepCost]:
+    """Count the FLOPs of a step of each size. Packs are counted as if all clips were the largest.
+
+    Raises ``ValueError`` for another system than those of this package.
+    """
+    costs = []
+    for size, num_clips in step_sizes(training.data):
+        with FlopCounterMode(display=False) as counter:
+            _forward(training.system, size, num_clips).sum().backward()
+        costs.append(StepCost(size, num_clips, counter.get_total_flops()))
+    return costs
+
+
+def step_flops(training: Training) -> float:
+    """Return the mean FLOPs of a step over its sizes. Raises as ``step_costs``."""
+    costs = step_costs(training)
+    return sum(cost.flops for cost in costs) / len(costs)
+
+
+def flops_per_s(training: Training, costs: list[StepCost]) -> float:
+    """Return the speed of the trainer's device: measured on a step of the cheapest size, or on a
+    single clip of it where a step would take long.
+    """
+    system = build(LightningModule, training.model, "the model")
+    system = system.to(training.trainer.strategy.root_device)
+    cheapest = min(costs, key=lambda cost: cost.flops)
+    _seconds(training, system, cheapest.size, 1)  # the first allocates
+    seconds = _seconds(training, system, cheapest.size, 1)
+    if seconds * cheapest.num_clips > _SECONDS:
+        return cheapest.flops / cheapest.num_clips / seconds
+    return cheapest.flops / _seconds(training, system, cheapest.size, cheapest.num_clips)
+
+
+def _seconds(training: Training, system: LightningModule, size: VideoSize, num_clips: int) -> float:
+    begun_s = time.perf_counter()
+    with training.trainer.precision_plugin.forward_context():
+        loss = _forward(system, size, num_clips).sum()
+    loss.backward()
+    loss.item()  # waits for a GPU
+    return time.perf_counter() - begun_s
+
+
+def step_sizes(data: VideoDataModule) -> list[tuple[VideoSize, int]]:
+    """Return the sizes of batches, and the number of clips in each."""
+    packing = data.packing
+    if packing is None:
+        pixels = data.batching.pixels_per_batch
+        assert pixels is not None
+        volumes = [(s, s.num_frames * s.height * s.width) for s in data.sizes.sizes]
+        return [(size, pixels // volume) for size, volume in volumes]
+    token = packing.pixels_per_token
+    rows = math.isqrt(packing.max_pixels // (token.height * token.width))
+    compression, patch = packing.geometry
+    frames = 1 + (packing.max_frames - 1) // compression.frames
+    frames = frames // patch.f * patch.f
+    largest = VideoSize(
+        1 + (frames - 1) * compression.frames, rows * token.height, rows * token.width
+    )
+    num_tokens = frames // patch.f * rows * rows
+    return [(largest, packing.tokens // num_tokens)]
+
+
+def _forward(system: LightningModule, size: VideoSize, num_clips: int) -> Tensor:
+    """Return the losses, or the reconstruction, of ``num_clips`` clips of zeros."""
+    with torch.device(next(system.parameters()).device):
+        if isinstance(system, TokenizerSystem):
+            video = torch.zeros(num_clips, 3, size.num_frames, size.height, size.width)
+            return system.tokenizer.decode_raw(system.tokenizer.posterior(video).mean)
+        if isinstance(system, DiffusionSystem):
+            return _diffuse(system, size, num_clips)
+    raise ValueError(f"{type(system).__name__}: FLOPs of other systems are not counted")
+
+
+def _diffuse(system: DiffusionSystem, size: VideoSize, num_clips: int) -> Tensor:
+    grid = system.tokenizer.compression.grid(size)
+    x_0 = torch.zeros(num_clips, system.tokenizer.latent_channels, grid.f, grid.h, grid.w)
+    width = system.conditioner.width
+    mask = torch.ones(num_clips, _NUM_WORDS, dtype=torch.bool)
+    tokens, pooled = torch.zeros(num_clips, _NUM_WORDS, width), torch.zeros(num_clips, width)
+    objective, denoiser, t = system.objective, system.denoiser, torch.zeros(num_clips)
+    network: Callable[..., Any] = denoiser
+    if objective.self_conditioning:
+        network = with_own_estimate(denoiser, objective.process, denoiser.patch, t > 0)
+    return objective(network, x_0, x_0, t, Condition(tokens, mask, pooled))
+
+
+@contextmanager
+def _on_meta() -> Iterator[None]:
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*meta parameter.*")  # a checkpoint's weights
+        yield
