@@ -61,10 +61,13 @@ def write_video(
         container.mux(stream.encode())
 
 
-def reencode(source: Path, target: Path, start_s: float, end_s: float) -> None:
+def reencode(
+    source: Path, target: Path, start_s: float, end_s: float, short_side: int | None = None
+) -> None:
     """Write a window of any video as h264 with closed GOPs of 30 frames.
 
-    Each frame is upright and keeps its time and duration.
+    Each frame is upright and keeps its time and duration, and its size unless its shorter side
+    exceeds ``short_side``, to which it is then scaled by area averaging.
 
     The file is moved into place when it is whole. Raises ``DecodeError`` for a source that cannot
     be read to its end, and for a window without frames.
@@ -74,7 +77,7 @@ def reencode(source: Path, target: Path, start_s: float, end_s: float) -> None:
     partial = target.with_name(f".{target.stem}.partial{target.suffix}")
     try:
         with av.open(str(partial), "w") as container:
-            num_frames = _encode_window(container, source, timeline, start_s, end_s)
+            num_frames = _encode_window(container, source, timeline, start_s, end_s, short_side)
         if not num_frames:
             raise DecodeError(f"{source}: no frame is shown from {start_s} to {end_s} s")
         partial.replace(target)
@@ -83,7 +86,12 @@ def reencode(source: Path, target: Path, start_s: float, end_s: float) -> None:
 
 
 def _encode_window(
-    container: OutputContainer, source: Path, timeline: Timeline, start_s: float, end_s: float
+    container: OutputContainer,
+    source: Path,
+    timeline: Timeline,
+    start_s: float,
+    end_s: float,
+    short_side: int | None,
 ) -> int:
     options = {"crf": "18", "g": "30", "bf": "0", "threads": "1", "x264-params": "open-gop=0"}
     rate = Fraction(timeline.fps).limit_denominator(1001)
@@ -97,11 +105,14 @@ def _encode_window(
             continue
         image = np.ascontiguousarray(upright_rgb(frame, timeline.pixel_aspect, converter))
         if not num_frames:
-            stream.height, stream.width = image.shape[:2]
+            stream.height, stream.width = _scaled(*image.shape[:2], short_side)
             odd = stream.height % 2 or stream.width % 2
             stream.pix_fmt = "yuv444p" if odd else "yuv420p"
             stream.codec_context.time_base = Fraction(1, TICKS_PER_S)
         shown = av.VideoFrame.from_ndarray(image, format="rgb24")
+        if image.shape[:2] != (stream.height, stream.width):
+            area = {"width": stream.width, "height": stream.height, "interpolation": "AREA"}
+            shown = converter.reformat(shown, threads=1, **area)
         shown.time_base = Fraction(1, TICKS_PER_S)
         shown.pts = round((time_s - start_s) * TICKS_PER_S)
         shown.duration = round((min(frame_end_s, end_s) - start_s) * TICKS_PER_S) - shown.pts
@@ -110,3 +121,12 @@ def _encode_window(
     if num_frames:
         container.mux(stream.encode())
     return num_frames
+
+
+def _scaled(height: int, width: int, short_side: int | None) -> tuple[int, int]:
+    """Return a frame's size with a shorter side of at most ``short_side``, and the other even."""
+    shorter = min(height, width)
+    if short_side is None or shorter <= short_side:
+        return height, width
+    longer = max(short_side, 2 * round(max(height, width) * short_side / shorter / 2))
+    return (short_side, longer) if height == shorter else (longer, short_side)

@@ -47,13 +47,14 @@ from sora_lightning.files import file_sha256
 class Work:
     """The work on each file, besides probing it: find scenes by a detector (``None``: the whole
     file is one) and leave out those shorter than ``min_scene_s``; give scores; write copies with
-    closed GOPs into a folder.
+    closed GOPs into a folder, of at most ``short_side`` pixels.
     """
 
     detector: Literal["own", "pyscenedetect"] | None
     min_scene_s: float
     scores: bool
     copies: Path | None
+    short_side: int | None
 
 
 def index(
@@ -64,6 +65,7 @@ def index(
     detector: Literal["own", "pyscenedetect"] = "own",
     min_scene_s: float = 1.0,
     reencode_to: Path | None = None,
+    short_side: int | None = None,
     num_workers: int = 4,
     timeout_s: float = 600.0,
 ) -> None:
@@ -82,17 +84,20 @@ def index(
         min_scene_s: A shorter scene is left out.
         reencode_to: A folder for copies of the clips as h264 with closed GOPs of 30 frames, which
             every decoder reads fast and correctly; the rows then name the copies.
+        short_side: Scale larger copies down until their shorter side has so many pixels.
         num_workers: Processes that probe.
         timeout_s: Seconds that one file may take.
     """
     source, output = Path(source), Path(output)
     if num_workers < 1:
         raise ValueError(f"num_workers = {num_workers}: must be at least 1")
+    if short_side is not None and (reencode_to is None or short_side < 1):
+        raise ValueError(f"short_side = {short_side}: the pixels of the copies of reencode_to")
     check_target(output)
     if scenes and detector == "pyscenedetect":
         require_pyscenedetect()
     copies = None if reencode_to is None else reencode_to.absolute()
-    work = Work(detector if scenes else None, min_scene_s, scores, copies)
+    work = Work(detector if scenes else None, min_scene_s, scores, copies, short_side)
     folder = source if source.is_dir() else source.parent
     num_jobs = 0
     for place, row in read_rows(source):
@@ -190,7 +195,7 @@ def _rows_of(job: _Job) -> list[Row]:
             row |= asdict(score(thumbnails, first, last))
         if job.work.copies is not None:
             target = job.work.copies / f"{job.path.stem}-{job.key[:8]}-{round(first * 1000)}.mp4"
-            reencode(job.path, target, first, last)
+            reencode(job.path, target, first, last, job.work.short_side)
             row |= {"path": str(target), **_facts(target), "start_s": 0.0, "end_s": math.inf}
         if row["start_s"] == 0:
             del row["start_s"]

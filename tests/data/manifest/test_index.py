@@ -17,7 +17,7 @@ from PIL import Image
 from sora_lightning.__main__ import main
 from sora_lightning.data import read_manifest, write_video
 from sora_lightning.data.decoding.encode import reencode
-from sora_lightning.data.decoding.readers import default_reader, probe
+from sora_lightning.data.decoding.readers import default_reader, probe, read_frames
 from sora_lightning.data.decoding.timeline import read_timeline
 from sora_lightning.data.manifest import index as indexing
 from sora_lightning.data.manifest.curation import (
@@ -270,6 +270,26 @@ def test_index_cuts_scores_and_reencodes(tmp_path: Path) -> None:
         (row.get("start_s", 0.0), row.get("end_s")) for row in rows_of(tmp_path / "windows.jsonl")
     ]
     assert windows == [(0.0, 1.0), (1.0, 2.0), (2.0, None)]
+
+
+def test_copies_are_scaled_down_by_area(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    columns = np.linspace(0, 240, 96).astype(np.uint8)
+    frames = np.broadcast_to(columns[None, None, :, None], (12, 64, 96, 3)).copy()
+    write_video(tmp_path / "raw" / "wide.mp4", frames, 12)
+    write_video(tmp_path / "raw" / "tall.mp4", frames.swapaxes(1, 2)[:, :, ::2].copy(), 12)
+    output, copies = tmp_path / "clips.jsonl", tmp_path / "small"
+    indexing.index(tmp_path / "raw", output, reencode_to=copies, short_side=32)
+    tall, wide = rows_of(output)
+    assert [(row["height"], row["width"], row["num_frames"]) for row in (tall, wide)] == [
+        *((96, 32, 12), (32, 48, 12))
+    ]
+    shown, fps = read_frames(tmp_path / wide["path"])
+    assert fps == 12
+    expected = frames[0, 0, :, 0].reshape(48, 2).mean(axis=1)
+    assert np.abs(shown.mean(axis=(0, 1, 3)) - expected).max() < 3
+    with pytest.raises(ValueError, match="short_side = 32: the pixels of the copies"):
+        indexing.index(tmp_path / "raw", output, short_side=32)
 
 
 def test_a_copy_keeps_the_frames_and_their_times(
