@@ -116,7 +116,8 @@ class VideoBatch:
     """Clips of one size.
 
     At most one of ``video`` and ``latents`` is absent: a latent cache serves no pixels. ``source``
-    holds the clips of which these are edits.
+    holds the clips of which these are edits. ``slowest`` is the file that took longest to decode,
+    and its seconds.
     """
 
     captions: list[str]
@@ -125,6 +126,7 @@ class VideoBatch:
     video: Float[Tensor, "b 3 F H W"] | None = None
     latents: Float[Tensor, "b c f h w"] | None = None
     source: VideoBatch | None = None
+    slowest: tuple[str, float] | None = None
 
     def __post_init__(self) -> None:
         if self.video is None and self.latents is None:
@@ -245,7 +247,7 @@ class PackedBatch:
     ``repeats`` counts how often each clip has been shown before. ``kept`` holds the indices of the
     tokens (frame-major) that take part, where some are left out. ``fill`` is the share of the
     sequence's budget that they take. Exactly one of ``videos`` and ``latents`` is absent. Where no
-    clip could be read, the batch has none.
+    clip could be read, the batch has none. ``slowest`` is as in ``VideoBatch``.
     """
 
     captions: list[str]
@@ -256,6 +258,7 @@ class PackedBatch:
     videos: list[Float[Tensor, "3 _F _H _W"]] | None = None
     latents: list[Float[Tensor, "c _f _h _w"]] | None = None
     kept: list[Int[Tensor, " _n"]] | None = None
+    slowest: tuple[str, float] | None = None
 
     def __post_init__(self) -> None:
         if (self.videos is None) == (self.latents is None):

@@ -16,15 +16,18 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+from sora_lightning.data import VideoDataModule
 from sora_lightning.layers.patch import Patch
 from sora_lightning.systems import CaptionerSystem, DiffusionSystem, TokenizerSystem
 from sora_lightning.types import Compression, PackedBatch, TokenGrid, VideoBatch, VideoSize
 
+_MUCH_WAITING = 0.25
 _ATTENTION = (
     "flash_attention",
     "efficient_attention",
@@ -54,7 +57,8 @@ class Throughput(Callback):
     - ``throughput/clips_per_s``, ``throughput/tokens_per_s``: all ranks, without validations.
     - ``throughput/step_s``: seconds of an optimizer step, without validations.
     - ``throughput/waiting_s``: of these, seconds in which the first rank waited for data.
-    - ``throughput/waiting``: the same as a share of the step; also in the progress bar.
+    - ``throughput/waiting``: the same as a share of the step; also in the progress bar. Past a
+      quarter, a run warns once, of the file that took longest to decode so far.
     - ``optimizer/learning_rate``: that of the first group of parameters.
     - ``optimizer/gradient_norm``: the 2-norm of all gradients before they are clipped.
     - ``memory/peak_gib``: the most memory that the first rank has held so far, in GiB: on CUDA of
@@ -73,6 +77,8 @@ class Throughput(Callback):
         self._counting = ExitStack()
         self._counter: FlopCounter | None = None
         self._logged: _Moment | None = None
+        self._slowest: tuple[str, float] | None = None
+        self._warned = False
 
     def state_dict(self) -> dict[str, Any]:
         return {"totals": self._totals.tolist()}
@@ -129,6 +135,7 @@ class Throughput(Callback):
         counts = [*extent(pl_module, batch), self._flops.get(_shape(batch), 0)]
         own = torch.tensor(counts, dtype=torch.float64, device=self._totals.device)
         self._totals += trainer.strategy.reduce(own, reduce_op="sum")
+        self._slowest = max(self._slowest, batch.slowest, key=lambda one: one[1] if one else 0.0)
         now = _Moment(trainer.global_step, time.perf_counter(), _waited_s(trainer), self._totals)
         if self._logged is None:
             self._logged = now.frozen()
@@ -162,7 +169,30 @@ class Throughput(Callback):
             "memory/peak_gib": peak_memory_gib(system.device),
         }
         system.log_dict({name: torch.tensor(value) for name, value in values.items()})
-        system.log("throughput/waiting", (now.waited_s - before.waited_s) / seconds, prog_bar=True)
+        waiting = (now.waited_s - before.waited_s) / seconds
+        system.log("throughput/waiting", waiting, prog_bar=True)
+        if waiting > _MUCH_WAITING and self._slowest is not None and not self._warned:
+            self._warned = True
+            rank_zero_warn(_slow_data(trainer, waiting, *self._slowest))
+
+
+def _slow_data(trainer: Trainer, waiting: float, path: str, decode_s: float) -> str:
+    """Return what a training that waits for data says: the slowest file, and the remedies."""
+    said = f"the training waits for data in {waiting:.0%} of its time. Slowest to decode: {path}, "
+    said += f"{decode_s:.1f} s a clip"
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    if not isinstance(data, VideoDataModule):
+        return said
+    copies = data.manifest.parent / "small"
+    command = f"sora-lightning index --source {data.manifest} --reencode-to {copies} "
+    command += f"--output {copies / data.manifest.with_suffix('.jsonl').name}"
+    # Copies of that shorter side cover every size on both sides.
+    if sides := [max(size.height, size.width) for size in data.sizes.sizes]:
+        command += f" --short-side {max(sides)}"
+    workers = data.reading.num_workers
+    return f"{said}. `{command}` makes copies that decode fast, for data.manifest; " + (
+        f"more data.reading.num_workers than {workers} decode ahead where there are cores"
+    )
 
 
 class _Moment(NamedTuple):

@@ -7,6 +7,8 @@ from __future__ import annotations
 import csv
 import math
 import re
+import shlex
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sora_lightning.__main__ import main
 from sora_lightning.callbacks.throughput import FlopCounter, extent, parameter_counts
+from sora_lightning.data import read_manifest
+from sora_lightning.data.batching.clip_reader import ClipReader
+from sora_lightning.data.manifest.records import ClipRecord
 from sora_lightning.denoisers import DiT
 from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.systems import DiffusionSystem, TokenizerSystem
@@ -105,6 +110,37 @@ def test_check_says_beforehand_what_a_step_costs(
     path.write_text(yaml.safe_dump({key: config[key] for key in ("model", "data")}))
     assert main(["check", "--config", str(path)]) == 0
     assert "what a step costs is not known yet: model.init_args.tok" in capsys.readouterr().out
+
+
+def test_a_training_that_waits_for_data_names_the_slowest_file_and_the_remedy_once(
+    fit: Any, tokenizer_model: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = ClipReader.read
+
+    def read_slowly(self: ClipReader, record: ClipRecord, *window: Any) -> torch.Tensor:
+        time.sleep(0.2 if record.path.name == "00003.mp4" else 0.01)
+        return read(self, record, *window)
+
+    monkeypatch.setattr(ClipReader, "read", read_slowly)
+    arguments = ["--trainer.log_every_n_steps", "3", "--trainer.max_steps", "6"]
+    arguments += ["--data.batching.sizes", "[5x16x16]"]  # three steps see every clip
+    with pytest.warns(UserWarning, match="the training waits for data") as caught:
+        fit({"model": tokenizer_model}, tmp_path / "run", *arguments)
+    (said,) = (str(one.message) for one in caught if "waits for data" in str(one.message))
+    share, seconds, command, workers = re.search(
+        r"data in (\d+)% .*00003\.mp4, (\S+) s a clip\. `sora-lightning (.*)` makes.* than (\d+)",
+        said,
+    ).groups()
+    assert int(share) > 25
+    assert 0.2 <= float(seconds) < 1
+    assert workers == "0"
+    arguments = shlex.split(command)
+    arguments[arguments.index("--reencode-to") + 1] = str(tmp_path / "small")
+    output = arguments[arguments.index("--output") + 1] = str(tmp_path / "small/train.jsonl")
+    assert main(arguments) == 0
+    for record in read_manifest(Path(output)):
+        assert record.path.parent == tmp_path / "small"
+        assert min(record.metadata.height, record.metadata.width) == 16
 
 
 def test_fused_attention_counts_as_on_the_meta_device() -> None:

@@ -6,6 +6,7 @@ a request together.
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -48,11 +49,14 @@ class Clips(ABC):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A clip's tensor and, where pairs are served, that of its source."""
+    """A clip's tensor and, where pairs are served, that of its source; ``decode_s`` is the seconds
+    that decoding took.
+    """
 
     record: ClipRecord
     caption: str
     tensors: tuple[Float[Tensor, "_c _f _h _w"], ...]
+    decode_s: float = 0.0
 
 
 class PixelClips(Clips):
@@ -82,12 +86,14 @@ class PixelClips(Clips):
         if record in self.bad_clips:
             return None
         window = sampler(record, repeat)
+        begun_s = time.perf_counter()
         try:
             tensors = [reader.read(record, size, window.position) for reader in self.readers]
         except ValueError as error:
             self.bad_clips.add(record, error)
             return None
-        return Loaded(record, window.caption, tuple(tensors))
+        decode_s = time.perf_counter() - begun_s
+        return Loaded(record, window.caption, tuple(tensors), decode_s)
 
 
 class LatentClips(Clips):
@@ -116,6 +122,14 @@ class LatentClips(Clips):
         window: Window = sampler(record, repeat)
         tensors = [self.cache.window(part[index], window.position) for part in self.indices]
         return Loaded(record, window.caption, tuple(tensors))
+
+
+def slowest(loaded: Sequence[Loaded]) -> tuple[str, float] | None:
+    """Return the file that took longest to decode, and its seconds; ``None`` for latents."""
+    longest = max(loaded, key=lambda one: one.decode_s, default=None)
+    if longest is None or not longest.decode_s:
+        return None
+    return str(longest.record.path), longest.decode_s
 
 
 def clip_id(record: ClipRecord, size: VideoSize, repeat: int) -> str:
@@ -157,7 +171,7 @@ class BatchDataset(Dataset[VideoBatch]):
             return VideoBatch(captions, fps, names, video=torch.stack(tensors))
 
         own, *source = map(batch, zip(*(one.tensors for one in loaded), strict=True))
-        return replace(own, source=source[0]) if source else own
+        return replace(own, source=source[0] if source else None, slowest=slowest(loaded))
 
     def _readable(self, clips: Clips, size: VideoSize, index: int, repeat: int) -> Loaded:
         for step in range(len(clips.records)):
@@ -224,4 +238,5 @@ class PackDataset(Dataset[PackedBatch]):
             videos=None if self.clips.has_latents else tensors,
             latents=tensors if self.clips.has_latents else None,
             kept=None if packing.dropping is None else kept,
+            slowest=slowest(loaded),
         )

@@ -105,14 +105,14 @@ def _encode_window(
             continue
         image = np.ascontiguousarray(upright_rgb(frame, timeline.pixel_aspect, converter))
         if not num_frames:
-            stream.height, stream.width = _scaled(*image.shape[:2], short_side)
+            stream.height, stream.width = _scaled(image.shape[0], image.shape[1], short_side)
             odd = stream.height % 2 or stream.width % 2
             stream.pix_fmt = "yuv444p" if odd else "yuv420p"
             stream.codec_context.time_base = Fraction(1, TICKS_PER_S)
         shown = av.VideoFrame.from_ndarray(image, format="rgb24")
         if image.shape[:2] != (stream.height, stream.width):
-            area = {"width": stream.width, "height": stream.height, "interpolation": "AREA"}
-            shown = converter.reformat(shown, threads=1, **area)
+            height, width = stream.height, stream.width
+            shown = converter.reformat(shown, width, height, interpolation="AREA", threads=1)
         shown.time_base = Fraction(1, TICKS_PER_S)
         shown.pts = round((time_s - start_s) * TICKS_PER_S)
         shown.duration = round((min(frame_end_s, end_s) - start_s) * TICKS_PER_S) - shown.pts
