@@ -27,10 +27,14 @@ class ParameterSummary(ModelSummary):
 
 class Progress(TQDMProgressBar):
     """tqdm over optimizer steps where ``max_steps`` bounds a training, else over batches of an
-    epoch.
+    epoch. Values are read every ``trainer.log_every_n_steps`` steps: to read one waits for the GPU.
 
     It is chosen explicitly because Lightning takes rich wherever that is installed.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: dict[str, int | str | float | dict[str, float]] = {}
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         if trainer.max_steps < 0:
@@ -61,6 +65,8 @@ class Progress(TQDMProgressBar):
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        return metrics
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not trainer.training or not every or trainer.global_step % every == 0:
+            self._shown = super().get_metrics(trainer, pl_module)
+            self._shown.pop("v_num", None)
+        return self._shown
