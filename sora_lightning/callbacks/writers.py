@@ -55,13 +55,25 @@ class LatentWriter(BasePredictionWriter):
             cache.write(clip_id, latents)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._cache is not None:
-            self._cache.close()
+        """Print what the cache holds, and the clips that it lacks."""
+        if self._cache is None or self.root is None:
+            return
+        self._cache.close()
+        trainer.strategy.barrier()  # until the other ranks have written theirs
+        cache, data = LatentCache.open(self.root), trainer.datamodule  # type: ignore[attr-defined]
+        size_gb = sum(path.stat().st_size for path in self.root.glob("*.safetensors")) / 1e9
+        lines = [f"{self.root}: latents of {len(cache)} windows, {size_gb:.3g} GB"]
+        if isinstance(data, VideoDataModule):
+            for manifest, kept in data.encoded(cache).items():
+                total = kept.num_clips + kept.num_removed
+                lines.append(f"{manifest}: {kept.num_clips} of {total} clips\n{kept}")
+        rank_zero_info("\n".join(lines))
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        self.on_predict_end(trainer, pl_module)
+        if self._cache is not None:
+            self._cache.close()
 
     def _opened(self, pl_module: LightningModule, root: Path) -> LatentCache:
         """Return the cache, opened at the first batch: its fingerprint needs the loaded weights."""

@@ -182,6 +182,13 @@ class VideoDataModule(L.LightningDataModule):
             self._assigned[key] = assignment
         return self._assigned[key]
 
+    def encoded(self, cache: LatentCache) -> dict[Path, Assignment]:
+        """Return the clips of each manifest with latents in a cache, and those left out."""
+        return {
+            manifest: find_encoded(assignment, self._key, cache).clips
+            for manifest, assignment in self.check("predict").items()
+        }
+
     @property
     def spec(self) -> DataSpec:
         """Describe what is served. The tokenizer of cached latents is known after ``setup``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,26 @@ def test_a_predict_cut_short_goes_on_and_encodes_nothing_twice(
     assert first.encoded + second.encoded == len(whole) == 60
     assert third.encoded <= 6  # one batch, which shows that the tokenizer is still the same
     assert same(root, whole)
+
+
+def test_predict_says_what_it_wrote_and_what_it_left_out(
+    shapes: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [json.loads(line) for line in shapes["train"].read_text().splitlines()]
+    short = shapes["train"].with_name("short.jsonl")
+    rows[0]["end_s"] = 0.5
+    short.write_text("\n".join(map(json.dumps, rows)))
+    root = tmp_path / "latents"
+    predict(Counting(), short, root)
+    num_bytes = sum(path.stat().st_size for path in root.glob("*.safetensors"))
+    clips = len(rows) - 1
+    said = caplog.text
+    assert f"{root}: latents of {2 * clips} windows, {num_bytes / 1e9:.3g} GB" in said
+    assert f"{short}: {clips} of {len(rows)} clips\n" in said
+    assert (
+        f"1 left out: too short for every size that it covers, e.g. {Path(rows[0]['path']).name}"
+        in said
+    )
 
 
 def test_ranks_share_the_work_and_a_run_of_another_number_ends_it(
