@@ -61,8 +61,12 @@ class StepCost(NamedTuple):
 
 
 class _MetaCLI(TrainingCLI):
-    """Parses and checks a configuration as ``fit`` does, builds it on the meta device, and stops
-    there."""
+    """Parses and checks a configuration as ``fit`` does, builds it on the meta device without its
+    callbacks, which may read weights, and stops there."""
+
+    def before_instantiate_classes(self) -> None:
+        super().before_instantiate_classes()
+        self.config[self.subcommand].trainer.callbacks = None
 
     def instantiate_classes(self) -> None:
         with _on_meta():
