@@ -56,8 +56,8 @@ format: $(STAMP)  ## let ruff mend what it can
 bench: $(STAMP)  ## speed, beside the machine's own matrix product: make bench [ARGS="denoisers"]
 	$(BIN)/python -m tests.bench $(ARGS)
 
-train: $(STAMP)  ## make train CONFIG=experiments/tokenizer/clips.yaml [ARGS="--data.manifest ..."]
-	$(call needs,CONFIG,experiments/tokenizer/clips.yaml)
+train: $(STAMP)  ## make train CONFIG=experiments/own_clips/tokenizer.yaml [ARGS="--data.manifest ..."]
+	$(call needs,CONFIG,experiments/own_clips/tokenizer.yaml)
 	$(BIN)/python -m sora_lightning fit --config $(CONFIG) $(ARGS)
 
 sample: $(STAMP)  ## make sample CKPT=... PROMPT="a red circle moves left" [OUTPUT=...] [ARGS="--size 32x32"]

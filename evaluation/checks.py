@@ -12,6 +12,7 @@ from evaluation.inputs import (
     PROMPTS_FILE,
     VideoEntry,
     check_length,
+    long_enough,
     nearest_size,
     read_folder,
     read_listing,
@@ -19,7 +20,7 @@ from evaluation.inputs import (
 from evaluation.metrics.alignment import parse_prompt
 from evaluation.metrics.reconstruction import check_side
 from evaluation.networks import FeatureExtractors
-from evaluation.protocol import ClipSpec, Protocol
+from evaluation.protocol import Protocol
 from evaluation.vbench import check_entries, vbench_version
 
 LEAST_VIDEOS = 4  # for any score
@@ -54,7 +55,7 @@ def read_reference(request: Request) -> tuple[list[VideoEntry], int]:
     entries = read_listing(request.reference, protocol.reads_prompts)
     whole = len(entries)
     if protocol.clips.drop_short_reference:
-        entries = [e for e in entries if _long_enough(e, protocol.clips)]
+        entries = [e for e in entries if long_enough(e, protocol.clips)]
     num_short = whole - len(entries)
     return entries[: protocol.scores.num_reference], num_short
 
@@ -68,8 +69,8 @@ def read_spare(request: Request, num_generated: int, num_reference: int) -> list
     protocol = request.protocol
     entries = read_listing(request.reference, protocol.reads_prompts)
     if protocol.clips.drop_short_reference:
-        entries = [e for e in entries if _long_enough(e, protocol.clips)]
-    rest = (e for e in entries[num_reference:] if _long_enough(e, protocol.clips))
+        entries = [e for e in entries if long_enough(e, protocol.clips)]
+    rest = (e for e in entries[num_reference:] if long_enough(e, protocol.clips))
     spare = list(islice(rest, num_generated))
     return spare if len(spare) == num_generated else []
 
@@ -132,15 +133,6 @@ def _check_output(request: Request, checkpoint_sha256: str | None) -> None:
             f"--output {request.output}: holds the report of {of}; give another --output, or "
             "--overwrite"
         )
-
-
-def _long_enough(entry: VideoEntry, clips: ClipSpec) -> bool:
-    times, end = entry.file.times()
-    try:
-        check_length(entry.file, times, end, clips.num_frames, clips.fps)
-    except ValueError:
-        return False
-    return True
 
 
 def _check_entries(

@@ -171,6 +171,16 @@ def check_length(
         )
 
 
+def long_enough(entry: VideoEntry, clips: ClipSpec) -> bool:
+    """Return True if a video is as long as a clip."""
+    times, end = entry.file.times()
+    try:
+        check_length(entry.file, times, end, clips.num_frames, clips.fps)
+    except ValueError:
+        return False
+    return True
+
+
 def nearest_size(
     height_and_width: tuple[int, ...], sizes: Sequence[tuple[int, int]]
 ) -> tuple[int, int]:

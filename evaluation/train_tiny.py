@@ -18,6 +18,7 @@ from evaluation.features.tiny import (
     save_tiny,
 )
 from evaluation.inputs import (
+    Video,
     VideoEntry,
     as_batch,
     cover,
@@ -48,21 +49,26 @@ def train_tiny(
 ) -> dict[str, float]:
     """Train on a manifest, save to ``output``, and return the accuracy on ``validation``.
 
-    Without ``validation`` the result is empty. Raises ``ValueError`` as ``read_entries`` does, and
-    for fewer than 8 clips.
+    Without ``validation`` the result is empty. Clips that are too short or damaged are left out and
+    named. Raises ``ValueError`` as ``read_entries`` does, and for fewer than 8 clips.
     """
-    entries = read_entries(manifest)
-    if len(entries) < 8:
-        raise ValueError(f"{manifest}: holds {len(entries)} clips; a contrast needs at least 8")
+    listed = read_entries(manifest)
     val_entries = [] if validation is None else read_entries(validation)
     torch.manual_seed(training.seed)
     network = TinyNetwork(TinyConfig())
-    videos = _decoded(entries, clips, network.config.side)
+    entries, decoded = _decoded(listed, clips, network.config.side)
+    if len(entries) < 8:
+        raise ValueError(
+            f"{manifest}: {len(entries)} of {len(listed)} clips are whole and long enough; a "
+            "contrast needs at least 8"
+        )
+    videos = as_batch(decoded)
     _fit(network, videos, entries, training)
     network.eval().standardise(_features(network, videos))
     notes: dict[str, float] = {}
     if val_entries:
-        notes = measure(network, _decoded(val_entries, clips, network.config.side), val_entries)
+        val_entries, val_videos = _decoded(val_entries, clips, network.config.side)
+        notes = measure(network, as_batch(val_videos), val_entries)
     save_tiny(network, output, notes)
     return notes
 
@@ -97,14 +103,21 @@ def _features(network: TinyNetwork, videos: UInt8[Tensor, "n 3 F H W"]) -> Float
 
 def _decoded(
     entries: Sequence[VideoEntry], clips: ClipSpec, side: int
-) -> UInt8[Tensor, "n 3 F H W"]:
-    """Clips at the protocol's sizes, as in an evaluation, then resized for the network."""
-    videos = []
+) -> tuple[list[VideoEntry], list[Video]]:
+    """Return the clips at the protocol's sizes, as in an evaluation, then resized for the network;
+    and their entries, without those that cannot be read.
+    """
+    kept, videos = [], []
     for entry in tqdm(entries, desc="decode", unit="clip"):
-        video = read_video(entry.file, clips.num_frames, clips.fps)
+        try:
+            video = read_video(entry.file, clips.num_frames, clips.fps)
+        except ValueError as error:
+            tqdm.write(f"left out: {error}")
+            continue
         size = nearest_size(video.shape[1:3], clips.heights_and_widths)
+        kept.append(entry)
         videos.append(squash(cover(video, *size), side))
-    return as_batch(videos)
+    return kept, videos
 
 
 def _fit(

@@ -16,7 +16,13 @@ from torch import Tensor
 
 from evaluation.features.cache import FeatureCache
 from evaluation.features.extractor import Extractor, VideoTextExtractor
-from evaluation.inputs import CutClips, dataset_sha256, look_through, read_listing
+from evaluation.inputs import (
+    CutClips,
+    dataset_sha256,
+    long_enough,
+    look_through,
+    read_listing,
+)
 from evaluation.metrics.bank import RowBank
 from evaluation.metrics.frechet import frechet_distance, jackknife_interval
 from evaluation.metrics.intervals import bootstrap_interval
@@ -36,7 +42,7 @@ class FVD(RowBank):
     Args:
         network: Extractor of the features.
         reference: Manifest or folder of real videos. Their middle window is used, at the model's
-            size and frame rate.
+            size and frame rate; shorter videos are left out.
         num_reference: Number of reference videos to use, from the first; all if None.
         cache: Folder for the features of the reference.
     """
@@ -57,12 +63,16 @@ class FVD(RowBank):
     def prepare(
         self, prompts: list[str], num_frames: int, height: int, width: int, fps: float
     ) -> list[str]:
-        entries = read_listing(self.reference, prompts=False)[: self.num_reference]
-        for number, kind in ((len(prompts), "prompts"), (len(entries), "reference videos")):
+        clips = ClipSpec(num_frames, float(fps), (f"{height}x{width}",))
+        listed = read_listing(self.reference, prompts=False)
+        entries = [entry for entry in listed if long_enough(entry, clips)][: self.num_reference]
+        for number, kind in (
+            (len(prompts), "prompts"),
+            (len(entries), "long reference videos"),
+        ):
             if number < LEAST_VIDEOS:
                 raise ValueError(f"FVD of {number} {kind}: needs at least {LEAST_VIDEOS}")
         self.network.check_size(num_frames, height, width)
-        clips = ClipSpec(num_frames, float(fps), (f"{height}x{width}",))
         settings = {"clips": [num_frames, fps, height, width], "network": self.network.record()}
         content = dataset_sha256(entries)
         kept = FeatureCache(self.cache, self.network.label, content, settings)

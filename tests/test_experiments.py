@@ -58,7 +58,7 @@ _DENOISER, _TOKENIZER = (
 )
 _NARROW = {
     "experiments/demo/tokenizer.yaml": f"{_TOKENIZER}.widths=[8,16,16]",
-    "experiments/tokenizer/clips.yaml": f"{_TOKENIZER}.widths=[8,16,32]",
+    "experiments/own_clips/tokenizer.yaml": f"{_TOKENIZER}.widths=[8,16,16]",
 }
 _CAPTIONS = {
     **{"train": (), "val": (), "test": (), "unnamed_red": ("--unnamed", "red")},
@@ -84,6 +84,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         counts = ("--num_train", "8", "--num_val", "8", "--num_test", "3")
         _run("synthesize", "--root", "runs/demo/data", *counts)
         (folder / "clips").symlink_to("runs/demo/data")
+        (folder / "clips/all.jsonl").symlink_to("train.jsonl")
         (folder / "runs/clips").symlink_to("demo/data")
         (folder / "runs/captioner").mkdir()
         (folder / "runs/captioner/data").symlink_to("../demo/data")
@@ -109,6 +110,12 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         _run("fit", "--config", "experiments/demo/text_to_video.yaml", *small)
         train_tiny = ("train-tiny", "--manifest", "clips/train.jsonl", "--steps", "1")
         assert evaluation_main([*train_tiny, "--output", "runs/demo/networks.pt"]) == 0
+        for name in ("tokenizer", "latents"):
+            (folder / f"runs/own_clips/{name}_gpu").symlink_to(name)
+        for name in ("text_to_video", "text_to_video_gpu"):
+            networks = folder / f"runs/own_clips/{name}/small_networks.pt"
+            networks.parent.mkdir()
+            networks.symlink_to("../../demo/networks.pt")
         yield folder
 
 

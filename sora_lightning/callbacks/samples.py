@@ -10,6 +10,7 @@ import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -24,6 +25,7 @@ from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor, nn
 
+from sora_lightning.data.manifest import read_prompts
 from sora_lightning.generation import SamplingConfig
 from sora_lightning.systems import DiffusionSystem, TokenizerSystem
 from sora_lightning.types import VideoBatch, VideoSize, as_levels
@@ -32,22 +34,46 @@ _SHORT_SIDE = 128  # smaller videos are enlarged to about this many pixels
 
 
 class AfterValidations(Callback, ABC):
-    """Runs after every ``every_n_validations`` validations of a ``DiffusionSystem``.
+    """Samples prompts after every ``every_n_validations`` validations of a ``DiffusionSystem``.
 
     The number of validations so far is kept in the checkpoint.
     """
 
-    def __init__(self, every_n_validations: int, size: str, sampling: SamplingConfig) -> None:
+    def __init__(
+        self,
+        prompts: list[str] | Path,
+        num_videos: int,
+        every_n_validations: int,
+        size: str,
+        sampling: SamplingConfig,
+    ) -> None:
+        name = type(self).__name__
+        for key, value in (
+            ("every_n_validations", every_n_validations),
+            ("num_videos", num_videos),
+            ("prompts", len(prompts) if isinstance(prompts, list) else 1),
+        ):
+            if value < 1:
+                raise ValueError(f"{name}: {key} = {value}: must be at least 1")
+        for index, prompt in enumerate(prompts if isinstance(prompts, list) else []):
+            if not prompt.strip():
+                raise ValueError(f"{name}: prompts[{index}] = {prompt!r}: is empty")
+        self.prompts = prompts if isinstance(prompts, list) else []
+        self.prompts_file = None if isinstance(prompts, list) else prompts
+        self.num_videos = num_videos
         self.every_n_validations = every_n_validations
         self.size = VideoSize.parse(size)
         self.sampling = sampling
         self.num_validations = 0
 
     def checked(self, module: LightningModule) -> DiffusionSystem:
-        """Return the system. Raises ``ValueError`` for another one, and for a size or options that
-        do not fit it.
+        """Read the prompts and return the system. Raises ``ValueError`` for another one, and for a
+        size, options or prompts that do not fit it.
         """
         name = type(self).__name__
+        if self.prompts_file is not None:
+            self.prompts = _read_prompts(name, self.prompts_file)
+        self.prompts = self.prompts[: self.num_videos]
         if not isinstance(module, DiffusionSystem):
             raise ValueError(f"{name} needs a DiffusionSystem, not {type(module).__name__}")
         video_generator = module.video_generator(self.sampling)
@@ -81,8 +107,9 @@ class SampleVideos(AfterValidations):
     """Samples a video of each prompt after every ``every_n_validations`` validations.
 
     Args:
-        prompts: One video each.
+        prompts: A list, a text file with a prompt a line, or a manifest whose captions are taken.
         size: Frames x height x width, say 17x32x32.
+        num_videos: The first so many prompts are sampled.
         every_n_validations: Validations from one set of samples to the next.
         sampling: How to sample.
         seed: Seed of the first prompt's noise; prompt i always has the noise of ``seed`` + i.
@@ -90,19 +117,14 @@ class SampleVideos(AfterValidations):
 
     def __init__(
         self,
-        prompts: list[str],
+        prompts: list[str] | Path,
         size: str,
+        num_videos: int = 16,
         every_n_validations: int = 1,
         sampling: SamplingConfig = SamplingConfig(num_steps=25),
         seed: int = 0,
     ) -> None:
-        if not prompts or every_n_validations < 1:
-            raise ValueError(
-                f"prompts = {prompts}, every_n_validations = {every_n_validations}: "
-                "need at least one of each"
-            )
-        super().__init__(every_n_validations, size, sampling)
-        self.prompts = prompts
+        super().__init__(prompts, num_videos, every_n_validations, size, sampling)
         self.seed = seed
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -149,6 +171,14 @@ class ReconstructVideos(Callback):
         pairs = rearrange([original, rebuilt], "two b c F H W -> b c F H (two W)")
         for index, pair in enumerate(pairs):
             log_video(trainer, f"reconstructions/{index}", pair, float(batch.fps[index]))
+
+
+def _read_prompts(name: str, path: Path) -> list[str]:
+    """Return the lines of a text file, or the first caption of each row of a manifest."""
+    try:
+        return [row.captions()[0][0] for row in read_prompts(path)]
+    except ValueError as error:
+        raise ValueError(f"{name}: prompts = {error}") from error
 
 
 @contextmanager

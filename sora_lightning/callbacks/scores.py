@@ -12,7 +12,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from sora_lightning.callbacks.samples import AfterValidations, log_video, undisturbed
-from sora_lightning.data.manifest import read_prompts
 from sora_lightning.generation import SamplingConfig
 from sora_lightning.systems import DiffusionSystem
 from sora_lightning.types import as_levels
@@ -83,23 +82,11 @@ class ScoreVideos(AfterValidations):
         seed: int = 0,
         batch_size: int = 16,
     ) -> None:
-        for key, value in (
-            ("every_n_validations", every_n_validations),
-            ("batch_size", batch_size),
-            ("num_videos", num_videos),
-            ("scores", len(scores)),
-            ("prompts", len(prompts) if isinstance(prompts, list) else 1),
-        ):
+        for key, value in (("batch_size", batch_size), ("scores", len(scores))):
             if value < 1:
                 raise ValueError(f"ScoreVideos: {key} = {value}: must be at least 1")
-        for index, prompt in enumerate(prompts if isinstance(prompts, list) else []):
-            if not prompt.strip():
-                raise ValueError(f"ScoreVideos: prompts[{index}] = {prompt!r}: is empty")
-        super().__init__(every_n_validations, size, sampling)
+        super().__init__(prompts, num_videos, every_n_validations, size, sampling)
         self.scores = scores
-        self.prompts = prompts if isinstance(prompts, list) else []
-        self.prompts_file = None if isinstance(prompts, list) else prompts
-        self.num_videos = num_videos
         self.seed = seed
         self.batch_size = batch_size
 
@@ -110,9 +97,6 @@ class ScoreVideos(AfterValidations):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check size and prompts and read the reference, on the first rank before the others."""
         fps = self.checked(pl_module).fps
-        if self.prompts_file is not None:
-            self.prompts = _read_prompts(self.prompts_file)
-        self.prompts = self.prompts[: self.num_videos]
         try:
             if not trainer.is_global_zero:
                 trainer.strategy.barrier("the first rank reads the reference")
@@ -158,14 +142,6 @@ class ScoreVideos(AfterValidations):
             for index, prompt, video in zip(ids, prompts, videos, strict=True):
                 if index < _NUM_SHOWN:
                     log_video(trainer, f"scores/{prompt}", video, system.fps)
-
-
-def _read_prompts(path: Path) -> list[str]:
-    """Return the lines of a text file, or the first caption of each row of a manifest."""
-    try:
-        return [row.captions()[0][0] for row in read_prompts(path)]
-    except ValueError as error:
-        raise ValueError(f"ScoreVideos: prompts = {error}") from error
 
 
 def _lay_out_intervals(trainer: Trainer, names: Sequence[str]) -> None:

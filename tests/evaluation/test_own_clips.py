@@ -34,7 +34,11 @@ def run(
     folder = tmp_path / "run"
     shutil.copytree(checkpoint.parent.parent, folder)
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    config["data"]["manifest"] = str(own_captions(dataset["train"], tmp_path / "train.jsonl", 16))
+    train = own_captions(dataset["train"], tmp_path / "train.jsonl", 16)
+    first = json.loads(train.read_text().splitlines()[0])
+    with train.open("a") as file:  # one too short for the networks and for the reference
+        file.write(json.dumps({**first, "end_s": 0.5}) + "\n")
+    config["data"]["manifest"] = str(train)
     config["data"]["val_manifest"] = str(own_captions(dataset["test"], tmp_path / "val.jsonl", 5))
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     quick = partial(TinyTraining, num_steps=2, batch_size=8)
@@ -64,7 +68,9 @@ def test_a_checkpoint_is_all_that_is_needed(
     trained = (run / "small_networks.pt").stat().st_mtime_ns
     enough = ["--reference", str(tmp_path / "train.jsonl"), "--output", str(tmp_path / "more")]
     assert main(["--checkpoint", str(run / "checkpoints" / "last.ckpt"), *enough]) == 0
-    assert "fvd-tiny" in report_of(tmp_path / "more")["scores"]
+    more = report_of(tmp_path / "more")
+    assert "fvd-tiny" in more["scores"]
+    assert (more["num_short_reference"], more["settings"]["num_reference"]) == (1, 16)
     assert (run / "small_networks.pt").stat().st_mtime_ns == trained
 
 

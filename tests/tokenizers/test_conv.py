@@ -23,7 +23,10 @@ CONFIGURATIONS = {
     "4x8x8": ({"widths": (8, 8, 16, 16)}, Compression(4, 8, 8)),
     "8x8x8": ({"widths": (8, 8, 16, 16), "down_time": (True, True, True)}, Compression(8, 8, 8)),
     "demo": (of_yaml("demo/tokenizer.yaml"), Compression(4, 8, 8)),
-    "clips": (of_yaml("tokenizer/clips.yaml") | {"widths": [8, 16, 32]}, Compression(4, 8, 8)),
+    "clips": (
+        of_yaml("own_clips/tokenizer_gpu.yaml") | {"widths": [8, 16, 32]},
+        Compression(4, 8, 8),
+    ),
 }
 
 
