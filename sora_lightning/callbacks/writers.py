@@ -15,7 +15,7 @@ from torch import Tensor
 from sora_lightning.captioner.captioned_manifest import CaptionedManifest, Written
 from sora_lightning.data import VideoDataModule
 from sora_lightning.data.latents import LatentCache
-from sora_lightning.systems import CaptionerSystem, TokenizerSystem
+from sora_lightning.systems import RecaptioningSystem, TokenizerSystem
 from sora_lightning.types import VideoBatch
 
 
@@ -113,9 +113,9 @@ class CaptionWriter(BasePredictionWriter):
         if stage != "predict" or self.output is None:
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if not (isinstance(pl_module, CaptionerSystem) and isinstance(data, VideoDataModule)):
+        if not (isinstance(pl_module, RecaptioningSystem) and isinstance(data, VideoDataModule)):
             raise ValueError(
-                f"captions.output = {self.output}: a CaptionerSystem writes captions of a "
+                f"captions.output = {self.output}: a RecaptioningSystem writes captions of a "
                 f"VideoDataModule, and model is a {type(pl_module).__name__}"
             )
         self.captioned = CaptionedManifest(data.manifest, self.output, self.column)
@@ -131,7 +131,7 @@ class CaptionWriter(BasePredictionWriter):
         # Not earlier: the fingerprint is that of the averaged weights.
         if self.captioned is None or self._model:
             return
-        assert isinstance(pl_module, CaptionerSystem)
+        assert isinstance(pl_module, RecaptioningSystem)
         self._model = pl_module.captioner.fingerprint()
         self.captioned.require(self._model, str(pl_module.decoding))
 
@@ -147,7 +147,7 @@ class CaptionWriter(BasePredictionWriter):
     ) -> None:
         if self.captioned is None:
             return
-        assert isinstance(pl_module, CaptionerSystem)
+        assert isinstance(pl_module, RecaptioningSystem)
         how = (self._model, str(pl_module.decoding))
         written = {
             clip: Written(caption, *how)

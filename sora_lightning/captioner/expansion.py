@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sora_lightning.captioner.attention import KeysValues
 from sora_lightning.captioner.bpe import BOS, CLS, EOS, PAD, BytePairEncoding
 from sora_lightning.captioner.decoding import Greedy
+from sora_lightning.captioner.pretrained import load_pretrained
 from sora_lightning.captioner.text import TextTower, caption_losses, select_rows
 from sora_lightning.layers.fingerprint import fingerprint
 from sora_lightning.layers.transformer import TransformerSize
@@ -139,7 +140,9 @@ class LanguageModelExpansion:
             raise ValueError(f"max_new_tokens = {max_new_tokens}: must be at least 1")
         self.folder, self.template = Path(folder), template
         self.max_new_tokens = max_new_tokens
-        self.model, self.tokenizer = _language_model(self.folder)
+        self.model, self.tokenizer = load_pretrained(
+            self.folder, "AutoModelForCausalLM", "AutoTokenizer", "language model"
+        )
 
     @torch.no_grad()
     def expand(self, prompts: Sequence[str]) -> list[str]:
@@ -173,32 +176,6 @@ class LanguageModelExpansion:
 
     def fingerprint(self) -> str:
         """See ``PromptExpansion``."""
-        settings = json.dumps([self.template, self.max_new_tokens, self.tokenizer.get_vocab()])
-        return fingerprint(self.model, settings)
-
-
-def _language_model(folder: Path) -> tuple[Any, Any]:
-    try:
-        import transformers
-    except ImportError as error:
-        raise ValueError(
-            "a language model's folder needs transformers: pip install 'sora-lightning[reference]'"
-        ) from error
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder}: holds no config.json of a language model")
-    options: dict[str, Any] = {"local_files_only": True}
-    try:
-        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", output_loading_info=True, **options
-        )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
-    except (OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{folder}: holds no causal language model to read: {reason}") from error
-    model, info = loaded
-    if missing := sorted(info["missing_keys"]):
-        raise ValueError(f"{folder}: lacks weights of its language model, such as {missing[0]}")
-    names = tokenizer.vocab_files_names.values()
-    if not any((folder / name).is_file() for name in names):  # made up by transformers
-        raise ValueError(f"{folder}: has no tokenizer to read: none of {', '.join(names)}")
-    return model.eval(), tokenizer
+        settings = [self.template, self.max_new_tokens, self.tokenizer.get_vocab()]
+        # Sorted: the order of a vocabulary differs from one loading of it to the next.
+        return fingerprint(self.model, json.dumps(settings, sort_keys=True))

@@ -24,7 +24,7 @@ from sora_lightning.data.batching.native_sizes import check_geometry
 from sora_lightning.data.latents import LatentCache
 from sora_lightning.denoisers import Denoiser
 from sora_lightning.files import check_writable
-from sora_lightning.systems import CaptionerSystem
+from sora_lightning.systems import CaptionerSystem, RecaptioningSystem
 from sora_lightning.tokenizers import VideoTokenizer
 from sora_lightning.trust import import_class
 from sora_lightning.types import VideoSize
@@ -60,6 +60,8 @@ def check_run_directory(
                 "Go on from it with --ckpt_path last, or choose another --run_dir"
             )
         return None
+    if ckpt_path is None and command == "predict" and not _trains(model):
+        return None
     if ckpt_path is None:
         raise ValueError(
             f"{command} needs trained weights: give --ckpt_path FILE, or --ckpt_path last for "
@@ -85,6 +87,11 @@ def check_run_directory(
         if start != path and path.exists():
             os.replace(path, path.with_name("damaged.ckpt"))
     return str(start)
+
+
+def _trains(model: Namespace) -> bool:
+    system = import_class(model.class_path)
+    return issubclass(system, CaptionerSystem) or not issubclass(system, RecaptioningSystem)
 
 
 def lock(run_dir: Path) -> IO[str] | None:
@@ -202,7 +209,8 @@ def check_latents(command: str, config: Namespace) -> None:
     """Raise ``ValueError`` where ``predict`` has no folder to write latents to, or no manifest to
     write captions to, or a training's ``data.latents`` is no cache of them.
     """
-    if command == "predict" and issubclass(import_class(config.model.class_path), CaptionerSystem):
+    captions = issubclass(import_class(config.model.class_path), RecaptioningSystem)
+    if command == "predict" and captions:
         if config.captions.output is None:
             raise ValueError(
                 "captions.output is missing: the copy of data.manifest that predict writes, with "

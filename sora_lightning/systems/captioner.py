@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from sora_lightning.captioner import CoCa
+from sora_lightning.captioner.base import Captioner
 from sora_lightning.captioner.coca import CaptionerOutput, contrastive_losses
 from sora_lightning.captioner.decoding import Decoding, Greedy
 from sora_lightning.captioner.named_words import NamedWords
@@ -24,7 +25,35 @@ from sora_lightning.systems.optimizers import OptimizerFactory, adamw, configure
 from sora_lightning.types import PackedBatch, VideoBatch
 
 
-class CaptionerSystem(L.LightningModule):
+class RecaptioningSystem(L.LightningModule):
+    """Captions clips in ``predict`` with a captioner that has its weights, and does not train.
+
+    Args:
+        captioner: Writes the captions, such as ``PretrainedCaptioner``.
+        decoding: How the tokens of a caption are chosen.
+        seed: Seed of a decoding that draws, by clip.
+    """
+
+    captioner: Captioner
+
+    def __init__(
+        self,
+        captioner: Captioner,
+        decoding: Decoding = Greedy(),  # noqa: B008 (frozen)
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.captioner = captioner
+        self.decoding = decoding
+        self.seed = seed
+
+    def predict_step(self, batch: VideoBatch, batch_idx: int, dataloader_idx: int = 0) -> list[str]:
+        """Return a caption of each clip."""
+        rngs = [make_rng(self.device, self.seed, name) for name in batch.clip_ids]
+        return self.captioner.caption(batch.pixels, self.decoding, rngs)
+
+
+class CaptionerSystem(RecaptioningSystem):
     """Contrastive and captioning loss (CoCa, arXiv 2205.01917, equation 4).
 
     The vocabulary is learned from the training's captions before the first step, unless
@@ -42,6 +71,8 @@ class CaptionerSystem(L.LightningModule):
             they name those of the right caption (``NamedWords``).
     """
 
+    captioner: CoCa
+
     def __init__(
         self,
         captioner: CoCa,
@@ -53,18 +84,15 @@ class CaptionerSystem(L.LightningModule):
         seed: int = 0,
         named_words: dict[str, list[str]] | None = None,
     ):
-        super().__init__()
+        super().__init__(captioner, decoding, seed)
         for name, weight in (("contrastive", contrastive), ("captioning", captioning)):
             if weight < 0:
                 raise ValueError(f"{name} = {weight}: must not be negative")
         self.save_hyperparameters()
-        self.captioner = captioner
         self.contrastive = contrastive
         self.captioning = captioning
         self.optimizer = optimizer
         self.warmup_steps = warmup_steps
-        self.decoding = decoding
-        self.seed = seed
         self.retrieval = Retrieval()
         self.named_words = None if named_words is None else NamedWords(named_words)
 
@@ -161,11 +189,6 @@ class CaptionerSystem(L.LightningModule):
             named = self.named_words.compute().items()
             self.log_dict({f"val/named/{name}": share for name, share in named})
             self.named_words.reset()
-
-    def predict_step(self, batch: VideoBatch, batch_idx: int, dataloader_idx: int = 0) -> list[str]:
-        """Return a caption of each clip."""
-        rngs = [make_rng(self.device, self.seed, name) for name in batch.clip_ids]
-        return self.captioner.caption(batch.pixels, self.decoding, rngs)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure(self, self.optimizer, self.warmup_steps)

@@ -119,6 +119,8 @@ def test_any_language_model_of_transformers_answers_in_one_line(gpt2: Path) -> N
             break
     answer = " ".join(tokenizer.decode(ids[0, 4:], skip_special_tokens=True).split())
     assert expansion.expand(["a circle", "a circle"]) == [answer or "a circle"] * 2
+    again = LanguageModelExpansion(gpt2, "red {prompt} moves", max_new_tokens=5)
+    assert again.fingerprint() == expansion.fingerprint()
     longer = LanguageModelExpansion(gpt2, "red {prompt} moves", max_new_tokens=6)
     assert longer.fingerprint() != expansion.fingerprint()
 
@@ -193,8 +195,8 @@ def test_a_prompt_beyond_the_context_is_named(checkpoint: Path, gpt2: Path) -> N
     ("file", "message"),
     [
         ("config.json", "holds no config.json of a language model"),
-        ("model.safetensors", "holds no causal language model to read"),
-        ("tokenizer.json", "holds no causal language model to read: Couldn't instantiate"),
+        ("model.safetensors", "holds no language model to read"),
+        ("tokenizer.json", "holds no language model to read: Couldn't instantiate"),
     ],
 )
 def test_a_folder_that_is_no_language_model_is_named(

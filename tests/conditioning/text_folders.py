@@ -14,6 +14,7 @@ WORDS = [
     *("<pad>", "</s>", "<unk>", "a", "red", "green", "blue", "circle", "square", "moves"),
     *("left", "right", "up"),
 ]
+_SPECIAL: dict[str, Any] = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 _SHAPE = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
 
 
@@ -46,8 +47,14 @@ def _words() -> Tokenizer:
 
 
 def _save_words(words: Tokenizer, folder: Path) -> None:
-    special: dict[str, Any] = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    transformers.PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, **_SPECIAL).save_pretrained(folder)
+
+
+def words_tokenizer(*others: str) -> transformers.PreTrainedTokenizerFast:
+    """A tokenizer of ``WORDS`` and other tokens."""
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=_words(), **_SPECIAL)
+    tokenizer.add_tokens([*others], special_tokens=True)
+    return tokenizer
 
 
 def clip_folder(folder: Path, seed: int = 0) -> Path:
