@@ -24,6 +24,7 @@ from evaluation.fingerprint import texts_sha256
 from evaluation.protocol import ClipSpec
 from sora_lightning.data.manifest import ManifestRow, read_table
 from sora_lightning.data.manifest.records import CAPTION_COLUMNS
+from sora_lightning.data.manifest.tables import file_identity
 
 PROMPTS_FILE = "prompts.jsonl"
 SAMPLING_KEYS = ("seed", "num_steps", "guidance_scale", "checkpoint_sha256")
@@ -71,7 +72,7 @@ def read_entries(listing: Path, prompts: bool = True) -> list[VideoEntry]:
     for row in read_table(listing):
         entry = _entry(row, listing.parent, prompts)
         file = entry.file
-        clip = (file.path.resolve(), file.start_s, file.end_s)
+        clip = (file_identity(file.path), file.start_s, file.end_s)
         if clip in places:
             raise row.error("path", f"the same clip stands in {places[clip]}")
         places[clip] = row.place

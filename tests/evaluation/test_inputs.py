@@ -122,12 +122,14 @@ def test_rows_are_read_with_what_they_say_of_sampling(tmp_path: Path) -> None:
         ({"path": "y.mp4", "prompt": "a"}, "jsonl:2: path = 'y.mp4': .*y.mp4 does not exist"),
         # Listed ten times, one video would count as ten.
         ({"path": "./x.mp4", "prompt": "b"}, "jsonl:2: path = './x.mp4': the same clip stands in"),
+        ({"path": "h.mp4", "prompt": "b"}, "jsonl:2: path = 'h.mp4': the same clip stands in"),
         ({"path": "x.mp4", "prompt": "a", "shard": "x.tar"}, "shard = 'x.tar': only videos that"),
         ({"path": "x.mp4", "prompt": "a", "start_s": 3, "end_s": 2}, "jsonl:2: end_s = 2: must"),
     ],
 )
 def test_a_wrong_row_is_named(tmp_path: Path, row: object, message: str) -> None:
     (tmp_path / "x.mp4").touch()
+    (tmp_path / "h.mp4").hardlink_to(tmp_path / "x.mp4")
     with pytest.raises(ValueError, match=message):
         read_entries(listed(tmp_path, {"path": "x.mp4", "prompt": "a"}, row))
 

@@ -26,8 +26,9 @@ def check_image(path: Path) -> None:
 def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
     """Return RGB pixels, rotated by the file's EXIF orientation.
 
-    Grey levels of 16 bits are scaled to 8, and transparent pixels are composited on white. Raises
-    ``DecodeError`` for a damaged file, an animation, and an image of too many pixels.
+    Grey levels of 16 bits are scaled to 8, and transparent pixels are composited on white. Of a
+    camera's file of several images (MPO) it is the first. Raises ``DecodeError`` for a damaged
+    file, an animation, floating point levels, and an image of too many pixels.
     """
     with _opened(path) as image:
         try:
@@ -53,6 +54,7 @@ def _grey(path: Path, image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
     if levels.min() < 0 or levels.max() > 65535:
         raise DecodeError(f"{path}: grey levels beyond 16 bits")
     scaled = ((levels * 255 + 32767) // 65535).astype(np.uint8)
+    scaled[levels == image.info.get("transparency", -1)] = 255  # a PNG's level that is not shown
     return np.repeat(scaled[..., None], 3, axis=2)
 
 
@@ -66,8 +68,11 @@ def _opened(path: Path) -> Image.Image:
         raise DecodeError(f"{path}: {reason}{looks_like(path)}") from error
     try:
         require_decodable_size(path, image.height, image.width)
-        if getattr(image, "is_animated", False):
-            raise DecodeError(f"{path}: an animated {image.format}: convert it to a video file")
+        if getattr(image, "is_animated", False) and image.format != "MPO":
+            several = "several pages" if image.format == "TIFF" else f"an animated {image.format}"
+            raise DecodeError(f"{path}: {several}: convert it to a video file")
+        if image.mode == "F":
+            raise DecodeError(f"{path}: floating point levels, whose range the file does not say")
     except DecodeError:
         image.close()
         raise

@@ -153,7 +153,7 @@ def open_manifest(manifest: Path, captions: Captions | None = None) -> Sequence[
     rows are checked once, and the same errors raised.
     """
     manifest = Path(manifest)
-    if manifest.suffix != ".arrow" or manifest.is_dir():
+    if manifest.suffix.lower() != ".arrow" or manifest.is_dir():
         return read_manifest(manifest, captions)
     records = MemoryMappedRecords(manifest, captions)
     if not len(records):

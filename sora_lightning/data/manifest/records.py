@@ -7,6 +7,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,8 @@ from sora_lightning.data.manifest.tables import MEDIA, Row, read_rows
 
 # The first that is there is read.
 CAPTION_COLUMNS = ("caption", "text", "prompt")
+# Of UTF-16 read as UTF-8, and halves of a character, which no file can hold.
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 # Columns that say in what a clip lies that is no file by itself: the kind of thing, and the file in
 # it that must be there.
 _HOLDERS = {"shard": ("tar file", ""), "litdata": ("folder of litdata", "index.json")}
@@ -101,6 +105,12 @@ class ManifestRow:
 
     def error(self, key: str, rule: str) -> ValueError:
         value = f" = {self.columns[key]!r}" if key in self.columns else ""
+        if (
+            key in ("path", *CAPTION_COLUMNS)
+            and key not in self.columns
+            and self.columns.keys() != {"path"}
+        ):
+            rule += f"; the row has {', '.join(map(repr, self.columns))}"
         return ValueError(f"{self.place}: {key}{value}: {rule}")
 
     def record(self, folder: Path, choice: Captions | None = None) -> ClipRecord:
@@ -201,7 +211,7 @@ class ManifestRow:
             return None
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self.error(key, "must be a number")
-        if not at_least <= value < math.inf:
+        if not at_least <= value <= sys.float_info.max:
             raise self.error(key, f"must be finite and at least {at_least}")
         return value
 
@@ -245,6 +255,8 @@ class ManifestRow:
         weight = wording.get("weight") if weighted else None
         if not isinstance(text, str) or not text.strip():
             raise self.error(key, f"{wording!r} is not a caption")
+        if _NO_TEXT.search(text):
+            raise self.error(key, "holds what is no text: is the file in UTF-8?")
         weight = 1.0 if weight is None else weight
         if isinstance(weight, bool) or not isinstance(weight, (int, float)):
             raise self.error(key, f"weight = {weight!r}: must be a number")

@@ -6,14 +6,20 @@ import hashlib
 import os
 from pathlib import Path
 
-from sora_lightning.data.manifest.tables import Row, read_rows, with_moved_source, write_rows
+from sora_lightning.data.manifest.tables import (
+    Row,
+    file_identity,
+    read_rows,
+    with_moved_source,
+    write_rows,
+)
 
 
 def split(source: Path, output: Path, num_held_out: int, seed: int = 0) -> None:
     """Write ``train.jsonl`` and ``test.jsonl``: all rows of a file go to the same one.
 
     The held-out files are drawn by their paths and the seed, independent of the order of the rows.
-    One file under two paths, and copies of one ``content``, count as one.
+    One file under two paths or hard links, and copies of one ``content``, count as one.
 
     Args:
         source: A manifest (JSONL, CSV, Parquet), or a folder of videos with captions beside them.
@@ -23,7 +29,7 @@ def split(source: Path, output: Path, num_held_out: int, seed: int = 0) -> None:
     """
     source, output = Path(source), Path(output)
     folder = source if source.is_dir() else source.parent
-    first_of: dict[str, str] = {}
+    first_of: dict[object, str] = {}
     rows = [(_file_of(row, place, folder, first_of), row) for place, row in read_rows(source)]
     names = sorted({name for name, _ in rows}, key=lambda name: (_draw(name, seed), name))
     if not 0 < num_held_out < len(names):
@@ -38,12 +44,13 @@ def split(source: Path, output: Path, num_held_out: int, seed: int = 0) -> None:
         print(f"{output / part}.jsonl: {len(chosen)} of {len(rows)} rows")
 
 
-def _file_of(row: Row, place: str, folder: Path, first_of: dict[str, str]) -> str:
+def _file_of(row: Row, place: str, folder: Path, first_of: dict[object, str]) -> str:
     """Return the file of a row, relative to the folder; of files of one content, the first."""
     if not isinstance(row.get("path"), str) or not row["path"]:
         raise ValueError(f"{place}: path: must name a file")
     real = os.path.realpath(folder / row["path"])
     name = Path(os.path.relpath(real, os.path.realpath(folder))).as_posix()
+    name = first_of.setdefault(file_identity(Path(real)), name)
     content = row.get("content")
     return first_of.setdefault(content, name) if isinstance(content, str) and content else name
 

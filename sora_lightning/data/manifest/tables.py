@@ -51,23 +51,24 @@ def read_rows(source: Path) -> Iterator[tuple[str, Row]]:
         return
     if not source.is_file():
         raise ValueError(f"{source}: no such manifest")
-    if source.suffix not in SUFFIXES:
+    suffix = source.suffix.lower()
+    if suffix not in SUFFIXES:
         raise ValueError(
             f"{source}: a manifest must be a folder, or end in one of {', '.join(SUFFIXES)}"
         )
     try:
-        if source.suffix == ".csv":
+        if suffix == ".csv":
             yield from _csv(source)
-        elif source.suffix == ".parquet":
+        elif suffix == ".parquet":
             yield from _parquet(source)
-        elif source.suffix == ".arrow":
+        elif suffix == ".arrow":
             rows = itertools.chain.from_iterable(arrow_batches(source, ARROW_ROWS))
             for number, row in enumerate(rows, start=1):
                 yield f"{source}:{number}", {k: v for k, v in row.items() if v is not None}
         else:
             yield from _jsonl(source)
     except UnicodeDecodeError as error:
-        kind = source.suffix.lstrip(".").upper()
+        kind = suffix.lstrip(".").upper()
         raise ValueError(f"{source}: not a {kind} manifest in UTF-8: {error}") from error
 
 
@@ -121,7 +122,7 @@ def _jsonl(source: Path) -> Iterator[tuple[str, Row]]:
             place = f"{source}:{number}"
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{place}: not JSON: {error}") from error
             if not isinstance(row, dict):
                 raise ValueError(
@@ -149,11 +150,18 @@ def _csv(source: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _check_header(source: Path, names: Sequence[str]) -> None:
-    found = [separator for separator in (";", "\t") if len(names) == 1 and separator in names[0]]
+    found = [separator for separator in ";\t|" if len(names) == 1 and separator in names[0]]
     if found:
         raise ValueError(
             f"{source}:1: {names[0][:60]!r}: cells must be separated by commas, not by {found[0]!r}"
         )
+    for index, name in enumerate(names):
+        if name != name.strip():
+            raise ValueError(
+                f"{source}:1: {name!r}: a column's name must not begin or end in space"
+            )
+        if name and name in names[:index]:
+            raise ValueError(f"{source}:1: the column {name!r} stands twice")
 
 
 def _cell(column: str, text: str) -> Any:
@@ -303,6 +311,15 @@ def _listed(row: Row, names: Sequence[str]) -> Row:
 
 def _text(value: Any) -> Any:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
+
+
+def file_identity(path: Path) -> tuple[object, ...]:
+    """Return a value that all spellings, links and hard links of one file share."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return (os.path.realpath(path),)
+    return stat.st_dev, stat.st_ino
 
 
 def has_source(row: Row, folder: Path) -> bool:

@@ -92,6 +92,9 @@ def test_pixels_that_are_not_square_are_widened(aspect: str, width: int, tmp_pat
     assert close(default_reader().read(path, timeline, [3])[0], expected)
     reencode(path, tmp_path / "copy.mp4", 0.0, np.inf)
     assert close(read_frames(tmp_path / "copy.mp4")[0][0], expected)
+    turned = encoded(tmp_path / "turned.mp4", aspect=Fraction(aspect), turned=(90, True))
+    shown = np.rot90(expected)[:, ::-1]  # widened as it is stored, then turned
+    assert close(default_reader().read(turned, read_timeline(turned), [3])[0], shown)
 
 
 def test_the_stream_that_players_choose_is_read_by_all(tmp_path: Path) -> None:
@@ -142,6 +145,36 @@ def test_sixteen_bits_of_grey_are_scaled_to_eight(tmp_path: Path) -> None:
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
     (image,), _ = read_frames(tmp_path / "ramp.png")
     np.testing.assert_array_equal(image[..., 1], np.arange(256).reshape(16, 16))
+
+
+def test_a_level_of_grey_that_a_png_does_not_show_is_white(tmp_path: Path) -> None:
+    levels = np.array([[0, 300], [40_000, 65_535]], np.uint16)
+    Image.fromarray(levels).save(tmp_path / "clear.png", transparency=300)
+    (image,), _ = read_frames(tmp_path / "clear.png")
+    assert image[..., 0].tolist() == [[0, 255], [156, 255]]
+
+
+def test_levels_without_a_range_are_refused(tmp_path: Path) -> None:
+    """From 0 to 1 they would all be black."""
+    Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(tmp_path / "f.tif")
+    for read in (read_timeline, read_frames):
+        with pytest.raises(DecodeError, match=r"f\.tif: floating point levels"):
+            read(tmp_path / "f.tif")
+
+
+def test_of_a_cameras_file_of_several_images_it_is_the_first(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    small = Image.fromarray(PICTURE[::-1]).resize((24, 16))
+    Image.fromarray(PICTURE).save(
+        tmp_path / "phone.jpg",
+        format="MPO",
+        save_all=True,
+        append_images=[small],
+        quality=95,
+        exif=exif,
+    )
+    assert close(read_frames(tmp_path / "phone.jpg")[0][0], EXIF[6])
 
 
 @pytest.mark.parametrize("name", ["clear.png", "clear.webp", "clear.gif", "clear.mov"])

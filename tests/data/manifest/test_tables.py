@@ -91,6 +91,9 @@ def test_a_clip_is_the_same_clip_in_every_format(folder: Path) -> None:
         ("path,caption,fps\na.mp4,x,fast\n", "clips.csv:2: fps = 'fast': must be a number"),
         ('path,caption\na.mp4,"x\n', "clips.csv:1: not CSV"),
         ("path,caption\n", "clips.csv: the manifest has no rows"),
+        ("path, caption\na.mp4,x\n", "clips.csv:1: ' caption': a column's name must not begin"),
+        ("path,caption,caption\na.mp4,x,y\n", "clips.csv:1: the column 'caption' stands twice"),
+        ("Path,Caption\na.mp4,x\n", "path: must name .*; the row has 'Path', 'Caption'"),
     ],
 )
 def test_a_wrong_csv_is_named_by_its_line(content: str, message: str, folder: Path) -> None:

@@ -66,7 +66,14 @@ def test_a_line_ends_at_a_newline_alone(letter: str, folder: Path) -> None:
     assert captions(folder / "clips.jsonl") == [f"two{letter}parts"]
 
 
-@pytest.mark.parametrize("separator", [";", "\t"])
+@pytest.mark.parametrize("suffix", LINES)
+def test_an_ending_may_be_in_upper_case(suffix: str, folder: Path) -> None:
+    path = folder / f"clips{suffix.upper()}"
+    path.write_text(LINES[suffix])
+    assert captions(path) == ["ein grüner Kreis"]
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
 def test_another_separator_is_named(separator: str, folder: Path) -> None:
     (folder / "clips.csv").write_text(f"path{separator}caption\na.mp4{separator}x\n")
     with pytest.raises(ValueError, match=r"clips.csv:1: .*separated by commas, not by"):
@@ -159,7 +166,9 @@ def test_one_file_under_many_spellings_is_on_one_side(num_held_out: int, tmp_pat
     for number in range(6):
         (tmp_path / f"{number}.mp4").write_bytes(b"x" * number)
         (tmp_path / f"link{number}.mp4").symlink_to(tmp_path / f"{number}.mp4")
+        (tmp_path / f"copy{number}.MP4").hardlink_to(tmp_path / f"{number}.mp4")
         spellings = ("", "./", "sub/../", f"{tmp_path}/", "link")
+        rows.append({"path": f"copy{number}.MP4", "caption": "a"})
         rows += [{"path": f"{one}{number}.mp4", "caption": "a"} for one in spellings]
         copy = {"path": f"copy{number}.mp4", "content": f"{number:064x}"}
         rows += [{"path": f"{number}.mp4", "content": f"{number:064x}"}, copy]
