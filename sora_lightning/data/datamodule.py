@@ -221,7 +221,8 @@ class VideoDataModule(L.LightningDataModule):
             dataset = PackDataset(self._joined_clips(self.manifest), sampler, kept)
         stream = BatchStream(plan, rank, num_ranks, batching.steps_per_epoch)
         workers = self.reading.num_workers
-        return StreamLoader(dataset, stream, workers, persistent_workers=workers > 0)
+        settings = {"data.fps": self.fps, "data.captions": self.captions}
+        return StreamLoader(dataset, stream, workers, settings, persistent_workers=workers > 0)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         if self.val_manifest is None:

@@ -197,10 +197,12 @@ def test_a_resume_with_another_model_or_optimizer_is_refused(
 
 
 def test_a_resume_that_is_refused_changes_no_file(
-    fit: Fit, trained: Path, clips: dict[str, Path], tmp_path: Path
+    fit: Fit, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kept = {path: path.read_bytes() for path in trained.parent.rglob("*") if path.is_file()}
-    assert fit("--ckpt_path", "last", "--data.batching.pixels_per_batch=7680", max_steps=9) == 2
+    for change in ("batching.pixels_per_batch=7680", "fps=4"):
+        assert fit("--ckpt_path", "last", f"--data.{change}", max_steps=9) == 2
+    assert "data.fps = 4.0: the checkpoint was trained with 8.0" in capsys.readouterr().err
     assert kept == {path: path.read_bytes() for path in trained.parent.rglob("*") if path.is_file()}
     assert fit("--ckpt_path", "last", max_steps=7) == 0
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from types import MappingProxyType
 from typing import Any, Protocol, overload
 
 import numpy as np
@@ -330,17 +331,24 @@ class StreamLoader(DataLoader):
 
     What workers have prefetched does not count: it is the next epoch's, whose first step then does
     not wait for them. The state is the same on every rank, since one rank writes it. ``waited_s``
-    sums the seconds in which the training waited for its next batch.
+    sums the seconds in which the training waited for its next batch. ``settings`` are those that
+    decide what is served beside the order, by their keys.
     """
 
     sampler: BatchStream
 
     def __init__(
-        self, dataset: Dataset, sampler: BatchStream, num_workers: int, **options: Any
+        self,
+        dataset: Dataset,
+        sampler: BatchStream,
+        num_workers: int,
+        settings: Mapping[str, Any] = MappingProxyType({}),
+        **options: Any,
     ) -> None:
         super().__init__(
             dataset, batch_size=None, sampler=sampler, num_workers=num_workers, **options
         )
+        self.settings = {key: str(value) for key, value in settings.items()}
         self.waited_s = 0.0
         self._ahead_of: int | None = None  # the position that what is prefetched follows
 
@@ -364,6 +372,7 @@ class StreamLoader(DataLoader):
             "run_length": plan.run_length,
             "plan": plan.fingerprint,
             "epochs": plan.state_dict(),
+            "settings": self.settings,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -371,9 +380,15 @@ class StreamLoader(DataLoader):
         repeated.
 
         Raises ``ValueError`` where other clips, sizes, batches or another seed made the saved
-        order.
+        order, and for another of the ``settings``.
         """
         sampler = self.sampler
+        for key, was in state.get("settings", {}).items():
+            if (given := self.settings.get(key, was)) != was:
+                raise ValueError(
+                    f"{key} = {given}: the checkpoint was trained with {was}. Leave it as it "
+                    "was, or start a new run from these weights with --checkpoint.start_from"
+                )
         self._ahead_of = None
         if state["plan"] != sampler.plan.fingerprint:
             raise ValueError(
