@@ -1,0 +1,112 @@
+"""``sora-lightning plan``: what a model costs, before anything is spent."""
+
+from __future__ import annotations
+
+import json as json_format
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from sora_lightning.cli.sources import merge, read_yaml
+from sora_lightning.files import check_output
+from sora_lightning.planner.devices import device_named
+from sora_lightning.planner.plan import PlanSettings, Row, make_rows, settings_of, verdict
+
+
+def plan(
+    config: Path, delta: Path | None = None, json: Path | None = None, plot: Path | None = None
+) -> None:
+    """Print tokens, FLOPs, memory, GPU-hours and price of a diffusion model; nothing is trained.
+
+    Args:
+        config: The YAML of a training, whose ``model`` is counted on the meta device. Its key
+            ``plan`` gives sizes, device, parallelism and workload.
+        delta: A second YAML, which overrides keys of the first.
+        json: Where everything that was counted and estimated is written.
+        plot: Sampling FLOPs against tokens, a .png or .svg file.
+    """
+    values = read_yaml(Path(config))
+    if delta is not None:
+        values = merge(values, read_yaml(Path(delta)))
+    for output in filter(None, (json, plot)):
+        check_output(Path(output))
+    settings = settings_of(values)
+    rows = make_rows(values, settings, Path(config))
+    print(table(rows, settings))
+    print("\n".join(verdicts(rows, settings)))
+    if json is not None:
+        Path(json).write_text(json_format.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    if plot is not None:
+        draw(rows, Path(plot))
+
+
+def table(rows: Sequence[Row], settings: PlanSettings) -> str:
+    """Format a column for each variant and size."""
+    work, parallel = settings.workload, settings.parallelism
+    lines = [
+        f"{parallel.gpus} x {settings.device}, {'FSDP2' if parallel.sharded else 'DDP'}, tensor "
+        f"{parallel.tensor}, context {parallel.context}, {work.utilisation:.0%} of the peak; "
+        f"{work.batch} clips a replica, {work.steps} steps; {work.sampling_steps} sampling steps x "
+        f"{work.guidance_passes}"
+    ]
+    columns = [["", *(label for label, _ in _CELLS)]]
+    columns += [[f"{r.variant} {r.size}", *(cell(r) for _, cell in _CELLS)] for r in rows]
+    widths = [max(map(len, column)) for column in columns]
+    for cells in zip(*columns, strict=True):
+        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
+
+
+_CELLS = (
+    ("tokens", lambda r: f"{r.count.tokens:,}"),
+    ("parameters: denoiser", lambda r: f"{r.count.parameters / 1e9:.3f} B"),
+    ("parameters: tokenizer", lambda r: f"{r.count.tokenizer_parameters / 1e6:.1f} M"),
+    ("parameters: conditioner", lambda r: f"{r.count.conditioner_parameters / 1e6:.1f} M"),
+    ("FLOPs: tokenizer encode", lambda r: f"{r.count.encode_flops:.3g}"),
+    ("FLOPs: tokenizer decode", lambda r: f"{r.count.decode_flops:.3g}"),
+    ("FLOPs: denoiser forward", lambda r: f"{r.count.forward_flops:.3g}"),
+    ("FLOPs: denoiser backward", lambda r: f"{r.count.backward_flops:.3g}"),
+    ("FLOPs: step", lambda r: f"{r.estimate.step_flops:.3g}"),
+    ("FLOPs: sample", lambda r: f"{r.estimate.sample_flops:.3g}"),
+    ("GB a GPU: states", lambda r: f"{r.estimate.state_memory / 1e9:.1f}"),
+    ("GB a GPU: activations", lambda r: f"{r.estimate.activation_memory / 1e9:.1f}"),
+    ("fits", lambda r: "yes" if r.estimate.fits else "no"),
+    ("steps/s", lambda r: f"{r.estimate.steps_per_second:.3g}"),
+    ("GPU-hours: training", lambda r: f"{r.estimate.training_hours:,.1f}"),
+    ("price: training", lambda r: f"{r.estimate.training_price:,.0f}"),
+    ("GPU-hours: a sample", lambda r: f"{r.estimate.sample_hours:.3g}"),
+    ("GB: sampling, all GPUs", lambda r: f"{r.estimate.sampling_memory / 1e9:.1f}"),
+    ("largest batch a replica", lambda r: f"{r.estimate.largest_batch:,}"),
+    ("longest clip in tokens", lambda r: f"{r.estimate.longest_clip:,}"),
+    ("fewest GPUs: training", lambda r: f"{r.estimate.fewest_gpus:,}"),
+    ("fewest GPUs: sampling", lambda r: f"{r.estimate.fewest_sampling_gpus:,}"),
+)
+
+
+def verdicts(rows: Sequence[Row], settings: PlanSettings) -> list[str]:
+    """Return a line for each claim: whether it holds, and the value that was found."""
+    lines = []
+    for claim in settings.claims:
+        holds, found = verdict(claim, list(rows), device_named(settings.device))
+        word = "holds" if holds else "does not hold"
+        lines.append(f"{claim.text}: {word} ({claim.quantity}, {claim.variant}: {found:,.4g})")
+    return lines
+
+
+def draw(rows: Sequence[Row], output: Path) -> None:
+    """Plot the FLOPs of a sample against its tokens, a line for each variant."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.6, 3.6), layout="constrained", dpi=110)
+    axes = figure.subplots()
+    for name in dict.fromkeys(row.variant for row in rows):
+        points = sorted(
+            (r.count.tokens, r.estimate.sample_flops) for r in rows if r.variant == name
+        )
+        axes.plot(*zip(*points, strict=True), marker="o", label=name)
+    axes.set(xlabel="tokens", ylabel="FLOPs of a sample", xscale="log", yscale="log")
+    axes.grid(which="both", alpha=0.2)
+    axes.legend(frameon=False)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output)

@@ -1,0 +1,192 @@
+"""FLOPs, parameters and live memory of a diffusion system, counted on the meta device.
+
+Attention is counted as the fused kernel that a GPU runs: FLOPs of its two matrix products, and no
+matrix of scores in memory. FLOPs of the backward pass are twice those of the forward pass, without
+what the kernel computes again.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from sora_lightning.denoisers import Denoiser, DiT
+from sora_lightning.systems import DiffusionSystem
+from sora_lightning.types import Condition, VideoSize
+
+_NUM_WORDS = 16
+_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention
+_ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_backward
+
+
+@dataclass(frozen=True)
+class Count:
+    """Cost of one clip; FLOPs are twice the multiply-accumulates, memory is in bytes.
+
+    ``activations`` is the peak of the denoiser's forward and backward passes in bfloat16 beside
+    weights and gradients, without activation checkpointing; ``checkpointed`` is an estimate with
+    it. ``working_set`` is the peak of a forward pass without gradients.
+    """
+
+    tokens: int
+    parameters: int
+    tokenizer_parameters: int
+    conditioner_parameters: int
+    encode_flops: float
+    decode_flops: float
+    forward_flops: float
+    backward_flops: float
+    working_set: float
+    activations: float
+    checkpointed: float
+
+
+def count(system: DiffusionSystem, size: VideoSize) -> Count:
+    """Count one clip of ``size``. ``system`` is built on the meta device and is cast to bfloat16;
+    its activation checkpointing is switched off.
+
+    The text encoder's FLOPs are left out.
+
+    Raises ``ValueError`` for a size that tokenizer and patches do not divide.
+    """
+    system.bfloat16()
+    tokenizer, denoiser = system.tokenizer, system.denoiser
+    if isinstance(denoiser, DiT):
+        denoiser.activation_checkpointing = False
+    grid = tokenizer.compression.grid(size)
+    tokens = denoiser.patch.grid(grid.f, grid.h, grid.w).num_tokens
+    x_t = _zeros(1, tokenizer.latent_channels, grid.f, grid.h, grid.w)
+
+    def forward() -> Tensor:
+        return denoiser(x_t, _zeros(1), _condition(system.conditioner.width))
+
+    frames = _zeros(1, 3, size.num_frames, size.height, size.width)
+    with torch.no_grad():
+        encode, _ = _measured(lambda: tokenizer.posterior(frames).mean)
+        decode, _ = _measured(lambda: tokenizer.decode_raw(x_t))
+        once, working_set = _measured(forward)
+    with _without_gradients(denoiser):
+        step, activations = _measured(lambda: torch.autograd.backward(forward().sum()))
+    return Count(
+        tokens=tokens,
+        parameters=_num_parameters(denoiser),
+        tokenizer_parameters=_num_parameters(tokenizer),
+        conditioner_parameters=_num_parameters(system.conditioner),
+        encode_flops=encode,
+        decode_flops=decode,
+        forward_flops=once,
+        backward_flops=step - once,
+        working_set=working_set,
+        activations=activations,
+        checkpointed=checkpointed_activations(denoiser, tokens, activations),
+    )
+
+
+def checkpointed_activations(denoiser: Denoiser, tokens: int, activations: float) -> float:
+    """Return the activations of a DiT that keeps the input of each block, and computes one block at
+    a time again (arXiv 2205.05198, section 5); of other networks ``activations`` as they are.
+    """
+    if not isinstance(denoiser, DiT):
+        return activations
+    depth, width = len(denoiser.blocks), denoiser.x_in.out_features
+    return depth * tokens * width * torch.bfloat16.itemsize + activations / depth
+
+
+def _measured(call: Callable[[], Any]) -> tuple[float, float]:
+    """Return the FLOPs of a call, and the peak of the memory that it allocates."""
+    mapping = {_ATTENTION_BACKWARD: _attention_backward_flops}
+    counter = FlopCounterMode(display=False, custom_mapping=mapping)
+    with counter, _LiveMemory() as memory, _fused_attention():
+        call()
+    return float(counter.get_total_flops()), float(memory.peak)
+
+
+def _attention_backward_flops(
+    grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any
+) -> int:
+    return 2 * sdpa_flop_count(query, key, value)
+
+
+@contextmanager
+def _fused_attention() -> Iterator[None]:
+    """Replace attention by the fused kernel, which the meta device would not choose. Masks do not
+    change its cost.
+
+    A ``TorchFunctionMode`` would not reach what checkpointing computes again.
+    """
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tensor:
+        return _ATTENTION(query, key, value)[0]
+
+    with patch.object(F, "scaled_dot_product_attention", attend):
+        yield
+
+
+class _LiveMemory(TorchDispatchMode):
+    """Tracks the bytes of all storages that operations make and that are still referred to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        known = {leaf.untyped_storage()._cdata for leaf in _tensors((args, kwargs))}
+        result = func(*args, **(kwargs or {}))
+        for tensor in _tensors(result):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in known and storage not in self._seen:
+                self._seen.add(storage)
+                self.live += storage.nbytes()
+                weakref.finalize(storage, self._free, storage.nbytes())
+        self.peak = max(self.peak, self.live)
+        return result
+
+    def _free(self, num_bytes: int) -> None:
+        self.live -= num_bytes
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+
+
+@contextmanager
+def _without_gradients(module: nn.Module) -> Iterator[None]:
+    """Free each parameter's gradient as soon as it is there: states are counted apart."""
+
+    def free(parameter: Tensor) -> None:
+        parameter.grad = None
+
+    trained = [p for p in module.parameters() if p.requires_grad]
+    hooks = [parameter.register_post_accumulate_grad_hook(free) for parameter in trained]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _condition(width: int) -> Condition:
+    mask = torch.ones(1, _NUM_WORDS, dtype=torch.bool, device="meta")
+    return Condition(_zeros(1, _NUM_WORDS, width), mask, _zeros(1, width))
+
+
+def _num_parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _zeros(*size: int) -> Tensor:
+    return torch.zeros(size, dtype=torch.bfloat16, device="meta")

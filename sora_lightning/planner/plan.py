@@ -1,0 +1,141 @@
+"""A plan's YAML: a model, its variants and sizes, and claims to check."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from lightning.pytorch import LightningModule
+
+from sora_lightning.checkpoints import build
+from sora_lightning.cli.explain import condense
+from sora_lightning.cli.sources import merge
+from sora_lightning.planner.counting import Count, count
+from sora_lightning.planner.devices import Device, device_named
+from sora_lightning.planner.estimates import (
+    TRAINING_BYTES,
+    WEIGHT_BYTES,
+    Estimate,
+    Parallelism,
+    Workload,
+    estimate,
+)
+from sora_lightning.systems import DiffusionSystem
+from sora_lightning.types import VideoSize
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A published figure: ``quantity`` is a key of ``QUANTITIES``, to which ``value`` is compared
+    with relative ``tolerance`` in ``variant``.
+    """
+
+    text: str
+    variant: str
+    quantity: str
+    value: float
+    tolerance: float = 0.02
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """``sizes`` are counted for each of ``variants``, which override keys of the model; a variant's
+    own ``size`` takes their place.
+    """
+
+    sizes: list[str] = field(default_factory=list)
+    device: str = "H100"
+    parallelism: Parallelism = field(default_factory=Parallelism)
+    workload: Workload = field(default_factory=Workload)
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    claims: list[Claim] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One size of one variant."""
+
+    variant: str
+    size: str
+    count: Count
+    estimate: Estimate
+
+
+# What a claim can be about: functions of a row and the device.
+QUANTITIES: dict[str, Callable[[Row, Device], float]] = {
+    "tokens": lambda row, _: row.count.tokens,
+    "parameters": lambda row, _: row.count.parameters,
+    "gpus to sample": lambda row, _: row.estimate.fewest_sampling_gpus,
+    "gpus for weights": lambda row, gpu: -(-WEIGHT_BYTES * row.count.parameters // gpu.memory),
+    "gpus for training states": lambda row, gpu: (
+        -(-TRAINING_BYTES * row.count.parameters // gpu.memory)
+    ),
+    "gpus equal to TPU v3-256": lambda _, gpu: (
+        128 * device_named("TPUv3").bf16_flops / gpu.bf16_flops
+    ),
+}
+
+
+def settings_of(values: Mapping[str, Any]) -> PlanSettings:
+    """Return the settings under ``plan``, by default with the sizes under ``data.batching``.
+
+    Raises ``ValueError`` naming a key that is not known or of a wrong type.
+    """
+    given = dict(values.get("plan") or {})
+    given.setdefault("sizes", ((values.get("data") or {}).get("batching") or {}).get("sizes") or [])
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(PlanSettings, "plan")
+    try:
+        settings = parser.instantiate(parser.parse_object(Namespace(plan=given))).plan
+    except ArgumentError as error:
+        raise ValueError(condense(str(error))) from error
+    if not settings.sizes and not all("size" in one for one in settings.variants.values()):
+        raise ValueError("plan.sizes is missing: say which sizes are planned, e.g. [17x256x256]")
+    for index, claim in enumerate(settings.claims):
+        if claim.quantity not in QUANTITIES:
+            raise ValueError(
+                f"plan.claims[{index}].quantity = {claim.quantity!r}: the quantities are "
+                f"{', '.join(QUANTITIES)}"
+            )
+        if claim.variant not in settings.variants:
+            raise ValueError(f"plan.claims[{index}].variant = {claim.variant!r} is no variant")
+    return settings
+
+
+def make_rows(values: Mapping[str, Any], settings: PlanSettings, source: Path) -> list[Row]:
+    """Count and estimate every size of every variant.
+
+    Raises ``ValueError`` if the model is missing, cannot be built or does not fit a size.
+    """
+    if not isinstance(values.get("model"), dict):
+        raise ValueError(f"{source}: has no key model: plan needs the YAML of a training")
+    device, rows = device_named(settings.device), []
+    for name, variant in (settings.variants or {"model": {}}).items():
+        model = merge(values["model"], variant.get("model") or {})
+        system = _system(model, source)
+        for text in [variant["size"]] if "size" in variant else settings.sizes:
+            counted = count(system, VideoSize.parse(text))
+            result = estimate(counted, device, settings.parallelism, settings.workload)
+            rows.append(Row(name, text, counted, result))
+    return rows
+
+
+def _system(model: dict[str, Any], source: Path) -> DiffusionSystem:
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*(meta parameter|saved during checkpointing).*")
+        system = build(LightningModule, model, source)
+    if not isinstance(system, DiffusionSystem):
+        raise ValueError(f"{source}: model is a {type(system).__name__}: plan a DiffusionSystem")
+    return system
+
+
+def verdict(claim: Claim, rows: list[Row], device: Device) -> tuple[bool, float]:
+    """Return True if a claim holds, and the value that was found."""
+    row = next(row for row in rows if row.variant == claim.variant)
+    found = float(QUANTITIES[claim.quantity](row, device))
+    return abs(found - claim.value) <= claim.tolerance * abs(found), found
