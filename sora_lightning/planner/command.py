@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sora_lightning.cli.sources import merge, read_yaml
-from sora_lightning.files import check_output
+from sora_lightning.files import check_output, find_config
 from sora_lightning.planner.devices import device_named
 from sora_lightning.planner.plan import PlanSettings, Row, make_rows, settings_of, verdict
 
@@ -25,13 +25,14 @@ def plan(
         json: Where everything that was counted and estimated is written.
         plot: Sampling FLOPs against tokens, a .png or .svg file.
     """
-    values = read_yaml(Path(config))
+    config = find_config(Path(config))
+    values = read_yaml(config)
     if delta is not None:
-        values = merge(values, read_yaml(Path(delta)))
+        values = merge(values, read_yaml(find_config(Path(delta))))
     for output in filter(None, (json, plot)):
         check_output(Path(output))
     settings = settings_of(values)
-    rows = make_rows(values, settings, Path(config))
+    rows = make_rows(values, settings, config)
     print(table(rows, settings))
     print("\n".join(verdicts(rows, settings)))
     if json is not None:

@@ -94,7 +94,7 @@ def settings_of(values: Mapping[str, Any]) -> PlanSettings:
         settings = parser.instantiate(parser.parse_object(Namespace(plan=given))).plan
     except ArgumentError as error:
         raise ValueError(condense(str(error))) from error
-    if not settings.sizes and not all("size" in one for one in settings.variants.values()):
+    if not settings.sizes and any("size" not in one for one in settings.variants.values() or [{}]):
         raise ValueError("plan.sizes is missing: say which sizes are planned, e.g. [17x256x256]")
     for index, claim in enumerate(settings.claims):
         if claim.quantity not in QUANTITIES:
@@ -128,7 +128,11 @@ def make_rows(values: Mapping[str, Any], settings: PlanSettings, source: Path) -
 def _system(model: dict[str, Any], source: Path) -> DiffusionSystem:
     with torch.device("meta"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*(meta parameter|saved during checkpointing).*")
-        system = build(LightningModule, model, source)
+        try:
+            system = build(LightningModule, model, source)
+        except ValueError as error:
+            message = str(error).removeprefix(f"{source}: ")
+            raise ValueError(f"{source}: {condense(message)}") from error
     if not isinstance(system, DiffusionSystem):
         raise ValueError(f"{source}: model is a {type(system).__name__}: plan a DiffusionSystem")
     return system

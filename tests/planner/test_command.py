@@ -1,0 +1,68 @@
+"""The command prints one table, or one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sora_lightning.__main__ import main
+
+_SMALL = {
+    "model": {
+        "class_path": "sora_lightning.systems.DiffusionSystem",
+        "init_args": {
+            "tokenizer": {
+                "class_path": "sora_lightning.tokenizers.ConvTokenizer",
+                "init_args": {"widths": [8, 8, 8, 8], "blocks_per_level": 1},
+            },
+            "conditioner": {"class_path": "sora_lightning.conditioning.Unconditional"},
+            "denoiser": {
+                "class_path": "sora_lightning.denoisers.DiT",
+                "init_args": {"size": "tiny"},
+            },
+        },
+    },
+    "plan": {"sizes": ["1x32x32", "5x32x32"]},
+}
+
+
+def _write(path: Path, values: dict) -> str:
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+def test_it_prints_a_column_a_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, output = _write(tmp_path / "plan.yaml", _SMALL), tmp_path / "plan.json"
+    assert main(["plan", "--config", config, "--json", str(output)]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("tokens")]
+    assert row.split() == ["tokens", "4", "8"]
+    assert [one["count"]["tokens"] for one in json.loads(output.read_text())] == [4, 8]
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"plan": {"sizes": ["17x32"]}}, "17x32"),
+        ({"plan": {"device": "H1000"}}, "device = 'H1000': the devices are"),
+        ({"plan": {"sizes": []}}, "plan.sizes is missing"),
+        (
+            {"model": {"init_args": {"tokenizer": {
+                "class_path": "sora_lightning.checkpoints.load_tokenizer",
+                "init_args": {"checkpoint": "nowhere.ckpt"},
+            }}}},
+            "nowhere.ckpt does not exist",
+        ),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_sentence(
+    values: dict, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, delta = _write(tmp_path / "plan.yaml", _SMALL), _write(tmp_path / "delta.yaml", values)
+    assert main(["plan", "--config", base, "--delta", delta]) == 2
+    error = capsys.readouterr().err.strip()
+    assert sentence in error
+    assert len(error.splitlines()) == 1
+    assert len(error) < 300
