@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import set_parsing_settings
+
+from sora_lightning.files import PACKAGE
 
 PACKAGES = (
     "sora_lightning",
@@ -47,6 +51,8 @@ def check_class_path(path: str) -> None:
     """Raise ``ValueError`` for an import path that a file may not name; import nothing."""
     trust_only_known_packages()
     steps = path.split(".")
+    if steps[0] == "evaluation":
+        check_evaluation()
     if not any(".".join(steps[:count]) in _trusted for count in range(1, len(steps) + 1)):
         raise ValueError(
             f"{path} is not built: a file may name classes of {', '.join(PACKAGES)}. "
@@ -64,9 +70,27 @@ def import_class(path: str) -> Any:
         raise ValueError(f"{path} cannot be imported ({error})") from error
 
 
+def check_evaluation() -> None:
+    """Raise ``ValueError`` where the package ``evaluation`` that Python finds is not the one that
+    was installed beside this one.
+    """
+    ours, found = PACKAGE.parent / "evaluation" / "__init__.py", find_spec("evaluation")
+    where = None if found is None else found.origin
+    if where is None or not Path(where).samefile(ours):
+        raise ValueError(
+            f"the package evaluation that Python finds is {where}, not {ours}: rename it, or start "
+            "from another folder"
+        )
+    if "sora_lightning" not in ours.read_text(encoding="utf-8"):
+        raise ValueError(
+            f"{ours} was overwritten by another distribution with a package evaluation: uninstall "
+            "that, and install sora-lightning again"
+        )
+
+
 def check_class_paths(configuration: Any) -> None:
     """Raise ``ValueError`` for the first ``class_path`` within that a file may not name."""
-    for path in _class_paths(configuration):
+    for path in class_paths(configuration):
         check_class_path(path)
 
 
@@ -89,11 +113,12 @@ def pop_trusted(arguments: list[str]) -> list[str]:
     return left
 
 
-def _class_paths(value: Any) -> Iterator[str]:
+def class_paths(value: Any) -> Iterator[str]:
+    """Yield every ``class_path`` within a configuration."""
     if isinstance(value, Mapping):
         if "class_path" in value:
             yield str(value["class_path"])
         value = list(value.values())
     if isinstance(value, list | tuple):
         for item in value:
-            yield from _class_paths(item)
+            yield from class_paths(item)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
@@ -38,6 +39,18 @@ def test_a_panel_a_run_is_drawn(runs: Path) -> None:
     curves(runs, runs / "losses.png")
     with Image.open(runs / "losses.png") as picture:
         assert picture.width > 2.5 * picture.height
+
+
+def test_runs_are_overlaid_with_a_line_each(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.append(figure))
+    curves(runs, runs / "losses.png", overlay=True)
+    training, validation = drawn[0].axes
+    assert (training.get_title(), validation.get_title()) == ("training", "validation")
+    for axes in drawn[0].axes:
+        assert [line.get_label() for line in axes.lines] == ["first", "second/version_0"]
+        assert axes.get_legend() is not None
+    assert validation.lines[0].get_xdata().tolist() == [59, 109]
 
 
 def test_a_folder_without_losses_and_another_format_are_refused(tmp_path: Path) -> None:

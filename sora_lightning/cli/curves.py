@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from sora_lightning.files import check_output
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _TAGS = {"train/loss": "training", "val/loss": "validation"}
 _COLOURS = {"train/loss": "#4878cf", "val/loss": "#d1495b"}
@@ -21,7 +24,7 @@ class Curve(NamedTuple):
     values: np.ndarray
 
 
-def curves(folder: Path, output: Path) -> None:
+def curves(folder: Path, output: Path, overlay: bool = False) -> None:
     """Draw the training and validation losses of every run below a folder, a panel a run.
 
     Training losses are drawn faintly as they were logged, and as a running mean over a twentieth of
@@ -30,6 +33,7 @@ def curves(folder: Path, output: Path) -> None:
     Args:
         folder: Where TensorBoard's event files are searched for, at any depth.
         output: The plot, a .png or .svg file.
+        overlay: Draw a panel for each of the two losses instead, and in it a line for each run.
     """
     folder, output = Path(folder), Path(output)
     if output.suffix not in (".png", ".svg"):
@@ -39,7 +43,8 @@ def curves(folder: Path, output: Path) -> None:
     runs = {run: losses for run, losses in runs.items() if losses}
     if not runs:
         raise ValueError(f"folder = {folder}: no event file below it holds any of {list(_TAGS)}")
-    draw_curves({_name(run, folder): losses for run, losses in runs.items()}, output)
+    named = {_name(run, folder): losses for run, losses in runs.items()}
+    (draw_overlay if overlay else draw_curves)(named, output)
     print(f"{len(runs)} runs drawn to {output}")
 
 
@@ -82,11 +87,33 @@ def draw_curves(runs: dict[str, dict[str, Curve]], output: Path) -> None:
             else:
                 axes.plot(*curve, color=colour, alpha=0.25, linewidth=0.8)
                 axes.plot(*running_mean(curve, len(curve.steps) // 20), color=colour, label=label)
-        axes.set(title=name, xlabel="optimizer steps", ylabel="loss", yscale="log")
-        axes.grid(which="both", alpha=0.2)
-        axes.legend(frameon=False)
+        _finish(axes, name)
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output)
+
+
+def draw_overlay(runs: dict[str, dict[str, Curve]], output: Path) -> None:
+    """Draw a panel for each loss with a line for each named run."""
+    from matplotlib.figure import Figure
+
+    width, height = _PANEL_INCHES
+    figure = Figure(figsize=(width * len(_TAGS), height), layout="constrained", dpi=110)
+    panels = figure.subplots(1, len(_TAGS), squeeze=False)[0]
+    for axes, (tag, label) in zip(panels, _TAGS.items(), strict=True):
+        for name, losses in runs.items():
+            if tag in losses:
+                curve = losses[tag]
+                axes.plot(*running_mean(curve, len(curve.steps) // 20), label=name)
+        _finish(axes, label)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output)
+
+
+def _finish(axes: Axes, title: str) -> None:
+    axes.set(title=title, xlabel="optimizer steps", ylabel="loss", yscale="log")
+    axes.grid(which="both", alpha=0.2)
+    if axes.lines:
+        axes.legend(frameon=False)
 
 
 def running_mean(curve: Curve, window: int) -> Curve:

@@ -37,7 +37,7 @@ from sora_lightning.cli.preflight import (
 from sora_lightning.cli.record import RunRecord
 from sora_lightning.cli.sources import merge, read_sources, with_found_configs
 from sora_lightning.data import VideoDataModule
-from sora_lightning.trust import trust_only_known_packages
+from sora_lightning.trust import check_evaluation, class_paths, trust_only_known_packages
 
 COMMANDS = ("fit", "validate", "predict")
 PARSER = {"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False}
@@ -224,6 +224,8 @@ def _check_whole(argv: list[str]) -> None:
             "model has no class_path: a YAML that varies another is given after it, "
             "--config BASE --config DELTA"
         )
+    if any(path.startswith("evaluation.") for path in class_paths(config)):
+        check_evaluation()
     given = model.get("init_args") if isinstance(model, dict) else None
     if not (isinstance(given, dict) and isinstance(data, dict) and "fps" in given):
         return

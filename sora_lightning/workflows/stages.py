@@ -24,6 +24,7 @@ from zipfile import is_zipfile
 
 from sora_lightning.cli.errors import Terminated
 from sora_lightning.files import PACKAGE, file_sha256, find_config
+from sora_lightning.trust import check_evaluation
 
 LIBRARY, EVALUATION = PACKAGE, PACKAGE.parent / "evaluation"  # sources that decide results
 _PROGRAMS = {"sora-lightning": ("-m", "sora_lightning"), "python": ()}
@@ -108,10 +109,12 @@ def run_stages(stages: Sequence[Stage], output: Path) -> None:
     """Run the stages that are not up to date, in order; stamps go to ``output/stages``.
 
     Raises:
-        ValueError: ``output`` holds something that no stage made, which a fresh start might remove.
+        ValueError: ``output`` holds something that no stage made, which a fresh start might remove;
+            or another package is named ``evaluation``, which stages run.
         StageFailed: A command failed; those after it did not run.
         KeyboardInterrupt: Passed on once the running command has saved what it saves.
     """
+    check_evaluation()
     stamps = output / "stages"
     if output.is_dir() and any(output.iterdir()) and not stamps.is_dir():
         raise ValueError(f"--output {output}: holds files of something else; choose another folder")

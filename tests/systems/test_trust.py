@@ -19,7 +19,7 @@ from sora_lightning.__main__ import main
 from sora_lightning.checkpoints import load_tokenizer
 from sora_lightning.interop.pretrained import converted_tokenizer
 from sora_lightning.systems import DiffusionSystem, TokenizerSystem
-from sora_lightning.trust import pop_trusted
+from sora_lightning.trust import check_evaluation, pop_trusted
 
 Payload = Callable[[Path], dict[str, Any]]
 
@@ -182,3 +182,22 @@ def test_a_trusted_package_is_built(
         load_tokenizer(Path("own.ckpt"))
     assert pop_trusted(["sample", "--trust", "my_models", "--seed=1"]) == ["sample", "--seed=1"]
     assert type(load_tokenizer(Path("own.ckpt"))).__name__ == "Own"
+
+
+def test_another_package_named_evaluation_is_refused_by_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check_evaluation()
+    other = tmp_path / "evaluation" / "__init__.py"
+    other.parent.mkdir()
+    other.write_text("raise RuntimeError('imported')")
+    monkeypatch.delitem(sys.modules, "evaluation")
+    monkeypatch.syspath_prepend(tmp_path)
+    root = Path(__file__).parents[2]
+    configs = ("demo/text_to_video", "text_to_video/scored")
+    assert main(["fit", *(f"--config={root}/experiments/{name}.yaml" for name in configs)]) == 2
+    said = f"the package evaluation that Python finds is {other}, not {root}/evaluation"
+    assert said in capsys.readouterr().err
+    monkeypatch.setattr("sora_lightning.trust.PACKAGE", tmp_path / "sora_lightning")
+    with pytest.raises(ValueError, match="was overwritten by another distribution"):
+        check_evaluation()
