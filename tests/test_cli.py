@@ -42,7 +42,8 @@ def test_help_needs_neither_torch_nor_lightning() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["data.manifest.index", "data.manifest.split", "data.synthetic", "cli.check"]
+    "module",
+    ["data.manifest.index", "data.manifest.split", "data.synthetic", "cli.check", "cli.sample"],
 )
 def test_commands_on_files_do_not_wait_for_lightning(module: str) -> None:
     code = f"import sys, sora_lightning.{module}; assert 'lightning' not in sys.modules"

@@ -14,7 +14,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from evaluation.inputs import read_entries
-from sora_lightning.cli import sample as sample_module
 from sora_lightning.cli.contact_sheet import contact_sheet, moving_sheet, save_animation
 from sora_lightning.cli.functions import run_function
 from sora_lightning.cli.sample import Request, sample, to_frames
@@ -59,7 +58,7 @@ def painter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Painter:
     monkeypatch.chdir(tmp_path)
     painter = Painter()
     loader = SimpleNamespace(from_checkpoint=lambda path: painter)
-    monkeypatch.setattr(sample_module, "DiffusionSystem", loader)
+    monkeypatch.setattr("sora_lightning.systems.DiffusionSystem", loader)
     Path("model.ckpt").write_bytes(b"weights")
     Path("prompts.txt").write_text("\n".join(_PROMPTS) + "\n\n")
     return painter

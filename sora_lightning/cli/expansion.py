@@ -5,17 +5,18 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import lightning as L
 import torch
 from torch.utils.data import DataLoader, RandomSampler
 
 from sora_lightning.captioner.expansion import TEMPLATE, LanguageModelExpansion, PromptExpansion
-from sora_lightning.checkpoints import load_system
 from sora_lightning.cli.errors import filter_warnings
 from sora_lightning.data.manifest.records import read_table
 from sora_lightning.files import check_output
-from sora_lightning.systems.expansion import ExpansionSystem
+
+if TYPE_CHECKING:
+    from sora_lightning.systems.expansion import ExpansionSystem
 
 # Beside a checkpoint of a text-to-video training, this file expands its prompts.
 BESIDE = "expansion.ckpt"
@@ -52,6 +53,9 @@ class Expansion:
             return None
         try:
             if not path.is_dir():
+                from sora_lightning.checkpoints import load_system  # imports Lightning
+                from sora_lightning.systems.expansion import ExpansionSystem
+
                 return load_system(ExpansionSystem, path).to(device).model
             expansion = LanguageModelExpansion(path, self.template, self.max_new_tokens)
         except ValueError as error:
@@ -81,6 +85,10 @@ def train_expansion(
         batch_size: Pairs a step.
         seed: Seed of the weights and of the order of pairs.
     """
+    import lightning as L  # here, since it takes seconds that no --help should wait for
+
+    from sora_lightning.systems.expansion import ExpansionSystem
+
     filter_warnings()
     for flag, number in (("--steps", steps), ("--batch-size", batch_size)):
         if number < 1:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,8 +31,10 @@ from sora_lightning.data.decoding.readers import read_frames
 from sora_lightning.data.manifest import ManifestRow, read_prompts
 from sora_lightning.files import file_sha256
 from sora_lightning.generation import SamplingConfig, VideoGenerator
-from sora_lightning.systems import DiffusionSystem
 from sora_lightning.types import VideoSize, as_levels
+
+if TYPE_CHECKING:
+    from sora_lightning.systems import DiffusionSystem
 
 _IMAGES = (".png", ".jpg", ".jpeg")
 _NUM_WORDS_SHOWN = 8
@@ -235,6 +237,8 @@ def _load(checkpoint: Path, task: str) -> DiffusionSystem:
     """Load a system for a task. Raises ``ValueError`` where it was not trained for it."""
     if not checkpoint.is_file():
         raise ValueError(f"--checkpoint {checkpoint}: no such file")
+    from sora_lightning.systems import DiffusionSystem  # imports Lightning, which takes seconds
+
     system = DiffusionSystem.from_checkpoint(checkpoint)
     if task == "instruct" and not system.known_frames.needs_source:
         raise ValueError(
