@@ -119,6 +119,8 @@ def check_trainer(trainer: Namespace) -> None:
     """Raise ``ValueError`` naming a key of the trainer that cannot be used here."""
     if (batches := trainer.accumulate_grad_batches) < 1:
         raise ValueError(f"trainer.accumulate_grad_batches = {batches}: must be 1 or more")
+    if not (clip := trainer.gradient_clip_val or 0.0) >= 0:
+        raise ValueError(f"trainer.gradient_clip_val = {clip}: must not be negative")
     if trainer.overfit_batches:
         raise ValueError(
             f"trainer.overfit_batches = {trainer.overfit_batches}: the data module plans the "
@@ -158,9 +160,9 @@ def _readable(path: Path, older: list[Path]) -> tuple[Path, dict[str, Any]]:
 def _check_unchanged(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise ``ValueError`` naming the first key of a model that a resumed training changes."""
     for name, part in now.items():
-        if _is_loaded(part):
-            continue  # the checkpoint holds what the function loaded
-        for key, was, given in _changes(before.get(name, part), part, name):
+        if name not in before or _is_loaded(part):
+            continue  # an argument newer than the checkpoint; it holds what a function loaded
+        for key, was, given in _changes(before[name], part, name):
             raise ValueError(
                 f"model.init_args.{key} = {given!r}: {path} was trained with {was!r}. Leave it as "
                 "it was, or start a new run from these weights with --checkpoint.start_from"

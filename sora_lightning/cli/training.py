@@ -92,16 +92,16 @@ class TrainingCLI(LightningCLI):
         config = self.config[command]
         if config.weights_only is False:
             raise ValueError("weights_only = False: a checkpoint that needs it may run any program")
+        # Not a link: with one, jsonargparse 4.53 takes no key of the model on the command line as
+        # soon as a function, such as load_tokenizer, is the class_path of a part.
+        if "fps" in config.model.init_args:
+            config.model.init_args.fps = config.data.fps
         check_trainer(config.trainer)
         config.ckpt_path = check_run_directory(
             command, config.run_dir, config.ckpt_path, config.model
         )
         check_inputs(config)
         check_latents(command, config)
-        # Not a link: with one, jsonargparse 4.53 takes no key of the model on the command line as
-        # soon as a function, such as load_tokenizer, is the class_path of a part.
-        if "fps" in config.model.init_args:
-            config.model.init_args.fps = config.data.fps
         check_sizes(config)
         _leave_cores_to(config.data.reading.num_workers)
 

@@ -239,6 +239,8 @@ _STOPPING = "lightning.pytorch.callbacks.EarlyStopping"
         ("max_time=2 hours", 2, "is not a valid duration"),
         ("limit_train_batches=1.5", 2, "invalid value 1.5 for limit_train_batches"),
         ("accumulate_grad_batches=0", 2, "trainer.accumulate_grad_batches = 0: must be 1 or more"),
+        # Gradients would be scaled by a negative number: the training would climb.
+        ("gradient_clip_val=-1", 2, "trainer.gradient_clip_val = -1: must not be negative"),
         ("overfit_batches=1", 2, "trainer.overfit_batches = 1: the data module plans"),
         (f"callbacks={_FINDER}", 2, "compare several by `sora-lightning ablate`"),
         (f"strategy={_MODEL_PARALLEL}", 2, "the systems do not shard their layers; take ddp"),

@@ -40,7 +40,8 @@ def assert_same_weights(first, second):
 
 @pytest.mark.parametrize("system", ["tokenizer", "diffusion"])
 def test_a_resumed_training_is_the_uninterrupted_one_to_the_bit(system, fit, tmp_path, request):
-    model = {"model": request.getfixturevalue(f"{system}_model")}
+    # Another rate than the default of the system, which takes it from the data.
+    model = {"model": request.getfixturevalue(f"{system}_model"), "data": {"fps": 6}}
     whole = fit(model, tmp_path / "whole", "--trainer.max_steps", "8")
     # The schedule depends on the last step: the first part is stopped, not planned shorter.
     part = fit(
