@@ -19,7 +19,8 @@ from sora_lightning.checkpoints import build
 from sora_lightning.tokenizers import VideoTokenizer
 from sora_lightning.types import TokenGrid
 
-_DDP = "module."  # before each name of a DistributedDataParallel
+# Before each name of a DistributedDataParallel, and of a compiled module.
+_WRAPPERS = ("module.", "_orig_mod.")
 _METADATA = "sora_lightning"  # the key of the safetensors metadata that holds the parts
 
 
@@ -113,9 +114,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def read_foreign(path: Path) -> dict[str, Tensor]:
     """Return the weights of a ``.safetensors`` file or of one that ``torch.save`` wrote.
 
-    Of a training's state these are its ``ema``, or else its ``model``. The prefix of
-    ``DistributedDataParallel`` is removed. Only tensors and plain values are unpickled. Raises
-    ``ValueError`` for a file that holds no weights.
+    Of a training's state these are its ``ema``, or else its ``model``. The prefixes of
+    ``DistributedDataParallel`` and ``torch.compile`` are removed. Only tensors and plain values are
+    unpickled. Raises ``ValueError`` for a file that holds no weights.
     """
     if path.suffix == ".safetensors":
         return _without_prefix(_read_safetensors(path)[0])
@@ -136,8 +137,10 @@ def read_foreign(path: Path) -> dict[str, Tensor]:
 
 
 def _without_prefix(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if weights and all(name.startswith(_DDP) for name in weights):
-        return {name.removeprefix(_DDP): tensor for name, tensor in weights.items()}
+    for prefix in _WRAPPERS:
+        if weights and all(name.startswith(prefix) for name in weights):
+            bare = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+            return _without_prefix(bare)
     return dict(weights)
 
 

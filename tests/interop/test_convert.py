@@ -51,6 +51,7 @@ def test_a_trainings_checkpoint_is_read_and_so_are_ddp_and_half_precision(tmp_pa
     files: list[tuple[dict, float]] = [
         (training, 0.0),
         ({f"module.{name}": tensor for name, tensor in weights.items()}, 0.0),
+        ({f"module._orig_mod.{name}": tensor for name, tensor in weights.items()}, 0.0),
         ({name: tensor.half() for name, tensor in weights.items()}, 1e-3),
         ({name: tensor.bfloat16() for name, tensor in weights.items()}, 1e-2),
     ]
