@@ -5,18 +5,19 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch.utils.data import DataLoader, RandomSampler
 
-from sora_lightning.captioner.expansion import TEMPLATE, LanguageModelExpansion, PromptExpansion
+from sora_lightning.captioner.expansion import (
+    TEMPLATE,
+    ExpansionModel,
+    LanguageModelExpansion,
+    PromptExpansion,
+)
 from sora_lightning.cli.errors import filter_warnings
 from sora_lightning.data.manifest.records import read_table
 from sora_lightning.files import check_output
-
-if TYPE_CHECKING:
-    from sora_lightning.systems.expansion import ExpansionSystem
 
 # Beside a checkpoint of a text-to-video training, this file expands its prompts.
 BESIDE = "expansion.ckpt"
@@ -98,7 +99,7 @@ def train_expansion(
     pairs = read_pairs(manifest, short, descriptive)
     system = ExpansionSystem()
     system.model.bpe.train_on(itertools.chain.from_iterable(pairs))
-    _check_context(system, manifest, pairs)
+    _check_context(system.model, manifest, pairs)
     order = torch.Generator().manual_seed(seed)
     sampler = RandomSampler(pairs, True, steps * batch_size, order)
     loader: DataLoader = DataLoader(pairs, batch_size, sampler=sampler, collate_fn=list)  # type: ignore[arg-type]
@@ -129,11 +130,11 @@ def read_pairs(manifest: Path, short: str, descriptive: str) -> list[tuple[str, 
     return list(itertools.chain.from_iterable(pairs))
 
 
-def _check_context(system: ExpansionSystem, manifest: Path, pairs: list[tuple[str, str]]) -> None:
+def _check_context(model: ExpansionModel, manifest: Path, pairs: list[tuple[str, str]]) -> None:
     """Raise ``ValueError`` naming the first pair beyond the context."""
-    context = system.model.tower.context
+    context = model.tower.context
     for short, long in pairs:
-        num_tokens = sum(map(len, system.model.bpe.pieces([short, long]))) + 3
+        num_tokens = sum(map(len, model.bpe.pieces([short, long]))) + 3
         if num_tokens > context:
             raise ValueError(
                 f"{manifest}: {short[:40]!r} and its description {long[:40]!r} have {num_tokens} "

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,15 +26,13 @@ from sora_lightning.cli.errors import filter_warnings
 from sora_lightning.cli.expansion import Expansion
 from sora_lightning.cli.geometry import check_size
 from sora_lightning.cli.sample_tasks import TASKS, Job, TaskInputs, check_inputs
+from sora_lightning.conditioning import Conditioner
 from sora_lightning.data.decoding.encode import write_video
 from sora_lightning.data.decoding.readers import read_frames
 from sora_lightning.data.manifest import ManifestRow, read_prompts
 from sora_lightning.files import file_sha256
 from sora_lightning.generation import SamplingConfig, VideoGenerator
 from sora_lightning.types import VideoSize, as_levels
-
-if TYPE_CHECKING:
-    from sora_lightning.systems import DiffusionSystem
 
 _IMAGES = (".png", ".jpg", ".jpeg")
 _NUM_WORDS_SHOWN = 8
@@ -180,7 +178,9 @@ def sample(
     rows = request.read()
     _check_output_name(output, request)
     _check_device(device)
-    system = _load(checkpoint, request.task).to(device)
+    from sora_lightning.cli.load_for_task import load_for_task  # imports Lightning: seconds
+
+    system = load_for_task(checkpoint, request.task).to(device)
     video_generator = system.video_generator(sampling)
     sizes = request.sizes(system.training_sizes)
     for size in sizes:
@@ -194,7 +194,7 @@ def sample(
     plan = [_planned(first, i, row, sizes, request) for i, row in enumerate(rows)]
     if request.task != "instruct":  # whose prompts are no descriptions
         plan = _expanded(plan, expansion.load(checkpoint, device))
-    _warn_of_unseen_words(system, [one.text for one in plan])
+    _warn_of_unseen_words(system.conditioner, [one.text for one in plan])
     if request.prompts is None:
         if plan[0].expanded is not None:
             print(f"{plan[0].prompt} -> {plan[0].text}")
@@ -233,29 +233,9 @@ def to_frames(videos: Float[Tensor, "b 3 F H W"]) -> UInt8[np.ndarray, "b F H W 
     return rearrange(as_levels(videos.detach().cpu()), "b c F H W -> b F H W c").numpy()
 
 
-def _load(checkpoint: Path, task: str) -> DiffusionSystem:
-    """Load a system for a task. Raises ``ValueError`` where it was not trained for it."""
-    if not checkpoint.is_file():
-        raise ValueError(f"--checkpoint {checkpoint}: no such file")
-    from sora_lightning.systems import DiffusionSystem  # imports Lightning, which takes seconds
-
-    system = DiffusionSystem.from_checkpoint(checkpoint)
-    if task == "instruct" and not system.known_frames.needs_source:
-        raise ValueError(
-            f"--task instruct: {checkpoint} was not trained on edits (its masks have no "
-            "VideoEditing)"
-        )
-    if TASKS[task].knows_frames and not system.known_frames.masks:
-        raise ValueError(
-            f"--task {task}: {checkpoint} was not trained on known frames (its known_frames has no "
-            "masks), and would ignore those that it is given"
-        )
-    return system
-
-
-def _warn_of_unseen_words(system: DiffusionSystem, prompts: list[str]) -> None:
+def _warn_of_unseen_words(conditioner: Conditioner, prompts: list[str]) -> None:
     """Warn of words whose meaning the text encoder cannot know."""
-    unseen = system.conditioner.unseen_words(prompts)
+    unseen = conditioner.unseen_words(prompts)
     if unseen:
         words = ", ".join(map(repr, unseen[:_NUM_WORDS_SHOWN]))
         more = f" and {len(unseen) - _NUM_WORDS_SHOWN} more" if unseen[_NUM_WORDS_SHOWN:] else ""
