@@ -2,6 +2,6 @@
 
 from sora_lightning.captioner.coca import CoCa
 from sora_lightning.captioner.pretrained import PretrainedCaptioner
-from sora_lightning.captioner.video_encoder import StructureTensorStem, VideoEncoder
+from sora_lightning.captioner.video_encoder import VideoEncoder
 
-__all__ = ["CoCa", "PretrainedCaptioner", "StructureTensorStem", "VideoEncoder"]
+__all__ = ["CoCa", "PretrainedCaptioner", "VideoEncoder"]

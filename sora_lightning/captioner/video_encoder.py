@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import torch
@@ -23,55 +22,13 @@ from sora_lightning.types import Compression
 Videos = Float[Tensor, "b 3 F H W"] | Sequence[Float[Tensor, "3 _F _H _W"]]
 """Clips of one size as a batch, or clips of any sizes as a list."""
 
-# Below the squared gradient of the weakest edge that counts, 0.1 of the pixels' range of 2.
-_SMALL = 1e-2
-
-
-class StructureTensorStem(nn.Module):
-    """Convolutions over the structure tensor of each pixel, the products of a video's derivatives
-    along time, rows and columns, summed over the colours.
-
-    An outline and its motion look the same in every colour and on every background, so that shapes
-    and directions are recognised in colours in which training never showed them. The products are
-    divided by the gradient's norm, hence they grow as contrast does.
-
-    Args:
-        channels: The channels of each convolution, which halves rows and columns.
-    """
-
-    def __init__(self, channels: Sequence[int] = (32, 64, 128)):
-        super().__init__()
-        if not channels:
-            raise ValueError("channels = []: must name the channels of at least one convolution")
-        self.stride, self.channels = 2 ** len(channels), channels[-1]
-        layers: list[nn.Module] = []
-        for fan_in, fan_out in itertools.pairwise((6, *channels)):
-            conv = nn.Conv3d(fan_in, fan_out, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
-            layers += [conv, nn.GELU(approximate="tanh")]
-        self.convolutions = nn.Sequential(*layers)
-
-    def forward(self, videos: Float[Tensor, "b 3 F H W"]) -> Float[Tensor, "b c F h w"]:
-        return self.convolutions(structure_tensor(videos))
-
-
-def structure_tensor(videos: Float[Tensor, "b 3 F H W"]) -> Float[Tensor, "b 6 F H W"]:
-    """Return ``J_ij / sqrt(J_tt + J_yy + J_xx)`` for tt, yy, xx, ty, tx, yx, by differences of
-    neighbours; ``J_ij`` is the sum over the colours of the product of two derivatives.
-    """
-    t = F.pad(videos.diff(dim=2), (0, 0, 0, 0, 1, 0))
-    y, x = F.pad(videos.diff(dim=3), (0, 0, 0, 1)), F.pad(videos.diff(dim=4), (0, 1))
-    pairs = ((t, t), (y, y), (x, x), (t, y), (t, x), (y, x))
-    products = torch.stack([(a * b).sum(1) for a, b in pairs], dim=1)
-    return products / (products[:, :3].sum(1, keepdim=True) + _SMALL).sqrt()
-
 
 class VideoEncoder(nn.Module):
     """Tubelets to tokens, and a transformer over them (ViViT, arXiv 2103.15691), for clips of any
     sizes in one sequence (NaViT, arXiv 2307.06304).
 
     ``tubelet`` counts frames, rows and columns of pixels of a token. Copies of the first frame fill
-    its tubelet, so an image is a video of one frame. A ``stem`` adds its features to the tokens;
-    its stride must divide the tubelet's rows and columns.
+    its tubelet, so an image is a video of one frame.
     """
 
     def __init__(
@@ -80,16 +37,11 @@ class VideoEncoder(nn.Module):
         tubelet: Sequence[int] = (4, 8, 8),
         layout: AttentionLayout | None = None,
         positions: Positions | None = None,
-        stem: StructureTensorStem | None = None,
     ):
         super().__init__()
         self.patch, self.width = Patch.of(tubelet), size.width
         self.compression = Compression(*tubelet)
         self.pixels_in = nn.Linear(3 * self.patch.volume, size.width)
-        self.stem = stem
-        if stem is not None:
-            self.stem_patch = _divided(self.patch, stem.stride)
-            self.stem_in = nn.Linear(stem.channels * self.stem_patch.volume, size.width)
         self.transformer = Transformer(size, layout or Joint(), positions or Positions())
         initialise(self)
 
@@ -108,20 +60,7 @@ class VideoEncoder(nn.Module):
         grids = [self.patch.grid(*clip.shape[2:]) for clip in filled]
         sequence = PackedSequence(grids, clips[0].device, kept=kept)
         tubelets = sequence.select([self.patch.patchify(clip) for clip in filled])
-        x = self.pixels_in(torch.cat(tubelets, dim=1))
-        if self.stem is not None:
-            features = [self.stem_patch.patchify(self.stem(clip)) for clip in filled]
-            x = x + self.stem_in(torch.cat(sequence.select(features), dim=1))
-        return self.transformer(x, sequence), sequence
-
-
-def _divided(patch: Patch, stride: int) -> Patch:
-    if patch.h % stride or patch.w % stride:
-        raise ValueError(
-            f"tubelet = {[patch.f, patch.h, patch.w]}: rows and columns must be multiples of "
-            f"{stride}, the stride of stem"
-        )
-    return Patch(patch.f, patch.h // stride, patch.w // stride)
+        return self.transformer(self.pixels_in(torch.cat(tubelets, dim=1)), sequence), sequence
 
 
 class AttentionPooler(nn.Module):
