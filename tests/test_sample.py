@@ -58,7 +58,7 @@ def painter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Painter:
     monkeypatch.chdir(tmp_path)
     painter = Painter()
     loader = SimpleNamespace(from_checkpoint=lambda path: painter)
-    monkeypatch.setattr("sora_lightning.systems.DiffusionSystem", loader)
+    monkeypatch.setattr("sora_lightning.cli.load_for_task.DiffusionSystem", loader)
     Path("model.ckpt").write_bytes(b"weights")
     Path("prompts.txt").write_text("\n".join(_PROMPTS) + "\n\n")
     return painter

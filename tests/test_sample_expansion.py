@@ -40,7 +40,7 @@ def painter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Painter:
     monkeypatch.chdir(tmp_path)
     painter = Painter()
     loader = SimpleNamespace(from_checkpoint=lambda path: painter)
-    monkeypatch.setattr("sora_lightning.systems.DiffusionSystem", loader)
+    monkeypatch.setattr("sora_lightning.cli.load_for_task.DiffusionSystem", loader)
 
     def load(self: Expansion, checkpoint: Path, device: str) -> Longer | None:
         return None if self.no_expand else Longer(str(self.expand))
