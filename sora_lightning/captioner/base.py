@@ -10,9 +10,10 @@ from torch import nn
 
 from sora_lightning.captioner.decoding import Decoding
 from sora_lightning.captioner.video_encoder import Videos
+from sora_lightning.configuration import KeepsArguments
 
 
-class Captioner(nn.Module, ABC):
+class Captioner(KeepsArguments, nn.Module, ABC):
     """Writes captions of clips."""
 
     @abstractmethod

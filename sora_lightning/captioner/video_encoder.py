@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sora_lightning.captioner.attention import Attention
+from sora_lightning.configuration import KeepsArguments
 from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.partitions import JOINT, AttentionLayout, Joint
 from sora_lightning.layers.patch import Patch
@@ -23,7 +24,7 @@ Videos = Float[Tensor, "b 3 F H W"] | Sequence[Float[Tensor, "3 _F _H _W"]]
 """Clips of one size as a batch, or clips of any sizes as a list."""
 
 
-class VideoEncoder(nn.Module):
+class VideoEncoder(KeepsArguments, nn.Module):
     """Tubelets to tokens, and a transformer over them (ViViT, arXiv 2103.15691), for clips of any
     sizes in one sequence (NaViT, arXiv 2307.06304).
 

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sora_lightning.configuration import KeepsArguments
 from sora_lightning.types import ImageTokens, as_levels
 
 Decode = Callable[[Tensor], Tensor]
@@ -26,7 +27,7 @@ Decode = Callable[[Tensor], Tensor]
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-class ImageEncoder(nn.Module, ABC):
+class ImageEncoder(KeepsArguments, nn.Module, ABC):
     """Turns a clip's first latent frame into tokens of the conditioner's width.
 
     Its input are latents in training and in sampling alike, since a cache serves no pixels.

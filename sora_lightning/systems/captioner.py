@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from jaxtyping import Float
@@ -16,7 +17,7 @@ from sora_lightning.captioner.coca import CaptionerOutput, contrastive_losses
 from sora_lightning.captioner.decoding import Decoding, Greedy
 from sora_lightning.captioner.named_words import NamedWords
 from sora_lightning.captioner.retrieval import Retrieval, caption_hashes
-from sora_lightning.checkpoints import load_system
+from sora_lightning.checkpoints import load_system, plain_hyperparameters
 from sora_lightning.data import VideoDataModule
 from sora_lightning.data.batching.native_sizes import check_geometry
 from sora_lightning.systems.batches import data_spec, mean_loss, no_losses
@@ -109,6 +110,8 @@ class CaptionerSystem(RecaptioningSystem):
         Raises ``ValueError`` for sizes that the tubelets do not divide, and for captions that are
         empty or beyond the context.
         """
+        if stage == "fit":
+            plain_hyperparameters(self)  # what cannot be saved is refused before the first step
         self._check_sizes()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if stage != "fit" or not isinstance(data, VideoDataModule):
@@ -192,6 +195,9 @@ class CaptionerSystem(RecaptioningSystem):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure(self, self.optimizer, self.warmup_steps)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["hyper_parameters"] = plain_hyperparameters(self)
 
 
 def _captions(data: VideoDataModule, manifest: Path) -> Iterator[tuple[Path, str]]:

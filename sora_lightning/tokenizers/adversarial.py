@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from sora_lightning.configuration import KeepsArguments
 from sora_lightning.tokenizers.discriminator import PatchDiscriminator3d
 
 # Bounds of the adaptive weight, and what keeps it finite (latent diffusion's code).
@@ -20,7 +21,7 @@ _GREATEST_WEIGHT, _LEAST_NORM = 1e4, 1e-4
 Mean = Callable[[Tensor], Tensor]
 
 
-class Adversarial(nn.Module):
+class Adversarial(KeepsArguments, nn.Module):
     """Hinge losses for both sides.
 
     The tokenizer's loss takes the discriminator with frozen weights, the discriminator's takes

@@ -6,8 +6,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from sora_lightning.configuration import KeepsArguments
 
-class PatchDiscriminator3d(nn.Module):
+
+class PatchDiscriminator3d(KeepsArguments, nn.Module):
     """``len(widths)`` convolutions that halve space (and time, if there is any), then one logit for
     each position: above 0 for real, below 0 for reconstructed.
 

@@ -11,6 +11,8 @@ import lightning as L
 import pytest
 import torch
 
+from sora_lightning.captioner import CoCa, VideoEncoder
+from sora_lightning.captioner.decoding import Greedy
 from sora_lightning.cli.functions import run_function
 from sora_lightning.cli.sample import sample
 from sora_lightning.conditioning import TextConditioner
@@ -20,8 +22,9 @@ from sora_lightning.denoisers import DiT
 from sora_lightning.diffusion import LogitNormal, SquaredError
 from sora_lightning.layers.partitions import FactorisedSelfAttention
 from sora_lightning.layers.transformer import TransformerSize
-from sora_lightning.systems import DiffusionSystem, TokenizerSystem
-from sora_lightning.tokenizers import ConvTokenizer
+from sora_lightning.systems import CaptionerSystem, DiffusionSystem, TokenizerSystem
+from sora_lightning.tokenizers import Adversarial, ConvTokenizer
+from sora_lightning.tokenizers.discriminator import PatchDiscriminator3d
 
 SIZE = TransformerSize(2, 24, 2)
 
@@ -103,13 +106,38 @@ def test_a_loaded_system_trains_on_and_is_saved_again(
     assert loaded.optimizer([torch.nn.Parameter(torch.zeros(1))]).defaults["lr"] == 2e-3
 
 
-def test_a_tokenizer_built_by_hand_is_loaded_too(data: VideoDataModule, tmp_path: Path) -> None:
-    system = TokenizerSystem(build_tokenizer())
-    trainer = build_trainer(tmp_path)
+def _saved(system: L.LightningModule, data: VideoDataModule, folder: Path) -> Path:
+    trainer = build_trainer(folder)
     trainer.fit(system, data)
-    trainer.save_checkpoint(tmp_path / "tokenizer.ckpt")
-    loaded = TokenizerSystem.from_checkpoint(tmp_path / "tokenizer.ckpt").tokenizer
-    assert loaded.fingerprint() == system.tokenizer.fingerprint()
+    trainer.save_checkpoint(folder / "system.ckpt")
+    return folder / "system.ckpt"
+
+
+@pytest.mark.parametrize(
+    "adversarial", [None, Adversarial(PatchDiscriminator3d([4, 8]), weight=0.1, adaptive=False)]
+)
+def test_a_tokenizer_built_by_hand_is_loaded_too(
+    adversarial: Adversarial | None, data: VideoDataModule, tmp_path: Path
+) -> None:
+    system = TokenizerSystem(build_tokenizer(), adversarial=adversarial)
+    loaded = TokenizerSystem.from_checkpoint(_saved(system, data, tmp_path))
+    assert loaded.tokenizer.fingerprint() == system.tokenizer.fingerprint()
+    if adversarial is not None:
+        assert loaded.adversarial is not None
+        assert loaded.adversarial.weight == 0.1
+        weights = loaded.adversarial.state_dict()
+        assert all(torch.equal(weights[k], v) for k, v in adversarial.state_dict().items())
+
+
+def test_a_captioner_built_by_hand_is_loaded_too(data: VideoDataModule, tmp_path: Path) -> None:
+    encoder = VideoEncoder(SIZE, tubelet=(4, 8, 8))
+    captioner = CoCa(encoder, SIZE, num_queries=2, vocab_size=300, context=128)
+    system = CaptionerSystem(captioner, named_words={"colour": ["red", "green"]})
+    loaded = CaptionerSystem.from_checkpoint(_saved(system, data, tmp_path))
+    assert loaded.captioner.fingerprint() == system.captioner.fingerprint()
+    videos, decoding = torch.zeros(1, 3, 5, 16, 16), Greedy()
+    captions = [s.captioner.caption(videos, decoding, []) for s in (system.eval(), loaded)]
+    assert captions[0] == captions[1]
 
 
 def test_what_a_file_cannot_describe_is_refused_before_the_first_step(
