@@ -93,6 +93,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             source = f"runs/demo/data/{name if name in ('val', 'test') else 'train'}.jsonl"
             files = ("--manifest", source, "--output", f"runs/captions/{name}.jsonl")
             _run("simulate-captions", *files, *faults)
+        described = {"train": "third", "val": "val_described"}
+        for split, name in described.items():
+            files = ("--manifest", f"runs/demo/data/{split}.jsonl", "--output")
+            _run("simulate-captions", *files, f"runs/captioner/data/{name}.jsonl")
+        _run("fit", "--config", "experiments/captioner/short.yaml", "--data.fps=8", *_SMALL, *_FEW)
         (folder / "runs/ablations").mkdir()
         for name in ("data", "latents"):
             (folder / "runs/ablations" / name).symlink_to(f"../demo/{name}")
