@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,6 +12,7 @@ from sora_lightning.files import check_output
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _TAGS = {"train/loss": "training", "val/loss": "validation"}
 _COLOURS = {"train/loss": "#4878cf", "val/loss": "#d1495b"}
@@ -44,7 +46,7 @@ def curves(folder: Path, output: Path, overlay: bool = False) -> None:
     if not runs:
         raise ValueError(f"folder = {folder}: no event file below it holds any of {list(_TAGS)}")
     named = {_name(run, folder): losses for run, losses in runs.items()}
-    (draw_overlay if overlay else draw_curves)(named, output)
+    (draw_overlay if overlay else draw_curves)(named).savefig(output)
     print(f"{len(runs)} runs drawn to {output}")
 
 
@@ -72,13 +74,9 @@ def read_scalars(run: Path) -> dict[str, Curve]:
     return found
 
 
-def draw_curves(runs: dict[str, dict[str, Curve]], output: Path) -> None:
+def draw_curves(runs: dict[str, dict[str, Curve]]) -> Figure:
     """Draw a panel for each named run, side by side."""
-    from matplotlib.figure import Figure
-
-    width, height = _PANEL_INCHES
-    figure = Figure(figsize=(width * len(runs), height), layout="constrained", dpi=110)
-    panels = figure.subplots(1, len(runs), squeeze=False)[0]
+    figure, panels = _panels(len(runs))
     for axes, (name, losses) in zip(panels, runs.items(), strict=True):
         for tag, curve in losses.items():
             colour, label = _COLOURS[tag], _TAGS[tag]
@@ -88,25 +86,27 @@ def draw_curves(runs: dict[str, dict[str, Curve]], output: Path) -> None:
                 axes.plot(*curve, color=colour, alpha=0.25, linewidth=0.8)
                 axes.plot(*running_mean(curve, len(curve.steps) // 20), color=colour, label=label)
         _finish(axes, name)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output)
+    return figure
 
 
-def draw_overlay(runs: dict[str, dict[str, Curve]], output: Path) -> None:
+def draw_overlay(runs: dict[str, dict[str, Curve]]) -> Figure:
     """Draw a panel for each loss with a line for each named run."""
-    from matplotlib.figure import Figure
-
-    width, height = _PANEL_INCHES
-    figure = Figure(figsize=(width * len(_TAGS), height), layout="constrained", dpi=110)
-    panels = figure.subplots(1, len(_TAGS), squeeze=False)[0]
+    figure, panels = _panels(len(_TAGS))
     for axes, (tag, label) in zip(panels, _TAGS.items(), strict=True):
         for name, losses in runs.items():
             if tag in losses:
                 curve = losses[tag]
                 axes.plot(*running_mean(curve, len(curve.steps) // 20), label=name)
         _finish(axes, label)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output)
+    return figure
+
+
+def _panels(number: int) -> tuple[Figure, Sequence[Axes]]:
+    from matplotlib.figure import Figure
+
+    width, height = _PANEL_INCHES
+    figure = Figure(figsize=(width * number, height), layout="constrained", dpi=110)
+    return figure, figure.subplots(1, number, squeeze=False)[0]
 
 
 def _finish(axes: Axes, title: str) -> None:

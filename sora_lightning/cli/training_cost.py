@@ -45,7 +45,7 @@ class Training:
 
     def with_model(self, model: dict[str, Any]) -> Training:
         """Return the training with another model. Raises ``ValueError`` if it cannot be built."""
-        with _on_meta():
+        with on_meta():
             system = build(LightningModule, model, "the model")
         return replace(self, model=model, system=system)
 
@@ -69,7 +69,7 @@ class _MetaCLI(TrainingCLI):
         self.config[self.subcommand].trainer.callbacks = None
 
     def instantiate_classes(self) -> None:
-        with _on_meta():
+        with on_meta():
             super().instantiate_classes()
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -179,7 +179,9 @@ def _diffuse(system: DiffusionSystem, size: VideoSize, num_clips: int) -> Tensor
 
 
 @contextmanager
-def _on_meta() -> Iterator[None]:
+def on_meta() -> Iterator[None]:
+    """Build modules on the meta device, without the warnings that this brings."""
     with torch.device("meta"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*meta parameter.*")  # a checkpoint's weights
+        # Of a checkpoint's weights, and of parts among a system's hyperparameters.
+        warnings.filterwarnings("ignore", ".*(meta parameter|saved during checkpointing).*")
         yield

@@ -109,5 +109,4 @@ def draw(rows: Sequence[Row], output: Path) -> None:
     axes.set(xlabel="tokens", ylabel="FLOPs of a sample", xscale="log", yscale="log")
     axes.grid(which="both", alpha=0.2)
     axes.legend(frameon=False)
-    output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output)

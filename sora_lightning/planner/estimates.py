@@ -41,8 +41,8 @@ class Parallelism:
 
 @dataclass(frozen=True)
 class Workload:
-    """What is to be done: ``batch`` clips on each replica for ``steps`` optimizer steps, and videos
-    of ``sampling_steps`` steps with ``guidance_passes`` forward passes each.
+    """A training of ``batch`` clips on each replica for ``steps`` optimizer steps, and samples of
+    ``sampling_steps`` steps with ``guidance_passes`` forward passes each.
 
     ``utilisation`` is the share of the peak that is reached; ``price`` is that of a GPU-hour.
     """

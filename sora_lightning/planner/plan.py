@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch import LightningModule
 
 from sora_lightning.checkpoints import build
 from sora_lightning.cli.explain import condense
 from sora_lightning.cli.sources import merge
+from sora_lightning.cli.training_cost import on_meta
 from sora_lightning.planner.counting import Count, count
 from sora_lightning.planner.devices import Device, device_named
 from sora_lightning.planner.estimates import (
@@ -126,8 +125,7 @@ def make_rows(values: Mapping[str, Any], settings: PlanSettings, source: Path) -
 
 
 def _system(model: dict[str, Any], source: Path) -> DiffusionSystem:
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*(meta parameter|saved during checkpointing).*")
+    with on_meta():
         try:
             system = build(LightningModule, model, source)
         except ValueError as error:
