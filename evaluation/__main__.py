@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.models.frame_tasks.protocol import TaskProtocol
+from sora_lightning.cli.errors import FAILED, INTERRUPTED, REFUSED
 from sora_lightning.cli.functions import run_function
 from sora_lightning.trust import pop_trusted
 
-_REFUSED, _INTERRUPTED = 2, 130
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code: 0, 2 for a user's error, 130 if interrupted."""
+    """Run one command and return the exit code: 0, 1 for files that cannot be used, 2 for a user's
+    error, 130 if interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = arguments.pop(0) if arguments and arguments[0] in _VERBS else ""
     if verb in ("compare", "seeds"):
@@ -33,10 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         run_function(program, _VERBS.get(verb, score), pop_trusted(arguments))
     except KeyboardInterrupt:
         print("\ninterrupted; the same command resumes sampling", file=sys.stderr)
-        return _INTERRUPTED
+        return INTERRUPTED
     except ValueError as error:
         print(f"evaluation: {error}", file=sys.stderr)
-        return _REFUSED
+        return REFUSED
+    except OSError as error:
+        print(f"evaluation: {error}", file=sys.stderr)
+        return FAILED
     return 0
 
 

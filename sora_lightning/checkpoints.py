@@ -122,8 +122,12 @@ def load_system(kind: type[System], path: Path | str, use_ema: bool = True) -> S
     Raises ``ValueError`` if the file is missing, no checkpoint, or holds another kind of system.
     """
     checkpoint = read_checkpoint(path)
-    default = f"{kind.__module__}.{kind.__qualname__}"
-    class_path = str(checkpoint["hyper_parameters"].get("_class_path", default))
+    class_path = checkpoint["hyper_parameters"].get("_class_path")
+    if not isinstance(class_path, str):
+        raise ValueError(
+            f"{path} does not name the system that it holds (hyper_parameters._class_path): it was "
+            "saved by another program"
+        )
     try:
         held = import_class(class_path)
     except ValueError as error:

@@ -236,6 +236,12 @@ def test_what_cannot_be_evaluated_is_refused_at_once(
     assert not (tmp_path / "report").exists()
 
 
+def test_a_path_that_no_file_can_have_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--videos", "a" * 300, "--protocol", "demo"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "File name too long" in line
+
+
 def _spoilt(root: Path, samples: Path) -> Path:
     """Folders whose first video or row is wrong in one way, and whose others are right."""
     rows = [json.loads(row) for row in (samples / "prompts.jsonl").read_text().splitlines()]

@@ -237,6 +237,9 @@ def test_wrong_files_are_refused_by_name(tmp_path, tokenizer_checkpoint):
     torch.save({"weights": 1}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match=r"other\.ckpt is no Lightning checkpoint"):
         load_tokenizer(tmp_path / "other.ckpt")
+    torch.save({"state_dict": {}, "hyper_parameters": {"lr": 0.1}}, tmp_path / "foreign.ckpt")
+    with pytest.raises(ValueError, match=r"foreign\.ckpt does not name the system that it holds"):
+        DiffusionSystem.from_checkpoint(tmp_path / "foreign.ckpt")
     with pytest.raises(ValueError, match="holds a TokenizerSystem, not a DiffusionSystem"):
         DiffusionSystem.from_checkpoint(tokenizer_checkpoint)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -87,10 +88,13 @@ def read_table(source: Path) -> Iterator[ManifestRow]:
 
 
 def clip_id(columns: Row) -> str:
-    """Return the clip_id of a row that ``ManifestRow.record`` accepts."""
+    """Return the clip_id of a row that ``ManifestRow.record`` accepts; ``a.mp4`` and ``./a.mp4``
+    are one clip.
+    """
     end_s = columns.get("end_s")
     window = [columns.get("start_s") or 0.0, math.inf if end_s is None else end_s]
-    return hashlib.sha256(json.dumps([columns["path"], *window]).encode()).hexdigest()[:16]
+    path = os.path.normpath(columns["path"])
+    return hashlib.sha256(json.dumps([path, *window]).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

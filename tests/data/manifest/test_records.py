@@ -69,6 +69,7 @@ GOOD = {"path": "a.mp4", "caption": "x"}
         ({"path": "b.mp4", "caption": "x", "start_s": 2, "end_s": 1}, "end_s = 1: .* start_s = 2"),
         ({"path": "b.mp4", "caption": "x", "start_s": float("nan")}, "start_s = nan: must be"),
         ({"path": "a.mp4", "caption": "again"}, "clips.jsonl:2: path .* is in line 1"),
+        ({"path": "./a.mp4", "caption": "again"}, "clips.jsonl:2: path .* is in line 1"),
     ],
 )
 def test_a_wrong_row_is_named(row: object, message: str, tmp_path: Path) -> None:
