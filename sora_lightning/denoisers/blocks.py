@@ -175,19 +175,27 @@ class TimeEmbedding(nn.Module):
     """Sinusoids of the step ``scale * t + offset``, at least 0, through a two-layer perceptron.
 
     ``scale`` is the number of steps from data to noise: DiT's is 1000, SiT's 1. The public DiT
-    counts its steps from 0, so that step n is t = (n + 1) / 1000: ``offset`` is -1 there.
+    counts its steps from 0, so that step n is t = (n + 1) / 1000: ``offset`` is -1 there. The
+    initial weights' standard deviation is DiT's 0.02; with ``base_width`` that of the second layer
+    is 0.02 at this width and falls as 1 / sqrt(width) (muP, arXiv 2203.03466).
     """
 
     def __init__(
-        self, width: int, num_frequencies: int = 256, scale: float = 1000.0, offset: float = 0.0
+        self,
+        width: int,
+        num_frequencies: int = 256,
+        scale: float = 1000.0,
+        offset: float = 0.0,
+        base_width: int | None = None,
     ):
         super().__init__()
         self.scale, self.offset = scale, offset
         self.num_frequencies = num_frequencies
         self.hidden = nn.Linear(num_frequencies, width)
         self.out = nn.Linear(width, width)
-        for layer in (self.hidden, self.out):
-            nn.init.normal_(layer.weight, std=0.02)  # DiT initialises both so
+        self.base_width = base_width
+        nn.init.normal_(self.hidden.weight, std=0.02)
+        nn.init.normal_(self.out.weight, std=0.02 * ((base_width or width) / width) ** 0.5)
 
     def forward(self, t: Float[Tensor, "*r"]) -> Float[Tensor, "*r d"]:
         step = self.scale * t.to(torch.promote_types(t.dtype, torch.float32)) + self.offset

@@ -32,7 +32,7 @@ from sora_lightning.generation import SamplingConfig, VideoGenerator
 from sora_lightning.systems.batches import data_spec, mean_loss, no_losses, packed_latents
 from sora_lightning.systems.data_checks import check_diffusion_data, warn_of_later_frames
 from sora_lightning.systems.draws import GroupDraws, make_rng, training_draws
-from sora_lightning.systems.optimizers import OptimizerFactory, adamw, configure
+from sora_lightning.systems.optimizers import MaximalUpdate, OptimizerFactory, adamw, configure
 from sora_lightning.systems.time_bins import LossPerTime, fixed_draws
 from sora_lightning.systems.weak_model import load_weak_model
 from sora_lightning.tokenizers import VideoTokenizer
@@ -54,7 +54,8 @@ class DiffusionSystem(L.LightningModule):
             none are.
         drop_condition: The share of clips that train without their caption, for classifier-free
             guidance.
-        optimizer: A factory that is called with the parameter groups.
+        optimizer: A factory that is called with the parameter groups; ``MaximalUpdate`` scales its
+            learning rate with the denoiser's width.
         warmup_steps: Steps in which the learning rate grows.
         fps: Frames per second that the training clips are read at.
         seed: Seed of the random numbers of training and validation.
@@ -69,7 +70,7 @@ class DiffusionSystem(L.LightningModule):
         objective: Objective | None = None,
         known_frames: KnownFrameConditioning | None = None,
         drop_condition: float = 0.1,
-        optimizer: OptimizerFactory = adamw,
+        optimizer: OptimizerFactory | MaximalUpdate = adamw,
         warmup_steps: int = 100,
         fps: float = 8.0,
         seed: int = 0,

@@ -13,7 +13,8 @@ from sora_lightning.layers.positions.absolute import Fractional, Learned, Learne
 from sora_lightning.layers.positions.relative import RelativeSelfAttention
 from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.systems.optimizers.muon import NEWTON_SCHULZ, MuonAdamW, orthogonalise
-from sora_lightning.systems.optimizers.schedule import parameter_groups, warmup_cosine
+from sora_lightning.systems.optimizers.parameters import parameter_groups
+from sora_lightning.systems.optimizers.schedule import warmup_cosine
 from sora_lightning.tokenizers.vivit_encoder import ViViT
 
 

@@ -1,11 +1,19 @@
 """Optimizers, their parameter groups and the learning-rate schedule."""
 
+from sora_lightning.systems.optimizers.maximal_update import MaximalUpdate
 from sora_lightning.systems.optimizers.muon import MuonAdamW
-from sora_lightning.systems.optimizers.schedule import (
+from sora_lightning.systems.optimizers.parameters import (
     OptimizerFactory,
     adamw,
-    configure,
     parameter_groups,
 )
+from sora_lightning.systems.optimizers.schedule import configure
 
-__all__ = ["MuonAdamW", "OptimizerFactory", "adamw", "configure", "parameter_groups"]
+__all__ = [
+    "MaximalUpdate",
+    "MuonAdamW",
+    "OptimizerFactory",
+    "adamw",
+    "configure",
+    "parameter_groups",
+]

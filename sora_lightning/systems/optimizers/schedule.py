@@ -1,7 +1,7 @@
-"""Parameter groups and the learning-rate schedule of all systems."""
+"""The learning-rate schedule of all systems, and their optimizers over it."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -9,34 +9,9 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
-from torch.optim import AdamW, Optimizer
 
-OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
-
-
-def adamw(parameters: Iterable[Any]) -> Optimizer:
-    """AdamW at 1e-4 without decay, as DiT trains; the default of systems."""
-    return AdamW(parameters, lr=1e-4, weight_decay=0.0)
-
-
-def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """Return the trainable parameters in two groups: weights of linear and convolutional layers
-    (``is_matrix``), and all others.
-
-    Only the first is decayed, and only the first may be orthogonalised. The others are gains,
-    biases and tables, whose rows are vectors by themselves: embeddings, learned positions and
-    tokens, relative biases, adaLN tables.
-    """
-    layers = (m for m in module.modules() if isinstance(m, nn.Linear | _ConvNd))
-    weights = {id(layer.weight) for layer in layers}
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    matrices = [p for p in trainable if id(p) in weights]
-    others = [p for p in trainable if id(p) not in weights]
-    return [
-        {"params": matrices, "is_matrix": True},
-        {"params": others, "is_matrix": False, "weight_decay": 0.0},
-    ]
+from sora_lightning.systems.optimizers.maximal_update import MaximalUpdate
+from sora_lightning.systems.optimizers.parameters import OptimizerFactory, parameter_groups
 
 
 def warmup_cosine(step: int, warmup_steps: int, total_steps: int, floor: float = 0.02) -> float:
@@ -51,7 +26,7 @@ def warmup_cosine(step: int, warmup_steps: int, total_steps: int, floor: float =
 
 def configure(
     system: L.LightningModule,
-    optimizer: OptimizerFactory,
+    optimizer: OptimizerFactory | MaximalUpdate,
     warmup_steps: int,
     trained: nn.Module | None = None,
     apart: Sequence[dict[str, Any]] = (),
@@ -60,7 +35,10 @@ def configure(
 
     Parameter groups in ``apart`` have settings of their own.
     """
-    built = optimizer([*parameter_groups(system if trained is None else trained), *apart])
+    trained = system if trained is None else trained
+    if isinstance(optimizer, MaximalUpdate):
+        optimizer = optimizer.for_module(trained)
+    built = optimizer([*parameter_groups(trained), *apart])
     total_steps = int(system.trainer.estimated_stepping_batches)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         built, partial(warmup_cosine, warmup_steps=warmup_steps, total_steps=total_steps)
