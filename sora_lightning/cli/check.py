@@ -19,6 +19,7 @@ from sora_lightning.data.manifest.records import ClipRecord
 from sora_lightning.files import find_config
 
 if TYPE_CHECKING:
+    from sora_lightning.cli.training_cost import Training
     from sora_lightning.data import VideoDataModule
 
 
@@ -29,7 +30,7 @@ def check(
     filters: list[str] | None = None,
 ) -> None:
     """Print how many clips each rule removes, and why, and what a step of the training costs.
-    Nothing is trained or written.
+    Nothing is trained or written. What ``fit`` would refuse is listed, and the exit code is then 2.
 
     Args:
         config: The YAML of a training. Its sizes, frame rate and filters are applied to its
@@ -48,12 +49,23 @@ def check(
     values: dict[str, Any] = {}
     for path in paths:
         values = merge(values, read_yaml(path))
-    data = _data_of(values, paths[0], manifest, filters)
+    training, problem = None, None
+    if "model" in values:
+        try:
+            training = _training(paths, values, manifest)
+        except ValueError as error:
+            problem = error
+    try:
+        data = _data_of(values, paths[0], manifest, filters)
+    except ValueError as error:
+        raise problem or error from None
     for path, assignment in data.check().items():
         total = assignment.num_clips + assignment.num_removed
         print(f"{path}: {assignment.num_clips} of {total} clips take part\n{assignment}")
-    if "model" in values:
-        print(_cost(paths, data))
+    if problem is not None:
+        raise problem
+    if training is not None:
+        print(_cost(training, data))
 
 
 def _data_of(
@@ -71,25 +83,26 @@ def _data_of(
     return build(VideoDataModule, data, "data")
 
 
-def _cost(configs: list[Path], data: VideoDataModule) -> str:
-    """Return a line for each size of a training's steps, or why its cost cannot be counted."""
-    from sora_lightning.cli.training_cost import (
-        build_training,
-        flops_per_s,
-        num_parameters,
-        step_costs,
-    )
+def _training(configs: list[Path], values: dict[str, Any], manifest: Path | None) -> Training:
+    """Build what ``fit`` would train. Raises its ``ValueError`` with a line for each problem."""
+    from sora_lightning.cli.training_cost import build_training
 
     given = [part for path in configs for part in ("--config", str(path))]
-    for key, path in (("manifest", data.manifest), ("val_manifest", data.val_manifest)):
-        given += [f"--data.{key}", str(path or data.manifest)]
+    if manifest is not None:
+        given += ["--data.manifest", str(manifest), "--data.val_manifest", str(manifest)]
+    with TemporaryDirectory() as run_dir:  # the training's own may hold one already
+        return build_training([*given, "--run_dir", run_dir])
+
+
+def _cost(training: Training, data: VideoDataModule) -> str:
+    """Return a line for each size of a training's steps, or why its cost cannot be counted."""
+    from sora_lightning.cli.training_cost import flops_per_s, num_parameters, step_costs
+
     try:
-        with TemporaryDirectory() as run_dir:  # the training's own may hold one already
-            training = build_training([*given, "--run_dir", run_dir])
         costs = step_costs(training)
         speed = flops_per_s(training, costs)
     except ValueError as error:
-        return f"what a step costs is not known yet: {error}"
+        return f"what a step costs is not known: {error}"
     # How many steps of each size an epoch has; packs are counted as if of one size.
     clips = data.check()[data.manifest].clips
     shares = [len(clips.get(cost.size, ())) / cost.num_clips for cost in costs]

@@ -1,17 +1,18 @@
-"""One sentence for a refused configuration: the key, its file, its value, and what is valid.
+"""One sentence for each mistake in a refused configuration: the key, its file, its value, and what
+is valid.
 
 jsonargparse decides what is accepted; its message for a mistake deep within nested classes is a
 block of nested attempts. After a refusal, this module walks the same files and arguments along the
-signatures of the classes that they name, and reports the first mistake it meets. What it cannot
-explain comes back as jsonargparse put it, condensed.
+signatures of the classes that they name, and reports every mistake it meets. What it cannot explain
+comes back as jsonargparse put it, condensed.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
-from typing import Any, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar, get_args
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -30,18 +31,18 @@ _NOISE = re.compile(
 )
 
 
-class Mistake(Exception):
-    """The first error in a configuration; ``path`` is its key as on the command line."""
+class Mistake(NamedTuple):
+    """An error in a configuration; ``path`` is its key as on the command line."""
 
-    def __init__(self, path: str, sentence: str) -> None:
-        super().__init__(sentence)
-        self.path = path
+    path: str
+    sentence: str
 
 
 def explain_refusal(
     message: str, argv: list[str], groups: Mapping[str, Any], linked: frozenset[str] = frozenset()
 ) -> str:
-    """Explain why ``argv`` (arguments after the command, with ``--config``) was refused.
+    """Return a line for each reason why ``argv`` (arguments after the command, with ``--config``)
+    was refused.
 
     Args:
         message: What jsonargparse said.
@@ -53,13 +54,17 @@ def explain_refusal(
     config: dict[str, Any] = {}
     for source in sources:
         config = merge(config, source.values)
-    try:
-        _check_keys(config, dict.fromkeys(groups), "", "the configuration")
-        for key, value in config.items():
-            _check_value(value, groups[key], key, linked)
-    except Mistake as mistake:
-        return f"{mistake}{_origin(mistake.path, sources)}"
-    return condense(message)
+    mistakes = [
+        *_key_mistakes(config, dict.fromkeys(groups), "", "the configuration"),
+        *(
+            mistake
+            for key in config
+            if key in groups
+            for mistake in _value_mistakes(config[key], groups[key], key, linked)
+        ),
+    ]
+    lines = [f"{mistake.sentence}{_origin(mistake.path, sources)}" for mistake in mistakes]
+    return "\n".join(lines) or condense(message)
 
 
 def build(kind: type[T], values: Any, key: str = "") -> T:
@@ -71,10 +76,11 @@ def build(kind: type[T], values: Any, key: str = "") -> T:
     trust_only_known_packages()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, "built")
+    if mistakes := list(_value_mistakes(values, kind, key, frozenset())):
+        raise ValueError("\n".join(mistake.sentence for mistake in mistakes))
     try:
-        _check_value(values, kind, key, frozenset())
         return parser.instantiate(parser.parse_object({"built": values})).built
-    except (Mistake, ArgumentError) as error:
+    except ArgumentError as error:
         raise ValueError(condense(str(error))) from error
 
 
@@ -84,49 +90,58 @@ def condense(message: str) -> str:
     return " ".join(line.removeprefix("- ") for line in lines if not _NOISE.match(line))
 
 
-def _check_value(value: Any, hint: Any, path: str, linked: frozenset[str]) -> None:
+def _value_mistakes(value: Any, hint: Any, path: str, linked: frozenset[str]) -> Iterator[Mistake]:
     group = _group_class(hint)
     if isinstance(value, dict) and "class_path" in value:
-        _check_class(value, hint, path, linked)
+        yield from _class_mistakes(value, hint, path, linked)
     elif isinstance(value, dict) and group is not None:
-        _check_parameters(value, Signature.of(group), path, linked)
+        yield from _parameter_mistakes(value, Signature.of(group), path, linked)
     elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
         for index, item in enumerate(value):
-            _check_value(item, item_hint(hint), f"{path}[{index}]", linked)
+            yield from _value_mistakes(item, item_hint(hint), f"{path}[{index}]", linked)
     elif is_dataclass(hint) or not _accepts(hint, value):
-        raise Mistake(path, f"{path or 'the file'} = {_shown(value)}: expected {name_of(hint)}")
+        yield Mistake(path, f"{path or 'the file'} = {_shown(value)}: expected {name_of(hint)}")
 
 
-def _check_class(value: dict[str, Any], hint: Any, path: str, linked: frozenset[str]) -> None:
-    _check_keys(value, dict.fromkeys(_CLASS_KEYS), path, "an object given by class_path")
+def _class_mistakes(
+    value: dict[str, Any], hint: Any, path: str, linked: frozenset[str]
+) -> Iterator[Mistake]:
+    found = list(
+        _key_mistakes(value, dict.fromkeys(_CLASS_KEYS), path, "an object given by class_path")
+    )
     class_path = str(value["class_path"])
     try:
         target = find_target(class_path)
     except ValueError as error:
-        raise Mistake(
-            f"{path}.class_path", f"{path}.class_path = {class_path!r}: {error}"
-        ) from error
-    if target is None:
+        key = f"{path}.class_path"
+        yield Mistake(key, f"{key} = {class_path!r}: {error}")
         return
-    signature = Signature.of(target).without_first(callable_arity(hint))
-    _check_parameters(value.get("init_args") or {}, signature, f"{path}.init_args", linked)
-    if "." in path and not _accepts(hint, value):
-        raise Mistake(path, f"{path}: {class_path} does not fit here: expected {name_of(hint)}")
+    if target is not None:
+        signature = Signature.of(target).without_first(callable_arity(hint))
+        given = value.get("init_args") or {}
+        found += _parameter_mistakes(given, signature, f"{path}.init_args", linked)
+        if not found and "." in path and not _accepts(hint, value):
+            expected = f"expected {name_of(hint)}"
+            found.append(Mistake(path, f"{path}: {class_path} does not fit here: {expected}"))
+    yield from found
 
 
-def _check_parameters(values: Any, signature: Signature, path: str, linked: frozenset[str]) -> None:
+def _parameter_mistakes(
+    values: Any, signature: Signature, path: str, linked: frozenset[str]
+) -> Iterator[Mistake]:
     if not isinstance(values, dict):
-        raise Mistake(
-            path, f"{path} = {_shown(values)}: expected the parameters of {signature.name}"
-        )
+        sentence = f"{path} = {_shown(values)}: expected the parameters of {signature.name}"
+        yield Mistake(path, sentence)
+        return
     if not signature.takes_anything:
-        _check_keys(values, signature.hints, path, signature.name)
+        yield from _key_mistakes(values, signature.hints, path, signature.name)
     for key, value in values.items():
-        _check_value(value, signature.hints.get(key, Any), _below(path, key), linked)
+        hint = signature.hints.get(key, Any)
+        yield from _value_mistakes(value, hint, _below(path, key), linked)
     for key in signature.required:
         full = _below(path, key)
         if key not in values and full not in linked:
-            raise Mistake(full, f"{full} is missing: {signature.name} needs it")
+            yield Mistake(full, f"{full} is missing: {signature.name} needs it")
 
 
 def _below(path: str, key: object) -> str:
@@ -143,11 +158,14 @@ def _group_class(hint: Any) -> type | None:
     return members[0] if len(members) == 1 and isinstance(members[0], type) else None
 
 
-def _check_keys(values: dict[str, Any], valid: Mapping[str, Any], path: str, owner: str) -> None:
+def _key_mistakes(
+    values: dict[str, Any], valid: Mapping[str, Any], path: str, owner: str
+) -> Iterator[Mistake]:
     for key in values:
         if key not in valid:
             full = _below(path, key)
-            raise Mistake(full, f"{full}: no such key in {owner}. {suggestion(str(key), valid)}")
+            sentence = f"{full}: no such key in {owner}. {suggestion(str(key), valid)}"
+            yield Mistake(full, sentence)
 
 
 def _accepts(hint: Any, value: Any) -> bool:

@@ -33,6 +33,23 @@ from sora_lightning.types import VideoSize
 _INPUTS = frozenset({"manifest", "val_manifest", "latents", "checkpoint", "start_from"})
 
 
+class Problems(list[str]):
+    """Sentences about what is wrong with a configuration, to be raised together."""
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note a ``ValueError`` raised within, and go on."""
+        try:
+            yield
+        except ValueError as error:
+            self.append(str(error))
+
+    def raise_all(self) -> None:
+        """Raise a ``ValueError`` with a line for each problem, if there is any."""
+        if self:
+            raise ValueError("\n".join(self))
+
+
 def check_run_directory(
     command: str, run_dir: Path | None, ckpt_path: str | None, model: Namespace
 ) -> str | None:
@@ -194,17 +211,17 @@ def _changes(before: Any, now: Any, path: str) -> Iterator[tuple[str, Any, Any]]
 
 
 def check_inputs(config: Namespace) -> None:
-    """Raise ``ValueError`` naming key and path of the first file that a configuration reads and
-    that is not there."""
-    for key, value in leaves(config.as_dict()):
-        if (
-            key.rpartition(".")[2] in _INPUTS
-            and isinstance(value, str | Path)
-            and not Path(value).exists()
-        ):
-            raise ValueError(
-                f"{key} = {str(value)!r}: there is no such file or folder{_instead(Path(value))}"
-            )
+    """Raise ``ValueError`` naming key and path of each file that a configuration reads and that is
+    not there."""
+    missing = [
+        f"{key} = {str(value)!r}: there is no such file or folder{_instead(Path(value))}"
+        for key, value in leaves(config.as_dict())
+        if key.rpartition(".")[2] in _INPUTS
+        and isinstance(value, str | Path)
+        and not Path(value).exists()
+    ]
+    if missing:
+        raise ValueError("\n".join(missing))
 
 
 def check_latents(command: str, config: Namespace) -> None:
@@ -231,7 +248,7 @@ def check_latents(command: str, config: Namespace) -> None:
 
 
 def check_sizes(config: Namespace) -> None:
-    """Raise ``ValueError`` naming the first size of ``data.batching`` that the tokenizer and the
+    """Raise ``ValueError`` naming each size of ``data.batching`` that the tokenizer and the
     denoiser cannot cut evenly.
 
     Their geometry is read from the objects themselves, built on the meta device, where weights take
@@ -256,15 +273,18 @@ def check_sizes(config: Namespace) -> None:
         packing = config.data.packing
         with _named("data.packing"):
             check_geometry(packing.compression, packing.patch, tokenizer.compression, patch)
+    problems = Problems()
     for key in ("data.batching.sizes", "data.batching.predict_sizes"):
         texts = config.get(key) or []
         if isinstance(texts, Namespace):
             with _named(key):
                 texts = list(map(str, SizeFamily(**texts.as_dict()).sizes()))
         for index, text in enumerate(texts):
-            with _named(f"{key}[{index}]"):
-                size = VideoSize.parse(text)
-            check_size(f"{key}[{index}]", size, tokenizer.compression, patch)
+            with problems.noted():
+                with _named(f"{key}[{index}]"):
+                    size = VideoSize.parse(text)
+                check_size(f"{key}[{index}]", size, tokenizer.compression, patch)
+    problems.raise_all()
 
 
 def _build(hint: Any, name: str, parts: dict[str, Any], *first: int) -> Any:

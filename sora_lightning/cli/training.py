@@ -27,6 +27,7 @@ from sora_lightning.callbacks.writers import CaptionWriter, LatentWriter
 from sora_lightning.cli.errors import Terminated, filter_warnings, refused_as
 from sora_lightning.cli.explain import explain_refusal
 from sora_lightning.cli.preflight import (
+    Problems,
     check_inputs,
     check_latents,
     check_run_directory,
@@ -96,13 +97,18 @@ class TrainingCLI(LightningCLI):
         # soon as a function, such as load_tokenizer, is the class_path of a part.
         if "fps" in config.model.init_args:
             config.model.init_args.fps = config.data.fps
-        check_trainer(config.trainer)
-        config.ckpt_path = check_run_directory(
-            command, config.run_dir, config.ckpt_path, config.model
-        )
-        check_inputs(config)
-        check_latents(command, config)
-        check_sizes(config)
+        problems = Problems()
+        with problems.noted():
+            check_trainer(config.trainer)
+        with problems.noted():
+            config.ckpt_path = check_run_directory(
+                command, config.run_dir, config.ckpt_path, config.model
+            )
+        with problems.noted():
+            check_inputs(config)
+            check_latents(command, config)
+            check_sizes(config)
+        problems.raise_all()
         _leave_cores_to(config.data.reading.num_workers)
 
     def _set_seed(self) -> None:

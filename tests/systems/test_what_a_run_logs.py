@@ -106,10 +106,35 @@ def test_check_says_beforehand_what_a_step_costs(
     assert int(clips) == 4
     assert float(flops) == pytest.approx(logged(run_dir)[2]["cost/flops_per_step"], rel=5e-3)
     assert float(minutes) == pytest.approx(10 * float(seconds), abs=1)
-    config["model"]["init_args"]["tokenizer"]["init_args"]["widths"] = [8]
-    path.write_text(yaml.safe_dump({key: config[key] for key in ("model", "data")}))
-    assert main(["check", "--config", str(path)]) == 0
-    assert "what a step costs is not known yet: model.init_args.tok" in capsys.readouterr().out
+
+
+def test_check_lists_every_problem(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    held = {key: config[key] for key in ("model", "data", "trainer")}
+    path = tmp_path / "training.yaml"
+
+    def problems() -> list[str]:
+        path.write_text(yaml.safe_dump(held))
+        assert main(["check", "--config", str(path)]) == 2
+        said = capsys.readouterr()
+        assert "4 of 4 clips take part" in said.out
+        return said.err.splitlines()
+
+    held["data"]["batching"]["sizes"] = ["5x15x16", "5x16x17"]
+    held["trainer"]["accumulate_grad_batches"] = 0
+    first, *others = problems()
+    assert first.endswith("trainer.accumulate_grad_batches = 0: must be 1 or more")
+    assert [line.partition(" = ")[0] for line in others] == [
+        "data.batching.sizes[0]",
+        "data.batching.sizes[1]",
+    ]
+    held["model"]["init_args"]["tokenizer"]["init_args"]["widths"] = "wide"
+    held["model"]["init_args"]["seeed"] = 1
+    said = "\n".join(problems())
+    assert "model.init_args.seeed: no such key in TokenizerSystem. Did you mean seed?" in said
+    assert "model.init_args.tokenizer.init_args.widths = 'wide': expected" in said
 
 
 def test_a_training_that_waits_for_data_names_the_slowest_file_and_the_remedy_once(
