@@ -288,11 +288,16 @@ def check_sizes(config: Namespace) -> None:
 
 
 def _build(hint: Any, name: str, parts: dict[str, Any], *first: int) -> Any:
-    """Build the part of that name; call it with ``first`` where it is a factory."""
+    """Build the part of that name; call it with ``first`` where it is a factory, or check that a
+    denoiser was built for them.
+    """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--part", type=hint)
     with _named(f"model.init_args.{name}"):
         part = parser.instantiate(parser.parse_object({"part": parts[name]})).part
+        if isinstance(part, Denoiser):
+            part.factory(*first)
+            return part
         return part(*first) if first else part
 
 

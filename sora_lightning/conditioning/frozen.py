@@ -28,6 +28,7 @@ class FrozenTextEncoder(Conditioner):
     """
 
     digest: Tensor
+    padded = False  # True where the tokens of padding are meant to be read
 
     def __init__(self, network: nn.Module, width: int, fingerprint: str):
         super().__init__(width)
@@ -81,7 +82,7 @@ class CachedText(Conditioner):
             with torch.no_grad(), torch.autocast(self.encoder.digest.device.type, enabled=False):
                 encoded = self.encoder.encode(missing)
             for index, text in enumerate(missing):
-                found[text] = _unpadded(encoded, index)
+                found[text] = _one(encoded, index, self.encoder.padded)
                 self._write(text, found[text])
         return _float(_batch([found[text] for text in texts], self.encoder.digest.device))
 
@@ -91,9 +92,10 @@ class CachedText(Conditioner):
 
     def _read(self, caption: str) -> dict[str, Tensor] | None:
         try:
-            return load_file(self._path(caption))
+            found = load_file(self._path(caption))
         except (FileNotFoundError, SafetensorError):  # absent, or damaged by a full disk
             return None
+        return found if "mask" in found else None
 
     def _write(self, caption: str, tensors: dict[str, Tensor]) -> None:
         if not (self.training or self.folder.is_dir()):
@@ -109,16 +111,24 @@ def _float(condition: Condition) -> Condition:
     return Condition(condition.tokens.float(), condition.mask, condition.pooled.float())
 
 
-def _unpadded(batch: Condition, index: int) -> dict[str, Tensor]:
-    """Return one clip's tokens and pooled vector on the CPU, in memory of their own."""
-    tokens, pooled = batch.tokens[index, batch.mask[index]], batch.pooled[index]
-    return {"tokens": tokens.cpu().contiguous(), "pooled": pooled.cpu().clone()}
+def _one(batch: Condition, index: int, padded: bool) -> dict[str, Tensor]:
+    """Return one clip's tokens, those of padding too if ``padded``, their mask, and pooled vector
+    on the CPU, in memory of their own.
+    """
+    mask = batch.mask[index]
+    kept = torch.ones_like(mask) if padded else mask
+    values = {
+        "tokens": batch.tokens[index, kept],
+        "mask": mask[kept],
+        "pooled": batch.pooled[index],
+    }
+    return {name: value.cpu().clone() for name, value in values.items()}
 
 
 def _batch(clips: list[dict[str, Tensor]], device: torch.device) -> Condition:
     """Return a condition, padded with zeros after each clip's tokens."""
-    tokens = nn.utils.rnn.pad_sequence([one["tokens"] for one in clips], batch_first=True)
-    lengths = torch.tensor([len(one["tokens"]) for one in clips])
-    mask = torch.arange(tokens.shape[1]) < lengths[:, None]
+    pad = nn.utils.rnn.pad_sequence
+    tokens = pad([one["tokens"] for one in clips], batch_first=True)
+    mask = pad([one["mask"] for one in clips], batch_first=True)
     pooled = torch.stack([one["pooled"] for one in clips])
     return Condition(tokens.to(device), mask.to(device), pooled.to(device))

@@ -39,6 +39,9 @@ class PretrainedText(FrozenTextEncoder):
         tokenizer: Folder of the tokenizer, if it is another one, as in pipelines of diffusers.
         max_tokens: By default CLIP's context, or 512.
         dtype: Type that the embeddings are computed in. These models are used in bfloat16.
+        padded: Give each caption ``max_tokens`` tokens, and let the encoder attend to those of
+            padding, as the pipelines of LTX-Video (128) and CogVideoX (226) do. The mask still says
+            which tokens are the caption's.
 
     Raises ``ValueError`` for a folder without such an encoder, its weights or its tokenizer.
     """
@@ -49,6 +52,7 @@ class PretrainedText(FrozenTextEncoder):
         tokenizer: Path | None = None,
         max_tokens: int | None = None,
         dtype: Literal["bfloat16", "float32"] = "bfloat16",
+        padded: bool = False,
     ):
         self.folder = Path(folder)
         network = _network(self.folder, dtype)
@@ -58,8 +62,11 @@ class PretrainedText(FrozenTextEncoder):
             limit = f"2 to {most}, the encoder's context" if most else "at least 2"
             raise ValueError(f"max_tokens = {self.max_tokens}: must be {limit}")
         tokenizer_of = _tokenizer(self.folder if tokenizer is None else Path(tokenizer))
-        facts = json.dumps([self.max_tokens, dtype]), tokenizer_of.backend_tokenizer.to_str()
-        super().__init__(network, network.config.hidden_size, fingerprint(network, *facts))
+        options = [self.max_tokens, dtype, *(["padded"] if padded else [])]
+        facts = json.dumps(options), tokenizer_of.backend_tokenizer.to_str()
+        digest = bytes(32).hex() if network.device.type == "meta" else fingerprint(network, *facts)
+        super().__init__(network, network.config.hidden_size, digest)
+        self.padded = padded
         self.tokenizer = tokenizer_of
         self._warned = False
 
@@ -68,11 +75,17 @@ class PretrainedText(FrozenTextEncoder):
 
     def encode(self, captions: list[str]) -> Condition:
         self._warn_of_cut(captions)
-        padded = self.tokenizer(
-            captions, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        read = self.tokenizer(
+            captions,
+            padding="max_length" if self.padded else True,
+            truncation=True,
+            max_length=self.max_tokens,
+            return_tensors="pt",
         ).to(self.digest.device)
-        mask = padded["attention_mask"].bool()
-        output = self.network(padded["input_ids"], attention_mask=padded["attention_mask"])
+        mask = read["attention_mask"].bool()
+        output = self.network(
+            read["input_ids"], attention_mask=None if self.padded else read["attention_mask"]
+        )
         tokens = output.last_hidden_state  # b l d
         if "pooler_output" in output:
             return Condition(tokens, mask, output.pooler_output)
@@ -106,13 +119,16 @@ def _network(folder: Path, dtype: str) -> Any:
             f"folder = {str(folder)!r}: holds a {kind}; a text encoder is one of "
             f"{', '.join(_CLASSES)}"
         )
+    if torch.empty(0).is_meta:  # where a configuration is checked, its widths alone are needed
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        kept = config.text_config if kind == "clip" else config
+        return getattr(transformers, _CLASSES[kind])(kept)
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # no table of a whole model's other weights
     try:
-        with torch.device("cpu"):  # also where a configuration is checked on the meta device
-            network, info = getattr(transformers, _CLASSES[kind]).from_pretrained(
-                folder, local_files_only=True, dtype=getattr(torch, dtype), output_loading_info=True
-            )
+        network, info = getattr(transformers, _CLASSES[kind]).from_pretrained(
+            folder, local_files_only=True, dtype=getattr(torch, dtype), output_loading_info=True
+        )
     except OSError as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"folder = {str(folder)!r}: has no weights to read: {reason}") from error

@@ -3,6 +3,7 @@
 from sora_lightning.denoisers.base import Denoiser
 from sora_lightning.denoisers.caching import CachedDenoiser, FeatureCaching
 from sora_lightning.denoisers.dit import DiT, DiTParts
+from sora_lightning.denoisers.pretrained import pretrained_denoiser
 from sora_lightning.denoisers.published import image_dit, latte
 from sora_lightning.denoisers.sizes import SIZES
 from sora_lightning.denoisers.uvit import UViT
@@ -17,4 +18,5 @@ __all__ = [
     "UViT",
     "image_dit",
     "latte",
+    "pretrained_denoiser",
 ]

@@ -26,6 +26,7 @@ from sora_lightning.diffusion.paths import (
     Path,
     RectifiedFlow,
     ScaledLinearBetas,
+    ShiftedBetas,
     Transition,
     VarianceExploding,
     VariancePreserving,
@@ -39,11 +40,13 @@ from sora_lightning.diffusion.predictions import (
     V,
     Velocity,
 )
+from sora_lightning.diffusion.pretrained import pretrained_objective, pretrained_times
 from sora_lightning.diffusion.samplers import DDIM, DDPM, Sampler, UniPC, dpm_solver, euler, heun
 from sora_lightning.diffusion.self_conditioning import SelfConditioned, with_own_estimate
 from sora_lightning.diffusion.times import (
     LogitNormal,
     LogNormalSigma,
+    SizeShift,
     TrainingTimes,
     Uniform,
     karras_times,
@@ -78,6 +81,8 @@ __all__ = [
     "Sampler",
     "ScaledLinearBetas",
     "SelfConditioned",
+    "ShiftedBetas",
+    "SizeShift",
     "SquaredError",
     "TrainingTimes",
     "Transition",
@@ -96,6 +101,8 @@ __all__ = [
     "flow_edit",
     "heun",
     "karras_times",
+    "pretrained_objective",
+    "pretrained_times",
     "rescaled",
     "spaced_times",
     "uniform_times",

@@ -137,6 +137,25 @@ class CosineBetas(Betas):
 
 
 @dataclass(frozen=True)
+class ShiftedBetas(Betas):
+    """Betas of which the signal-to-noise ratio is divided by ``shift`` at each step: more noise for
+    ``shift`` > 1 (CogVideoX, arXiv 2408.06072, trains its 2B model with 3).
+    """
+
+    betas: Betas
+    shift: float
+
+    def __post_init__(self) -> None:
+        if self.shift <= 0:
+            raise ValueError(f"shift = {self.shift} must be positive")
+
+    def __call__(self, num_steps: int) -> Float[Tensor, " {num_steps}"]:
+        alpha_squared = (1 - self.betas(num_steps)).cumprod(0)
+        shifted = alpha_squared / (self.shift + (1 - self.shift) * alpha_squared)
+        return 1 - shifted / torch.cat([shifted.new_ones(1), shifted[:-1]])
+
+
+@dataclass(frozen=True)
 class VariancePreserving(Path):
     """``alpha^2 + sigma^2 = 1``, with the alphas of a discrete diffusion.
 

@@ -82,17 +82,39 @@ class Uniform(ShiftedTimes):
 
 
 @dataclass(frozen=True)
+class SizeShift:
+    """A shift whose logarithm is linear in the number of tokens, through two points (the schedules
+    of FLUX and LTX-Video in diffusers).
+    """
+
+    num_tokens: tuple[int, int]
+    log_shifts: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        if not 0 < self.num_tokens[0] < self.num_tokens[1]:
+            raise ValueError(f"num_tokens = {self.num_tokens}: must be positive and rising")
+
+    def __call__(self, num_tokens: int | Tensor) -> float | Tensor:
+        (n_0, n_1), (low, high) = self.num_tokens, self.log_shifts
+        log_shift = low + (high - low) * (num_tokens - n_0) / (n_1 - n_0)
+        return log_shift.exp() if isinstance(log_shift, Tensor) else math.exp(log_shift)
+
+
+@dataclass(frozen=True)
 class LogitNormal(ShiftedTimes):
     """Training times whose logit is normal (arXiv 2403.03206, section 3.1), then shifted.
 
-    A positive ``mean`` favours noise.
+    A positive ``mean`` favours noise. ``by_size`` takes the place of ``shift`` and ``base_tokens``.
     """
 
     mean: float = 0.0
     std: float = 1.0
+    by_size: SizeShift | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.by_size is not None and (self.shift != 1 or self.base_tokens is not None):
+            raise ValueError(f"by_size = {self.by_size}: takes the place of shift and base_tokens")
         if self.std <= 0:
             raise ValueError(f"std = {self.std} must be positive")
 
@@ -101,6 +123,13 @@ class LogitNormal(ShiftedTimes):
     ) -> Float[Tensor, " b"]:
         t = torch.sigmoid(self.mean + self.std * normal)
         return shift_time(t, self._shift(num_tokens))
+
+    def _shift(self, num_tokens: NumTokens) -> float | Tensor:
+        if self.by_size is None:
+            return super()._shift(num_tokens)
+        if num_tokens is None:
+            raise ValueError(f"by_size = {self.by_size} asks for the clips' num_tokens")
+        return self.by_size(num_tokens)
 
 
 @dataclass(frozen=True)

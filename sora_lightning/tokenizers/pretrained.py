@@ -1,4 +1,5 @@
-"""Pretrained autoencoders of diffusers as tokenizers: of images, Wan, CogVideoX and HunyuanVideo.
+"""Pretrained autoencoders of diffusers as tokenizers: of images, Wan, LTX-Video, CogVideoX and
+HunyuanVideo.
 
 diffusers is imported only if a network is built. Compression, channels and the latents' published
 statistics are read from its configuration.
@@ -29,7 +30,7 @@ def pretrained_tokenizer(path: Path) -> VideoTokenizer:
     """Return the frozen autoencoder of a folder that diffusers' ``save_pretrained`` wrote.
 
     Of a pipeline's folder it is the one named ``vae``. Raises ``ValueError`` for a folder without
-    configuration or weights, and for any class but these four.
+    configuration or weights, and for any class but these five.
     """
     path = Path(path)
     file = path / "config.json"
@@ -48,6 +49,7 @@ def pretrained_tokenizer(path: Path) -> VideoTokenizer:
     except OSError as error:
         raise ValueError(f"{path}: the weights cannot be read: {error}") from error
     tokenizer.vae.load_state_dict(loaded.state_dict())
+    _normalise_as_published(tokenizer, tokenizer.vae)
     class_path = f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}"
     tokenizer.specification = {"class_path": class_path, "init_args": {"config": config}}
     return tokenizer.requires_grad_(False).eval()
@@ -61,7 +63,7 @@ class ImageTokenizer(FramewiseTokenizer):
         space = 2 ** (len(vae.config.block_out_channels) - 1)
         super().__init__(Compression(1, space, space), vae.config.latent_channels)
         self.vae = vae
-        _normalise_as_published(self, vae.config)
+        _normalise_as_published(self, vae)
 
     def image_moments(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n d h w"]:
         """See ``FramewiseTokenizer``."""
@@ -84,7 +86,7 @@ class WanTokenizer(CausalTokenizer):
         time = 2 ** sum(vae.config.temperal_downsample[:halvings])
         super().__init__(Compression(time, space, space), vae.config.z_dim)
         self.vae = vae
-        _normalise_as_published(self, vae.config)
+        _normalise_as_published(self, vae)
 
     def posterior_step(
         self, video: Float[Tensor, "b 3 F H W"], past: list[Any] | None
@@ -135,7 +137,7 @@ class CogVideoXTokenizer(VideoTokenizer):
         compression = Compression(int(vae.config.temporal_compression_ratio), space, space)
         super().__init__(compression, vae.config.latent_channels)
         self.vae = vae
-        _normalise_as_published(self, vae.config)
+        _normalise_as_published(self, vae)
 
     def posterior(self, video: Float[Tensor, "b 3 F H W"]) -> DiagonalGaussian:
         """See ``VideoTokenizer``."""
@@ -168,7 +170,7 @@ class HunyuanVideoTokenizer(VideoTokenizer):
         space, time = vae.config.spatial_compression_ratio, vae.config.temporal_compression_ratio
         super().__init__(Compression(time, space, space), vae.config.latent_channels)
         self.vae = vae
-        _normalise_as_published(self, vae.config)
+        _normalise_as_published(self, vae)
 
     def posterior(self, video: Float[Tensor, "b 3 F H W"]) -> DiagonalGaussian:
         """See ``VideoTokenizer``."""
@@ -179,9 +181,33 @@ class HunyuanVideoTokenizer(VideoTokenizer):
         return self.vae.decode(latents).sample
 
 
+class LTXTokenizer(VideoTokenizer):
+    """``AutoencoderKLLTXVideo`` of LTX-Video (arXiv 2501.00103). Its decoder sees later frames.
+
+    A decoder that takes a time, as of LTX-Video 0.9.1, gets 0: latents without noise.
+    """
+
+    def __init__(self, config: Config):
+        vae = _new("AutoencoderKLLTXVideo", config)
+        space, time = vae.spatial_compression_ratio, vae.temporal_compression_ratio
+        super().__init__(Compression(time, space, space), vae.config.latent_channels)
+        self.vae = vae
+        _normalise_as_published(self, vae)
+
+    def posterior(self, video: Float[Tensor, "b 3 F H W"]) -> DiagonalGaussian:
+        """See ``VideoTokenizer``."""
+        return DiagonalGaussian.from_moments(self.vae.encode(video).latent_dist.parameters)
+
+    def decode_raw(self, latents: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b 3 F H W"]:
+        """See ``VideoTokenizer``."""
+        time = latents.new_zeros(len(latents)) if self.vae.config.timestep_conditioning else None
+        return self.vae.decode(latents, time).sample
+
+
 _KINDS: dict[str, Any] = {
     "AutoencoderKL": ImageTokenizer,
     "AutoencoderKLWan": WanTokenizer,
+    "AutoencoderKLLTXVideo": LTXTokenizer,
     "AutoencoderKLCogVideoX": CogVideoXTokenizer,
     "AutoencoderKLHunyuanVideo": HunyuanVideoTokenizer,
 }
@@ -203,18 +229,20 @@ def _new(name: str, config: Config) -> Any:
     return vae
 
 
-def _normalise_as_published(tokenizer: VideoTokenizer, config: Any) -> None:
+def _normalise_as_published(tokenizer: VideoTokenizer, vae: Any) -> None:
     """Set the latents' mean and standard deviation from ``latents_mean`` and ``latents_std``,
-    ``shift_factor`` and ``scaling_factor``, whichever exist.
+    ``shift_factor`` and ``scaling_factor``, whichever exist. LTX's are among its weights.
 
     diffusers' pipelines give the denoiser (z - mean) * scale / std.
     """
-    mean = config.get("latents_mean") or config.get("shift_factor") or 0.0
-    std = config.get("latents_std") or 1.0
+    config, weights = vae.config, dict(vae.named_buffers())
+    mean = weights.get("latents_mean", config.get("latents_mean") or config.get("shift_factor"))
+    std = weights.get("latents_std", config.get("latents_std") or 1.0)
     scale = config.get("scaling_factor") or 1.0
     like = tokenizer.latent_mean
-    tokenizer.latent_mean.copy_(torch.as_tensor(mean, dtype=like.dtype, device=like.device))
-    tokenizer.latent_std.copy_(torch.as_tensor(std, dtype=like.dtype, device=like.device) / scale)
+    to = {"dtype": like.dtype, "device": like.device}
+    tokenizer.latent_mean.copy_(torch.as_tensor(0.0 if mean is None else mean, **to))
+    tokenizer.latent_std.copy_(torch.as_tensor(std, **to) / scale)
 
 
 def _chunks(x: Float[Tensor, "b c f h w"], length: int) -> list[Tensor]:

@@ -69,6 +69,27 @@ CASES = {
         Compression(4, 4, 4),
         (17, 8, 12),
     ),
+    "ltx": (
+        "AutoencoderKLLTXVideo",
+        {
+            "block_out_channels": (8, 16),
+            "decoder_block_out_channels": (8, 8),
+            "layers_per_block": (1, 1, 1),
+            "decoder_layers_per_block": (1, 1, 1),
+            "spatio_temporal_scaling": (True, False),
+            "decoder_spatio_temporal_scaling": (True, False),
+            "decoder_inject_noise": (False, False, False),
+            "upsample_residual": (False, False),
+            "upsample_factor": (1, 1),
+            "down_block_types": ("LTXVideoDownBlock3D",) * 2,
+            "timestep_conditioning": True,
+            "latent_channels": 4,
+            "patch_size": 2,
+            "scaling_factor": 0.9,
+        },
+        Compression(2, 4, 4),
+        (9, 8, 12),
+    ),
     "hunyuan": (
         "AutoencoderKLHunyuanVideo",
         {
@@ -91,6 +112,9 @@ def case(request: pytest.FixtureRequest, tmp_path: Path):
     vae = getattr(diffusers, name)(**config).eval()
     for parameter in vae.parameters():
         nn.init.normal_(parameter, mean=0.02, std=0.15)
+    if request.param == "ltx":  # its statistics are weights
+        vae.latents_mean.normal_()
+        vae.latents_std.uniform_(0.5, 2)
     vae.save_pretrained(tmp_path)
     return vae, pretrained_tokenizer(tmp_path), compression, torch.rand(2, 3, *size) * 2 - 1
 
@@ -107,7 +131,8 @@ def test_latents_and_pixels_are_diffusers_own(case) -> None:
         pixels = vae.decode(theirs.mean).sample.unflatten(0, (2, -1)).transpose(1, 2)
     else:
         theirs = vae.encode(video).latent_dist
-        mean, pixels = theirs.mean, vae.decode(theirs.mean).sample
+        time = [torch.zeros(2)] if isinstance(vae, diffusers.AutoencoderKLLTXVideo) else []
+        mean, pixels = theirs.mean, vae.decode(theirs.mean, *time).sample
     posterior = tokenizer.posterior(video)
     torch.testing.assert_close(posterior.mean, mean, **CLOSE)
     assert mean.std() > 1e-3
@@ -131,6 +156,9 @@ def test_latents_are_normalised_by_the_published_statistics(case) -> None:
         "AutoencoderKLWan": lambda z: (
             (z - torch.tensor(WAN["latents_mean"])[:, None, None, None])
             / torch.tensor(WAN["latents_std"])[:, None, None, None]
+        ),
+        "AutoencoderKLLTXVideo": lambda z: (
+            (z - vae.latents_mean[:, None, None, None]) * 0.9 / vae.latents_std[:, None, None, None]
         ),
         "AutoencoderKLCogVideoX": lambda z: z * 0.7,
         "AutoencoderKLHunyuanVideo": lambda z: z * 0.4,

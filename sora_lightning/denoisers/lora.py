@@ -1,0 +1,96 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) of a public network, by peft."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from sora_lightning.layers.fingerprint import fingerprint
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+
+def add_lora(owner: nn.Module, lora: LoraConfig) -> None:
+    """Add adapters to ``owner.network``, which alone train and stand in a state dict of ``owner``.
+
+    Beside them it holds ``digest``, the SHA-256 of the network's weights. Loading a state that was
+    trained on others raises ``ValueError``. Adapters are float32.
+
+    Raises ``ValueError`` where a pattern matches no layer.
+    """
+    network = owner.network
+    assert isinstance(network, nn.Module)
+    _check_patterns(lora, [name for name, _ in network.named_modules()])
+    on_meta = any(parameter.is_meta for parameter in network.parameters())
+    digest = bytes(32) if on_meta else bytes.fromhex(fingerprint(network))
+    network.requires_grad_(False)
+    try:
+        _peft().inject_adapter_in_model(lora, network)
+    except ValueError as error:
+        raise ValueError(f"lora: {str(error).splitlines()[0]}") from error
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    owner.register_buffer("digest", torch.tensor(list(digest), dtype=torch.uint8))
+    owner.register_state_dict_post_hook(_keep_adapters)
+    owner.register_load_state_dict_pre_hook(_check_digest)
+    owner.register_load_state_dict_post_hook(_expect_adapters)
+
+
+def described(lora: LoraConfig) -> dict[str, Any]:
+    """Return the ``class_path`` and the plain ``init_args`` that differ from the defaults."""
+    default, arguments = type(lora)(), {}
+    for field in fields(lora):
+        value = getattr(lora, field.name)
+        if field.init and value != getattr(default, field.name):
+            arguments[field.name] = sorted(value) if isinstance(value, set) else value
+    return {"class_path": f"peft.{type(lora).__name__}", "init_args": arguments}
+
+
+def _check_patterns(lora: LoraConfig, names: list[str]) -> None:
+    """Raise ``ValueError`` for a name of ``target_modules`` that ends the name of no layer."""
+    if lora.target_modules is None:
+        raise ValueError("lora.target_modules is missing: name layers, such as to_q and to_v")
+    if isinstance(lora.target_modules, str):  # a regular expression, which peft refuses itself
+        return
+    for target in sorted(lora.target_modules):
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            ends = sorted({name.rpartition(".")[2] for name in names if ".attn" in name})
+            raise ValueError(
+                f"lora.target_modules: no layer ends with {target!r}; layers of attention end with "
+                f"{', '.join(end for end in ends if not end.isdigit())}"
+            )
+
+
+def _keep_adapters(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad and "lora_" not in name:
+            state.pop(f"{prefix}{name}", None)
+    for name, _buffer in module.named_buffers():
+        if name != "digest":
+            state.pop(f"{prefix}{name}", None)
+
+
+def _check_digest(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    saved, own = state.get(f"{prefix}digest"), module.digest
+    assert isinstance(own, Tensor)
+    if saved is not None and not own.is_meta and not torch.equal(saved.cpu(), own.cpu()):
+        raise ValueError(
+            "the adapters were trained on other weights than those of the denoiser's folder"
+        )
+
+
+def _expect_adapters(module: nn.Module, keys: Any) -> None:
+    keys.missing_keys[:] = [key for key in keys.missing_keys if "lora_" in key or "digest" in key]
+
+
+def _peft() -> Any:
+    try:
+        return import_module("peft")
+    except ImportError as error:
+        raise ValueError("lora needs peft: pip install 'sora-lightning[reference]'") from error
