@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from sora_lightning.conditioning.frozen import FrozenTextEncoder
+from sora_lightning.files import part_of_pipeline
 from sora_lightning.layers.fingerprint import fingerprint
 from sora_lightning.types import Condition
 
@@ -35,8 +36,8 @@ class PretrainedText(FrozenTextEncoder):
 
     Args:
         folder: Configuration, weights and tokenizer, as transformers' ``save_pretrained`` writes
-            them.
-        tokenizer: Folder of the tokenizer, if it is another one, as in pipelines of diffusers.
+            them; or the folder of a diffusers pipeline, of which it is the first text encoder.
+        tokenizer: Folder of the tokenizer, if it is another one.
         max_tokens: By default CLIP's context, or 512.
         dtype: Type that the embeddings are computed in. These models are used in bfloat16.
         padded: Give each caption ``max_tokens`` tokens, and let the encoder attend to those of
@@ -54,14 +55,16 @@ class PretrainedText(FrozenTextEncoder):
         dtype: Literal["bfloat16", "float32"] = "bfloat16",
         padded: bool = False,
     ):
-        self.folder = Path(folder)
+        self.folder = part_of_pipeline(Path(folder), "text_encoder")
+        if tokenizer is None:
+            tokenizer = part_of_pipeline(Path(folder), "tokenizer")
         network = _network(self.folder, dtype)
         most = getattr(network.config, "max_position_embeddings", None)
         self.max_tokens = max_tokens or most or _T5_TOKENS
         if self.max_tokens < 2 or self.max_tokens > (most or self.max_tokens):
             limit = f"2 to {most}, the encoder's context" if most else "at least 2"
             raise ValueError(f"max_tokens = {self.max_tokens}: must be {limit}")
-        tokenizer_of = _tokenizer(self.folder if tokenizer is None else Path(tokenizer))
+        tokenizer_of = _tokenizer(Path(tokenizer))
         options = [self.max_tokens, dtype, *(["padded"] if padded else [])]
         facts = json.dumps(options), tokenizer_of.backend_tokenizer.to_str()
         digest = bytes(32).hex() if network.device.type == "meta" else fingerprint(network, *facts)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sora_lightning.denoisers.base import Denoiser, clip_by_clip
 from sora_lightning.denoisers.lora import add_lora, described
+from sora_lightning.files import part_of_pipeline
 from sora_lightning.layers.patch import Patch
 from sora_lightning.types import Condition, PackedLatents
 
@@ -40,14 +41,15 @@ def pretrained_denoiser(
     activation_checkpointing: bool = False,
     fps: float = 25.0,
 ) -> PretrainedDenoiser:
-    """Return the video transformer of a folder that diffusers' ``save_pretrained`` wrote.
+    """Return the video transformer of a folder that diffusers' ``save_pretrained`` wrote, or of a
+    whole pipeline's folder.
 
-    Of a pipeline's folder it is the one named ``transformer``. Without ``lora`` all weights train,
+    Without ``lora`` all weights train,
     and a checkpoint holds them and the configuration: it needs no folder. On the meta device no
     weights are read.
 
     Args:
-        folder: Holds ``config.json`` and the weights.
+        folder: Holds ``config.json`` and the weights, or, of a pipeline, ``model_index.json``.
         lora: Adapters (arXiv 2106.09685) of the layers that it names. They alone train and stand
             in a checkpoint, which then needs the folder; another folder's weights are refused.
         dtype: Type of the weights that do not train. Adapters are float32. Without ``lora`` it must
@@ -58,7 +60,7 @@ def pretrained_denoiser(
     Raises ``ValueError`` for a folder without such a network or its weights, and for adapters that
     match no layer.
     """
-    folder = Path(folder)
+    folder = part_of_pipeline(Path(folder), "transformer")
     config = _read_config(folder)
     if lora is None and dtype != "float32":
         raise ValueError(f"dtype = {dtype!r}: all weights train, in float32; it is for lora alone")

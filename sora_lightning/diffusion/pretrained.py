@@ -1,4 +1,7 @@
-"""What a public model was trained on, from the ``scheduler_config.json`` that diffusers wrote."""
+"""What a public model was trained on, from the ``scheduler_config.json`` that diffusers wrote.
+
+A folder is that of a scheduler or of a whole pipeline.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ from sora_lightning.diffusion.paths import (
 )
 from sora_lightning.diffusion.predictions import Data, Epsilon, Prediction, Process, V, Velocity
 from sora_lightning.diffusion.times import LogitNormal, SizeShift, TrainingTimes, Uniform
+from sora_lightning.files import part_of_pipeline
 
 _BETAS: dict[str, type[LinearBetas | ScaledLinearBetas]] = {
     "linear": LinearBetas,
@@ -64,6 +68,7 @@ def pretrained_times(folder: Path) -> TrainingTimes:
 
 def _scheduler(folder: Path) -> Any:
     """Return the scheduler itself, whose configuration has the defaults of its class."""
+    folder = part_of_pipeline(folder, "scheduler")
     file = folder / "scheduler_config.json"
     if not file.is_file():
         raise ValueError(

@@ -18,6 +18,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sora_lightning.files import part_of_pipeline
 from sora_lightning.tokenizers.base import CausalTokenizer, VideoTokenizer
 from sora_lightning.tokenizers.framewise import FramewiseTokenizer
 from sora_lightning.tokenizers.posterior import DiagonalGaussian
@@ -27,12 +28,13 @@ Config = dict[str, Any]
 
 
 def pretrained_tokenizer(path: Path) -> VideoTokenizer:
-    """Return the frozen autoencoder of a folder that diffusers' ``save_pretrained`` wrote.
+    """Return the frozen autoencoder of a folder that diffusers' ``save_pretrained`` wrote, or of a
+    whole pipeline's folder. On the meta device no weights are read.
 
-    Of a pipeline's folder it is the one named ``vae``. Raises ``ValueError`` for a folder without
+    Raises ``ValueError`` for a folder without
     configuration or weights, and for any class but these five.
     """
-    path = Path(path)
+    path = part_of_pipeline(Path(path), "vae")
     file = path / "config.json"
     if not file.is_file():
         raise ValueError(
@@ -44,12 +46,13 @@ def pretrained_tokenizer(path: Path) -> VideoTokenizer:
     if name not in _KINDS:
         raise ValueError(f"{path}: holds a {name}; a tokenizer is one of {', '.join(_KINDS)}")
     tokenizer = _KINDS[name](config)
-    try:
-        loaded = _diffusers(name).from_pretrained(path, local_files_only=True)
-    except OSError as error:
-        raise ValueError(f"{path}: the weights cannot be read: {error}") from error
-    tokenizer.vae.load_state_dict(loaded.state_dict())
-    _normalise_as_published(tokenizer, tokenizer.vae)
+    if not torch.empty(0).is_meta:
+        try:
+            loaded = _diffusers(name).from_pretrained(path, local_files_only=True)
+        except OSError as error:
+            raise ValueError(f"{path}: the weights cannot be read: {error}") from error
+        tokenizer.vae.load_state_dict(loaded.state_dict())
+        _normalise_as_published(tokenizer, tokenizer.vae)
     class_path = f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}"
     tokenizer.specification = {"class_path": class_path, "init_args": {"config": config}}
     return tokenizer.requires_grad_(False).eval()
@@ -239,10 +242,13 @@ def _normalise_as_published(tokenizer: VideoTokenizer, vae: Any) -> None:
     mean = weights.get("latents_mean", config.get("latents_mean") or config.get("shift_factor"))
     std = weights.get("latents_std", config.get("latents_std") or 1.0)
     scale = config.get("scaling_factor") or 1.0
+    tokenizer.latent_mean.copy_(_like(tokenizer, 0.0 if mean is None else mean))
+    tokenizer.latent_std.copy_(_like(tokenizer, std) / scale)
+
+
+def _like(tokenizer: VideoTokenizer, values: Any) -> Tensor:
     like = tokenizer.latent_mean
-    to = {"dtype": like.dtype, "device": like.device}
-    tokenizer.latent_mean.copy_(torch.as_tensor(0.0 if mean is None else mean, **to))
-    tokenizer.latent_std.copy_(torch.as_tensor(std, **to) / scale)
+    return torch.as_tensor(values, dtype=like.dtype, device=like.device)
 
 
 def _chunks(x: Float[Tensor, "b c f h w"], length: int) -> list[Tensor]:
