@@ -37,7 +37,7 @@ _YAMLS = sorted(path.relative_to(_ROOT) for path in _ROOT.glob("experiments/**/*
 _ABLATIONS = [path for path in _YAMLS if "arms" in yaml.safe_load((_ROOT / path).read_text())]
 _LONG = (
     *("attention.yaml", "attention_flops.yaml", "conditioning.yaml", "uvit_skips.yaml"),
-    *("errors.yaml", "objective.yaml"),
+    *("errors.yaml", "objective.yaml", "learning_rate.yaml"),
 )
 _PLANS = [path for path in _YAMLS if path.parent.name == "plans"]  # see tests/planner/
 _LABELS = ("Question", "Command", "Cost", "Expected")

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from sora_lightning.ablations.plan import PlannedArm
+from sora_lightning.ablations.power_law import PowerLaw, fit_power_law
 from sora_lightning.ablations.results import RunResult
 from sora_lightning.ablations.runs import Run
 from sora_lightning.ablations.spec import Ablation
@@ -57,6 +58,7 @@ def write_report(
         _arms_table(arms, results),
         *(_scores_table(ablation, name, results) for name in ablation.scores),
         *_strata_tables(ablation, results),
+        *_power_law_tables(ablation, arms, results),
     ]
     output = ablation.output
     output.mkdir(parents=True, exist_ok=True)
@@ -167,6 +169,33 @@ def _strata_tables(ablation: Ablation, results: Sequence[RunResult]) -> list[Tab
     return [Table("clip_loss by displacement", ("arm", *names), rows, note)]
 
 
+def _power_law_tables(
+    ablation: Ablation, arms: Sequence[PlannedArm], results: Sequence[RunResult]
+) -> list[Table]:
+    """Return the exponents of the scores that have a power law in the FLOPs of the training."""
+    laws = {score: _power_law(score, arms, results) for score in ablation.scores}
+    rows = [
+        (score, f"{law.exponent:.4g} ({law.low:.4g} to {law.high:.4g})", f"{law.factor:.4g}")
+        for score, law in laws.items()
+        if law is not None
+    ]
+    note = (
+        "score = factor x FLOPs^-exponent, least squares on logarithms of the means over seeds; "
+        "the interval is a bootstrap over seeds."
+    )
+    return [Table("Power laws", ("score", "exponent (95 %)", "factor"), rows, note)] if rows else []
+
+
+def _power_law(
+    score: str, arms: Sequence[PlannedArm], results: Sequence[RunResult]
+) -> PowerLaw | None:
+    values = {
+        arm.name: {s: float(np.mean(v)) for s, v in _values(results, arm.name, score).items()}
+        for arm in arms
+    }
+    return fit_power_law({arm.name: arm.training_flops for arm in arms}, values)
+
+
 def _draw_plots(
     ablation: Ablation, arms: Sequence[PlannedArm], results: Sequence[RunResult]
 ) -> dict[str, str]:
@@ -189,13 +218,19 @@ def _draw_plots(
     for name, axis in _AXES.items():
         known = {arm: x for arm, at in places.items() if (x := at[name]) and math.isfinite(x)}
         if known:
-            _draw(ablation.output / name, axis, score, known, intervals)
+            law = _power_law(score, arms, results) if name == "flops.png" else None
+            _draw(ablation.output / name, axis, score, known, intervals, law)
             drawn[name] = f"{score} against {axis}"
     return drawn
 
 
 def _draw(
-    path: Path, axis: str, score: str, places: Mapping[str, float], values: Mapping[str, Interval]
+    path: Path,
+    axis: str,
+    score: str,
+    places: Mapping[str, float],
+    values: Mapping[str, Interval],
+    law: PowerLaw | None,
 ) -> None:
     from matplotlib.figure import Figure
 
@@ -206,7 +241,12 @@ def _draw(
         error = value.high - value.mean if math.isfinite(value.high) else 0.0
         axes.errorbar(x, value.mean, yerr=error, marker="o", capsize=4, label=arm)
     axes.set(xlabel=axis, ylabel=f"{score}, mean and 95 % over seeds")
-    axes.grid(alpha=0.2)
+    if law is not None:
+        ends = [min(places.values()), max(places.values())]
+        label = f"exponent -{law.exponent:.3f}"
+        axes.plot(ends, [law(x) for x in ends], color="gray", linestyle="--", label=label)
+        axes.set(xscale="log", yscale="log")
+    axes.grid(which="both", alpha=0.2)
     axes.legend(frameon=False)
     figure.savefig(path)
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from sora_lightning.ablations.plan import PlannedArm, read_plan, write_plan
 from sora_lightning.ablations.report import differences, write_report
 from sora_lightning.ablations.results import read_results
 from sora_lightning.ablations.runs import Run, plan_runs
-from sora_lightning.ablations.spec import Ablation, load_ablation
+from sora_lightning.ablations.spec import Ablation, Arm, load_ablation
 from sora_lightning.ablations.tensorboard import write_hyperparameters, write_tensorboard
 from tests.ablations.conftest import ablation, write
 
@@ -93,6 +94,19 @@ def test_differences_are_paired_by_seed(spec: Ablation) -> None:
     assert found.over_seeds.mean == pytest.approx(mean, rel=0.01)
     assert found.over_seeds.high - found.over_seeds.low < 0.01  # seeds differ by tens
     assert found.verdict == "worse"
+
+
+def test_arms_over_a_range_of_flops_get_a_power_law(spec: Ablation) -> None:
+    arms = [replace(_arm(f"a{i}"), max_steps=20 * 4**i) for i in range(4)]
+    spec = replace(spec, arms={arm.name: Arm() for arm in arms}, reference="a0")
+    runs = plan_runs(spec, arms)
+    for run in runs:
+        run.folder.mkdir(parents=True)
+        loss = 4.0 ** -int(run.arm[1:])
+        (run.folder / "clip_losses.csv").write_text(f"clip,loss,displacement\n0,{loss},\n")
+    text = write_report(spec, arms, runs, read_results(runs)).read_text()
+    (row,) = text.partition("## Power laws")[2].splitlines()[4:5]
+    assert row.startswith("| clip_loss | 1 (1 to 1) |")
 
 
 def test_the_report_shows_arms_verdicts_strata_and_commands(spec: Ablation) -> None:
