@@ -15,7 +15,7 @@ from torch import Tensor
 from sora_lightning.captioner.captioned_manifest import CaptionedManifest, Written
 from sora_lightning.data import VideoDataModule
 from sora_lightning.data.latents import LatentCache
-from sora_lightning.systems import RecaptioningSystem, TokenizerSystem
+from sora_lightning.systems import DiffusionSystem, RecaptioningSystem, TokenizerSystem
 from sora_lightning.types import VideoBatch
 
 
@@ -78,9 +78,9 @@ class LatentWriter(BasePredictionWriter):
     def _opened(self, pl_module: LightningModule, root: Path) -> LatentCache:
         """Return the cache, opened at the first batch: its fingerprint needs the loaded weights."""
         if self._cache is None:
-            if not isinstance(pl_module, TokenizerSystem):
+            if not isinstance(pl_module, TokenizerSystem | DiffusionSystem):
                 raise ValueError(
-                    f"latents.root = {root}: a TokenizerSystem makes latents, and model is a "
+                    f"latents.root = {root}: a system with a tokenizer makes latents, and model is "
                     f"{type(pl_module).__name__}"
                 )
             fingerprint = pl_module.tokenizer.fingerprint()

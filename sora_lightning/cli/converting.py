@@ -9,10 +9,11 @@ from types import ModuleType
 
 from sora_lightning.cli.suggest import suggestion
 from sora_lightning.files import check_output
+from sora_lightning.interop.finetuned import write_diffusers
 from sora_lightning.interop.pretrained import Pretrained, read_foreign, write_foreign
 from sora_lightning.types import TokenGrid, VideoSize
 
-OURS = "sora-lightning"
+OURS, DIFFUSERS = "sora-lightning", "diffusers"
 FAMILIES = (
     "dit",
     "dit-diffusers",
@@ -38,14 +39,19 @@ def convert(
 
     Args:
         source: What the input is: sora-lightning, or a family of public checkpoints.
-        target: What the output is to be.
-        input: A .safetensors file, or .pt, .pth, .bin, .ckpt as torch.save writes them.
+        target: What the output is to be; diffusers is a folder of the network or the adapters that
+            a run of fine-tuning trained.
+        input: A .safetensors file, or .pt, .pth, .bin, .ckpt as torch.save writes them; for the
+            target diffusers, a checkpoint of that run.
         output: A file for sora-lightning is a .safetensors that says which model it fills.
         num_heads: Attention heads, which weights do not show; needed for widths that the family's
             papers do not have.
         grid: Frames x rows x columns of tokens, for a target with tables of positions where the
             input does not say it, as 1x16x16.
     """
+    if target == DIFFUSERS and source == OURS:
+        print(write_diffusers(input, output))
+        return
     for flag, name in (("--source", source), ("--target", target)):
         if name not in (OURS, *FAMILIES):
             raise ValueError(f"{flag} {name}: {suggestion(name, (OURS, *FAMILIES))}")

@@ -24,7 +24,7 @@ from sora_lightning.data.batching.native_sizes import check_geometry
 from sora_lightning.data.latents import LatentCache
 from sora_lightning.denoisers import Denoiser
 from sora_lightning.files import check_writable
-from sora_lightning.systems import CaptionerSystem, RecaptioningSystem
+from sora_lightning.systems import CaptionerSystem, DiffusionSystem, RecaptioningSystem
 from sora_lightning.tokenizers import VideoTokenizer
 from sora_lightning.trust import import_class
 from sora_lightning.types import VideoSize
@@ -107,7 +107,10 @@ def check_run_directory(
 
 
 def _trains(model: Namespace) -> bool:
+    """Return True if ``predict`` runs a part that the system trains."""
     system = import_class(model.class_path)
+    if issubclass(system, DiffusionSystem):  # its tokenizer alone encodes
+        return False
     return issubclass(system, CaptionerSystem) or not issubclass(system, RecaptioningSystem)
 
 

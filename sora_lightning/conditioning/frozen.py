@@ -76,6 +76,14 @@ class CachedText(Conditioner):
 
     def forward(self, captions: list[str], drop: Bool[Tensor, " b"] | None = None) -> Condition:
         texts = without_dropped(captions, drop)
+        found = self._embeddings(texts, write=self.training or self.folder.is_dir())
+        return _float(_batch([found[text] for text in texts], self.encoder.digest.device))
+
+    def keep(self, captions: list[str]) -> None:
+        """Write the embeddings of these captions and of the empty one, where they are missing."""
+        self._embeddings(["", *captions], write=True)
+
+    def _embeddings(self, texts: list[str], write: bool) -> dict[str, dict[str, Tensor]]:
         read = {text: self._read(text) for text in dict.fromkeys(texts)}
         found = {text: one for text, one in read.items() if one is not None}
         if missing := [text for text in read if text not in found]:
@@ -83,8 +91,9 @@ class CachedText(Conditioner):
                 encoded = self.encoder.encode(missing)
             for index, text in enumerate(missing):
                 found[text] = _one(encoded, index, self.encoder.padded)
-                self._write(text, found[text])
-        return _float(_batch([found[text] for text in texts], self.encoder.digest.device))
+                if write:
+                    self._write(text, found[text])
+        return found
 
     def _path(self, caption: str) -> Path:
         name = hashlib.sha256(caption.encode()).hexdigest()
@@ -98,8 +107,6 @@ class CachedText(Conditioner):
         return found if "mask" in found else None
 
     def _write(self, caption: str, tensors: dict[str, Tensor]) -> None:
-        if not (self.training or self.folder.is_dir()):
-            return
         path = self._path(caption)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{uuid4().hex}")

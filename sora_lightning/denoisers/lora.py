@@ -42,6 +42,16 @@ def add_lora(owner: nn.Module, lora: LoraConfig) -> None:
     owner.register_load_state_dict_post_hook(_expect_adapters)
 
 
+def adapter_state(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the adapters' weights under peft's names, and their configuration; both are empty for
+    a network without adapters.
+    """
+    if not (configs := getattr(network, "peft_config", {})):
+        return {}, {}
+    (config,) = configs.values()
+    return _peft().get_peft_model_state_dict(network), config.to_dict()
+
+
 def described(lora: LoraConfig) -> dict[str, Any]:
     """Return the ``class_path`` and the plain ``init_args`` that differ from the defaults."""
     default, arguments = type(lora)(), {}

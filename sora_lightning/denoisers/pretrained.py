@@ -108,6 +108,7 @@ class PretrainedDenoiser(Denoiser):
     """
 
     network_class: ClassVar[str]
+    pipeline_class: ClassVar[str]
     times_of_tokens: ClassVar[bool] = False
 
     def __init__(self, config: Config, activation_checkpointing: bool, fps: float):
@@ -199,6 +200,7 @@ class WanDenoiser(PretrainedDenoiser):
     """
 
     network_class = "WanTransformer3DModel"
+    pipeline_class = "WanPipeline"
     times_of_tokens = True
     num_text_tokens: ClassVar[int] = 512
 
@@ -230,6 +232,7 @@ class LTXDenoiser(PretrainedDenoiser):
     """
 
     network_class = "LTXVideoTransformer3DModel"
+    pipeline_class = "LTXPipeline"
     times_of_tokens = True
 
     compression: ClassVar[tuple[int, int, int]] = (8, 32, 32)
@@ -277,6 +280,7 @@ class CogVideoXDenoiser(PretrainedDenoiser):
     """
 
     network_class = "CogVideoXTransformer3DModel"
+    pipeline_class = "CogVideoXPipeline"
 
     @staticmethod
     def patch_of(config: Any) -> Patch:

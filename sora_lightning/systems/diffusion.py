@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sora_lightning.checkpoints import init_args, load_system, plain_hyperparameters
 from sora_lightning.conditioning import (
+    CachedText,
     Conditioner,
     KnownFrameConditioning,
     LatentSpace,
@@ -165,6 +166,16 @@ class DiffusionSystem(L.LightningModule):
         t, noise = fixed_draws(batch.clip_ids, x_0, self.seed)
         losses = self.objective(self.denoiser, x_0, noise, t, condition)
         self.loss_per_time.update(t, losses)
+
+    def predict_step(
+        self, batch: VideoBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> Float[Tensor, "b c f h w"]:
+        """Return normalised latents, for the latent cache. A ``CachedText`` keeps the captions'
+        embeddings, too.
+        """
+        if isinstance(self.conditioner, CachedText):
+            self.conditioner.keep(batch.captions)
+        return self.tokenizer.encode(batch.pixels)
 
     def on_validation_epoch_end(self) -> None:
         for name, loss in self.loss_per_time.compute().items():

@@ -1,0 +1,156 @@
+"""A public model's adapters train on clips: saved alone, resumed exactly, sampled, written for
+diffusers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sora_lightning.__main__ import main
+from sora_lightning.checkpoints import averaged_state_dict, read_checkpoint
+from sora_lightning.systems import DiffusionSystem
+from tests.denoisers.pipelines import pipeline_folder
+
+pytest.importorskip("peft")
+
+TARGETS = ["to_q", "to_v"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wan")
+    pipeline_folder("Wan", folder)
+    return folder
+
+
+def _model(folder: Path, **denoiser: Any) -> dict[str, Any]:
+    def part(name: str, **arguments: Any) -> dict[str, Any]:
+        return {"class_path": f"sora_lightning.{name}", "init_args": arguments}
+
+    init_args = {
+        "tokenizer": part("tokenizers.pretrained_tokenizer", path=str(folder)),
+        "conditioner": part("conditioning.PretrainedText", folder=str(folder)),
+        "denoiser": part("denoisers.pretrained_denoiser", folder=str(folder), **denoiser),
+        "objective": part("diffusion.pretrained_objective", folder=str(folder)),
+        "time": part("diffusion.pretrained_times", folder=str(folder)),
+        "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}},
+        "warmup_steps": 2,
+    }
+    return {"model": part("systems.DiffusionSystem", **init_args)}
+
+
+def _lora() -> dict[str, Any]:
+    init_args = {"r": 2, "target_modules": TARGETS}
+    return {"lora": {"class_path": "peft.LoraConfig", "init_args": init_args}}
+
+
+@pytest.fixture(scope="module")
+def adapted(fit: Any, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("adapted") / "run"
+    return fit(_model(folder, **_lora()), run_dir, "--trainer.max_steps", "4")
+
+
+def test_the_checkpoint_holds_adapters_alone_and_their_average(adapted: Path, folder: Path) -> None:
+    checkpoint = read_checkpoint(adapted)
+    held = {k.removeprefix("denoiser.") for k in checkpoint["state_dict"] if "denoiser." in k}
+    adapters = held - {"digest"}
+    assert all(".lora_" in name for name in adapters)
+    assert len(adapters) == 2 * 2 * 2 * 2  # A and B of two layers of two attentions of two blocks
+    averages = checkpoint["callbacks"]["ema"]["weights"]
+    assert {name.removeprefix("denoiser.") for name in averages} == adapters
+    assert len(checkpoint["optimizer_states"][0]["state"]) == len(adapters)
+    ends = [k for k in checkpoint["state_dict"] if k.endswith("lora_B.default.weight")]
+    assert all(checkpoint["state_dict"][name].abs().max() > 0 for name in ends)
+    averaged = averaged_state_dict(checkpoint)
+    assert any(not torch.equal(averaged[k], checkpoint["state_dict"][k]) for k in ends)
+
+
+@pytest.mark.slow
+def test_a_resumed_training_ends_with_the_same_adapters(
+    fit: Any, adapted: Path, folder: Path, tmp_path: Path
+) -> None:
+    model = _model(folder, **_lora())
+    fit(model, tmp_path, "--trainer.max_steps", "2")
+    again = fit(model, tmp_path, "--trainer.max_steps", "4", "--ckpt_path", "last")
+    first, second = (read_checkpoint(path)["state_dict"] for path in (adapted, again))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_adapters_are_sampled_and_written_for_the_pipeline(
+    adapted: Path, folder: Path, tmp_path: Path
+) -> None:
+    """diffusers' pipeline with the written adapters samples what the system does."""
+    import diffusers
+
+    arguments = ["--source", "sora-lightning", "--target", "diffusers", "--input", str(adapted)]
+    assert main(["convert", *arguments, "--output", str(tmp_path / "lora")]) == 0
+    system = DiffusionSystem.from_checkpoint(adapted)
+    pipeline = diffusers.WanPipeline.from_pretrained(folder)
+    x, tokens = torch.randn(1, 4, 2, 4, 4), torch.randn(1, 512, 16)
+    t = torch.tensor([0.5])
+    mask = torch.ones(1, 512).bool()
+    with torch.no_grad():
+        ours = system.denoiser.predict(x, t, tokens, mask)
+        without = pipeline.transformer(x, 1000 * t, tokens).sample
+        pipeline.load_lora_weights(tmp_path / "lora")
+        loaded = pipeline.transformer(x, 1000 * t, tokens).sample
+        pipeline.fuse_lora()
+        merged = pipeline.transformer(x, 1000 * t, tokens).sample
+    assert (without - ours).abs().max() > 1e-4
+    torch.testing.assert_close(loaded, ours, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(merged, ours, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_predict_encodes_clips_and_captions_once(fit: Any, folder: Path, tmp_path: Path) -> None:
+    """The training that follows runs neither autoencoder nor text encoder."""
+    config = _model(folder, **_lora())
+    encoder = config["model"]["init_args"]["conditioner"]
+    cached = {"folder": str(tmp_path / "embeddings"), "encoder": encoder}
+    class_path = "sora_lightning.conditioning.CachedText"
+    config["model"]["init_args"]["conditioner"] = {"class_path": class_path, "init_args": cached}
+    fit(config, tmp_path / "run", command="predict")
+    embeddings = list((tmp_path / "embeddings").rglob("*.safetensors"))
+    assert len(embeddings) > 3
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (
+            "tokenizers.pretrained.WanTokenizer.posterior_step",
+            "conditioning.PretrainedText.encode",
+        ):
+            patch.setattr(f"sora_lightning.{name}", None)
+        config["data"] = {"latents": str(tmp_path / "run/latents")}
+        assert fit(config, tmp_path / "run", "--trainer.max_steps", "1").exists()
+    assert list((tmp_path / "embeddings").rglob("*.safetensors")) == embeddings
+
+
+@pytest.mark.slow
+def test_a_network_that_trained_as_a_whole_takes_the_transformers_place(
+    fit: Any, folder: Path, tmp_path: Path
+) -> None:
+    import diffusers
+
+    checkpoint = fit(_model(folder), tmp_path / "run", "--trainer.max_steps", "1")
+    written = tmp_path / "transformer"
+    arguments = ["--source", "sora-lightning", "--target", "diffusers", "--input", str(checkpoint)]
+    assert main(["convert", *arguments, "--output", str(written)]) == 0
+    trained = diffusers.WanTransformer3DModel.from_pretrained(written)
+    pipeline = diffusers.WanPipeline.from_pretrained(folder, transformer=trained)
+    system = DiffusionSystem.from_checkpoint(checkpoint)
+    state = system.denoiser.network.state_dict()
+    before = diffusers.WanTransformer3DModel.from_pretrained(folder / "transformer").state_dict()
+    after = pipeline.transformer.state_dict()
+    assert all(torch.equal(after[name], state[name]) for name in state)
+    assert any(not torch.equal(after[name], before[name]) for name in state)
+
+
+def test_what_cannot_be_written_for_diffusers_is_refused(
+    adapted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--source", "sora-lightning", "--target", "diffusers", "--input", str(adapted)]
+    assert main(["convert", *arguments, "--output", str(tmp_path)]) == 2
+    assert f"--output {tmp_path}: exists; name a folder to be made" in capsys.readouterr().err
