@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 
 import torch
 from jaxtyping import Float
@@ -12,10 +13,13 @@ from torchmetrics import Metric
 
 
 class NamedWords(Metric):
-    """Share of captions that name the words of an attribute as the right caption does.
+    """Share of captions that name the words of an attribute as the right caption does, in any
+    order, and of those that name the words of ``all`` attributes together.
 
-    The words of an attribute, in their order, must be equal. Forms in ``-ward`` and ``-wards`` are
-    equal to the word. Captions count for the attributes of which the right caption names a word.
+    Forms in ``-ward`` and ``-wards`` are equal to the word. Captions count for the attributes of
+    which the right caption names a word. ``all`` takes the first words of each attribute as those
+    of one thing, the second ones as those of another: things must be equal, in any order. Only
+    captions count for it of which every attribute is named.
 
     Args:
         words: The words of each attribute, such as ``{"colour": ["red", "blue"]}``.
@@ -35,16 +39,26 @@ class NamedWords(Metric):
             for name, of_name in words.items()
         }
         for state in ("right", "counted"):
-            self.add_state(state, torch.zeros(len(words)), dist_reduce_fx="sum")
+            self.add_state(state, torch.zeros(len(words) + 1), dist_reduce_fx="sum")
 
     def update(self, generated: Sequence[str], right: Sequence[str]) -> None:
         for caption, other in zip(generated, right, strict=True):
-            for index, pattern in enumerate(self.patterns.values()):
-                named = pattern.findall(other.lower())
-                self.counted[index] += bool(named)
-                self.right[index] += bool(named) and pattern.findall(caption.lower()) == named
+            found, expected = self._found(caption), self._found(other)
+            named = [bool(words) for words in expected]
+            equal = [sorted(a) == sorted(b) for a, b in zip(found, expected, strict=True)]
+            equal.append(_things(found) == _things(expected))
+            counted = torch.tensor([*named, all(named)])
+            self.counted += counted.to(self.counted)
+            self.right += (counted & torch.tensor(equal)).to(self.right)
 
     def compute(self) -> dict[str, Float[Tensor, ""]]:
         """Return shares from 0 to 1 by attribute; an attribute that nothing named is left out."""
-        pairs = zip(self.patterns, self.right, self.counted, strict=True)
-        return {name: right / counted for name, right, counted in pairs if counted}
+        scores = zip([*self.patterns, "all"], self.right, self.counted, strict=True)
+        return {name: right / counted for name, right, counted in scores if counted}
+
+    def _found(self, caption: str) -> list[list[str]]:
+        return [pattern.findall(caption.lower()) for pattern in self.patterns.values()]
+
+
+def _things(found: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+    return sorted(zip_longest(*found, fillvalue=""))

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sora_lightning.captioner.attention import Attention
+from sora_lightning.captioner.streams import ConvolutionalStream
 from sora_lightning.configuration import KeepsArguments
 from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.partitions import JOINT, AttentionLayout, Joint
@@ -29,7 +30,8 @@ class VideoEncoder(KeepsArguments, nn.Module):
     sizes in one sequence (NaViT, arXiv 2307.06304).
 
     ``tubelet`` counts frames, rows and columns of pixels of a token. Copies of the first frame fill
-    its tubelet, so an image is a video of one frame.
+    its tubelet, so an image is a video of one frame. The features of each of the ``streams`` are
+    joined to the transformer's tokens, channel after channel: ``width`` counts all of them.
     """
 
     def __init__(
@@ -38,21 +40,27 @@ class VideoEncoder(KeepsArguments, nn.Module):
         tubelet: Sequence[int] = (4, 8, 8),
         layout: AttentionLayout | None = None,
         positions: Positions | None = None,
+        streams: Sequence[ConvolutionalStream] = (),
     ):
         super().__init__()
-        self.patch, self.width = Patch.of(tubelet), size.width
+        self.patch = Patch.of(tubelet, "tubelet")
+        self.width = size.width + sum(stream.width for stream in streams)
         self.compression = Compression(*tubelet)
         self.pixels_in = nn.Linear(3 * self.patch.volume, size.width)
         self.transformer = Transformer(size, layout or Joint(), positions or Positions())
         initialise(self)
+        for stream in streams:
+            stream.check(self.patch)
+        self.streams = nn.ModuleList(streams)
 
     def forward(
         self, videos: Videos, kept: Sequence[Int[Tensor, " _n"]] | None = None
     ) -> tuple[Float[Tensor, "b n d"], PackedSequence]:
         """Return the tokens of pixels in [-1, 1], and their sequence.
 
-        ``kept`` holds the indices of each clip's tokens that take part; ``None`` keeps all. Raises
-        ``ValueError`` for a size that the tubelets do not divide.
+        ``kept`` holds the indices of each clip's tokens that take part; ``None`` keeps all. The
+        convolutions of ``streams`` also see others beside these. Raises ``ValueError`` for a size
+        that the tubelets do not divide.
         """
         clips = [videos] if isinstance(videos, Tensor) else [video[None] for video in videos]
         filled = [
@@ -61,7 +69,11 @@ class VideoEncoder(KeepsArguments, nn.Module):
         grids = [self.patch.grid(*clip.shape[2:]) for clip in filled]
         sequence = PackedSequence(grids, clips[0].device, kept=kept)
         tubelets = sequence.select([self.patch.patchify(clip) for clip in filled])
-        return self.transformer(self.pixels_in(torch.cat(tubelets, dim=1)), sequence), sequence
+        parts = [self.transformer(self.pixels_in(torch.cat(tubelets, dim=1)), sequence)]
+        for stream in self.streams:
+            features = sequence.select([stream(clip, self.patch) for clip in filled])
+            parts.append(torch.cat(features, dim=1))
+        return torch.cat(parts, dim=2), sequence
 
 
 class AttentionPooler(nn.Module):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from sora_lightning.captioner import EdgeStream, MotionStream
 from sora_lightning.captioner.bpe import EOS, PAD
 from sora_lightning.captioner.coca import contrastive_losses
 from sora_lightning.captioner.text import caption_losses
@@ -13,7 +14,8 @@ SIZES = [(5, 16, 16), (3, 24, 16), (5, 16, 16), (1, 16, 8)]
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: type(layout).__name__)
 def test_a_pack_of_mixed_sizes_equals_each_clip_alone(layout):
-    model, videos = coca(layout=layout), clips(*SIZES)
+    streams = [EdgeStream([4, 8]), MotionStream([4])]
+    model, videos = coca(layout=layout, streams=streams), clips(*SIZES)
     packed = model(videos, CAPTIONS)
     for i, video in enumerate(videos):
         alone = model(video[None], CAPTIONS[i : i + 1])
