@@ -259,12 +259,13 @@ def test_the_commands_of_the_demo_name_paths_only_where_the_yamls_do_not() -> No
     assert "runs/demo" not in json.dumps(moved)
     assert "runs/other/tokenizer" in moved["tokenizer"]
     assert "runs/other/latents" in moved["latents"]
+    assert "runs/other/captions/captioned.jsonl" in moved["text_to_video"]
 
 
-def test_a_seed_reaches_weights_draws_and_order_of_both_trainings_and_nothing_else() -> None:
+def test_a_seed_reaches_weights_draws_and_order_of_all_trainings_and_nothing_else() -> None:
     keys = ("--seed_everything", "--model.init_args.seed", "--data.batching.seed")
     given = tuple(part for key in keys for part in (key, "2"))
     usual, seeded = (demo_stages(Path("runs/demo"), seed=seed) for seed in (0, 2))
     for before, after in zip(usual, seeded, strict=True):
-        trains = before.name in ("tokenizer", "text_to_video")
+        trains = before.name in ("tokenizer", "captioner", "text_to_video")
         assert after.command == before.command + (given if trains else ())

@@ -97,6 +97,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for split, name in described.items():
             files = ("--manifest", f"runs/demo/data/{split}.jsonl", "--output")
             _run("simulate-captions", *files, f"runs/captioner/data/{name}.jsonl")
+        for name in ("third", "captioned"):
+            files = ("--manifest", "runs/demo/data/train.jsonl", "--output")
+            _run("simulate-captions", *files, f"runs/demo/captions/{name}.jsonl")
         _run("fit", "--config", "experiments/captioner/short.yaml", "--data.fps=8", *_SMALL, *_FEW)
         (folder / "runs/ablations").mkdir()
         for name in ("data", "latents"):

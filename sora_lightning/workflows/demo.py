@@ -1,7 +1,8 @@
 """The whole pipeline as a list of commands, each printed before it runs.
 
-They render clips, train a tokenizer and a text-to-video transformer on them, and sample and score
-videos of prompts that the training never saw.
+They render clips of which a third keeps its captions, train a tokenizer, a captioner that captions
+the others, and a text-to-video transformer, and sample and score videos of prompts that the
+training never saw.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from sora_lightning.workflows.stages import (
 
 _HOME = Path("runs/demo")
 _CONFIGS = Path("experiments/demo")
+_CAPTIONER = _CONFIGS / "captioner.yaml"
 
 
 def demo(output: Path = _HOME, quick: bool = False, seed: int = 0) -> None:
-    """Render clips, train a tokenizer and a text-to-video model, sample unseen prompts, score the
-    videos.
+    """Render clips, train a tokenizer, a captioner and a text-to-video model, sample unseen
+    prompts, score the videos.
 
     A second call resumes after the last stage whose result is up to date.
 
@@ -34,8 +36,8 @@ def demo(output: Path = _HOME, quick: bool = False, seed: int = 0) -> None:
         output: The folder of all outputs.
         quick: A few steps in each stage, to check that every part works; the videos show
             nothing.
-        seed: Seed of both trainings. The clips, and the noise that videos are sampled from, are
-            equal for all seeds.
+        seed: Seed of the three trainings. The clips, and the noise that videos are sampled from,
+            are equal for all seeds.
     """
     run_stages(demo_stages(output, quick, seed), output)
     print(
@@ -55,6 +57,9 @@ def demo_stages(output: Path, quick: bool = False, seed: int = 0) -> list[Stage]
     training = [
         _fit_tokenizer(output, quick, seed),
         _encode(output),
+        _hide_captions(output),
+        _fit_captioner(output, quick, seed),
+        _caption(output),
         _fit_text_to_video(output, quick, seed),
     ]
     evaluated = [_train_networks(output, quick), _sample(output, quick), _score(output)]
@@ -77,16 +82,41 @@ def _encode(output: Path) -> Stage:
     return encode(output, _CONFIGS / "tokenizer.yaml", *places)
 
 
+def _hide_captions(output: Path) -> Stage:
+    third = output / "captions" / "third.jsonl"
+    clips = ("--manifest", f"{output}/data/train.jsonl", "--output", f"{third}")
+    command = ("sora-lightning", "hide-captions", *clips, "--kept", "0.3334")
+    return Stage("third", command, (third,), (third,), reads=(LIBRARY / "data",))
+
+
+def _fit_captioner(output: Path, quick: bool, seed: int) -> Stage:
+    places = _elsewhere(output, {"run_dir": "captioner", **_CAPTIONED_CLIPS})
+    run = output / "captioner"
+    return fit("captioner", run, [_CAPTIONER], *_few_steps(quick), *seeded(seed), *places)
+
+
+def _caption(output: Path) -> Stage:
+    captioned = output / "captions" / "captioned.jsonl"
+    places = _elsewhere(output, {"run_dir": "captioner", **_CAPTIONED_CLIPS})
+    command = (
+        *("sora-lightning", "predict", "--config", f"{_CAPTIONER}", "--ckpt_path", "last"),
+        *("--captions.output", f"{captioned}", *places),
+    )
+    reads = (_CAPTIONER, LIBRARY)
+    return Stage("captions", command, (captioned,), (captioned,), reads, resumes=True)
+
+
 def _fit_text_to_video(output: Path, quick: bool, seed: int) -> Stage:
     places = {
         "run_dir": "text_to_video",
         **_CLIPS,
+        "data.manifest": "captions/captioned.jsonl",
         "data.latents": "latents",
         "model.init_args.tokenizer.init_args.checkpoint": "tokenizer/checkpoints/last.ckpt",
     }
-    config, run = _CONFIGS / "text_to_video.yaml", output / "text_to_video"
+    configs = [_CONFIGS / "text_to_video.yaml", _CONFIGS / "captions.yaml"]
     settings = (*_few_steps(quick), *seeded(seed), *_elsewhere(output, places))
-    return fit("text_to_video", run, [config], *settings)
+    return fit("text_to_video", output / "text_to_video", configs, *settings)
 
 
 def _train_networks(output: Path, quick: bool) -> Stage:
@@ -133,6 +163,10 @@ def _draw_curves(output: Path) -> Stage:
 
 
 _CLIPS = {"data.manifest": "data/train.jsonl", "data.val_manifest": "data/val.jsonl"}
+_CAPTIONED_CLIPS = {
+    "data.manifest": "captions/third.jsonl",
+    "data.val_manifest": "data/test.jsonl",
+}
 
 
 def _elsewhere(output: Path, places: dict[str, str]) -> tuple[str, ...]:

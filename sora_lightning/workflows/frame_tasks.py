@@ -133,7 +133,7 @@ def _train(
             "--data.batching.sizes",
             _listed(sizes),
         ),
-        *("--data.latents", output / "latents"),
+        *("--data.latents", output / "latents", "--data.captions.synthetic", "null"),
         *("--trainer.max_steps", steps, "--trainer.val_check_interval", steps),
         *seeded(seed),
     )

@@ -1,4 +1,6 @@
-"""Captions of rendered clips as a captioner with known faults would write them."""
+"""Captions of rendered clips as a captioner with known faults would write them, and manifests in
+which few clips have captions.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +40,8 @@ def simulate_captions(
         unnamed: A colour that synthetic captions never name.
         seed: Draws wordings and errors, for each row by itself.
     """
-    for flag, share in (("--by-people", by_people), ("--colour-errors", colour_errors)):
-        if not 0 <= share <= 1:
-            raise ValueError(f"{flag} {share}: must be from 0 to 1")
+    _check_share("--by-people", by_people)
+    _check_share("--colour-errors", colour_errors)
     if unnamed is not None and unnamed not in COLOURS:
         raise ValueError(f"--unnamed {unnamed}: must be one of {', '.join(COLOURS)}")
     rows = []
@@ -48,13 +49,45 @@ def simulate_captions(
         rng = np.random.default_rng([seed, index])
         short, *_, long = captions(_scene(row), rng)
         moved = _without_captions(row.columns, manifest.parent, output.parent)
-        if int((index + 1) * by_people) > int(index * by_people):
+        if _chosen(index, by_people):
             moved |= {"caption": short, "caption_descriptive": long}
         faulty = _with_errors(long, colour_errors, rng)
         rows.append(moved | {"caption_synthetic": _without_colour(faulty, unnamed)})
     write_rows(output, rows)
     num_right = sum("caption" in row for row in rows)
     print(f"{output}: {len(rows)} rows, {num_right} with captions by people")
+
+
+def hide_captions(manifest: Path, output: Path, kept: float) -> None:
+    """Write a copy of a manifest in which only some clips have captions.
+
+    The clips are those of the manifest, so that their latents serve every copy.
+
+    Args:
+        manifest: The manifest to copy.
+        output: The manifest to write.
+        kept: Share of the clips that keep their captions, evenly spread.
+    """
+    _check_share("--kept", kept)
+    rows = []
+    for index, row in enumerate(read_table(manifest)):
+        moved = _without_captions(row.columns, manifest.parent, output.parent)
+        if _chosen(index, kept):
+            moved |= {name: cell for name, cell in row.columns.items() if name not in moved}
+        rows.append(moved)
+    write_rows(output, rows)
+    num_kept = sum(_chosen(index, kept) for index in range(len(rows)))
+    print(f"{output}: {len(rows)} rows, {num_kept} with captions")
+
+
+def _check_share(flag: str, share: float) -> None:
+    if not 0 <= share <= 1:
+        raise ValueError(f"{flag} {share}: must be from 0 to 1")
+
+
+def _chosen(index: int, share: float) -> bool:
+    """Return True for ``share`` of all rows, evenly spread."""
+    return int((index + 1) * share) > int(index * share)
 
 
 def _scene(row: ManifestRow) -> Scene:

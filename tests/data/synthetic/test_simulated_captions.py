@@ -10,7 +10,7 @@ import pytest
 
 from evaluation.metrics.alignment import parse_prompt
 from sora_lightning.data import Captions, read_manifest, write_dataset
-from sora_lightning.data.synthetic import simulate_captions
+from sora_lightning.data.synthetic import hide_captions, simulate_captions
 from sora_lightning.data.synthetic.scenes import COLOURS
 
 
@@ -77,6 +77,19 @@ def test_a_colour_is_never_named(manifest: Path, tmp_path: Path) -> None:
     assert set(COLOURS) - {"red"} == {
         n[0] for row in others for n in named(row["caption_synthetic"])
     }
+
+
+def test_a_part_of_the_clips_keeps_its_captions_unchanged(manifest: Path, tmp_path: Path) -> None:
+    output = tmp_path / "new" / "third.jsonl"
+    hide_captions(manifest, output, kept=1 / 3)
+    originals = read_manifest(manifest)
+    records = read_manifest(output, Captions())
+    assert [one.path.resolve() for one in records] == [one.path.resolve() for one in originals]
+    kept = [(a.captions, b.captions) for a, b in zip(records, originals, strict=True) if a.captions]
+    assert len(kept) == 40
+    assert all(after == before for after, before in kept)
+    with pytest.raises(ValueError, match=r"--kept 1.5: must be from 0 to 1"):
+        hide_captions(manifest, output, kept=1.5)
 
 
 @pytest.mark.parametrize(
