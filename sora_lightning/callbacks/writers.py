@@ -15,6 +15,7 @@ from torch import Tensor
 from sora_lightning.captioner.captioned_manifest import CaptionedManifest, Written
 from sora_lightning.data import VideoDataModule
 from sora_lightning.data.latents import LatentCache
+from sora_lightning.data.spec import DataSpec
 from sora_lightning.systems import DiffusionSystem, RecaptioningSystem, TokenizerSystem
 from sora_lightning.types import VideoBatch
 
@@ -92,8 +93,9 @@ class CaptionWriter(BasePredictionWriter):
     """Writes the captions that `predict` makes with a captioner into a copy of `data.manifest`.
 
     Beside each stand the captioner's fingerprint, in the column with `_model` at its end, and the
-    decoding, in that with `_decoding`. An interrupted call is gone on with: clips that have a
-    caption are left out. Does nothing in other commands, or without an output.
+    decoding, its seed and the clips' frame rate and sizes, in that with `_decoding`. An interrupted
+    call is gone on with: clips that have a caption are left out. Does nothing in other commands, or
+    without an output.
 
     Args:
         output: The copy, in the manifest's folder; JSONL, CSV, Parquet or Arrow by its suffix.
@@ -107,7 +109,7 @@ class CaptionWriter(BasePredictionWriter):
         self.column = column
         # The data module leaves out the clips in it. Every rank reads it before one writes.
         self.captioned: CaptionedManifest | None = None
-        self._model = ""
+        self._model = self._how = ""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "predict" or self.output is None:
@@ -133,7 +135,8 @@ class CaptionWriter(BasePredictionWriter):
             return
         assert isinstance(pl_module, RecaptioningSystem)
         self._model = pl_module.captioner.fingerprint()
-        self.captioned.require(self._model, str(pl_module.decoding))
+        self._how = _settings(pl_module, trainer.datamodule.spec)  # type: ignore[attr-defined]
+        self.captioned.require(self._model, self._how)
 
     def write_on_batch_end(
         self,
@@ -147,10 +150,8 @@ class CaptionWriter(BasePredictionWriter):
     ) -> None:
         if self.captioned is None:
             return
-        assert isinstance(pl_module, RecaptioningSystem)
-        how = (self._model, str(pl_module.decoding))
         written = {
-            clip: Written(caption, *how)
+            clip: Written(caption, self._model, self._how)
             for clip, caption in zip(batch.clip_ids, prediction, strict=True)
         }
         self.captioned.add(trainer.global_rank, written)
@@ -161,3 +162,9 @@ class CaptionWriter(BasePredictionWriter):
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             rank_zero_info(self.captioned.write())
+
+
+def _settings(system: RecaptioningSystem, spec: DataSpec) -> str:
+    """Return all that captions depend on beside the captioner and the clip."""
+    sizes = ",".join(map(str, spec.sizes)) or spec.packing
+    return f"{system.decoding}, seed={system.seed}, fps={spec.fps:g}, sizes={sizes}"

@@ -15,7 +15,9 @@ from sora_lightning.files import check_writable
 
 
 class Written(NamedTuple):
-    """A caption, the fingerprint of the captioner that wrote it, and how it was decoded."""
+    """A caption, the fingerprint of the captioner that wrote it, and the settings it was written
+    with.
+    """
 
     caption: str
     model: str

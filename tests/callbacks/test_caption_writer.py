@@ -52,13 +52,14 @@ def predict(
     manifest: Path,
     place: tuple[int, int] = (0, 1),
     output: str = "captioned.jsonl",
+    fps: float = 8.0,
 ) -> None:
     class Share(VideoDataModule):
         def _ranks(self) -> tuple[int, int]:
             return place
 
     data = data_module(
-        manifest, ["9x16x16", "9x16x24"], 8.0, 4 * 9 * 16 * 24, Share, windows_per_clip=2,
+        manifest, ["9x16x16", "9x16x24"], fps, 4 * 9 * 16 * 24, Share, windows_per_clip=2,
         captions=Captions(), max_bad_share=0.2,
     )  # fmt: skip
     writer = CaptionWriter(manifest.parent / output)
@@ -92,7 +93,8 @@ def captions_of(manifest: Path) -> list[str]:
     others = [{k: v for k, v in row.items() if k not in COLUMNS} for row in rows]
     assert others == rows_of(manifest)
     assert len({row[COLUMNS[1]] for row in rows}) == 1
-    assert {row[COLUMNS[2]] for row in rows} == {"Greedy(max_tokens=2)"}
+    how = "Greedy(max_tokens=2), seed=0, fps=8, sizes=9x16x16,9x16x24"
+    assert {row[COLUMNS[2]] for row in rows} == {how}
     return [row[COLUMNS[0]] for row in rows]
 
 
@@ -151,16 +153,21 @@ def test_a_clip_that_cannot_be_read_loses_its_caption_alone_and_is_named(manifes
 
 
 @pytest.mark.parametrize(
-    "other", [{"words": "another vocabulary"}, {"decoding": Greedy(max_tokens=3)}]
+    ("other", "fps"),
+    [
+        ({"words": "another vocabulary"}, 8.0),
+        ({"decoding": Greedy(max_tokens=3)}, 8.0),
+        ({}, 4.0),
+    ],
 )
 def test_another_captioner_is_refused_before_it_captions(
-    manifest: Path, other: dict[str, Any]
+    manifest: Path, other: dict[str, Any], fps: float
 ) -> None:
     predict(Counting(), manifest)
     before = manifest.with_name("captioned.jsonl").read_bytes()
     system = Counting(**other)
     with pytest.raises(ValueError, match=r"was written by captioner .* and this is"):
-        predict(system, manifest)
+        predict(system, manifest, fps=fps)
     assert system.captioned == 0
     assert manifest.with_name("captioned.jsonl").read_bytes() == before
 

@@ -28,4 +28,5 @@ def test_predict_writes_its_captions_without_a_checkpoint(fit, clips, tmp_path):
     rows = [row for row in rows if "caption_synthetic" in row]  # random weights may say nothing
     assert len(rows) > 6
     assert {row["caption_synthetic_model"] for row in rows} == {digest}
-    assert {row["caption_synthetic_decoding"] for row in rows} == {"Greedy(max_tokens=4)"}
+    (how,) = {row["caption_synthetic_decoding"] for row in rows}
+    assert how.startswith("Greedy(max_tokens=4), seed=0, fps=")

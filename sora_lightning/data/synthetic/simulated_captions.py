@@ -44,6 +44,7 @@ def simulate_captions(
     _check_share("--colour-errors", colour_errors)
     if unnamed is not None and unnamed not in COLOURS:
         raise ValueError(f"--unnamed {unnamed}: must be one of {', '.join(COLOURS)}")
+    how = f"colour_errors={colour_errors}, unnamed={unnamed}, seed={seed}"
     rows = []
     for index, row in enumerate(read_table(manifest)):
         rng = np.random.default_rng([seed, index])
@@ -52,7 +53,15 @@ def simulate_captions(
         if _chosen(index, by_people):
             moved |= {"caption": short, "caption_descriptive": long}
         faulty = _with_errors(long, colour_errors, rng)
-        rows.append(moved | {"caption_synthetic": _without_colour(faulty, unnamed)})
+        rows.append(
+            moved
+            | {
+                "caption_synthetic": _without_colour(faulty, unnamed),
+                # By these columns `predict` tells a captioner's captions from those by people.
+                "caption_synthetic_model": "simulated",
+                "caption_synthetic_decoding": how,
+            }
+        )
     write_rows(output, rows)
     num_right = sum("caption" in row for row in rows)
     print(f"{output}: {len(rows)} rows, {num_right} with captions by people")

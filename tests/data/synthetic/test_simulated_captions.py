@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.metrics.alignment import parse_prompt
+from sora_lightning.captioner.captioned_manifest import CaptionedManifest
 from sora_lightning.data import Captions, read_manifest, write_dataset
 from sora_lightning.data.synthetic import hide_captions, simulate_captions
 from sora_lightning.data.synthetic.scenes import COLOURS
@@ -50,6 +51,9 @@ def test_the_share_by_people_is_exact(manifest: Path, tmp_path: Path) -> None:
     assert sum("caption" in row for row in found) == 40
     assert all(("caption" in row) == ("caption_descriptive" in row) for row in found)
     assert all("caption_synthetic" in row for row in found)
+    captioned = CaptionedManifest(tmp_path / "x.jsonl", tmp_path / "y.jsonl")  # not by people
+    with pytest.raises(ValueError, match=r"by captioner simulated with colour_errors=0\.0"):
+        captioned.require("another", "Greedy")
 
 
 def test_colours_are_exchanged_at_the_rate_and_nothing_else_is(
