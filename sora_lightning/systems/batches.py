@@ -8,8 +8,11 @@ from collections.abc import Iterable
 
 import lightning as L
 import torch
-from jaxtyping import Float
+import torch.distributed as dist
+import torch.nn.functional as F
+from jaxtyping import Float, Shaped
 from torch import Tensor
+from torch.distributed.nn.functional import all_gather
 
 from sora_lightning.data import VideoDataModule
 from sora_lightning.data.spec import DataSpec
@@ -64,6 +67,25 @@ def mean_over_ranks(system: L.LightningModule, losses: Float[Tensor, " b"]) -> F
     strategy = system.trainer.strategy
     num_clips = strategy.reduce(losses.new_tensor(float(len(losses))), reduce_op="mean")
     return losses.sum() / num_clips.clamp(min=1 / system.trainer.world_size)
+
+
+def of_all_ranks(x: Shaped[Tensor, "b e"]) -> tuple[Shaped[Tensor, "all e"], slice]:
+    """Return the rows of all ranks, and where those of this rank are.
+
+    Every rank must call it, with any number of rows. In the backward pass the gradients of a row
+    from all ranks are added, so that their later mean over ranks is that of the mean loss.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return x, slice(0, len(x))
+    own = torch.tensor(len(x), device=x.device)
+    counts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, own)
+    num_rows = [int(count) for count in counts]
+    # Tensors that are gathered must have one shape.
+    parts = all_gather(F.pad(x, (0, 0, 0, max(num_rows) - len(x))))
+    rows = torch.cat([part[:num] for part, num in zip(parts, num_rows, strict=True)])
+    first = sum(num_rows[: dist.get_rank()])
+    return rows, slice(first, first + len(x))
 
 
 def no_losses(parameters: Iterable[Tensor]) -> Float[Tensor, "0"]:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from jaxtyping import Float
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
@@ -20,10 +22,12 @@ from sora_lightning.captioner.retrieval import Retrieval, caption_hashes
 from sora_lightning.checkpoints import load_system, plain_hyperparameters
 from sora_lightning.data import VideoDataModule
 from sora_lightning.data.batching.native_sizes import check_geometry
-from sora_lightning.systems.batches import data_spec, mean_loss, no_losses
+from sora_lightning.systems.batches import data_spec, mean_loss, no_losses, of_all_ranks
 from sora_lightning.systems.draws import make_rng
 from sora_lightning.systems.optimizers import OptimizerFactory, adamw, configure
 from sora_lightning.types import PackedBatch, VideoBatch
+
+NUM_SHOWN = 8  # clips whose captions a validation logs as text
 
 
 class RecaptioningSystem(L.LightningModule):
@@ -58,7 +62,8 @@ class CaptionerSystem(RecaptioningSystem):
     """Contrastive and captioning loss (CoCa, arXiv 2205.01917, equation 4).
 
     The vocabulary is learned from the training's captions before the first step, unless
-    ``checkpoint.start_from`` brings one. The clips of a rank's batch are each other's negatives.
+    ``checkpoint.start_from`` brings one. In training the clips of all ranks are each other's
+    negatives, in validation those of a rank's batch.
 
     Args:
         captioner: The networks.
@@ -68,8 +73,8 @@ class CaptionerSystem(RecaptioningSystem):
         warmup_steps: Steps in which the learning rate grows.
         decoding: How ``predict`` writes captions.
         seed: Seed of a decoding that draws, by clip.
-        named_words: Words by attribute. Validation then writes captions too, and logs how often
-            they name those of the right caption (``NamedWords``).
+        named_words: Words by attribute. Validation then captions every clip, and logs how often
+            they are those of the right caption (``NamedWords``).
     """
 
     captioner: CoCa
@@ -149,7 +154,7 @@ class CaptionerSystem(RecaptioningSystem):
 
     def training_step(self, batch: VideoBatch | PackedBatch, batch_idx: int) -> Float[Tensor, ""]:
         if not len(batch):
-            return mean_loss(self, batch, no_losses(self.parameters()))
+            return mean_loss(self, batch, self.no_losses())
         output, contrastive = self.losses(batch)
         losses = self.contrastive * contrastive + self.captioning * output.losses
         terms = {
@@ -166,10 +171,22 @@ class CaptionerSystem(RecaptioningSystem):
         """Return the captioner's output and the contrastive loss of each clip."""
         kept = batch.kept if isinstance(batch, PackedBatch) else None
         output = self.captioner(batch.pixels, batch.captions, kept)
-        hashes = caption_hashes(batch.captions).to(self.device)
-        same = hashes[:, None] == hashes
+        pairs = torch.cat([output.video, output.text], dim=1).float()
+        hashes = caption_hashes(batch.captions).to(self.device)[:, None]
+        own = slice(None)
+        if self.training:
+            (pairs, own), (hashes, _) = of_all_ranks(pairs), of_all_ranks(hashes)
+        video, text = pairs.chunk(2, dim=1)
         scale = self.captioner.inverse_temperature
-        return output, contrastive_losses(output.video, output.text, same, scale)
+        return output, contrastive_losses(video, text, hashes == hashes.T, scale)[own]
+
+    def no_losses(self) -> Float[Tensor, "0"]:
+        """Return the losses of a rank without clips, which exchanges what ``losses`` does."""
+        nothing = no_losses(self.parameters()).float()
+        width = 2 * self.captioner.text_out.out_features
+        pairs, own = of_all_ranks(nothing.reshape(0, width))
+        of_all_ranks(torch.empty(0, 1, dtype=torch.int64, device=self.device))
+        return pairs[own].flatten()
 
     def validation_step(self, batch: VideoBatch, batch_idx: int) -> None:
         output, contrastive = self.losses(batch)
@@ -181,8 +198,20 @@ class CaptionerSystem(RecaptioningSystem):
         }
         self.log_dict(scores, prog_bar=True, batch_size=len(batch), sync_dist=True)
         self.retrieval.update(output.video, output.text, batch.captions)
+        if self.named_words is None and batch_idx > 0:
+            return
+        captions = self.predict_step(batch, batch_idx)
         if self.named_words is not None:
-            self.named_words.update(self.predict_step(batch, batch_idx), batch.captions)
+            self.named_words.update(captions, batch.captions)
+        if batch_idx == 0:
+            self._show(captions[:NUM_SHOWN], batch.captions)
+
+    def _show(self, captions: list[str], right: list[str]) -> None:
+        rows = [f"| {a} | {b} |" for a, b in zip(captions, right, strict=False)]
+        table = "\n".join(["| by the captioner | by people |", "|---|---|", *rows])
+        for logger in self.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("val/captions", table, self.global_step)
 
     def on_validation_epoch_end(self) -> None:
         scores = self.retrieval.compute().items()
