@@ -33,6 +33,19 @@ class ParsingCLI(TrainingCLI):
         raise Parsed
 
 
+def parse(arguments: list[str]) -> None:
+    """Parse a training's command. Raises ``Parsed`` where that is accepted."""
+    ParsingCLI(
+        LightningModule,
+        VideoDataModule,
+        subclass_mode_model=True,
+        seed_everything_default=False,
+        auto_configure_optimizers=False,
+        parser_kwargs={**PARSER, **{one: dict(PARSER) for one in COMMANDS}},
+        args=arguments,
+    )
+
+
 def _commands() -> list[str]:
     blocks = [
         block
@@ -58,15 +71,7 @@ def test_a_command_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _, command, *arguments = shlex.split(line)
     if command in COMMANDS:
         with pytest.raises(Parsed):
-            ParsingCLI(
-                LightningModule,
-                VideoDataModule,
-                subclass_mode_model=True,
-                seed_everything_default=False,
-                auto_configure_optimizers=False,
-                parser_kwargs={**PARSER, **{one: dict(PARSER) for one in COMMANDS}},
-                args=[command, *arguments],
-            )
+            parse([command, *arguments])
     else:
         module, function = program.FUNCTIONS[command]
         assert parse_function(command, getattr(import_module(module), function), arguments)

@@ -9,6 +9,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from sora_lightning.systems.parallel import by_mesh, shared_out, whole
+
 
 class EMA(Callback):
     """Keeps an average of every parameter that requires a gradient, and validates with it.
@@ -25,7 +27,7 @@ class EMA(Callback):
         self.decay = decay
         self.num_updates = 0
         self.weights: dict[str, Tensor] = {}
-        self._raw: dict[str, Tensor] = {}
+        self._swapped = False  # the model holds the average, and ``weights`` the raw values
 
     @property
     def state_key(self) -> str:
@@ -35,8 +37,11 @@ class EMA(Callback):
         live = self._live(pl_module)
         if not self.weights:
             self.weights = {name: p.detach().clone() for name, p in live.items()}
-        else:  # restored from a checkpoint, on the CPU
-            self.weights = {name: self.weights[name].to(p) for name, p in live.items()}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Restored from a checkpoint they are whole, on the CPU.
+        live = self._live(pl_module)
+        self.weights = {name: shared_out(self.weights[name], p) for name, p in live.items()}
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any
@@ -46,26 +51,31 @@ class EMA(Callback):
         self.num_updates = trainer.global_step
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         live = self._live(pl_module)
+        names = {id(parameter): name for name, parameter in live.items()}
         with torch.no_grad():
-            torch._foreach_lerp_(
-                [self.weights[name] for name in live],
-                [p.detach() for p in live.values()],
-                1 - decay,
-            )
+            for alike in by_mesh(live.values()):
+                averages = [self.weights[names[id(parameter)]] for parameter in alike]
+                torch._foreach_lerp_(averages, [p.detach() for p in alike], 1 - decay)
 
     def swap_in(self, pl_module: L.LightningModule) -> None:
         """Put the average in the model's place. Without an average yet, nothing happens."""
-        if self._raw or not self.weights:
-            return
-        for name, parameter in self._live(pl_module).items():
-            self._raw[name] = parameter.data
-            parameter.data = self.weights[name].to(parameter)
+        if not self._swapped and self.weights:
+            self._swap(pl_module)
 
     def swap_out(self, pl_module: L.LightningModule) -> None:
         """Put the raw weights back."""
+        if self._swapped:
+            self._swap(pl_module)
+
+    @torch.no_grad()
+    def _swap(self, pl_module: L.LightningModule) -> None:
+        """Exchange values in place: sharded parameters are gathered from the memory they own."""
+        self._swapped = not self._swapped
         for name, parameter in self._live(pl_module).items():
-            if name in self._raw:
-                parameter.data = self._raw.pop(name)
+            average = self.weights[name] = shared_out(self.weights[name], parameter)
+            raw = parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(raw)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.swap_in(pl_module)
@@ -82,7 +92,8 @@ class EMA(Callback):
         self.swap_out(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"num_updates": self.num_updates, "weights": self.weights}
+        weights = {name: whole(average) for name, average in self.weights.items()}
+        return {"num_updates": self.num_updates, "weights": weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.num_updates, self.weights = state_dict["num_updates"], state_dict["weights"]

@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from sora_lightning.captioner.captioned_manifest import CaptionedManifest
@@ -135,7 +136,7 @@ def lock(run_dir: Path) -> IO[str] | None:
     return file
 
 
-def check_trainer(trainer: Namespace) -> None:
+def check_trainer(trainer: Namespace, system: type[LightningModule]) -> None:
     """Raise ``ValueError`` naming a key of the trainer that cannot be used here."""
     if (batches := trainer.accumulate_grad_batches) < 1:
         raise ValueError(f"trainer.accumulate_grad_batches = {batches}: must be 1 or more")
@@ -153,10 +154,16 @@ def check_trainer(trainer: Namespace) -> None:
                 "learning rate; compare several by `sora-lightning ablate`"
             )
     strategy = trainer.strategy
-    if "ModelParallelStrategy" in str(getattr(strategy, "class_path", strategy)):
+    name = str(getattr(strategy, "class_path", strategy)).rpartition(".")[2]
+    if name.startswith("fsdp") or name in ("FSDPStrategy", "ModelParallelStrategy"):
         raise ValueError(
-            "trainer.strategy = ModelParallelStrategy: the systems do not shard their layers; take "
-            "ddp, and a smaller data.batching.pixels_per_batch with "
+            f"trainer.strategy = {name}: give sora_lightning.systems.parallel.ShardedStrategy, "
+            "which shards by FSDP2 and saves files that one device loads"
+        )
+    if name == "ShardedStrategy" and system.configure_model is LightningModule.configure_model:
+        raise ValueError(
+            f"trainer.strategy = ShardedStrategy: a {system.__name__} does not share its "
+            "layers out; take ddp, and a smaller data.batching.pixels_per_batch with "
             "trainer.accumulate_grad_batches where memory is short"
         )
 

@@ -38,7 +38,12 @@ from sora_lightning.cli.preflight import (
 from sora_lightning.cli.record import RunRecord
 from sora_lightning.cli.sources import merge, read_sources, with_found_configs
 from sora_lightning.data import VideoDataModule
-from sora_lightning.trust import check_evaluation, class_paths, trust_only_known_packages
+from sora_lightning.trust import (
+    check_evaluation,
+    class_paths,
+    import_class,
+    trust_only_known_packages,
+)
 
 COMMANDS = ("fit", "validate", "predict")
 PARSER = {"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False}
@@ -99,7 +104,7 @@ class TrainingCLI(LightningCLI):
             config.model.init_args.fps = config.data.fps
         problems = Problems()
         with problems.noted():
-            check_trainer(config.trainer)
+            check_trainer(config.trainer, import_class(config.model.class_path))
         with problems.noted():
             config.ckpt_path = check_run_directory(
                 command, config.run_dir, config.ckpt_path, config.model

@@ -58,6 +58,7 @@ from sora_lightning.data.latents import INDEX, LatentCache
 from sora_lightning.data.manifest.captions import Captions
 from sora_lightning.data.manifest.filters import Filter
 from sora_lightning.data.manifest.memory_mapped import chosen, joined, open_manifest
+from sora_lightning.data.ranks import data_ranks, require_even
 from sora_lightning.data.settings import Batching, Reading
 from sora_lightning.data.spec import DataSpec
 from sora_lightning.types import VideoBatch, VideoSize
@@ -203,7 +204,7 @@ class VideoDataModule(L.LightningDataModule):
         )
 
     def train_dataloader(self) -> StreamLoader:
-        rank, num_ranks = self._ranks()
+        rank, num_ranks = data_ranks(self.trainer)
         batching = self.batching
         run_length = batching.run_length or math.lcm(RUN_LENGTH, num_ranks)
         sampler: WindowSampler = RandomWindows(batching.seed)
@@ -229,7 +230,9 @@ class VideoDataModule(L.LightningDataModule):
             return []
         clips = self._served(self.val_manifest).clips
         dataset = self._dataset(self.val_manifest, EvenWindows(1))
-        return self._once(dataset, window_batches(clips, self.sizes, 1, clip_id))
+        batches = window_batches(clips, self.sizes, 1, clip_id)
+        require_even(self.trainer, len(batches))
+        return self._once(dataset, batches)
 
     def predict_dataloader(self) -> DataLoader | list[DataLoader]:
         """Return every window of every clip once, training manifest first; ``clip_ids`` are keys of
@@ -288,7 +291,7 @@ class VideoDataModule(L.LightningDataModule):
         pixels = {size: PixelClips(one, [reader], bad_clips) for size, one in clips.items()}
         dataset = BatchDataset(pixels, EvenWindows(num_windows), key_fn)
         batches = window_batches(clips, self.sizes, num_windows, key_fn, done)
-        if (lacking := self._ranks()[1] - len(batches)) > 0 and done is not None:
+        if (lacking := data_ranks(self.trainer)[1] - len(batches)) > 0 and done is not None:
             every = window_batches(clips, self.sizes, num_windows, key_fn)
             batches = [*batches, *every[:lacking]]
         return self._once(dataset, batches)
@@ -348,14 +351,14 @@ class VideoDataModule(L.LightningDataModule):
             )
 
     def _once(self, dataset: Dataset[VideoBatch], batches: Sequence[BatchRequest]) -> DataLoader:
-        num_ranks = self._ranks()[1]
+        rank, num_ranks = data_ranks(self.trainer)
         if len(batches) < num_ranks:
             raise ValueError(
                 f"{len(batches)} batches for {num_ranks} ranks: every rank needs one; lower "
                 "data.batching.pixels_per_batch, give more clips (data.val_manifest where this is "
                 "validation), or take fewer devices"
             )
-        sampler = FixedBatches(batches, *self._ranks())
+        sampler = FixedBatches(batches, rank, num_ranks)
         return DataLoader(
             dataset, batch_size=None, sampler=sampler, num_workers=self.reading.num_workers
         )
@@ -367,11 +370,6 @@ class VideoDataModule(L.LightningDataModule):
     def _settings(self, rule: SizeRule) -> str:
         sizes = ", ".join(map(str, rule.sizes)) or "their own sizes"
         return f"{sizes} at {self.fps} frames per second"
-
-    def _ranks(self) -> tuple[int, int]:
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
 
     def _bad_clips(self, manifests: Sequence[Path] = ()) -> BadClips:
         """Return a list of bad clips limited to the manifests' budgets; unlimited by default."""

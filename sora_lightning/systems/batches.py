@@ -88,6 +88,15 @@ def of_all_ranks(x: Shaped[Tensor, "b e"]) -> tuple[Shaped[Tensor, "all e"], sli
     return rows, slice(first, first + len(x))
 
 
+def blank_clip(channels: int, patch: Patch, device: torch.device) -> PackedBatch:
+    """Return a pack of one clip of zeros, of one patch, for a rank without clips: where parameters
+    are sharded, every rank takes part in every forward pass.
+    """
+    latents = torch.zeros(channels, patch.f, patch.h, patch.w, device=device)
+    fps = torch.ones(1, device=device)
+    return PackedBatch([""], fps, ["0"], [0], fill=0.0, latents=[latents])
+
+
 def no_losses(parameters: Iterable[Tensor]) -> Float[Tensor, "0"]:
     """Return the losses of no clips. Their sum depends on every parameter, so that a rank without
     clips takes part in the exchange of gradients.

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim import Optimizer
 
 from sora_lightning.checkpoints import init_args, load_system, plain_hyperparameters
 from sora_lightning.conditioning import (
@@ -30,10 +31,16 @@ from sora_lightning.diffusion import (
     with_own_estimate,
 )
 from sora_lightning.generation import SamplingConfig, VideoGenerator
-from sora_lightning.systems.batches import data_spec, mean_loss, no_losses, packed_latents
+from sora_lightning.systems.batches import blank_clip, data_spec, mean_loss, packed_latents
 from sora_lightning.systems.data_checks import check_diffusion_data, warn_of_later_frames
-from sora_lightning.systems.draws import GroupDraws, make_rng, training_draws
+from sora_lightning.systems.draws import GroupDraws, batch_rng, training_draws
 from sora_lightning.systems.optimizers import MaximalUpdate, OptimizerFactory, adamw, configure
+from sora_lightning.systems.parallel import (
+    clip_grad_norm,
+    is_sharded,
+    shard_parameters,
+    split_heads,
+)
 from sora_lightning.systems.time_bins import LossPerTime, fixed_draws
 from sora_lightning.systems.weak_model import load_weak_model
 from sora_lightning.tokenizers import VideoTokenizer
@@ -129,10 +136,30 @@ class DiffusionSystem(L.LightningModule):
             if stage == "fit":
                 self.training_sizes = spec.sizes
 
+    def configure_model(self) -> None:
+        """Share the parts out over the ranks of a ``ModelParallelStrategy``, before training."""
+        if self.device_mesh is not None and not is_sharded(self):
+            split_heads(self.denoiser, self.device_mesh["tensor_parallel"])
+            trained = (self.conditioner, self.known_frames.image_encoder, self.denoiser)
+            shard_parameters(trained, self.device_mesh["data_parallel"])
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        if gradient_clip_val and is_sharded(self) and gradient_clip_algorithm != "value":
+            clip_grad_norm(self.parameters(), float(gradient_clip_val))
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def training_step(self, batch: VideoBatch | PackedBatch, batch_idx: int) -> Float[Tensor, ""]:
-        rng = training_draws(self, batch, batch_idx, self.seed)
-        losses = self.losses(batch, rng) if len(batch) else no_losses(self.parameters())
-        return mean_loss(self, batch, losses)
+        clips = batch
+        if not len(batch):
+            clips = blank_clip(self.tokenizer.latent_channels, self.denoiser.patch, self.device)
+        losses = self.losses(clips, training_draws(self, clips, batch_idx, self.seed))
+        return mean_loss(self, batch, losses[: len(batch)])
 
     def losses(self, batch: VideoBatch | PackedBatch, rng: Draws) -> Float[Tensor, " b"]:
         """Return the loss of each clip at times and noise drawn by ``rng``."""
@@ -154,9 +181,7 @@ class DiffusionSystem(L.LightningModule):
         return with_own_estimate(self.denoiser, self.objective.process, self.denoiser.patch, chosen)
 
     def validation_step(self, batch: VideoBatch, batch_idx: int) -> None:
-        rng = GroupDraws(
-            [make_rng(self.device, self.seed, batch_idx, self.global_rank)], len(batch)
-        )
+        rng = GroupDraws([batch_rng(self, self.seed, batch_idx)], len(batch))
         x_0, text = self.latents(batch), self.conditioner(batch.captions)
         condition = self.known_frames.with_source(text, self.source(batch), self.latent_space)
         t = self.time(rng.normal(), x_0.new_tensor(self.denoiser.num_tokens(x_0)))

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sora_lightning.data.ranks import data_ranks
 from sora_lightning.diffusion import add_offset_noise
 from sora_lightning.types import Latents, PackedBatch, VideoBatch, dense_groups, from_groups
 
@@ -71,10 +72,21 @@ def training_draws(
 ) -> GroupDraws:
     """Return the random numbers of a training batch.
 
-    A dense batch draws by optimizer step, batch within the step, and rank; a pack by clip.
+    A dense batch draws by optimizer step and its place among the step's batches of all ranks, which
+    take turns; a pack draws by clip. Two ranks draw what one draws that accumulates two batches.
     """
     if isinstance(batch, PackedBatch):
         return GroupDraws.of_clips(batch, seed, system.device)
     micro_batch = batch_index % system.trainer.accumulate_grad_batches
-    rng = make_rng(system.device, seed, system.global_step, micro_batch, system.global_rank)
+    rng = batch_rng(system, seed, system.global_step, micro_batch)
     return GroupDraws([rng], len(batch))
+
+
+def batch_rng(system: L.LightningModule, *place: int) -> torch.Generator:
+    """Return a generator seeded by ``place``, which ends with the index of this rank's batch.
+
+    Ranks take turns in what one rank would read, and its index in that counts.
+    """
+    rank, num_ranks = data_ranks(system.trainer)
+    # The 0 keeps the numbers of trainings on one rank as they have always been.
+    return make_rng(system.device, *place[:-1], place[-1] * num_ranks + rank, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -340,7 +341,11 @@ def test_fewer_batches_than_ranks_are_refused(
     data = module(shapes, val_manifest=shapes["val"])
     data.setup("fit")
     num_batches = len(data.val_dataloader())
-    monkeypatch.setattr(data, "_ranks", lambda: (0, num_batches + 1))
+    places = {"rank": 0, "num_replicas": num_batches + 1}
+    folders = dict.fromkeys(("log_dir", "default_root_dir"), "unused")
+    data.trainer = SimpleNamespace(  # type: ignore[assignment]
+        distributed_sampler_kwargs=places, strategy=None, limit_val_batches=1.0, **folders
+    )
     said = (
         f"{num_batches} batches for {num_batches + 1} ranks: every rank needs one; lower data.batch"
     )

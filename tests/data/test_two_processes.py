@@ -4,18 +4,11 @@ shards; stopped anywhere, they go on, as many or fewer; their gradient is that o
 
 from __future__ import annotations
 
-import contextlib
-import faulthandler
 import json
-import multiprocessing
 import os
-import socket
-import traceback
 from collections import Counter
 from collections.abc import Iterator
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import pytest
@@ -27,12 +20,12 @@ from sora_lightning.systems.batches import mean_over_ranks
 from sora_lightning.types import PackedBatch, VideoBatch
 from tests.data.modules import data_module
 from tests.data.test_datamodule import trainer
+from tests.ranks import Pair
 
 pytestmark = pytest.mark.slow
 
 DENSE = {"sizes": ["9x16x16", "9x12x20"], "pixels_per_batch": 4 * 9 * 16 * 16}
 PACKED = {"packing": Packing(30, "4x4x4", 17, 32 * 40, (1, 4, 4))}
-PATIENCE_S = 900.0
 
 
 class Detections(L.LightningModule):
@@ -79,72 +72,6 @@ def train(
     one.fit(Detections(folder), data, ckpt_path=resume)
 
 
-class Pair:
-    """Two ranks that live from run to run, since they take longer to import torch than to train."""
-
-    def __init__(self) -> None:
-        self.pipes: list[Connection] = []
-        self.processes: list[Any] = []
-
-    def start(self) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        context = multiprocessing.get_context("spawn")
-        for rank in range(2):
-            ours, theirs = context.Pipe()
-            self.pipes.append(ours)
-            self.processes.append(context.Process(target=_rank, args=(rank, port, theirs)))
-            self.processes[-1].start()
-            theirs.close()
-
-    def train(self, *arguments: object) -> None:
-        """``train`` on both. Fails with the first error of a rank, or where one takes too long."""
-        if not self.processes:
-            self.start()
-        for pipe in self.pipes:
-            pipe.send(arguments)
-        training = list(self.pipes)
-        while training:
-            ended = wait(training, PATIENCE_S)
-            problem = "" if ended else f"a rank has trained for {PATIENCE_S} s"
-            for pipe in ended:
-                problem = problem or pipe.recv()  # type: ignore[attr-defined]
-                training.remove(pipe)  # type: ignore[arg-type]
-            if problem:
-                self.stop(patience_s=0)
-                pytest.fail(problem)
-
-    def stop(self, patience_s: float) -> None:
-        for pipe, process in zip(self.pipes, self.processes, strict=True):
-            pipe.close()
-            process.join(patience_s)
-            process.kill()
-            process.join()
-        self.pipes, self.processes = [], []
-
-
-def _rank(rank: int, port: int, pipe: Connection) -> None:
-    places = {"RANK": rank, "NODE_RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": 2}
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    torch.set_num_threads(1)
-    # A spawned process spawns its loaders' workers too, and each would import torch anew; the ranks
-    # that torchrun starts fork them.
-    multiprocessing.set_start_method("fork", force=True)
-    with contextlib.suppress(EOFError):  # the tests have ended
-        while True:
-            arguments = pipe.recv()
-            # Again for each run: Lightning takes some of it out of the environment at the end.
-            os.environ |= {name: str(value) for name, value in (places | address).items()}
-            faulthandler.dump_traceback_later(PATIENCE_S / 2)
-            try:
-                train(*arguments)
-                pipe.send("")
-            except Exception:
-                pipe.send(f"rank {rank}: {traceback.format_exc()}")
-            faulthandler.cancel_dump_traceback_later()
-
-
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Pair]:
     ranks = Pair()
@@ -159,7 +86,8 @@ def run(
     """Return the clips that two ranks, or one in this process, saw, in the order of one; and
     rank 0's gradients."""
     folder.mkdir(exist_ok=True)
-    (train if ranks is None else ranks.train)(manifest, settings, folder, steps, workers, resume)
+    arguments = (manifest, settings, folder, steps, workers, resume)
+    train(*arguments) if ranks is None else ranks.run(train, *arguments)
     names = [f"rank{rank}.json" for rank in range(1 if ranks is None else 2)]
     said = [json.loads((folder / name).read_text()) for name in names]
     steps_of = zip(*(one["fed"] for one in said), strict=True)

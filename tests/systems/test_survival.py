@@ -226,7 +226,7 @@ def test_a_second_training_in_the_same_folder_is_refused(
 
 
 _FINDER = "[{class_path: lightning.pytorch.callbacks.LearningRateFinder}]"
-_MODEL_PARALLEL = "lightning.pytorch.strategies.ModelParallelStrategy"
+_SHARDED = "sora_lightning.systems.parallel.ShardedStrategy"
 _STOPPING = "lightning.pytorch.callbacks.EarlyStopping"
 
 
@@ -243,7 +243,8 @@ _STOPPING = "lightning.pytorch.callbacks.EarlyStopping"
         ("gradient_clip_val=-1", 2, "trainer.gradient_clip_val = -1: must not be negative"),
         ("overfit_batches=1", 2, "trainer.overfit_batches = 1: the data module plans"),
         (f"callbacks={_FINDER}", 2, "compare several by `sora-lightning ablate`"),
-        (f"strategy={_MODEL_PARALLEL}", 2, "the systems do not shard their layers; take ddp"),
+        (f"strategy={_SHARDED}", 2, "a TokenizerSystem does not share its layers out; take ddp"),
+        ("strategy=fsdp", 2, "give sora_lightning.systems.parallel.ShardedStrategy"),
         ("callbacks=[{class_path: EMA, init_args: {decay: 2.0}}]", 2, "decay = 2.0 must lie"),
         (
             f"callbacks=[{{class_path: {_STOPPING}, init_args: {{monitor: nothing}}}}]",

@@ -16,6 +16,8 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
+from sora_lightning.systems.parallel import by_mesh
+
 # The quintic whose iteration pulls singular values towards 1 fastest (Jordan et al. 2024).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NUM_ITERATIONS = 5
@@ -113,9 +115,8 @@ class MuonAdamW(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            with_grad = [p for p in group["params"] if p.grad is not None]
-            if with_grad:
-                (self._muon if group["is_matrix"] else self._adamw)(with_grad, group)
+            for alike in by_mesh(p for p in group["params"] if p.grad is not None):
+                (self._muon if group["is_matrix"] else self._adamw)(alike, group)
         return loss
 
     def _muon(self, parameters: list[Parameter], group: dict[str, Any]) -> None:

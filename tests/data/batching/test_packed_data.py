@@ -35,7 +35,7 @@ def module(manifest: Path, settings: dict | None = None, **options: object) -> V
 
 def loader(data: VideoDataModule, rank: int = 0, num_ranks: int = 1) -> StreamLoader:
     class Place:
-        global_rank, world_size = rank, num_ranks
+        distributed_sampler_kwargs = {"rank": rank, "num_replicas": num_ranks}  # noqa: RUF012
         log_dir = default_root_dir = "unused"
 
     data.trainer = Place()  # type: ignore[assignment]

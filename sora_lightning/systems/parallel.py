@@ -1,0 +1,220 @@
+"""Shares a model out over ranks: FSDP2 (``fully_shard``) over the ranks that read different clips,
+tensor parallelism (DTensor) over those that share their clips.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_tensor
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
+from torch.nn import Parameter
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+
+from sora_lightning.conditioning.images import ImageEncoder
+from sora_lightning.denoisers import Denoiser
+from sora_lightning.denoisers.blocks import Block
+from sora_lightning.layers.attention import CrossAttention, SelfAttention
+from sora_lightning.layers.transformer import FeedForward
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """FSDP2, and tensor parallelism over groups of ``tensor_parallel_size`` ranks.
+
+    Checkpoints are gathered on the first rank into one file, equal to that of one device: one
+    device, DDP and any number of shards load it.
+    """
+
+    lightning_restore_optimizer = True
+
+    def __init__(self, tensor_parallel_size: int = 1):
+        if tensor_parallel_size < 1:
+            raise ValueError(f"tensor_parallel_size = {tensor_parallel_size}: must be at least 1")
+        super().__init__(
+            tensor_parallel_size=tensor_parallel_size, save_distributed_checkpoint=False
+        )
+        self.tensor_parallel_size = tensor_parallel_size
+
+    def setup_environment(self) -> None:
+        num_ranks = self.num_nodes * self.num_processes
+        if num_ranks % self.tensor_parallel_size:
+            raise ValueError(
+                f"trainer.strategy: tensor_parallel_size = {self.tensor_parallel_size}: the "
+                f"{num_ranks} ranks are not a multiple"
+            )
+        self._data_parallel_size = num_ranks // self.tensor_parallel_size
+        super().setup_environment()
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        assert self.lightning_module is not None
+        return self._gathered(self.lightning_module.state_dict())
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        assert self.lightning_module is not None
+        live = self.lightning_module.state_dict()
+        saved = {
+            name: shared_out(value, live[name]) if isinstance(live.get(name), Tensor) else value
+            for name, value in checkpoint["state_dict"].items()
+        }
+        self.lightning_module.load_state_dict(saved, strict=strict)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        return self._gathered(optimizer.state_dict())
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            state = {
+                index: {
+                    name: shared_out(value, parameters[index])
+                    if _alike(value, parameters[index])
+                    else value
+                    for name, value in of_parameter.items()
+                }
+                for index, of_parameter in saved["state"].items()
+            }
+            optimizer.load_state_dict({**saved, "state": state})
+
+    def load_checkpoint(
+        self, checkpoint_path: Path | str, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)
+
+    def _gathered(self, state: Any) -> Any:
+        """Return the state with whole tensors, on the CPU of the first rank."""
+
+        def gather(tensor: Tensor) -> Tensor:
+            gathered = whole(tensor)
+            return gathered.cpu() if self.is_global_zero else gathered.new_empty(0)
+
+        return apply_to_collection(state, Tensor, gather)
+
+
+def _alike(value: Any, parameter: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == parameter.shape
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Return True if ranks hold shares of a module's parameters."""
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def split_heads(denoiser: Denoiser, mesh: DeviceMesh) -> None:
+    """Give each rank of ``mesh`` its share of the heads and hidden channels of every block
+    (Megatron-LM, arXiv 1909.08053, section 3).
+
+    Raises ``ValueError`` for a denoiser without such blocks, and heads that cannot be shared out.
+    """
+    if mesh.size() == 1:
+        return
+    blocks = [module for module in denoiser.modules() if isinstance(module, Block)]
+    if not blocks:
+        raise ValueError(
+            f"trainer.strategy: tensor_parallel_size = {mesh.size()}: a {type(denoiser).__name__} "
+            "has no blocks to share out; give 1, and data_parallel_size the number of ranks"
+        )
+    for block in blocks:
+        for attention in block.attentions:
+            _split_attention(attention, ("qkv", 3), mesh)
+        if block.text is not None:
+            _split_attention(block.text, ("kv", 2), mesh)
+        if isinstance(block.mlp, FeedForward):
+            parallelize_module(block.mlp, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+
+
+def _split_attention(attention: nn.Module, fused: tuple[str, int], mesh: DeviceMesh) -> None:
+    refusal = f"trainer.strategy: tensor_parallel_size = {mesh.size()}"
+    name, num_parts = fused
+    alike = isinstance(attention, SelfAttention) and len(attention.partition.head_partitions) == 1
+    if type(attention) is not CrossAttention and not (type(attention) is SelfAttention and alike):
+        raise ValueError(f"{refusal}: the heads of a {type(attention).__name__} differ; give 1")
+    assert isinstance(attention, SelfAttention | CrossAttention)
+    if attention.num_heads % mesh.size():
+        raise ValueError(f"{refusal}: num_heads = {attention.num_heads} is not a multiple of it")
+    # A fused projection's rows are q, k and v one after the other, so a rank's rows are not its
+    # heads: the output is gathered, and each rank goes on with its heads.
+    gathered = ColwiseParallel(output_layouts=Replicate(), use_local_output=False)
+    plan: dict[str, ParallelStyle] = {name: gathered, "out": RowwiseParallel()}
+    if hasattr(attention, "q"):
+        plan["q"] = ColwiseParallel()
+    for norm in ("q_norm", "k_norm"):
+        if any(True for _ in getattr(attention, norm).parameters()):
+            plan[norm] = SequenceParallel(sequence_dim=1, use_local_output=True)  # b k n e
+    parallelize_module(attention, mesh, plan)
+    attention.num_heads //= mesh.size()
+
+    def own_heads(_module: nn.Module, _inputs: object, output: DTensor) -> Tensor:
+        whole = output.to_local(grad_placements=[Partial()])
+        shares = rearrange(whole, "b n (p r d) -> r b n (p d)", p=num_parts, r=mesh.size())
+        return shares[mesh.get_local_rank()]
+
+    getattr(attention, name).register_forward_hook(own_heads)
+
+
+def shard_parameters(modules: Iterable[nn.Module | None], mesh: DeviceMesh) -> None:
+    """Shard the parameters of each module that trains over ``mesh``; they are gathered block by
+    block when they are used.
+    """
+    if mesh.size() == 1:
+        return
+    for module in modules:
+        if module is None or not any(p.requires_grad for p in module.parameters()):
+            continue
+        for part in module.children():
+            if isinstance(part, nn.ModuleList):
+                for block in part:
+                    fully_shard(block, mesh=mesh)
+        # Sharded again after a validation too, where no backward pass follows.
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        if isinstance(module, ImageEncoder):
+            register_fsdp_forward_method(module, "known")
+
+
+def by_mesh(parameters: Iterable[Parameter]) -> list[list[Parameter]]:
+    """Return the parameters in groups that are sharded over the same ranks, as one operation on
+    several of them needs.
+    """
+    groups: dict[DeviceMesh | None, list[Parameter]] = defaultdict(list)
+    for parameter in parameters:
+        mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
+        groups[mesh].append(parameter)
+    return list(groups.values())
+
+
+def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> None:
+    """Scale all gradients so that their common norm is at most ``max_norm``."""
+    groups = by_mesh(p for p in parameters if p.grad is not None)
+    norms = [get_total_norm([p.grad for p in group if p.grad is not None]) for group in groups]
+    total = torch.stack([whole(norm) for norm in norms]).norm()
+    for group in groups:
+        clip_grads_with_norm_(group, max_norm, total)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor with the shares of all ranks, which must all call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shared_out(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a whole tensor as the parameter ``like`` is: its device, type and shares of ranks."""
+    tensor = tensor.to(device=like.device, dtype=like.dtype)
+    if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
+        return tensor
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)

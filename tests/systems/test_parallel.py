@@ -1,0 +1,62 @@
+"""What cannot be shared out over ranks is refused; test_strategies.py has what can be."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sora_lightning.data.ranks import require_even
+from sora_lightning.denoisers import Denoiser, DiT, UViT
+from sora_lightning.layers.partitions import FactorisedDotProduct
+from sora_lightning.layers.transformer import TransformerSize
+from sora_lightning.systems.parallel import ShardedStrategy, split_heads
+
+MESH: Any = SimpleNamespace(size=lambda: 2)
+
+
+@pytest.mark.parametrize(
+    ("denoiser", "said"),
+    [
+        (UViT(4, 8, TransformerSize(1, 8, 2)), "a UViT has no blocks to share out"),
+        (DiT(4, 8, TransformerSize(1, 24, 3)), "num_heads = 3 is not a multiple of it"),
+        (
+            DiT(4, 8, TransformerSize(1, 24, 2), layout=FactorisedDotProduct()),
+            "the heads of a SelfAttention differ; give 1",
+        ),
+    ],
+)
+def test_layers_that_cannot_be_shared_out_are_refused(denoiser: Denoiser, said: str) -> None:
+    with pytest.raises(ValueError, match=f"tensor_parallel_size = 2: {said}"):
+        split_heads(denoiser, MESH)
+
+
+def test_a_group_of_no_ranks_is_refused() -> None:
+    with pytest.raises(ValueError, match="tensor_parallel_size = 0: must be at least 1"):
+        ShardedStrategy(0)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "num_batches", "limit", "refused"),
+    [
+        (ShardedStrategy(), 5, 1.0, True),
+        (ShardedStrategy(), 5, 3, True),
+        (ShardedStrategy(), 5, 2, False),
+        (ShardedStrategy(), 4, 1.0, False),
+        (None, 5, 1.0, False),
+    ],
+)
+def test_ranks_that_share_weights_validate_on_equally_many_batches(
+    strategy: Any, num_batches: int, limit: float, refused: bool
+) -> None:
+    """A rank without a batch would leave the others waiting for its share of the weights."""
+    places = {"rank": 0, "num_replicas": 2}
+    trainer: Any = SimpleNamespace(
+        distributed_sampler_kwargs=places, strategy=strategy, limit_val_batches=limit
+    )
+    if refused:
+        with pytest.raises(ValueError, match=rf"limit_val_batches = {limit}: 5 .*: give 2, or"):
+            require_even(trainer, num_batches)
+    else:
+        require_even(trainer, num_batches)

@@ -1,0 +1,173 @@
+"""FSDP2, tensor parallelism and DDP on two processes (gloo) train as one process does; each goes on
+from the others' checkpoints.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.strategies import Strategy
+from torch import Tensor
+
+from sora_lightning.callbacks import EMA
+from sora_lightning.callbacks.checkpoint import RunCheckpoint
+from sora_lightning.conditioning import TextConditioner
+from sora_lightning.data import Packing, write_dataset
+from sora_lightning.denoisers import DiT
+from sora_lightning.layers.transformer import TransformerSize
+from sora_lightning.systems import DiffusionSystem
+from sora_lightning.systems.draws import GroupDraws
+from sora_lightning.systems.parallel import ShardedStrategy, whole
+from sora_lightning.tokenizers import ConvTokenizer
+from tests.data.modules import data_module
+from tests.ranks import Pair
+
+pytestmark = pytest.mark.slow
+
+DENSE = {"sizes": ["5x16x16", "5x24x16"], "pixels_per_batch": 2 * 5 * 16 * 16}
+PACKED = {"packing": Packing(40, "2x8x8", 5, 24 * 24, (1, 1, 1))}
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+STRATEGIES = {"fsdp2": partial(ShardedStrategy), "tensor": partial(ShardedStrategy, 2)}
+
+
+def strategy_of(name: str) -> Strategy | str:
+    return STRATEGIES[name]() if name in STRATEGIES else name
+
+
+def diffusion_system() -> DiffusionSystem:
+    torch.manual_seed(0)
+    system = DiffusionSystem(
+        ConvTokenizer(4, [8, 16], [True], [True], patch=4, blocks_per_level=1),
+        TextConditioner(width=16, depth=1, num_heads=2),
+        partial(DiT, size=TransformerSize(2, 24, 2), patch=(1, 1, 1)),
+        drop_condition=0.5,
+        # A large eps, or the sign of a gradient that is nearly 0 would decide a step.
+        optimizer=partial(torch.optim.AdamW, lr=1e-3, eps=1e-3),
+        warmup_steps=4,
+    )
+    for parameter in system.parameters():  # gates of zero would hide half of the gradients
+        parameter.data.normal_(std=0.1)
+    return system
+
+
+class Record(L.Callback):
+    """Keeps losses of batches, gradients of the first step and the last validation; ends the
+    training after ``stop`` steps."""
+
+    def __init__(self, stop: int) -> None:
+        self.stop = stop
+        self.losses: list[float] = []
+        self.validation: dict[str, float] = {}
+        self.gradients: dict[str, Tensor] = {}
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *rest: Any) -> None:
+        self.losses.append(float(outputs["loss"]) * trainer.accumulate_grad_batches)
+        trainer.should_stop = trainer.global_step == self.stop
+
+    def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+        if not self.gradients:
+            named = module.named_parameters()
+            self.gradients = {n: whole(p.grad).clone() for n, p in named if p.grad is not None}
+
+
+def train(
+    manifests: dict[str, Path], settings: dict[str, Any], folder: Path, strategy: str, steps: int,
+    accumulate: int, empty: bool = False,
+) -> None:  # fmt: skip
+    """One process of a run, which goes on from ``folder`` where it holds a checkpoint."""
+    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    record, checkpoint = Record(steps), RunCheckpoint(folder)
+    trainer = L.Trainer(
+        accelerator="cpu", devices=1, num_nodes=num_ranks, strategy=strategy_of(strategy),
+        max_steps=10, accumulate_grad_batches=accumulate, gradient_clip_val=0.5,
+        callbacks=[EMA(decay=0.8), record, checkpoint], default_root_dir=folder, logger=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        check_val_every_n_epoch=None, val_check_interval=100, use_distributed_sampler=False,
+        limit_val_batches=4 if accumulate == 2 else 2,
+    )  # fmt: skip
+    data = data_module(
+        manifests["train"], **settings, val_manifest=manifests["val"], run_length=4,
+        steps_per_epoch=40 * accumulate,
+    )  # fmt: skip
+    system = diffusion_system()
+    trainer.fit(system, data, ckpt_path=checkpoint.last if checkpoint.last.exists() else None)
+    record.validation = trainer.validate(system, data, verbose=False)[0]
+    kept = {k: getattr(record, k) for k in ("losses", "gradients", "validation")}
+    torch.save(kept, folder / f"{strategy}-{trainer.global_rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Pair]:
+    ranks = Pair()
+    yield ranks
+    ranks.stop(patience_s=10)
+
+
+@pytest.fixture(scope="module")
+def manifests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("clips")
+    return write_dataset(folder, num_train=24, num_val=8, num_test=0, num_workers=1)
+
+
+def run(ranks: Pair | None, folder: Path, strategy: str, *rest: Any) -> list[dict[str, Any]]:
+    """Return the records of each rank."""
+    folder.mkdir(exist_ok=True)
+    arguments = (rest[0], rest[1], folder, strategy, *rest[2:])
+    train(*arguments) if ranks is None else ranks.run(train, *arguments)
+    names = [f"{strategy}-{rank}.pt" for rank in range(1 if ranks is None else 2)]
+    return [torch.load(folder / name) for name in names]
+
+
+def test_a_dense_training_moves_between_strategies_and_stays_the_same(
+    pair: Pair, manifests: dict[str, Path], tmp_path: Path
+) -> None:
+    """Losses, gradients, weights, averages and validations equal those of one process that
+    accumulates two batches; every checkpoint is one file that the next strategy resumes."""
+    alone, moved = tmp_path / "alone", tmp_path / "moved"
+    (one,) = run(None, alone, "auto", manifests, DENSE, 10, 2)
+    ways = [("fsdp2", 1), ("tensor", 2), ("ddp", 1), ("auto", 2), ("fsdp2", 1)]
+    for number, (strategy, accumulate) in enumerate(ways):
+        ranks = None if strategy == "auto" else pair
+        two = run(ranks, moved, strategy, manifests, DENSE, 2 * number + 2, accumulate)
+        expected = one["losses"][4 * number : 4 * number + 4]
+        share = len(two) if accumulate == 1 else 1
+        for rank, record in enumerate(two):
+            wanted = expected[rank::share] if accumulate == 1 else expected
+            torch.testing.assert_close(record["losses"], wanted, **CLOSE)
+            assert record["gradients"].keys() == one["gradients"].keys()
+            if number == 0:
+                torch.testing.assert_close(record["gradients"], one["gradients"], **CLOSE)
+    torch.testing.assert_close(two[0]["validation"], one["validation"], **CLOSE)
+    for use_ema in (True, False):
+        first, second = (
+            dict(DiffusionSystem.from_checkpoint(folder / "last.ckpt", use_ema).named_parameters())
+            for folder in (alone, moved)
+        )
+        torch.testing.assert_close(second, first, **CLOSE)
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", "tensor"])
+def test_a_packed_step_has_the_loss_and_gradients_of_its_clips(
+    strategy: str, pair: Pair, manifests: dict[str, Path], tmp_path: Path
+) -> None:
+    records = run(pair, tmp_path, strategy, manifests, PACKED, 1, 1)
+    data = data_module(manifests["train"], **PACKED, run_length=4, steps_per_epoch=40)
+    data.setup("fit")
+    system, packs = diffusion_system().train(), iter(data.train_dataloader())
+    shown = [next(packs) for _ in range(2 if strategy == "fsdp2" else 1)]
+    losses = [system.losses(one, GroupDraws.of_clips(one, 0, system.device)) for one in shown]
+    torch.cat(losses).mean().backward()
+    expected = {n: p.grad for n, p in system.named_parameters() if p.grad is not None}
+    mean_clips = sum(map(len, losses)) / len(losses)
+    for rank, record in enumerate(records):
+        own = losses[rank] if strategy == "fsdp2" else losses[0]
+        torch.testing.assert_close(record["losses"], [own.sum().item() / mean_clips], **CLOSE)
+        assert record["gradients"].keys() == expected.keys()
+        torch.testing.assert_close(record["gradients"], expected, **CLOSE)
