@@ -32,7 +32,7 @@ WAN = {**_SMALL, "attention_head_dim": 12, "text_dim": 16, "freq_dim": 16, "ffn_
 LTX = {**_SMALL, "attention_head_dim": 16, "caption_channels": 16, "cross_attention_dim": 32}
 COG = {
     **{**_SMALL, "attention_head_dim": 16, "text_embed_dim": 16, "time_embed_dim": 8},
-    **{"sample_width": 4, "sample_height": 4, "sample_frames": 9, "max_text_seq_length": 12},
+    **{"sample_width": 4, "sample_height": 4, "sample_frames": 9, "max_text_seq_length": 226},
 }
 FLOW = {"shift": 3.0}
 LTX_FLOW = {
@@ -44,7 +44,7 @@ COG_DDIM = {
     **{"snr_shift_scale": 3.0, "timestep_spacing": "trailing", "beta_start": 0.00085},
     **{"beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False},
 }
-_PARTS: dict[str, tuple[str, Any, Any, Any]] = {
+PARTS: dict[str, tuple[str, Any, Any, Any]] = {
     "Wan": (
         "UMT5",
         (diffusers.AutoencoderKLWan, WAN_VAE),
@@ -69,7 +69,7 @@ _PARTS: dict[str, tuple[str, Any, Any, Any]] = {
 def network(name: str, **changes: Any) -> Any:
     """The transformer of a pipeline with weights that reach its output."""
     torch.manual_seed(0)
-    kind, config = _PARTS[name][2]
+    kind, config = PARTS[name][2]
     built = kind(**{**config, **changes}).eval()
     for parameter in built.parameters():
         nn.init.normal_(parameter, std=0.2)
@@ -78,7 +78,7 @@ def network(name: str, **changes: Any) -> Any:
 
 def pipeline_folder(name: str, folder: Path) -> Any:
     """Save a whole tiny pipeline in ``folder``, and return it as diffusers reads it."""
-    text, (vae, vae_config), _, (scheduler, scheduler_config) = _PARTS[name]
+    text, (vae, vae_config), _, (scheduler, scheduler_config) = PARTS[name]
     transformer = network(name)
     t5_folder(folder / "all", text)
     kind = getattr(transformers, f"{text}EncoderModel")

@@ -34,7 +34,7 @@ PROMPTS = ["a red circle moves left", "a blue square"]
 TEXT: dict[str, dict[str, Any]] = {
     "Wan": {},
     "LTX": {"max_tokens": 12, "padded": True},
-    "CogVideoX": {"max_tokens": 12, "padded": True},
+    "CogVideoX": {"max_tokens": 226, "padded": True},
 }
 
 
@@ -86,7 +86,7 @@ def test_ltx_masks_padding_and_has_positions_in_seconds(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rotary", [False, True])
 def test_cogvideox_counts_steps_from_zero(rotary: bool, tmp_path: Path) -> None:
     theirs, ours = _saved("CogVideoX", tmp_path, use_rotary_positional_embeddings=rotary)
-    x, t, condition = _inputs(12)
+    x, t, condition = _inputs(226)
     angles = None
     if rotary:
         from diffusers.models.embeddings import get_3d_rotary_pos_embed
@@ -142,7 +142,7 @@ def test_a_sampled_trajectory_is_the_pipelines(name: str, tmp_path: Path) -> Non
         guidance_scale=3.0,
         latents=given,
         output_type="latent",
-        max_sequence_length=12,
+        max_sequence_length=TEXT[name]["max_tokens"],
         **({"frame_rate": 25} if name == "LTX" else {}),
     ).frames
     theirs = theirs.transpose(1, 2).reshape(noise.shape)
@@ -204,8 +204,8 @@ def test_what_fits_no_denoiser_is_refused(tmp_path: Path) -> None:
         ours.factory(16, 16)
     with pytest.raises(ValueError, match=r"conditioner's tokens have width 8, and this Cog.*16"):
         ours.factory(4, 8)
-    x, t, condition = _inputs(13)
-    with pytest.raises(ValueError, match=r"13 text tokens, and the network takes 12: set .*max_to"):
+    x, t, condition = _inputs(227)
+    with pytest.raises(ValueError, match=r"227 text tokens, and the network takes 226: set .*max_"):
         ours(x, t, condition)
     with pytest.raises(ValueError, match="CogVideoXTransformer3DModel takes one time for each"):
         ours(x, t[:, None].expand(2, 18), condition)

@@ -1,0 +1,113 @@
+"""Recipes of fine-tuning: at their real sizes on the meta device, and whole with tiny weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from sora_lightning.__main__ import main
+from sora_lightning.cli.training_cost import build_training, num_parameters
+from sora_lightning.data.decoding.readers import read_frames
+from sora_lightning.data.synthetic.render import write_dataset
+from sora_lightning.systems import DiffusionSystem
+from tests.conditioning.text_folders import words_tokenizer
+from tests.denoisers.pipelines import PARTS, pipeline_folder
+
+diffusers = pytest.importorskip("diffusers")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("peft")
+
+_ROOT = Path(__file__).resolve().parents[1]
+NAMES = {"wan": "Wan", "ltx": "LTX", "cogvideox": "CogVideoX"}
+# What the public configurations have beside the defaults of diffusers' classes.
+REAL: dict[str, dict[str, Any]] = {
+    "wan": {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
+    "ltx": {},
+    "cogvideox": {},
+}
+XXL = {
+    **{"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64},
+    **{"feed_forward_proj": "gated-gelu"},
+}
+# Parameters of the network in billions as its authors give them, and those of the adapters in
+# millions: rank 32 (CogVideoX 64) at both sides of the projections of each attention.
+SIZES = {"wan": (1.42, 23.6), "ltx": (1.92, 29.4), "cogvideox": (1.69, 29.5)}
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "experiments").symlink_to(_ROOT / "experiments")
+    monkeypatch.chdir(tmp_path)
+    write_dataset(Path("clips"), num_train=8, num_val=2, num_test=2, num_workers=1)
+    return tmp_path
+
+
+def _real_folder(recipe: str, folder: Path) -> None:
+    """Configurations of the public pipeline, without weights."""
+    text, (vae, _), (transformer, _), (scheduler, config) = PARTS[NAMES[recipe]]
+    with torch.device("meta"):
+        vae().save_config(folder / "vae")
+        transformer(**REAL[recipe]).save_config(folder / "transformer")
+    scheduler(**config).save_pretrained(folder / "scheduler")
+    getattr(transformers, f"{text}Config")(**XXL).save_pretrained(folder / "text_encoder")
+    words_tokenizer().save_pretrained(folder / "tokenizer")
+    (folder / "model_index.json").write_text(
+        json.dumps({"_class_name": f"{NAMES[recipe]}Pipeline"})
+    )
+
+
+@pytest.mark.parametrize("recipe", NAMES)
+@pytest.mark.filterwarnings("ignore")
+def test_a_recipe_builds_at_the_public_size(recipe: str, workplace: Path) -> None:
+    _real_folder(recipe, Path("models", recipe))
+    training = build_training(["--config", f"experiments/finetune/{recipe}.yaml"])
+    system = training.system
+    assert isinstance(system, DiffusionSystem)
+    adapters = num_parameters(training)
+    whole = sum(p.numel() for p in system.denoiser.parameters()) - adapters
+    billions, millions = SIZES[recipe]
+    assert whole / 1e9 == pytest.approx(billions, rel=0.01)
+    assert adapters / 1e6 == pytest.approx(millions, rel=0.01)
+    assert system.conditioner.width == 4096
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", NAMES)
+@pytest.mark.filterwarnings("ignore")
+def test_a_recipe_runs_from_clips_to_adapters_and_samples(recipe: str, workplace: Path) -> None:
+    pipeline_folder(NAMES[recipe], Path("models", recipe))
+    config, run = f"experiments/finetune/{recipe}.yaml", Path("runs/finetune", recipe)
+    frames, height, width = {"wan": (9, 32, 32), "ltx": (9, 64, 64), "cogvideox": (9, 32, 32)}[
+        recipe
+    ]
+    callbacks = yaml.safe_load(Path(config).read_text())["trainer"]["callbacks"]
+    callbacks[1]["init_args"]["size"] = f"{frames}x{height}x{width}"
+    callbacks[1]["init_args"]["sampling"]["num_steps"] = 2
+    Path("small.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
+    small = (
+        f"--data.batching.sizes=[{frames}x{height}x{width}]",
+        f"--data.batching.pixels_per_batch={frames * height * width}",
+        "--data.fps=8",
+        "--trainer.max_steps=3",
+        "--trainer.val_check_interval=12",
+        "--trainer.precision=32-true",
+        "--trainer.log_every_n_steps=1",
+    )
+    both = ("--config", config, "--config", "small.yaml", *small)
+    assert main(["predict", *both]) == 0
+    assert main(["fit", *both, f"--data.latents={run}/latents"]) == 0
+    checkpoint = ("--checkpoint", f"{run}/checkpoints/last.ckpt")
+    size = (f"--size={height}x{width}", f"--num-frames={frames}", "--num-steps=2")
+    sample = ("--prompt", "a red circle moves left", *size, "--output=video.mp4")
+    assert main(["sample", *checkpoint, *sample]) == 0
+    assert read_frames(Path("video.mp4"))[0].shape == (frames, height, width, 3)
+    convert = ("--source=sora-lightning", "--target=diffusers", "--output=lora")
+    assert main(["convert", *convert, "--input", checkpoint[1]]) == 0
+    pipeline = getattr(diffusers, f"{NAMES[recipe]}Pipeline").from_pretrained(f"models/{recipe}")
+    pipeline.load_lora_weights("lora")
+    assert pipeline.get_list_adapters()["transformer"]
