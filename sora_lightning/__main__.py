@@ -14,6 +14,7 @@ COMMANDS = {
     "predict": "encode clips into latents with a trained tokenizer",
     "sample": "make videos from prompts with a checkpoint",
     "convert": "rename the weights of a public checkpoint, or ours to its names",
+    "inspect": "show what a checkpoint says about the training that wrote it",
     "index": "probe the files of a manifest or folder, and fill in its technical columns",
     "split": "hold files of a manifest out of the training: train.jsonl and test.jsonl",
     "check": "show which clips a configuration leaves out, and why, and what its steps cost",
@@ -30,6 +31,7 @@ COMMANDS = {
 FUNCTIONS = {
     "sample": ("sora_lightning.cli.sample", "sample"),
     "convert": ("sora_lightning.cli.converting", "convert"),
+    "inspect": ("sora_lightning.cli.inspecting", "inspect"),
     "index": ("sora_lightning.data.manifest.index", "index"),
     "split": ("sora_lightning.data.manifest.split", "split"),
     "check": ("sora_lightning.cli.check", "check"),

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from platform import python_version
 from typing import Any
 
 import yaml
@@ -16,6 +17,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from sora_lightning.cli.preflight import leaves
 
+_PACKAGES = ("sora-lightning", "torch", "lightning", "numpy", "av")
 # The columns of TensorBoard's table of hyperparameters: scalars that a training logs.
 _METRICS = ("train/loss", "val/loss", "cost/parameters", "cost/flops_per_step", "progress/flops")
 
@@ -29,6 +31,8 @@ class RunRecord(SaveConfigCallback):
     the hyperparameters in its table of runs.
     """
 
+    _provenance: dict[str, Any] | None = None
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         pass
 
@@ -36,7 +40,7 @@ class RunRecord(SaveConfigCallback):
         super().setup(trainer, pl_module, "fit")
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        text = self.parser.dump(self.config, skip_none=False)
+        text = self._text()
         run_dir = Path(trainer.default_root_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / self.config_filename).write_text(text, encoding="utf-8")
@@ -49,6 +53,20 @@ class RunRecord(SaveConfigCallback):
                 written = "".join(f"# {key}: {value}\n" for key, value in code.items()) + text
                 logger.experiment.add_text("config", f"```yaml\n{written}```", trainer.global_step)
                 _fill_table(logger, values)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep what ``sora-lightning inspect`` prints in the checkpoint."""
+        self._provenance = self._provenance or {
+            "configuration": yaml.safe_load(self._text()),
+            "commit": commit(),
+            "versions": {"python": python_version(), **{name: version(name) for name in _PACKAGES}},
+        }
+        checkpoint["provenance"] = self._provenance
+
+    def _text(self) -> str:
+        return self.parser.dump(self.config, skip_none=False)
 
 
 def commit() -> str | None:

@@ -136,6 +136,11 @@ class DiffusionSystem(L.LightningModule):
             if stage == "fit":
                 self.training_sizes = spec.sizes
 
+    def on_fit_start(self) -> None:
+        """Check cached latents again: a checkpoint that is resumed brings its own tokenizer."""
+        if (spec := data_spec(self)) is not None:
+            check_diffusion_data(spec, self.tokenizer, self.denoiser, self.known_frames)
+
     def configure_model(self) -> None:
         """Share the parts out over the ranks of a ``ModelParallelStrategy``, before training."""
         if self.device_mesh is not None and not is_sharded(self):

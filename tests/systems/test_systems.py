@@ -214,6 +214,17 @@ def test_cached_latents_train_the_diffusion_and_those_of_another_tokenizer_are_r
     with pytest.raises(ValueError, match="encode the clips again"):
         fit({"model": model, "data": data}, tmp_path / "refused", "--trainer.max_steps", "1")
 
+    content = torch.load(path, weights_only=True)  # of a training on latents that were since redone
+    name = next(n for n in content["state_dict"] if n.startswith("tokenizer.encoder"))
+    content["state_dict"][name] += 1
+    torch.save(content, path)
+    with pytest.raises(ValueError, match="encode the clips again"):
+        fit(
+            {"model": diffusion_model, "data": data},
+            tmp_path / "cached",
+            *("--trainer.max_steps", "4", "--ckpt_path", "last"),
+        )
+
 
 def test_one_class_trains_unconditionally_too(fit, diffusion_model, tmp_path):
     model = {**diffusion_model, "init_args": {**diffusion_model["init_args"]}}

@@ -1,0 +1,64 @@
+"""The command ``inspect``: what a checkpoint says about the training that wrote it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from json import dumps
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sora_lightning.checkpoints import init_args, load_tokenizer, read_checkpoint
+
+
+def inspect(checkpoint: Path, json: bool = False) -> None:
+    """Print a checkpoint's step, sizes, seed, package versions, commit, configuration, and the
+    fingerprints of its data and tokenizer.
+
+    Only tensors and plain values are unpickled. What a training in Python did not record is null.
+
+    Args:
+        checkpoint: The file.
+        json: Print JSON instead of YAML.
+    """
+    found = describe(checkpoint)
+    print(dumps(found, indent=2) if json else yaml.safe_dump(found, sort_keys=False), end="")
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Return what ``inspect`` prints. Raises ``ValueError`` for a file that is no checkpoint."""
+    content = read_checkpoint(path)
+    arguments, provenance = init_args(content), content.get("provenance", {})
+    sizes: Counter[str] = Counter()
+    for name, value in content["state_dict"].items():
+        sizes[name.partition(".")[0]] += getattr(value, "numel", lambda: 0)()
+    configuration = provenance.get("configuration")
+    given = arguments.get("tokenizer")
+    tokenizer = load_tokenizer(path) if isinstance(given, dict) else None
+    return {
+        "file": str(path),
+        "bytes": path.stat().st_size,
+        "system": content["hyper_parameters"].get("_class_path"),
+        "step": content.get("global_step"),
+        "epoch": content.get("epoch"),
+        "seed": None if configuration is None else configuration.get("seed_everything"),
+        "values": dict(sizes),
+        "averaged": "ema" in content.get("callbacks", {}),
+        "tokenizer": None if tokenizer is None else tokenizer.fingerprint(),
+        "data": _data(content),
+        "training_sizes": content.get("training_sizes"),
+        "versions": provenance.get("versions"),
+        "commit": provenance.get("commit"),
+        "configuration": configuration or {"model": {"init_args": arguments}},
+    }
+
+
+def _data(content: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the fingerprint of the clips and their order, and how far a training is in it."""
+    loaders = content.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
+    states = loaders.get("combined_loader") or [{}]
+    if "plan" not in states[0]:
+        return None
+    state = states[0]
+    return {"fingerprint": state["plan"], "batches": state["position"], **state["settings"]}
