@@ -128,6 +128,13 @@ class CaptionerSystem(RecaptioningSystem):
         for manifest in data.check():
             self._check_captions(data, manifest)
 
+    def on_validation_start(self) -> None:
+        """Check the captions of ``validate``, whose vocabulary comes with the weights."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.trainer.state.fn == "validate" and isinstance(data, VideoDataModule):
+            assert data.val_manifest is not None
+            self._check_captions(data, data.val_manifest)
+
     def _check_sizes(self) -> None:
         spec, compression = data_spec(self), self.captioner.encoder.compression
         if spec is None:
@@ -207,7 +214,9 @@ class CaptionerSystem(RecaptioningSystem):
             self._show(captions[:NUM_SHOWN], batch.captions)
 
     def _show(self, captions: list[str], right: list[str]) -> None:
-        rows = [f"| {a} | {b} |" for a, b in zip(captions, right, strict=False)]
+        pairs = [*zip(captions, right, strict=False)]
+        cells = [[" ".join(text.split()).replace("|", "\\|") for text in pair] for pair in pairs]
+        rows = [f"| {a} | {b} |" for a, b in cells]
         table = "\n".join(["| by the captioner | by people |", "|---|---|", *rows])
         for logger in self.loggers:
             if isinstance(logger, TensorBoardLogger):

@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sora_lightning.checkpoints import read_checkpoint
 from sora_lightning.systems import CaptionerSystem
@@ -152,6 +153,26 @@ def test_a_captioner_of_another_vocabulary_is_refused(fit, captioner_checkpoint,
     other = ["--model.init_args.captioner.init_args.vocab_size", "300"]
     with pytest.raises(ValueError, match=r"start_from = .*embedding.weight is \(280, 16\), and"):
         fit({"model": MODEL}, tmp_path / "run", *start, *other)
+
+
+def test_validate_shows_captions_as_text_and_names_a_file_beyond_the_context(
+    fit, clips, captioner_checkpoint, tmp_path
+):
+    flags = ["--ckpt_path", str(captioner_checkpoint), "--trainer.logger", "true"]
+    fit({"model": MODEL}, tmp_path, *flags, command="validate")
+    (events,) = tmp_path.rglob("events.out.*")
+    shown = EventAccumulator(str(events.parent)).Reload().Tensors("val/captions/text_summary")
+    table = shown[0].tensor_proto.string_val[0].decode()
+    rows = clips["val"].read_text().splitlines()
+    right = [row.split(" | ")[1].removesuffix(" |") for row in table.splitlines()[2:]]
+    assert right  # those of the first batch
+    assert set(right) <= {json.loads(row)["caption"][0] for row in rows}
+    rows[2] = json.dumps({**json.loads(rows[2]), "caption": "word " * 200})
+    long = clips["val"].with_name("long.jsonl")
+    long.write_text("\n".join(rows))
+    data = {"val_manifest": str(long)}
+    with pytest.raises(ValueError, match=r"long.jsonl: the caption of 00002.mp4, 'word .* has \d+"):
+        fit({"model": MODEL, "data": data}, tmp_path / "long", *flags, command="validate")
 
 
 def test_an_empty_caption_is_refused_with_its_line(fit, clips, tmp_path):

@@ -42,6 +42,7 @@ def simulate_captions(
     """
     _check_share("--by-people", by_people)
     _check_share("--colour-errors", colour_errors)
+    _check_copy(manifest, output)
     if unnamed is not None and unnamed not in COLOURS:
         raise ValueError(f"--unnamed {unnamed}: must be one of {', '.join(COLOURS)}")
     how = f"colour_errors={colour_errors}, unnamed={unnamed}, seed={seed}"
@@ -78,6 +79,7 @@ def hide_captions(manifest: Path, output: Path, kept: float) -> None:
         kept: Share of the clips that keep their captions, evenly spread.
     """
     _check_share("--kept", kept)
+    _check_copy(manifest, output)
     rows = []
     for index, row in enumerate(read_table(manifest)):
         moved = _without_captions(row.columns, manifest.parent, output.parent)
@@ -92,6 +94,11 @@ def hide_captions(manifest: Path, output: Path, kept: float) -> None:
 def _check_share(flag: str, share: float) -> None:
     if not 0 <= share <= 1:
         raise ValueError(f"{flag} {share}: must be from 0 to 1")
+
+
+def _check_copy(manifest: Path, output: Path) -> None:
+    if output.resolve() == manifest.resolve():
+        raise ValueError(f"--output {output}: is the manifest itself; it is copied")
 
 
 def _chosen(index: int, share: float) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,14 @@ def test_a_part_of_the_clips_keeps_its_captions_unchanged(manifest: Path, tmp_pa
     assert all(after == before for after, before in kept)
     with pytest.raises(ValueError, match=r"--kept 1.5: must be from 0 to 1"):
         hide_captions(manifest, output, kept=1.5)
+
+
+def test_a_manifest_is_not_overwritten_by_its_copy(manifest: Path) -> None:
+    before = manifest.read_bytes()
+    for write in (simulate_captions, partial(hide_captions, kept=0.5)):
+        with pytest.raises(ValueError, match=r"--output .*train.jsonl: is the manifest itself"):
+            write(manifest, manifest.parent / "." / manifest.name)
+    assert manifest.read_bytes() == before
 
 
 @pytest.mark.parametrize(
