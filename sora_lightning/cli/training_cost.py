@@ -161,11 +161,12 @@ def _forward(system: LightningModule, size: VideoSize, num_clips: int) -> Tensor
             video = torch.zeros(num_clips, 3, size.num_frames, size.height, size.width)
             return system.tokenizer.decode_raw(system.tokenizer.posterior(video).mean)
         if isinstance(system, DiffusionSystem):
-            return _diffuse(system, size, num_clips)
+            return losses_of_zeros(system, size, num_clips)
     raise ValueError(f"{type(system).__name__}: FLOPs of other systems are not counted")
 
 
-def _diffuse(system: DiffusionSystem, size: VideoSize, num_clips: int) -> Tensor:
+def losses_of_zeros(system: DiffusionSystem, size: VideoSize, num_clips: int) -> Tensor:
+    """Return the losses of clips of zeros, on the default device."""
     grid = system.tokenizer.compression.grid(size)
     x_0 = torch.zeros(num_clips, system.tokenizer.latent_channels, grid.f, grid.h, grid.w)
     width = system.conditioner.width

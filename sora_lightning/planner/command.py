@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import json as json_format
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from sora_lightning.cli.sources import merge, read_yaml
 from sora_lightning.files import check_output, find_config
 from sora_lightning.planner.devices import device_named
-from sora_lightning.planner.plan import PlanSettings, Row, make_rows, settings_of, verdict
+from sora_lightning.planner.plan import (
+    PlanSettings,
+    Row,
+    make_rows,
+    model_of,
+    settings_of,
+    verdict,
+)
+from sora_lightning.types import VideoSize
 
 
 def plan(
-    config: Path, delta: Path | None = None, json: Path | None = None, plot: Path | None = None
+    config: Path,
+    delta: Path | None = None,
+    json: Path | None = None,
+    plot: Path | None = None,
+    calibrate: bool = False,
 ) -> None:
     """Print tokens, FLOPs, memory, GPU-hours and price of a diffusion model; nothing is trained.
 
@@ -24,6 +37,8 @@ def plan(
         delta: A second YAML, which overrides keys of the first.
         json: Where everything that was counted and estimated is written.
         plot: Sampling FLOPs against tokens, a .png or .svg file.
+        calibrate: In place of the plan, measure a few steps on this machine, and print how far
+            predictions from clips of half the height and width are off.
     """
     config = find_config(Path(config))
     values = read_yaml(config)
@@ -32,6 +47,9 @@ def plan(
     for output in filter(None, (json, plot)):
         check_output(Path(output))
     settings = settings_of(values)
+    if calibrate:
+        print(calibration(values, settings, config))
+        return
     rows = make_rows(values, settings, config)
     print(table(rows, settings))
     print("\n".join(verdicts(rows, settings)))
@@ -39,6 +57,24 @@ def plan(
         Path(json).write_text(json_format.dumps([asdict(row) for row in rows], indent=1) + "\n")
     if plot is not None:
         draw(rows, Path(plot))
+
+
+def calibration(values: Mapping[str, Any], settings: PlanSettings, source: Path) -> str:
+    """Format predictions and measurements for a batch of the first size."""
+    from sora_lightning.planner.calibrate import calibrate
+
+    if not settings.sizes:
+        raise ValueError("plan.sizes is missing: calibrate takes the first of them")
+    size = VideoSize.parse(settings.sizes[0])
+    pixels = ((values.get("data") or {}).get("batching") or {}).get("pixels_per_batch")
+    volume = size.num_frames * size.height * size.width
+    num_clips = max(1, pixels // volume) if pixels else settings.workload.batch
+    lines = [f"{num_clips} clips of {size}: predicted, measured, error of the prediction"]
+    for row in calibrate(model_of(values, source), size, num_clips, source):
+        unit, scale = ("MB", 1e-6) if row.part == "activations" else ("ms", 1e3)
+        found = f"{row.predicted * scale:10.1f} {row.measured * scale:10.1f} {unit}"
+        lines.append(f"{row.part:22}{found} {row.error:+8.1%}")
+    return "\n".join(lines)
 
 
 def table(rows: Sequence[Row], settings: PlanSettings) -> str:

@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -34,7 +35,7 @@ _ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_backwar
 class Count:
     """Cost of one clip; FLOPs are twice the multiply-accumulates, memory is in bytes.
 
-    ``activations`` is the peak of the denoiser's forward and backward passes in bfloat16 beside
+    ``activations`` is the peak of the denoiser's forward and backward passes beside
     weights and gradients, without activation checkpointing; ``checkpointed`` is an estimate with
     it. ``working_set`` is the peak of a forward pass without gradients.
     """
@@ -52,31 +53,33 @@ class Count:
     checkpointed: float
 
 
-def count(system: DiffusionSystem, size: VideoSize) -> Count:
-    """Count one clip of ``size``. ``system`` is built on the meta device and is cast to bfloat16;
+def count(system: DiffusionSystem, size: VideoSize, dtype: torch.dtype = torch.bfloat16) -> Count:
+    """Count one clip of ``size``. ``system`` is built on the meta device and is cast to ``dtype``;
     its activation checkpointing is switched off.
 
     The text encoder's FLOPs are left out.
 
     Raises ``ValueError`` for a size that tokenizer and patches do not divide.
     """
-    system.bfloat16()
+    system.to(dtype)
     tokenizer, denoiser = system.tokenizer, system.denoiser
     if isinstance(denoiser, DiT):
         denoiser.activation_checkpointing = False
     grid = tokenizer.compression.grid(size)
     tokens = denoiser.patch.grid(grid.f, grid.h, grid.w).num_tokens
-    x_t = _zeros(1, tokenizer.latent_channels, grid.f, grid.h, grid.w)
+    zeros = partial(torch.zeros, dtype=dtype, device="meta")
+    x_t = zeros(1, tokenizer.latent_channels, grid.f, grid.h, grid.w)
+    condition = condition_of_zeros(1, system.conditioner.width, dtype=dtype, device="meta")
 
     def forward() -> Tensor:
-        return denoiser(x_t, _zeros(1), _condition(system.conditioner.width))
+        return denoiser(x_t, zeros(1), condition)
 
-    frames = _zeros(1, 3, size.num_frames, size.height, size.width)
+    frames = zeros(1, 3, size.num_frames, size.height, size.width)
     with torch.no_grad():
         encode, _ = _measured(lambda: tokenizer.posterior(frames).mean)
         decode, _ = _measured(lambda: tokenizer.decode_raw(x_t))
         once, working_set = _measured(forward)
-    with _without_gradients(denoiser):
+    with without_gradients(denoiser):
         step, activations = _measured(lambda: torch.autograd.backward(forward().sum()))
     return Count(
         tokens=tokens,
@@ -89,25 +92,27 @@ def count(system: DiffusionSystem, size: VideoSize) -> Count:
         backward_flops=step - once,
         working_set=working_set,
         activations=activations,
-        checkpointed=checkpointed_activations(denoiser, tokens, activations),
+        checkpointed=checkpointed_activations(denoiser, tokens, activations, dtype.itemsize),
     )
 
 
-def checkpointed_activations(denoiser: Denoiser, tokens: int, activations: float) -> float:
+def checkpointed_activations(
+    denoiser: Denoiser, tokens: int, activations: float, itemsize: int
+) -> float:
     """Return the activations of a DiT that keeps the input of each block, and computes one block at
     a time again (arXiv 2205.05198, section 5); of other networks ``activations`` as they are.
     """
     if not isinstance(denoiser, DiT):
         return activations
     depth, width = len(denoiser.blocks), denoiser.x_in.out_features
-    return depth * tokens * width * torch.bfloat16.itemsize + activations / depth
+    return depth * tokens * width * itemsize + activations / depth
 
 
 def _measured(call: Callable[[], Any]) -> tuple[float, float]:
     """Return the FLOPs of a call, and the peak of the memory that it allocates."""
     mapping = {_ATTENTION_BACKWARD: _attention_backward_flops}
     counter = FlopCounterMode(display=False, custom_mapping=mapping)
-    with counter, _LiveMemory() as memory, _fused_attention():
+    with counter, LiveMemory() as memory, _fused_attention():
         call()
     return float(counter.get_total_flops()), float(memory.peak)
 
@@ -133,7 +138,7 @@ def _fused_attention() -> Iterator[None]:
         yield
 
 
-class _LiveMemory(TorchDispatchMode):
+class LiveMemory(TorchDispatchMode):
     """Tracks the bytes of all storages that operations make and that are still referred to."""
 
     def __init__(self) -> None:
@@ -164,7 +169,7 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _without_gradients(module: nn.Module) -> Iterator[None]:
+def without_gradients(module: nn.Module) -> Iterator[None]:
     """Free each parameter's gradient as soon as it is there: states are counted apart."""
 
     def free(parameter: Tensor) -> None:
@@ -179,14 +184,14 @@ def _without_gradients(module: nn.Module) -> Iterator[None]:
             hook.remove()
 
 
-def _condition(width: int) -> Condition:
-    mask = torch.ones(1, _NUM_WORDS, dtype=torch.bool, device="meta")
-    return Condition(_zeros(1, _NUM_WORDS, width), mask, _zeros(1, width))
+def condition_of_zeros(
+    num_clips: int, width: int, *, dtype: torch.dtype, device: torch.device | str
+) -> Condition:
+    """Return a condition of 16 tokens and a pooled vector for each clip."""
+    zeros = partial(torch.zeros, dtype=dtype, device=device)
+    mask = torch.ones(num_clips, _NUM_WORDS, dtype=torch.bool, device=device)
+    return Condition(zeros(num_clips, _NUM_WORDS, width), mask, zeros(num_clips, width))
 
 
 def _num_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
-
-
-def _zeros(*size: int) -> Tensor:
-    return torch.zeros(size, dtype=torch.bfloat16, device="meta")

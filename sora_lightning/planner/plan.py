@@ -106,17 +106,24 @@ def settings_of(values: Mapping[str, Any]) -> PlanSettings:
     return settings
 
 
+def model_of(values: Mapping[str, Any], source: Path) -> dict[str, Any]:
+    """Return the model of a YAML. Raises ``ValueError`` if there is none."""
+    if not isinstance(model := values.get("model"), dict):
+        raise ValueError(f"{source}: has no key model: plan needs the YAML of a training")
+    return model
+
+
 def make_rows(values: Mapping[str, Any], settings: PlanSettings, source: Path) -> list[Row]:
     """Count and estimate every size of every variant.
 
     Raises ``ValueError`` if the model is missing, cannot be built or does not fit a size.
     """
-    if not isinstance(values.get("model"), dict):
-        raise ValueError(f"{source}: has no key model: plan needs the YAML of a training")
+    base = model_of(values, source)
     device, rows = device_named(settings.device), []
     for name, variant in (settings.variants or {"model": {}}).items():
-        model = merge(values["model"], variant.get("model") or {})
-        system = _system(model, source)
+        model = merge(base, variant.get("model") or {})
+        with on_meta():
+            system = build_system(model, source)
         for text in [variant["size"]] if "size" in variant else settings.sizes:
             counted = count(system, VideoSize.parse(text))
             result = estimate(counted, device, settings.parallelism, settings.workload)
@@ -124,13 +131,15 @@ def make_rows(values: Mapping[str, Any], settings: PlanSettings, source: Path) -
     return rows
 
 
-def _system(model: dict[str, Any], source: Path) -> DiffusionSystem:
-    with on_meta():
-        try:
-            system = build(LightningModule, model, source)
-        except ValueError as error:
-            message = str(error).removeprefix(f"{source}: ")
-            raise ValueError(f"{source}: {condense(message)}") from error
+def build_system(model: dict[str, Any], source: Path) -> DiffusionSystem:
+    """Build the system of a YAML. Raises ``ValueError`` naming ``source`` if it cannot be built or
+    is of another kind.
+    """
+    try:
+        system = build(LightningModule, model, source)
+    except ValueError as error:
+        message = str(error).removeprefix(f"{source}: ")
+        raise ValueError(f"{source}: {condense(message)}") from error
     if not isinstance(system, DiffusionSystem):
         raise ValueError(f"{source}: model is a {type(system).__name__}: plan a DiffusionSystem")
     return system

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from torch.utils.flop_counter import FlopCounterMode
 
 from sora_lightning.__main__ import main
+from sora_lightning.planner import calibrate
 
 _SMALL = {
     "model": {
@@ -66,3 +69,28 @@ def test_a_mistake_is_one_sentence(
     assert sentence in error
     assert len(error.splitlines()) == 1
     assert len(error) < 300
+
+
+def test_calibration_compares_each_part_with_what_ran(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flops_as_seconds(call: Callable[[], object]) -> float:
+        with FlopCounterMode(display=False) as counter:
+            call()
+        return counter.get_total_flops() / 1e9
+
+    monkeypatch.setattr(calibrate, "_seconds", flops_as_seconds)
+    values = _SMALL | {"data": {"batching": {"sizes": ["5x32x32"], "pixels_per_batch": 10240}}}
+    values["plan"] = {}
+    assert main(["plan", "--config", _write(tmp_path / "plan.yaml", values), "--calibrate"]) == 0
+    first, *rows = capsys.readouterr().out.splitlines()
+    assert first.startswith("2 clips of 5x32x32")
+    errors = {row[:22].strip(): float(row.split()[-1].rstrip("%")) for row in rows}
+    assert list(errors) == [
+        *("forward", "forward and backward", "whole step"),
+        *("tokenizer encode", "tokenizer decode", "activations"),
+    ]
+    # A machine whose time is its FLOPs is predicted, but for attention, which torch does not count
+    # on CPUs. One clip's activations hold a weight's gradient, which more clips share.
+    assert abs(errors.pop("activations")) < 20
+    assert max(map(abs, errors.values())) < 5, errors

@@ -7,7 +7,7 @@ from sora_lightning.systems.optimizers.parameters import (
     adamw,
     parameter_groups,
 )
-from sora_lightning.systems.optimizers.schedule import configure
+from sora_lightning.systems.optimizers.schedule import configure, optimizer_of
 
 __all__ = [
     "MaximalUpdate",
@@ -15,5 +15,6 @@ __all__ = [
     "OptimizerFactory",
     "adamw",
     "configure",
+    "optimizer_of",
     "parameter_groups",
 ]

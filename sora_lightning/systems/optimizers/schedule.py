@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
+from torch.optim import Optimizer
 
 from sora_lightning.systems.optimizers.maximal_update import MaximalUpdate
 from sora_lightning.systems.optimizers.parameters import OptimizerFactory, parameter_groups
@@ -24,6 +25,19 @@ def warmup_cosine(step: int, warmup_steps: int, total_steps: int, floor: float =
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def optimizer_of(
+    optimizer: OptimizerFactory | MaximalUpdate,
+    trained: nn.Module,
+    apart: Sequence[dict[str, Any]] = (),
+) -> Optimizer:
+    """Return the optimizer over what trains. Parameter groups in ``apart`` have settings of their
+    own.
+    """
+    if isinstance(optimizer, MaximalUpdate):
+        optimizer = optimizer.for_module(trained)
+    return optimizer([*parameter_groups(trained), *apart])
+
+
 def configure(
     system: L.LightningModule,
     optimizer: OptimizerFactory | MaximalUpdate,
@@ -31,14 +45,8 @@ def configure(
     trained: nn.Module | None = None,
     apart: Sequence[dict[str, Any]] = (),
 ) -> OptimizerLRSchedulerConfig:
-    """Return the optimizer over what trains (by default all of the system) and its schedule.
-
-    Parameter groups in ``apart`` have settings of their own.
-    """
-    trained = system if trained is None else trained
-    if isinstance(optimizer, MaximalUpdate):
-        optimizer = optimizer.for_module(trained)
-    built = optimizer([*parameter_groups(trained), *apart])
+    """Return the optimizer over what trains (by default all of the system) and its schedule."""
+    built = optimizer_of(optimizer, system if trained is None else trained, apart)
     total_steps = int(system.trainer.estimated_stepping_batches)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         built, partial(warmup_cosine, warmup_steps=warmup_steps, total_steps=total_steps)
