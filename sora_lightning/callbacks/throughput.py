@@ -19,21 +19,14 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from sora_lightning.data import VideoDataModule
+from sora_lightning.flops import FlopCounter
 from sora_lightning.layers.patch import Patch
 from sora_lightning.systems import CaptionerSystem, DiffusionSystem, TokenizerSystem
 from sora_lightning.types import Compression, PackedBatch, TokenGrid, VideoBatch, VideoSize
 
 _MUCH_WAITING = 0.25
-_ATTENTION = (
-    "flash_attention",
-    "efficient_attention",
-    "cudnn_attention",
-    "flash_attention_for_cpu",
-)
 
 
 class Extent(NamedTuple):
@@ -250,42 +243,6 @@ def parameter_counts(system: nn.Module) -> dict[str, int]:
         if count := sum(p.numel() for p in part.parameters()):
             counts[f"parameters/{name}"] = count
     return counts
-
-
-class FlopCounter(TorchDispatchMode):
-    """Counts the FLOPs within by the formulas of ``FlopCounterMode``; a fused attention's as those
-    of its matrix products, forward and backward, as on the meta device.
-
-    ``FlopCounterMode`` itself runs some operators as their decompositions, which changes the last
-    bits of a result: a resumed training would no longer equal the uninterrupted one.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-        self._formulas = dict(flop_registry)
-        for name in _ATTENTION:
-            operator = f"_scaled_dot_product_{name}"
-            self._formulas[getattr(torch.ops.aten, operator)] = _attention
-            self._formulas[getattr(torch.ops.aten, f"{operator}_backward")] = _attention_backward
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if (formula := self._formulas.get(func.overloadpacket)) is not None:
-            self.total += formula(*args, **(kwargs or {}), out_val=out)
-        return out
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(q.shape, k.shape, v.shape)
-
-
-def _attention_backward(
-    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any
-) -> int:
-    return 2 * sdpa_flop_count(q.shape, k.shape, v.shape)
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from sora_lightning.checkpoints import build
 from sora_lightning.cli.training import TrainingCLI, run_training
 from sora_lightning.data import VideoDataModule
 from sora_lightning.diffusion import with_own_estimate
+from sora_lightning.flops import FlopCounter
 from sora_lightning.systems import DiffusionSystem, TokenizerSystem
 from sora_lightning.types import Condition, VideoSize
 
@@ -99,9 +99,9 @@ def step_costs(training: Training) -> list[StepCost]:
     """
     costs = []
     for size, num_clips in step_sizes(training.data):
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounter() as counter:
             _forward(training.system, size, num_clips).sum().backward()
-        costs.append(StepCost(size, num_clips, counter.get_total_flops()))
+        costs.append(StepCost(size, num_clips, counter.total))
     return costs
 
 

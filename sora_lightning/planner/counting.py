@@ -20,15 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from sora_lightning.denoisers import Denoiser, DiT
+from sora_lightning.flops import FlopCounter
 from sora_lightning.systems import DiffusionSystem
 from sora_lightning.types import Condition, VideoSize
 
 _NUM_WORDS = 16
 _ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention
-_ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_backward
 
 
 @dataclass(frozen=True)
@@ -110,17 +109,9 @@ def checkpointed_activations(
 
 def _measured(call: Callable[[], Any]) -> tuple[float, float]:
     """Return the FLOPs of a call, and the peak of the memory that it allocates."""
-    mapping = {_ATTENTION_BACKWARD: _attention_backward_flops}
-    counter = FlopCounterMode(display=False, custom_mapping=mapping)
-    with counter, LiveMemory() as memory, _fused_attention():
+    with FlopCounter() as counter, LiveMemory() as memory, _fused_attention():
         call()
-    return float(counter.get_total_flops()), float(memory.peak)
-
-
-def _attention_backward_flops(
-    grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any
-) -> int:
-    return 2 * sdpa_flop_count(query, key, value)
+    return float(counter.total), float(memory.peak)
 
 
 @contextmanager

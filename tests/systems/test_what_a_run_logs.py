@@ -19,11 +19,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.flop_counter import FlopCounterMode
 
 from sora_lightning.__main__ import main
-from sora_lightning.callbacks.throughput import FlopCounter, extent, parameter_counts
+from sora_lightning.callbacks.throughput import extent, parameter_counts
 from sora_lightning.data import read_manifest
 from sora_lightning.data.batching.clip_reader import ClipReader
 from sora_lightning.data.manifest.records import ClipRecord
 from sora_lightning.denoisers import DiT
+from sora_lightning.flops import FlopCounter
 from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.systems import DiffusionSystem, TokenizerSystem
 from sora_lightning.types import Condition, PackedBatch, VideoBatch
