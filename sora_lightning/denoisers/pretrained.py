@@ -347,12 +347,18 @@ def _read_config(folder: Path) -> Config:
 
 def _read_weights(folder: Path, name: str, dtype: str) -> Any:
     try:
-        return _diffusers(name).from_pretrained(
-            folder, local_files_only=True, torch_dtype=getattr(torch, dtype)
+        network, info = _diffusers(name).from_pretrained(
+            folder,
+            local_files_only=True,
+            torch_dtype=getattr(torch, dtype),
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{folder}: the weights cannot be read: {reason}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(f"{folder}: lacks weights of a {name}, such as {missing[0]}")
+    return network
 
 
 def _diffusers(name: str) -> Any:

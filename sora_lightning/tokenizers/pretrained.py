@@ -48,9 +48,13 @@ def pretrained_tokenizer(path: Path) -> VideoTokenizer:
     tokenizer = _KINDS[name](config)
     if not torch.empty(0).is_meta:
         try:
-            loaded = _diffusers(name).from_pretrained(path, local_files_only=True)
-        except OSError as error:
+            loaded, info = _diffusers(name).from_pretrained(
+                path, local_files_only=True, output_loading_info=True
+            )
+        except (OSError, ValueError) as error:
             raise ValueError(f"{path}: the weights cannot be read: {error}") from error
+        if missing := sorted(info["missing_keys"]):
+            raise ValueError(f"{path}: lacks weights of a {name}, such as {missing[0]}")
         tokenizer.vae.load_state_dict(loaded.state_dict())
         _normalise_as_published(tokenizer, tokenizer.vae)
     class_path = f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}"

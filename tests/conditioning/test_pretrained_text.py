@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sora_lightning.checkpoints import load_weights
-from sora_lightning.conditioning import PretrainedText
+from sora_lightning.conditioning import CachedText, PretrainedText
 from sora_lightning.types import Condition
 
 transformers = pytest.importorskip("transformers")
@@ -157,6 +157,28 @@ def test_the_tokenizer_may_lie_in_another_folder(folders: dict[str, Path], tmp_p
     without("tokenizer.json", "tokenizer_config.json")(folder)
     apart = PretrainedText(folder, tokenizer=folders["T5"])
     assert apart.fingerprint == PretrainedText(folders["T5"]).fingerprint
+
+
+@torch.no_grad()
+def test_padding_is_read_where_a_pipeline_lets_its_encoder(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """As LTX-Video's and CogVideoX's pipelines do; a cache keeps the padding, too."""
+    plain = PretrainedText(folders["T5"], max_tokens=9, dtype="float32")
+    padded = PretrainedText(folders["T5"], max_tokens=9, dtype="float32", padded=True)
+    assert padded.fingerprint != plain.fingerprint
+    captions = ["a red circle", "blue"]
+    found = padded(captions)
+    ids = padded.tokenizer(captions, padding="max_length", max_length=9, return_tensors="pt")
+    expected = padded.network(ids["input_ids"]).last_hidden_state
+    torch.testing.assert_close(found.tokens, expected)
+    assert found.mask.sum(1).tolist() == [4, 2]
+    assert (found.tokens[:, :2] - plain(captions).tokens[:, :2]).abs().max() > 1e-4
+    cached = CachedText(padded, tmp_path)
+    for _ in range(2):  # encoded, then read
+        again = cached(captions)
+        torch.testing.assert_close(again.tokens, expected)
+        assert torch.equal(again.mask, found.mask)
 
 
 @pytest.mark.parametrize("max_tokens", [1, 13])

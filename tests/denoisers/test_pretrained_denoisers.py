@@ -214,8 +214,14 @@ def test_what_fits_no_denoiser_is_refused(tmp_path: Path) -> None:
     network("Wan", in_channels=9).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="takes 9 channels and predicts 4: only networks from"):
         pretrained_denoiser(tmp_path)
+    network("Wan").save_pretrained(tmp_path)
+    network("Wan", num_layers=3).save_config(tmp_path)
+    with pytest.raises(ValueError, match=r"lacks weights of a WanTransformer3DModel, .* blocks\.2"):
+        pretrained_denoiser(tmp_path)
+    network("LTX").save_config(tmp_path)  # and weights of another class
+    with pytest.raises(ValueError, match=r"the weights cannot be read: |lacks weights of a LTX"):
+        pretrained_denoiser(tmp_path)
     (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
-    network("Wan").save_config(tmp_path)
     with pytest.raises(ValueError, match="the weights cannot be read: "):
         pretrained_denoiser(tmp_path)
     (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKLWan"}')

@@ -13,7 +13,7 @@ import torch
 from sora_lightning.__main__ import main
 from sora_lightning.checkpoints import averaged_state_dict, read_checkpoint
 from sora_lightning.systems import DiffusionSystem
-from tests.denoisers.pipelines import pipeline_folder
+from tests.denoisers.pipelines import network, pipeline_folder
 
 pytest.importorskip("peft")
 
@@ -104,6 +104,27 @@ def test_adapters_are_sampled_and_written_for_the_pipeline(
     assert (without - ours).abs().max() > 1e-4
     torch.testing.assert_close(loaded, ours, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(merged, ours, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "the tokenizer has 4 latent channels, and this WanTransformer3DModel takes 8"),
+        (
+            {"lora": {"class_path": "peft.LoraConfig", "init_args": {"target_modules": ["query"]}}},
+            "no layer ends with 'query'",
+        ),
+    ],
+    ids=["channels", "pattern"],
+)
+def test_what_does_not_fit_is_refused_before_weights_are_read(
+    changes: dict[str, Any], message: str, fit: Any, folder: Path, tmp_path: Path
+) -> None:
+    config = _model(folder, **changes)
+    network("Wan", in_channels=8, out_channels=8).save_config(tmp_path / "network")
+    config["model"]["init_args"]["denoiser"]["init_args"]["folder"] = str(tmp_path / "network")
+    with pytest.raises(ValueError, match=f"model.init_args.denoiser: .*{message}"):
+        fit(config, tmp_path / "run", "--trainer.max_steps", "1")
 
 
 @pytest.mark.slow

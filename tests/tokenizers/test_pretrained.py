@@ -225,6 +225,9 @@ def test_folders_that_hold_none_are_refused(tmp_path: Path) -> None:
         pretrained_tokenizer(tmp_path)
     name, config, *_ = CASES["wan"]
     getattr(diffusers, name)(**config).save_pretrained(tmp_path)
+    getattr(diffusers, name)(**{**config, "num_res_blocks": 2}).save_config(tmp_path)
+    with pytest.raises(ValueError, match=r"lacks weights of a AutoencoderKLWan, .*resnets"):
+        pretrained_tokenizer(tmp_path)
     (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(ValueError, match="the weights cannot be read"):
         pretrained_tokenizer(tmp_path)
