@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import submitit
 import torch
@@ -20,6 +20,7 @@ from sora_lightning.ablations.execute import execute
 from sora_lightning.ablations.plan import PlannedArm
 from sora_lightning.ablations.spec import Ablation
 from sora_lightning.cli.errors import Terminated
+from sora_lightning.cli.preflight import lock
 from sora_lightning.workflows.stages import (
     Stage,
     StageFailed,
@@ -136,6 +137,7 @@ def _submitted_to_slurm(ablation: Ablation, runs: Sequence[Run], logs: Path) -> 
 def _started_here(ablation: Ablation, runs: Sequence[Run], logs: Path) -> Failed:
     """Run on this machine, ``at_once`` at a time."""
     executor = submitit.LocalExecutor(logs)
+    held = lock(logs)
     slots: list[tuple[Run, Any] | None] = [None] * ablation.schedule.at_once
     waiting = list(runs)
     try:
@@ -146,21 +148,23 @@ def _started_here(ablation: Ablation, runs: Sequence[Run], logs: Path) -> Failed
                     if not _ended_well(*running):
                         yield running
                 if slots[number] is None and waiting:
-                    slots[number] = _start(executor, waiting.pop(0), number, len(slots))
+                    slots[number] = _start(executor, waiting.pop(0), number, len(slots), held)
             time.sleep(0.2)
     except (KeyboardInterrupt, Terminated):
         _stop([running[1] for running in slots if running is not None])
         raise
 
 
-def _start(executor: Any, run: Run, slot: int, num_slots: int) -> tuple[Run, Any]:
+def _start(
+    executor: Any, run: Run, slot: int, num_slots: int, held: IO[str] | None
+) -> tuple[Run, Any]:
     """Start a run. The devices are shared out evenly among the runs that train at once."""
     devices = range(torch.cuda.device_count())[slot::num_slots] or range(torch.cuda.device_count())
     executor.update_parameters(
         timeout_min=_YEAR_MINUTES, gpus_per_node=len(devices), visible_gpus=list(devices)
     )
     with _ignoring_interrupts():
-        job = executor.submit(execute, run.stages, run.folder)
+        job = executor.submit(execute, run.stages, run.folder, held and Path(held.name))
     print(f"{run.name}: started, {job.paths.stdout}", flush=True)
     return run, job
 

@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any, NamedTuple
@@ -104,8 +105,12 @@ class RunCheckpoint(Checkpoint):
         self.keep_every_n_steps = keep_every_n_steps
         self.start_from = start_from
         self._saved_step: int | None = None  # None until the training begins
+        self._seen_step = 0
         self._clip_ids: list[str] = []
         self._losses: list[_Loss] = []  # those not yet looked at
+        self._progress: dict[str, Any] = {}  # of the loops, after the last whole step
+        self._stepping = False  # weights, averages and progress are of different steps
+        self._is_interrupted = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
@@ -126,7 +131,7 @@ class RunCheckpoint(Checkpoint):
         return self.dirpath / "last.ckpt"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._saved_step = trainer.global_step
+        self._saved_step = self._seen_step = trainer.global_step
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -142,6 +147,9 @@ class RunCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
+        self._stepping = False
+        if step != self._seen_step:
+            self._seen_step, self._progress = step, deepcopy(trainer.fit_loop.state_dict())
         if len(self._losses) >= trainer.log_every_n_steps:  # type: ignore[attr-defined]
             self._check_losses()
         if step == self._saved_step:  # gradient accumulation: the batch ended no optimizer step
@@ -165,9 +173,22 @@ class RunCheckpoint(Checkpoint):
     ) -> None:
         if self._saved_step is None or isinstance(exception, NonFiniteError | SaveError):
             return
+        if self._stepping:  # within an optimizer's step: the file before holds a whole one
+            return
+        self._is_interrupted = True
         # Other ranks may never come here, and saving waits for them.
         if trainer.world_size == 1 and trainer.global_step > self._saved_step:
             self._save(trainer, self.last)
+
+    def on_before_optimizer_step(self, *args: Any) -> None:
+        self._stepping = True
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # Batches of a step that was not finished are read again: their gradients are lost.
+        if self._is_interrupted and self._progress:
+            checkpoint["loops"]["fit_loop"] = self._progress
 
     def _save(self, trainer: Trainer, path: Path) -> None:
         self._check_losses()

@@ -8,10 +8,12 @@ replaced file leaves a stale result.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -28,6 +30,7 @@ from sora_lightning.trust import check_evaluation
 
 LIBRARY, EVALUATION = PACKAGE, PACKAGE.parent / "evaluation"  # sources that decide results
 _PROGRAMS = {"sora-lightning": ("-m", "sora_lightning"), "python": ()}
+_PR_SET_PDEATHSIG, _prctl = 1, getattr(ctypes.CDLL(None), "prctl", None)  # Linux has it
 _SOURCES = (".py", ".yaml", ".txt")
 
 
@@ -179,8 +182,9 @@ def _whole_checkpoint(folder: Path) -> bool:
 
 
 def _call(arguments: list[str]) -> int:
-    """Run a process. An interrupt is forwarded to it, and raised once it has saved its state."""
-    process = subprocess.Popen(arguments)
+    """Run a process. An interrupt is forwarded to it, and raised once it has saved its state; on
+    Linux it is also sent SIGTERM where this process is killed."""
+    process = subprocess.Popen(arguments, preexec_fn=_end_with_parent)
     try:
         return process.wait()
     except (KeyboardInterrupt, Terminated) as error:
@@ -191,6 +195,11 @@ def _call(arguments: list[str]) -> int:
         except (subprocess.TimeoutExpired, KeyboardInterrupt, Terminated):
             process.kill()
         raise
+
+
+def _end_with_parent() -> None:
+    if _prctl is not None:
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _remove(stage: Stage) -> None:

@@ -90,7 +90,12 @@ with stopped_by_signals(saves=False):
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=str
+    "number",
+    [
+        signal.SIGTERM,
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGKILL)),
+    ],
+    ids=str,
 )
 def test_runs_that_were_stopped_end_and_resume_from_their_checkpoints(
     workplace: Path, number: int
