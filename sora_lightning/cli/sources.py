@@ -89,6 +89,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ValueError(f"{path}, line {line}: not YAML: {error.problem}") from error
+    except yaml.reader.ReaderError as error:
+        raise ValueError(f"{path}: not YAML: {error.reason}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected keys and values, found {type(values).__name__}")
     return values
