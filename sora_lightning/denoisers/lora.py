@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import fields
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +30,6 @@ def add_lora(owner: nn.Module, lora: LoraConfig) -> None:
     _check_patterns(lora, [name for name, _ in network.named_modules()])
     on_meta = any(parameter.is_meta for parameter in network.parameters())
     digest = bytes(32) if on_meta else bytes.fromhex(fingerprint(network))
-    network.requires_grad_(False)
     try:
         _peft().inject_adapter_in_model(lora, network)
     except ValueError as error:
@@ -37,9 +38,11 @@ def add_lora(owner: nn.Module, lora: LoraConfig) -> None:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     owner.register_buffer("digest", torch.tensor(list(digest), dtype=torch.uint8))
-    owner.register_state_dict_post_hook(_keep_adapters)
+    held = {name for name, parameter in owner.named_parameters() if parameter.requires_grad}
+    frozen = owner.state_dict().keys() - held - {"digest"}
+    owner.register_state_dict_post_hook(partial(_drop, frozen))
     owner.register_load_state_dict_pre_hook(_check_digest)
-    owner.register_load_state_dict_post_hook(_expect_adapters)
+    owner.register_load_state_dict_post_hook(partial(_do_not_expect, frozen))
 
 
 def adapter_state(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -77,13 +80,21 @@ def _check_patterns(lora: LoraConfig, names: list[str]) -> None:
             )
 
 
-def _keep_adapters(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    for name, parameter in module.named_parameters():
-        if not parameter.requires_grad and "lora_" not in name:
-            state.pop(f"{prefix}{name}", None)
-    for name, _buffer in module.named_buffers():
-        if name != "digest":
-            state.pop(f"{prefix}{name}", None)
+def _drop(
+    names: Set[str], module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any
+) -> None:
+    for name in names:
+        state.pop(f"{prefix}{name}", None)
+
+
+def _do_not_expect(names: Set[str], module: nn.Module, keys: Any) -> None:
+    keys.missing_keys[:] = [key for key in keys.missing_keys if not _ends_with(key, names)]
+
+
+def _ends_with(key: str, names: Set[str]) -> bool:
+    """Return True if one of the names is the key, or what follows one of its dots."""
+    steps = key.split(".")
+    return any(".".join(steps[first:]) in names for first in range(len(steps)))
 
 
 def _check_digest(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
@@ -93,10 +104,6 @@ def _check_digest(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: 
         raise ValueError(
             "the adapters were trained on other weights than those of the denoiser's folder"
         )
-
-
-def _expect_adapters(module: nn.Module, keys: Any) -> None:
-    keys.missing_keys[:] = [key for key in keys.missing_keys if "lora_" in key or "digest" in key]
 
 
 def _peft() -> Any:

@@ -66,6 +66,19 @@ def test_adapters_of_other_weights_are_refused(folder: Path) -> None:
         pretrained_denoiser(folder, lora=LORA).load_state_dict(state)
 
 
+def test_other_parts_of_a_system_are_still_expected_in_full(folder: Path) -> None:
+    parts = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2)})
+    parts["denoiser"] = pretrained_denoiser(folder, lora=LORA)
+    state = parts.state_dict()
+    assert {key.partition(".")[0] for key in state} == {"a", "denoiser"}
+    assert not [key for key in state if "denoiser" in key and "lora_" not in key][1:]  # the digest
+    parts.eval().requires_grad_(False).load_state_dict(state)
+    assert parts.state_dict().keys() == state.keys()
+    del state["a.weight"]
+    with pytest.raises(RuntimeError, match=r"(?s)Missing key.*a\.weight"):
+        parts.load_state_dict(state)
+
+
 def test_frozen_weights_in_bfloat16_and_adapters_in_float32(folder: Path) -> None:
     denoiser = pretrained_denoiser(folder, lora=LORA, dtype="bfloat16")
     dtypes = {p.requires_grad: p.dtype for n, p in denoiser.named_parameters() if "to_q" in n}
