@@ -142,7 +142,7 @@ def test_ctrl_c_anywhere_in_a_step_of_several_batches_loses_nothing(
     number=st.sampled_from([signal.SIGINT, signal.SIGTERM]),
 )
 @settings(
-    max_examples=60,
+    max_examples=25,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
