@@ -148,6 +148,16 @@ class PretrainedDenoiser(Denoiser):
         """Channels of the latents that the network takes."""
         return self.network.config.in_channels
 
+    @property
+    def depth(self) -> int:
+        """Number of transformer blocks."""
+        return self.network.config.num_layers
+
+    @property
+    def width(self) -> int:
+        """Channels of the tokens within the blocks."""
+        return self.network.config.num_attention_heads * self.network.config.attention_head_dim
+
     @staticmethod
     @abstractmethod
     def patch_of(config: Any) -> Patch:

@@ -98,6 +98,7 @@ def table(rows: Sequence[Row], settings: PlanSettings) -> str:
 _CELLS = (
     ("tokens", lambda r: f"{r.count.tokens:,}"),
     ("parameters: denoiser", lambda r: f"{r.count.parameters / 1e9:.3f} B"),
+    ("parameters: trained", lambda r: f"{r.count.trained / 1e9:.3f} B"),
     ("parameters: tokenizer", lambda r: f"{r.count.tokenizer_parameters / 1e6:.1f} M"),
     ("parameters: conditioner", lambda r: f"{r.count.conditioner_parameters / 1e6:.1f} M"),
     ("FLOPs: tokenizer encode", lambda r: f"{r.count.encode_flops:.3g}"),

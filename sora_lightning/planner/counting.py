@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sora_lightning.denoisers import Denoiser, DiT
+from sora_lightning.denoisers.pretrained import PretrainedDenoiser
 from sora_lightning.flops import FlopCounter
 from sora_lightning.systems import DiffusionSystem
 from sora_lightning.types import Condition, VideoSize
@@ -34,6 +35,7 @@ _ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention
 class Count:
     """Cost of one clip; FLOPs are twice the multiply-accumulates, memory is in bytes.
 
+    ``trained`` is the number of the denoiser's parameters that train, such as adapters'.
     ``activations`` is the peak of the denoiser's forward and backward passes beside
     weights and gradients, without activation checkpointing; ``checkpointed`` is an estimate with
     it. ``working_set`` is the peak of a forward pass without gradients.
@@ -41,6 +43,7 @@ class Count:
 
     tokens: int
     parameters: int
+    trained: int
     tokenizer_parameters: int
     conditioner_parameters: int
     encode_flops: float
@@ -64,6 +67,8 @@ def count(system: DiffusionSystem, size: VideoSize, dtype: torch.dtype = torch.b
     tokenizer, denoiser = system.tokenizer, system.denoiser
     if isinstance(denoiser, DiT):
         denoiser.activation_checkpointing = False
+    if isinstance(denoiser, PretrainedDenoiser):
+        denoiser.network.disable_gradient_checkpointing()
     grid = tokenizer.compression.grid(size)
     tokens = denoiser.patch.grid(grid.f, grid.h, grid.w).num_tokens
     zeros = partial(torch.zeros, dtype=dtype, device="meta")
@@ -83,6 +88,7 @@ def count(system: DiffusionSystem, size: VideoSize, dtype: torch.dtype = torch.b
     return Count(
         tokens=tokens,
         parameters=_num_parameters(denoiser),
+        trained=sum(p.numel() for p in denoiser.parameters() if p.requires_grad),
         tokenizer_parameters=_num_parameters(tokenizer),
         conditioner_parameters=_num_parameters(system.conditioner),
         encode_flops=encode,
@@ -98,12 +104,16 @@ def count(system: DiffusionSystem, size: VideoSize, dtype: torch.dtype = torch.b
 def checkpointed_activations(
     denoiser: Denoiser, tokens: int, activations: float, itemsize: int
 ) -> float:
-    """Return the activations of a DiT that keeps the input of each block, and computes one block at
-    a time again (arXiv 2205.05198, section 5); of other networks ``activations`` as they are.
+    """Return the activations of a DiT, or of a public one, that keeps the input of each block, and
+    computes one block at a time again (arXiv 2205.05198, section 5); of other networks
+    ``activations`` as they are.
     """
-    if not isinstance(denoiser, DiT):
+    if isinstance(denoiser, DiT):
+        depth, width = len(denoiser.blocks), denoiser.x_in.out_features
+    elif isinstance(denoiser, PretrainedDenoiser):
+        depth, width = denoiser.depth, denoiser.width
+    else:
         return activations
-    depth, width = len(denoiser.blocks), denoiser.x_in.out_features
     return depth * tokens * width * itemsize + activations / depth
 
 

@@ -130,8 +130,11 @@ def estimate(cost: Count, device: Device, parallelism: Parallelism, work: Worklo
 
 
 def state_bytes(cost: Count, ema: bool) -> float:
-    """Return the bytes of weights, gradients, Adam's states and average of the denoiser."""
-    return (TRAINING_BYTES + (EMA_BYTES if ema else 0)) * cost.parameters
+    """Return the bytes of weights, gradients, Adam's states and average of what trains of the
+    denoiser, and of its frozen weights.
+    """
+    states = (TRAINING_BYTES + (EMA_BYTES if ema else 0)) * cost.trained
+    return states + WEIGHT_BYTES * (cost.parameters - cost.trained)
 
 
 def training_flops_of_clip(cost: Count, work: Workload) -> float:

@@ -1,5 +1,7 @@
 """Estimates against public figures, each with its source and tolerance."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -57,7 +59,9 @@ def test_u_vit_h_needs_what_its_repository_states():
 
 def of_flops(forward, parameters=1, tokens=1):
     """A count of given FLOPs, for models that are published by their formula alone."""
-    return Count(tokens, parameters, 0, 0, 0.0, 0.0, forward, 2 * forward, 0.0, 1.0, 1.0)
+    return Count(
+        tokens, parameters, parameters, 0, 0, 0.0, 0.0, forward, 2 * forward, 0.0, 1.0, 1.0
+    )
 
 
 def test_open_sora_2_cost_the_published_sum():
@@ -109,8 +113,15 @@ def test_states_are_divided_by_fsdp2_and_not_by_ddp():
     assert (sharded.fewest_gpus, whole.largest_batch) == (7, 0)
 
 
+def test_frozen_weights_have_no_states():
+    """A LoRA of 1 % of 10 billion parameters: 20 bytes each for what trains, 2 for the rest."""
+    cost = replace(of_flops(1.0, parameters=10**10), trained=10**8)
+    plan = estimate(cost, DEVICES["A100"], Parallelism(gpus=1), Workload())
+    assert plan.state_memory == 20e8 + 2 * 99e8
+
+
 def test_the_inverse_fits_and_one_more_does_not():
-    count = Count(1000, 10**9, 0, 0, 0.0, 0.0, 1.0, 2.0, 0.0, 9e9, 3e9)
+    count = Count(1000, 10**9, 10**9, 0, 0, 0.0, 0.0, 1.0, 2.0, 0.0, 9e9, 3e9)
     device, parallelism = DEVICES["A100"], Parallelism(gpus=8, context=2)
     batch = estimate(count, device, parallelism, Workload()).largest_batch
     assert estimate(count, device, parallelism, Workload(batch=batch)).fits

@@ -6,6 +6,7 @@ import torch
 from sora_lightning.conditioning import Unconditional
 from sora_lightning.denoisers import DiT, DiTParts
 from sora_lightning.denoisers.conditions import NoCondition
+from sora_lightning.denoisers.pretrained import configured_denoiser
 from sora_lightning.layers.partitions import Alternating, Joint
 from sora_lightning.planner.counting import _measured, count
 from sora_lightning.systems import DiffusionSystem
@@ -82,3 +83,21 @@ def test_the_tokenizer_costs_what_kl_f8_costs():
     assert cost.encode_flops / 2e9 == pytest.approx(136.4, rel=0.01)
     assert cost.decode_flops / 2e9 == pytest.approx(311.1, rel=0.01)
     assert cost.tokenizer_parameters == 83_653_863
+
+
+def test_what_a_public_network_recomputes_is_not_counted_twice():
+    pytest.importorskip("diffusers")
+    from tests.denoisers.pipelines import PARTS
+
+    def counted(checkpointing):
+        config = {**PARTS["Wan"][2][1], "_class_name": "WanTransformer3DModel"}
+        with torch.device("meta"):
+            denoiser = configured_denoiser(config, checkpointing)
+            return count(
+                DiffusionSystem(LDMTokenizer(), Unconditional(16), denoiser), VideoSize(1, 64, 64)
+            )
+
+    with_it, without = counted(True), counted(False)
+    assert with_it == without
+    assert without.checkpointed < without.activations
+    assert without.trained == without.parameters
