@@ -156,7 +156,7 @@ class RunCheckpoint(Checkpoint):
             return
         if self.keep_every_n_steps and step % self.keep_every_n_steps == 0:
             self._save(trainer, self.dirpath / f"step-{step:08d}.ckpt")
-        if step % self.every_n_steps == 0:
+        if step % self.every_n_steps == 0 and step != trainer.max_steps:
             self._save(trainer, self.last)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -174,6 +174,10 @@ class RunCheckpoint(Checkpoint):
         if self._saved_step is None or isinstance(exception, NonFiniteError | SaveError):
             return
         if self._stepping:  # within an optimizer's step: the file before holds a whole one
+            return
+        # A resume after the last step would not validate again, and a tokenizer's statistics would
+        # stay those of older weights: that step is repeated.
+        if trainer.global_step == trainer.max_steps:
             return
         self._is_interrupted = True
         # Other ranks may never come here, and saving waits for them.

@@ -92,6 +92,11 @@ def _flags(workers: int, accumulate: int, precision: str) -> tuple[str, ...]:
     )
 
 
+def _texts_and_tensors(state: dict[str, Any]) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    texts = {name: value for name, value in state.items() if isinstance(value, str)}
+    return texts, {name: value for name, value in state.items() if name not in texts}
+
+
 def check(
     fit: Callable[..., Path],
     configuration: dict[str, Any],
@@ -108,7 +113,11 @@ def check(
         fit(configuration, run, *flags, f"--trainer.callbacks+={json.dumps(part)}")
     resume = ["--ckpt_path=last"] if (run / "checkpoints" / "last.ckpt").exists() else []
     found = torch.load(fit(configuration, run, *flags, *resume), weights_only=True)
-    for key in ("state_dict", "optimizer_states", "global_step"):
+    pairs = [_texts_and_tensors(one["state_dict"]) for one in (found, expected)]
+    texts, weights = zip(*pairs, strict=True)
+    assert texts[0] == texts[1]  # a captioner's vocabulary
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+    for key in ("optimizer_states", "global_step"):
         torch.testing.assert_close(found[key], expected[key], rtol=0, atol=0)
     averages = (one["callbacks"]["ema"]["weights"] for one in (found, expected))
     torch.testing.assert_close(*averages, rtol=0, atol=0)
