@@ -204,7 +204,7 @@ class VideoDataModule(L.LightningDataModule):
         )
 
     def train_dataloader(self) -> StreamLoader:
-        rank, num_ranks = data_ranks(self.trainer)
+        rank, num_ranks = self._ranks()
         batching = self.batching
         run_length = batching.run_length or math.lcm(RUN_LENGTH, num_ranks)
         sampler: WindowSampler = RandomWindows(batching.seed)
@@ -291,7 +291,7 @@ class VideoDataModule(L.LightningDataModule):
         pixels = {size: PixelClips(one, [reader], bad_clips) for size, one in clips.items()}
         dataset = BatchDataset(pixels, EvenWindows(num_windows), key_fn)
         batches = window_batches(clips, self.sizes, num_windows, key_fn, done)
-        if (lacking := data_ranks(self.trainer)[1] - len(batches)) > 0 and done is not None:
+        if (lacking := self._ranks()[1] - len(batches)) > 0 and done is not None:
             every = window_batches(clips, self.sizes, num_windows, key_fn)
             batches = [*batches, *every[:lacking]]
         return self._once(dataset, batches)
@@ -350,8 +350,11 @@ class VideoDataModule(L.LightningDataModule):
                 f"cannot be read\n{assignment}"
             )
 
+    def _ranks(self) -> tuple[int, int]:
+        return data_ranks(self.trainer)
+
     def _once(self, dataset: Dataset[VideoBatch], batches: Sequence[BatchRequest]) -> DataLoader:
-        rank, num_ranks = data_ranks(self.trainer)
+        rank, num_ranks = self._ranks()
         if len(batches) < num_ranks:
             raise ValueError(
                 f"{len(batches)} batches for {num_ranks} ranks: every rank needs one; lower "

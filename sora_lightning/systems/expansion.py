@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 import lightning as L
 from jaxtyping import Float
@@ -11,6 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from sora_lightning.captioner.expansion import ExpansionModel
+from sora_lightning.checkpoints import plain_hyperparameters
 from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.systems.optimizers import MuonAdamW, configure
 
@@ -41,3 +43,6 @@ class ExpansionSystem(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure(self, partial(MuonAdamW, lr=self.lr), self.warmup_steps)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["hyper_parameters"] = plain_hyperparameters(self)
