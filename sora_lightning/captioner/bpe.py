@@ -61,12 +61,14 @@ class BytePairEncoding(nn.Module):
         return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
 
     def decode(self, ids: Int[Tensor, "b l"]) -> list[str]:
-        """Return the texts up to ``EOS``. Bytes that are no UTF-8 become U+FFFD."""
+        """Return the texts up to ``EOS``. Bytes that are no UTF-8, and zeros, which no manifest may
+        hold, become U+FFFD.
+        """
         texts = []
         for row in ids.tolist():
             row = row[: row.index(EOS)] if EOS in row else row
             pieces = [i - NUM_SPECIAL for i in row if i >= NUM_SPECIAL]
-            texts.append(self._trained().decode(pieces).strip())
+            texts.append(self._trained().decode(pieces).replace("\0", "\ufffd").strip())
         return texts
 
     def get_extra_state(self) -> str:

@@ -19,6 +19,10 @@ def test_any_text_comes_back(bpe, text):
     assert bpe.decode(bpe.encode([text])) == [text]
 
 
+def test_a_zero_which_no_manifest_may_hold_is_replaced(bpe):
+    assert bpe.decode(bpe.encode(["red\0circle"])) == ["red\ufffdcircle"]
+
+
 def test_equal_texts_have_equal_ids(bpe):
     composed, decomposed = "caf\u00e9", "cafe\u0301"
     assert bpe.pieces([composed]) == bpe.pieces([decomposed])
