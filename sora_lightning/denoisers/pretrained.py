@@ -6,7 +6,6 @@ is in its scheduler's configuration: ``sora_lightning.diffusion.pretrained_objec
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -21,14 +20,18 @@ from torch import Tensor
 
 from sora_lightning.denoisers.base import Denoiser, clip_by_clip
 from sora_lightning.denoisers.lora import add_lora, described
+from sora_lightning.diffusers_folders import (
+    Config,
+    diffusers_class,
+    read_config,
+    read_network,
+)
 from sora_lightning.files import part_of_pipeline
 from sora_lightning.layers.patch import Patch
 from sora_lightning.types import Condition, PackedLatents
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-
-Config = dict[str, Any]
 
 # The pipelines multiply the flow's time by the schedulers' num_train_timesteps.
 _NUM_STEPS = 1000
@@ -61,14 +64,14 @@ def pretrained_denoiser(
     match no layer.
     """
     folder = part_of_pipeline(Path(folder), "transformer")
-    config = _read_config(folder)
+    config = read_config(folder, _KINDS, "a denoiser", "a video transformer", "transformer")
     if lora is None and dtype != "float32":
         raise ValueError(f"dtype = {dtype!r}: all weights train, in float32; it is for lora alone")
     on_meta = torch.empty(0).is_meta
     with torch.device("meta"):  # no weights are drawn before others are read
         denoiser = configured_denoiser(config, activation_checkpointing, fps)
     if not on_meta:
-        denoiser.network = _read_weights(folder, denoiser.network_class, dtype)
+        denoiser.network = read_network(folder, denoiser.network_class, getattr(torch, dtype))
         denoiser.set_activation_checkpointing()
     if lora is not None:
         add_lora(denoiser, lora)
@@ -112,7 +115,7 @@ class PretrainedDenoiser(Denoiser):
     times_of_tokens: ClassVar[bool] = False
 
     def __init__(self, config: Config, activation_checkpointing: bool, fps: float):
-        network = _diffusers(self.network_class).from_config(config)
+        network = diffusers_class(self.network_class).from_config(config)
         super().__init__(self.patch_of(network.config))
         takes, gives = network.config.in_channels, network.config.out_channels
         if takes != (gives or takes):
@@ -339,45 +342,6 @@ class CogVideoXDenoiser(PretrainedDenoiser):
 _KINDS: dict[str, type[PretrainedDenoiser]] = {
     kind.network_class: kind for kind in (WanDenoiser, LTXDenoiser, CogVideoXDenoiser)
 }
-
-
-def _read_config(folder: Path) -> Config:
-    file = folder / "config.json"
-    if not file.is_file():
-        raise ValueError(
-            f"{folder}: there is no config.json here; give the folder of a video transformer as "
-            "diffusers' save_pretrained writes it (of a pipeline, its transformer)"
-        )
-    config = json.loads(file.read_text())
-    name = config.get("_class_name")
-    if name not in _KINDS:
-        raise ValueError(f"{folder}: holds a {name}; a denoiser is one of {', '.join(_KINDS)}")
-    return config
-
-
-def _read_weights(folder: Path, name: str, dtype: str) -> Any:
-    try:
-        network, info = _diffusers(name).from_pretrained(
-            folder,
-            local_files_only=True,
-            torch_dtype=getattr(torch, dtype),
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{folder}: the weights cannot be read: {reason}") from error
-    if missing := sorted(info["missing_keys"]):
-        raise ValueError(f"{folder}: lacks weights of a {name}, such as {missing[0]}")
-    return network
-
-
-def _diffusers(name: str) -> Any:
-    try:
-        return getattr(import_module("diffusers"), name)
-    except ImportError as error:
-        raise ValueError(
-            f"{name} needs diffusers: pip install 'sora-lightning[reference]'"
-        ) from error
 
 
 def _exactly(length: int, tokens: Float[Tensor, "b l d"]) -> Float[Tensor, "b n d"]:

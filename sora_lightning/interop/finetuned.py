@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 
 from sora_lightning.denoisers.lora import adapter_state
 from sora_lightning.denoisers.pretrained import PretrainedDenoiser
+from sora_lightning.diffusers_folders import diffusers_class
 from sora_lightning.files import check_writable
 from sora_lightning.systems import DiffusionSystem
 
@@ -37,7 +37,7 @@ def write_diffusers(checkpoint: Path, output: Path) -> str:
     if not adapters:
         denoiser.network.save_pretrained(output)
         return f"{output}: {denoiser.network_class}, to take the place of a pipeline's transformer"
-    pipeline = getattr(import_module("diffusers"), denoiser.pipeline_class)
+    pipeline = diffusers_class(denoiser.pipeline_class)
     pipeline.save_lora_weights(
         output,
         transformer_lora_layers=adapters,

@@ -7,8 +7,6 @@ statistics are read from its configuration.
 
 from __future__ import annotations
 
-import json
-from importlib import import_module
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,44 +16,32 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sora_lightning.diffusers_folders import (
+    Config,
+    diffusers_class,
+    read_config,
+    read_network,
+)
 from sora_lightning.files import part_of_pipeline
 from sora_lightning.tokenizers.base import CausalTokenizer, VideoTokenizer
 from sora_lightning.tokenizers.framewise import FramewiseTokenizer
 from sora_lightning.tokenizers.posterior import DiagonalGaussian
 from sora_lightning.types import Compression
 
-Config = dict[str, Any]
-
 
 def pretrained_tokenizer(path: Path) -> VideoTokenizer:
     """Return the frozen autoencoder of a folder that diffusers' ``save_pretrained`` wrote, or of a
     whole pipeline's folder. On the meta device no weights are read.
 
-    Raises ``ValueError`` for a folder without
-    configuration or weights, and for any class but these five.
+    Raises ``ValueError`` for a folder without configuration or weights, and for any class but these
+    five.
     """
     path = part_of_pipeline(Path(path), "vae")
-    file = path / "config.json"
-    if not file.is_file():
-        raise ValueError(
-            f"{path}: there is no config.json here; give the folder of an autoencoder as "
-            "diffusers' save_pretrained writes it (of a pipeline, its vae)"
-        )
-    config = json.loads(file.read_text())
-    name = config.get("_class_name")
-    if name not in _KINDS:
-        raise ValueError(f"{path}: holds a {name}; a tokenizer is one of {', '.join(_KINDS)}")
+    config = read_config(path, _KINDS, "a tokenizer", "an autoencoder", "vae")
+    name = config["_class_name"]
     tokenizer = _KINDS[name](config)
     if not torch.empty(0).is_meta:
-        try:
-            loaded, info = _diffusers(name).from_pretrained(
-                path, local_files_only=True, output_loading_info=True
-            )
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path}: the weights cannot be read: {error}") from error
-        if missing := sorted(info["missing_keys"]):
-            raise ValueError(f"{path}: lacks weights of a {name}, such as {missing[0]}")
-        tokenizer.vae.load_state_dict(loaded.state_dict())
+        tokenizer.vae.load_state_dict(read_network(path, name).state_dict())
         _normalise_as_published(tokenizer, tokenizer.vae)
     class_path = f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}"
     tokenizer.specification = {"class_path": class_path, "init_args": {"config": config}}
@@ -220,18 +206,9 @@ _KINDS: dict[str, Any] = {
 }
 
 
-def _diffusers(name: str) -> Any:
-    try:
-        return getattr(import_module("diffusers"), name)
-    except ImportError as error:
-        raise ValueError(
-            f"{name} needs diffusers: pip install 'sora-lightning[reference]'"
-        ) from error
-
-
 def _new(name: str, config: Config) -> Any:
     """Return the network of this configuration, without its weights."""
-    vae = _diffusers(name).from_config(config)
+    vae = diffusers_class(name).from_config(config)
     assert isinstance(vae, nn.Module)
     return vae
 
