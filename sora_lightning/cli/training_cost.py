@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from sora_lightning.checkpoints import build
 from sora_lightning.cli.training import TrainingCLI, run_training
 from sora_lightning.data import VideoDataModule
+from sora_lightning.data.batching.buckets import num_pixels
 from sora_lightning.diffusion import with_own_estimate
 from sora_lightning.flops import FlopCounter
 from sora_lightning.systems import DiffusionSystem, TokenizerSystem
@@ -140,8 +142,7 @@ def step_sizes(data: VideoDataModule) -> list[tuple[VideoSize, int]]:
     if packing is None:
         pixels = data.batching.pixels_per_batch
         assert pixels is not None
-        volumes = [(s, s.num_frames * s.height * s.width) for s in data.sizes.sizes]
-        return [(size, pixels // volume) for size, volume in volumes]
+        return [(size, pixels // num_pixels(size)) for size in data.sizes.sizes]
     token = packing.pixels_per_token
     rows = math.isqrt(packing.max_pixels // (token.height * token.width))
     compression, patch = packing.geometry
@@ -156,27 +157,35 @@ def step_sizes(data: VideoDataModule) -> list[tuple[VideoSize, int]]:
 
 def _forward(system: LightningModule, size: VideoSize, num_clips: int) -> Tensor:
     """Return the losses, or the reconstruction, of ``num_clips`` clips of zeros."""
-    with torch.device(next(system.parameters()).device):
-        if isinstance(system, TokenizerSystem):
-            video = torch.zeros(num_clips, 3, size.num_frames, size.height, size.width)
-            return system.tokenizer.decode_raw(system.tokenizer.posterior(video).mean)
-        if isinstance(system, DiffusionSystem):
-            return losses_of_zeros(system, size, num_clips)
+    if isinstance(system, TokenizerSystem):
+        device = next(system.parameters()).device
+        video = torch.zeros(num_clips, 3, size.num_frames, size.height, size.width, device=device)
+        return system.tokenizer.decode_raw(system.tokenizer.posterior(video).mean)
+    if isinstance(system, DiffusionSystem):
+        return losses_of_zeros(system, size, num_clips)
     raise ValueError(f"{type(system).__name__}: FLOPs of other systems are not counted")
 
 
 def losses_of_zeros(system: DiffusionSystem, size: VideoSize, num_clips: int) -> Tensor:
-    """Return the losses of clips of zeros, on the default device."""
+    """Return the losses of clips of zeros."""
+    objective, denoiser = system.objective, system.denoiser
+    device = next(denoiser.parameters()).device
     grid = system.tokenizer.compression.grid(size)
-    x_0 = torch.zeros(num_clips, system.tokenizer.latent_channels, grid.f, grid.h, grid.w)
-    width = system.conditioner.width
-    mask = torch.ones(num_clips, _NUM_WORDS, dtype=torch.bool)
-    tokens, pooled = torch.zeros(num_clips, _NUM_WORDS, width), torch.zeros(num_clips, width)
-    objective, denoiser, t = system.objective, system.denoiser, torch.zeros(num_clips)
+    shape = num_clips, system.tokenizer.latent_channels, grid.f, grid.h, grid.w
+    x_0, t = torch.zeros(shape, device=device), torch.zeros(num_clips, device=device)
     network: Callable[..., Any] = denoiser
     if objective.self_conditioning:
         network = with_own_estimate(denoiser, objective.process, denoiser.patch, t > 0)
-    return objective(network, x_0, x_0, t, Condition(tokens, mask, pooled))
+    return objective(network, x_0, x_0, t, condition_of_zeros(system, num_clips))
+
+
+def condition_of_zeros(system: DiffusionSystem, num_clips: int) -> Condition:
+    """Return a condition of 16 tokens and a pooled vector for each clip, of the denoiser's type."""
+    weight = next(system.denoiser.parameters())
+    zeros = partial(torch.zeros, dtype=weight.dtype, device=weight.device)
+    mask = torch.ones(num_clips, _NUM_WORDS, dtype=torch.bool, device=weight.device)
+    width = system.conditioner.width
+    return Condition(zeros(num_clips, _NUM_WORDS, width), mask, zeros(num_clips, width))
 
 
 @contextmanager

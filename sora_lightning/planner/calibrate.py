@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from sora_lightning.cli.training_cost import losses_of_zeros, on_meta
+from sora_lightning.cli.training_cost import condition_of_zeros, losses_of_zeros, on_meta
+from sora_lightning.data.batching.buckets import num_pixels
 from sora_lightning.planner.counting import (
     Count,
     LiveMemory,
-    condition_of_zeros,
     count,
     without_gradients,
 )
@@ -65,7 +65,7 @@ def calibrate(
         system = build_system(model, source)
     if torch.cuda.is_available():
         system = system.to("cuda", torch.bfloat16)
-    num_halves = round(num_clips * _volume(size) / _volume(half))
+    num_halves = round(num_clips * num_pixels(size) / num_pixels(half))
     dtype = next(system.denoiser.parameters()).dtype
     whole_count, half_count = (count(counted, one, dtype) for one in (size, half))
     speeds = {
@@ -96,15 +96,11 @@ def _calls(
     x_t = zeros(num_clips, tokenizer.latent_channels, grid.f, grid.h, grid.w)
     frames = zeros(num_clips, 3, size.num_frames, size.height, size.width)
     t = zeros(num_clips)
-    condition = condition_of_zeros(
-        num_clips, system.conditioner.width, dtype=weight.dtype, device=weight.device
-    )
+    condition = condition_of_zeros(system, num_clips)
     optimizer = optimizer_of(system.optimizer, system)
 
     def step() -> None:
-        with torch.device(weight.device):
-            losses = losses_of_zeros(system, size, num_clips)
-        losses.sum().backward()
+        losses_of_zeros(system, size, num_clips).sum().backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -150,7 +146,3 @@ def _half(size: VideoSize, system: DiffusionSystem) -> VideoSize:
     if (height, width) == (size.height, size.width):
         raise ValueError(f"{size}: has one row and one column of tokens, and no half to measure")
     return VideoSize(size.num_frames, height, width)
-
-
-def _volume(size: VideoSize) -> int:
-    return size.num_frames * size.height * size.width

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sora_lightning.cli.sources import merge, read_yaml
+from sora_lightning.data.batching.buckets import num_pixels
 from sora_lightning.files import check_output, find_config
 from sora_lightning.planner.devices import device_named
 from sora_lightning.planner.plan import (
@@ -67,8 +68,7 @@ def calibration(values: Mapping[str, Any], settings: PlanSettings, source: Path)
         raise ValueError("plan.sizes is missing: calibrate takes the first of them")
     size = VideoSize.parse(settings.sizes[0])
     pixels = ((values.get("data") or {}).get("batching") or {}).get("pixels_per_batch")
-    volume = size.num_frames * size.height * size.width
-    num_clips = max(1, pixels // volume) if pixels else settings.workload.batch
+    num_clips = max(1, pixels // num_pixels(size)) if pixels else settings.workload.batch
     lines = [f"{num_clips} clips of {size}: predicted, measured, error of the prediction"]
     for row in calibrate(model_of(values, source), size, num_clips, source):
         unit, scale = ("MB", 1e-6) if row.part == "activations" else ("ms", 1e3)

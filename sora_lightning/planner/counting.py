@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sora_lightning.cli.training_cost import condition_of_zeros
 from sora_lightning.denoisers import Denoiser, DiT
 from sora_lightning.denoisers.pretrained import PretrainedDenoiser
 from sora_lightning.flops import FlopCounter
 from sora_lightning.systems import DiffusionSystem
-from sora_lightning.types import Condition, VideoSize
+from sora_lightning.types import VideoSize
 
-_NUM_WORDS = 16
 _ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention
 
 
@@ -73,7 +73,7 @@ def count(system: DiffusionSystem, size: VideoSize, dtype: torch.dtype = torch.b
     tokens = denoiser.patch.grid(grid.f, grid.h, grid.w).num_tokens
     zeros = partial(torch.zeros, dtype=dtype, device="meta")
     x_t = zeros(1, tokenizer.latent_channels, grid.f, grid.h, grid.w)
-    condition = condition_of_zeros(1, system.conditioner.width, dtype=dtype, device="meta")
+    condition = condition_of_zeros(system, 1)
 
     def forward() -> Tensor:
         return denoiser(x_t, zeros(1), condition)
@@ -183,15 +183,6 @@ def without_gradients(module: nn.Module) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def condition_of_zeros(
-    num_clips: int, width: int, *, dtype: torch.dtype, device: torch.device | str
-) -> Condition:
-    """Return a condition of 16 tokens and a pooled vector for each clip."""
-    zeros = partial(torch.zeros, dtype=dtype, device=device)
-    mask = torch.ones(num_clips, _NUM_WORDS, dtype=torch.bool, device=device)
-    return Condition(zeros(num_clips, _NUM_WORDS, width), mask, zeros(num_clips, width))
 
 
 def _num_parameters(module: nn.Module) -> int:
