@@ -77,7 +77,11 @@ def load_tokenizer(checkpoint: Path) -> VideoTokenizer:
 
     Raises ``ValueError`` if the file is missing or holds no tokenizer.
     """
-    content = read_checkpoint(checkpoint)
+    return tokenizer_of(read_checkpoint(checkpoint), checkpoint)
+
+
+def tokenizer_of(content: dict[str, Any], checkpoint: Path) -> VideoTokenizer:
+    """Return the tokenizer of what ``read_checkpoint`` read. See ``load_tokenizer``."""
     specification = init_args(content).get("tokenizer")
     if not isinstance(specification, dict):
         raise ValueError(f"{checkpoint} was not trained with a tokenizer from a configuration")

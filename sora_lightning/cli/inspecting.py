@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import Tensor
 
-from sora_lightning.checkpoints import init_args, load_tokenizer, read_checkpoint
+from sora_lightning.checkpoints import init_args, read_checkpoint, tokenizer_of
 
 
 def inspect(checkpoint: Path, json: bool = False) -> None:
@@ -32,10 +33,10 @@ def describe(path: Path) -> dict[str, Any]:
     arguments, provenance = init_args(content), content.get("provenance", {})
     sizes: Counter[str] = Counter()
     for name, value in content["state_dict"].items():
-        sizes[name.partition(".")[0]] += getattr(value, "numel", lambda: 0)()
+        sizes[name.partition(".")[0]] += value.numel() if isinstance(value, Tensor) else 0
     configuration = provenance.get("configuration")
     given = arguments.get("tokenizer")
-    tokenizer = load_tokenizer(path) if isinstance(given, dict) else None
+    tokenizer = tokenizer_of(content, path) if isinstance(given, dict) else None
     return {
         "file": str(path),
         "bytes": path.stat().st_size,
