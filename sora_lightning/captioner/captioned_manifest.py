@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from sora_lightning.data.manifest.records import ManifestRow, clip_id, read_table
+from sora_lightning.data.manifest.records import NO_TEXT, ManifestRow, clip_id, read_table
 from sora_lightning.data.manifest.tables import Row, check_target, write_rows
 from sora_lightning.files import check_writable
 
@@ -75,8 +75,14 @@ class CaptionedManifest:
                 )
 
     def add(self, rank: int, captions: dict[str, Written]) -> None:
-        """Keep captions by clip_id; those of clips that have one are passed over."""
-        new = {clip: one for clip, one in captions.items() if clip not in self}
+        """Keep captions by clip_id; those of clips that have one are passed over. What no manifest
+        may hold becomes U+FFFD.
+        """
+        new = {
+            clip: one._replace(caption=NO_TEXT.sub("\ufffd", one.caption))
+            for clip, one in captions.items()
+            if clip not in self
+        }
         self._written |= new
         lines = [json.dumps([clip, *one], ensure_ascii=False) for clip, one in new.items()]
         # The line before may have been cut by an interruption.

@@ -206,3 +206,12 @@ def test_an_empty_caption_is_no_caption(manifest: Path) -> None:
     captioned.add(0, {first: Written("", "m", "d"), second: Written("one", "m", "d")})
     assert captioned.write().endswith(": 1 of 30 clips have a caption_synthetic")
     assert [row.get(COLUMNS[0]) for row in rows_of(captioned.output)][:2] == [None, "one"]
+
+
+def test_a_caption_that_no_manifest_may_hold_is_mended(manifest: Path) -> None:
+    captioned = CaptionedManifest(manifest, manifest.with_name("captioned.jsonl"))
+    first = read_manifest(manifest, Captions())[0].clip_id
+    captioned.add(0, {first: Written("red\0 \ud800circle", "m", "d")})
+    captioned.write()
+    served = read_manifest(captioned.output, Captions(synthetic=COLUMNS[0], synthetic_share=1.0))
+    assert served[0].captions[-1] == "red\ufffd \ufffdcircle"

@@ -23,7 +23,7 @@ from sora_lightning.data.manifest.tables import MEDIA, Row, read_rows
 # The first that is there is read.
 CAPTION_COLUMNS = ("caption", "text", "prompt")
 # Of UTF-16 read as UTF-8, and halves of a character, which no file can hold.
-_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+NO_TEXT = re.compile("[\0\ud800-\udfff]")
 # Columns that say in what a clip lies that is no file by itself: the kind of thing, and the file in
 # it that must be there.
 _HOLDERS = {"shard": ("tar file", ""), "litdata": ("folder of litdata", "index.json")}
@@ -259,7 +259,7 @@ class ManifestRow:
         weight = wording.get("weight") if weighted else None
         if not isinstance(text, str) or not text.strip():
             raise self.error(key, f"{wording!r} is not a caption")
-        if _NO_TEXT.search(text):
+        if NO_TEXT.search(text):
             raise self.error(key, "holds what is no text: is the file in UTF-8?")
         weight = 1.0 if weight is None else weight
         if isinstance(weight, bool) or not isinstance(weight, (int, float)):
