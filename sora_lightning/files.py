@@ -21,11 +21,13 @@ def find_config(path: Path) -> Path:
     return next((one for one in found if one.is_file()), path)
 
 
-def part_of_pipeline(folder: Path, part: str) -> Path:
+def part_of_pipeline(folder: Path, *parts: str) -> Path:
     """Return the folder of a part, such as ``vae``, if ``folder`` is that of a diffusers pipeline
-    (with ``model_index.json``), else ``folder``.
+    (with ``model_index.json``), else ``folder``. Of several names it is the first that exists.
     """
-    return folder / part if (folder / "model_index.json").is_file() else folder
+    if not (folder / "model_index.json").is_file():
+        return folder
+    return next((folder / part for part in parts if (folder / part).is_dir()), folder / parts[0])
 
 
 def file_sha256(path: Path) -> str:

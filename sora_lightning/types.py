@@ -312,7 +312,7 @@ class Condition:
 
     tokens: Float[Tensor, "b l d"]
     mask: Bool[Tensor, "b l"]
-    pooled: Float[Tensor, "b d"]
+    pooled: Float[Tensor, "b p"]
     concat_latents: Float[Tensor, "b e f h w"] | None = None
 
     def __len__(self) -> int:

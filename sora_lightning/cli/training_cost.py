@@ -184,8 +184,8 @@ def condition_of_zeros(system: DiffusionSystem, num_clips: int) -> Condition:
     weight = next(system.denoiser.parameters())
     zeros = partial(torch.zeros, dtype=weight.dtype, device=weight.device)
     mask = torch.ones(num_clips, _NUM_WORDS, dtype=torch.bool, device=weight.device)
-    width = system.conditioner.width
-    return Condition(zeros(num_clips, _NUM_WORDS, width), mask, zeros(num_clips, width))
+    tokens = zeros(num_clips, _NUM_WORDS, system.conditioner.width)
+    return Condition(tokens, mask, zeros(num_clips, system.conditioner.pooled_width))
 
 
 @contextmanager

@@ -2,7 +2,13 @@
 
 from sora_lightning.conditioning.base import Conditioner
 from sora_lightning.conditioning.frozen import CachedText, FrozenTextEncoder
-from sora_lightning.conditioning.images import ClipEncoder, GlobalEncoder, ImageEncoder
+from sora_lightning.conditioning.hunyuan_video import HunyuanVideoText
+from sora_lightning.conditioning.images import (
+    ClipEmbedding,
+    ClipEncoder,
+    GlobalEncoder,
+    ImageEncoder,
+)
 from sora_lightning.conditioning.joined import JoinedText, TextPart
 from sora_lightning.conditioning.known_frames import (
     ConcatChannels,
@@ -30,6 +36,7 @@ from sora_lightning.conditioning.text import TextConditioner, Unconditional
 __all__ = [
     "BothEnds",
     "CachedText",
+    "ClipEmbedding",
     "ClipEncoder",
     "ConcatChannels",
     "ConcatConditioning",
@@ -39,6 +46,7 @@ __all__ = [
     "FrameMask",
     "FrozenTextEncoder",
     "GlobalEncoder",
+    "HunyuanVideoText",
     "ImageEncoder",
     "Inpainting",
     "JoinedText",

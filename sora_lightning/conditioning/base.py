@@ -11,11 +11,13 @@ from sora_lightning.types import Condition
 
 
 class Conditioner(KeepsArguments, nn.Module, ABC):
-    """Turns captions into a ``Condition`` of this ``width``."""
+    """Turns captions into a ``Condition``, whose tokens have this ``width``. That of the pooled
+    vector is the same, unless ``pooled_width`` is set.
+    """
 
     def __init__(self, width: int):
         super().__init__()
-        self.width = width
+        self.width = self.pooled_width = width
 
     @abstractmethod
     def forward(self, captions: list[str], drop: Bool[Tensor, " b"] | None = None) -> Condition:

@@ -71,6 +71,7 @@ class CachedText(Conditioner):
 
     def __init__(self, encoder: FrozenTextEncoder, folder: Path):
         super().__init__(encoder.width)
+        self.pooled_width = encoder.pooled_width
         self.encoder = encoder
         self.folder = Path(folder) / encoder.fingerprint[:16]
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sora_lightning.configuration import KeepsArguments
+from sora_lightning.files import part_of_pipeline
 from sora_lightning.types import ImageTokens, as_levels
 
 Decode = Callable[[Tensor], Tensor]
@@ -85,13 +86,41 @@ class GlobalEncoder(ImageEncoder):
         return self.out(rearrange(features, "b d h w -> b (h w) d")) + self.positions
 
 
-class ClipEncoder(ImageEncoder):
-    """I2VGen-XL's two encoders: a frozen CLIP, whose embedding a perceptron turns into
-    ``num_tokens`` tokens, and a ``GlobalEncoder`` that trains.
+class ClipEmbedding(ImageEncoder):
+    """Gives one token: a frozen CLIP's embedding, which the public I2VGen-XL projects itself.
 
-    ``folder`` is that of a CLIP as transformers writes it; ``config`` is the configuration of its
-    vision tower in place of a folder: the weights are then random, or those of the checkpoint that
-    holds them. Raises ``ValueError`` where neither or both are given, or the folder holds no CLIP.
+    ``folder`` is that of a CLIP as transformers writes it, or of a pipeline with an
+    ``image_encoder``; ``config`` is the configuration of its vision tower in place of a folder: the
+    weights are then random, or those of the checkpoint that holds them. Raises ``ValueError`` where
+    neither or both are given, the folder holds no CLIP, or its embedding is not of ``width``.
+    """
+
+    def __init__(
+        self,
+        latent_channels: int,
+        width: int,
+        folder: Path | None = None,
+        config: dict[str, Any] | None = None,
+    ):
+        super().__init__()
+        self.tower = _frozen_tower(folder, config)
+        if (dim := self.tower.config.projection_dim) != width:
+            raise ValueError(f"the image's embedding has width {dim}, and the text's {width}")
+        if folder is not None:
+            self.specification = _specification(self)
+
+    def forward(
+        self, latents: Float[Tensor, "b c 1 h w"], decode: Decode
+    ) -> Float[Tensor, "b 1 d"]:
+        """See ``ImageEncoder``."""
+        return rearrange(_embedding(self.tower, latents, decode), "b d -> b 1 d")
+
+
+class ClipEncoder(ImageEncoder):
+    """I2VGen-XL's two encoders, to train with the denoiser: a frozen CLIP, whose embedding a
+    perceptron turns into ``num_tokens`` tokens, and a ``GlobalEncoder``.
+
+    ``folder`` and ``config`` are those of ``ClipEmbedding``, and so are the errors.
     """
 
     def __init__(
@@ -104,15 +133,10 @@ class ClipEncoder(ImageEncoder):
         side: int = 4,
     ):
         super().__init__()
-        if (folder is None) == (config is None):
-            raise ValueError(f"folder = {folder}, config = {config}: give one of them")
         self.num_tokens = num_tokens
-        self.tower = _tower(config) if folder is None else _loaded(folder)
-        self.tower.requires_grad_(False)
+        self.tower = _frozen_tower(folder, config)
         if folder is not None:
-            arguments = {"config": self.tower.config.to_dict(), "num_tokens": num_tokens}
-            path = f"{type(self).__module__}.{type(self).__qualname__}"
-            self.specification = {"class_path": path, "init_args": {**arguments, "side": side}}
+            self.specification = _specification(self, num_tokens=num_tokens, side=side)
         embedding = self.tower.config.projection_dim
         self.project = nn.Sequential(
             nn.Linear(embedding, width), nn.SiLU(), nn.Linear(width, num_tokens * width)
@@ -123,11 +147,30 @@ class ClipEncoder(ImageEncoder):
         self, latents: Float[Tensor, "b c 1 h w"], decode: Decode
     ) -> Float[Tensor, "b m d"]:
         """See ``ImageEncoder``."""
-        with torch.no_grad():
-            images = clip_pixels(decode(latents)[:, :, 0], self.tower.config.image_size)
-            embedding = self.tower.eval()(pixel_values=images).image_embeds
+        embedding = _embedding(self.tower, latents, decode)
         tokens = rearrange(self.project(embedding), "b (m d) -> b m d", m=self.num_tokens)
         return torch.cat([tokens, self.whole(latents, decode)], dim=1)
+
+
+def _frozen_tower(folder: Path | None, config: dict[str, Any] | None) -> Any:
+    if (folder is None) == (config is None):
+        raise ValueError(f"folder = {folder}, config = {config}: give one of them")
+    tower = _tower(config) if folder is None else _loaded(folder)
+    return tower.requires_grad_(False)
+
+
+def _specification(encoder: Any, **arguments: Any) -> dict[str, Any]:
+    """Return what builds the encoder again without its folder."""
+    path = f"{type(encoder).__module__}.{type(encoder).__qualname__}"
+    return {"class_path": path, "init_args": {"config": encoder.tower.config.to_dict()} | arguments}
+
+
+@torch.no_grad()
+def _embedding(
+    tower: Any, latents: Float[Tensor, "b c 1 h w"], decode: Decode
+) -> Float[Tensor, "b d"]:
+    images = clip_pixels(decode(latents)[:, :, 0], tower.config.image_size)
+    return tower.eval()(pixel_values=images).image_embeds
 
 
 def clip_pixels(images: Float[Tensor, "b 3 H W"], side: int) -> Float[Tensor, "b 3 {side} {side}"]:
@@ -161,7 +204,8 @@ def _tower(config: dict[str, Any] | None) -> Any:
 
 
 def _loaded(folder: Path) -> Any:
-    file = Path(folder) / "config.json"
+    folder = part_of_pipeline(Path(folder), "image_encoder")
+    file = folder / "config.json"
     if not file.is_file():
         raise ValueError(f"folder = {str(folder)!r}: holds no config.json of a CLIP")
     kind = json.loads(file.read_text()).get("model_type")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +41,8 @@ class PretrainedText(FrozenTextEncoder):
         tokenizer: Folder of the tokenizer, if it is another one.
         max_tokens: By default CLIP's context, or 512.
         dtype: Type that the embeddings are computed in. These models are used in bfloat16.
+        skipped_layers: Number of CLIP's last layers that the tokens leave out; I2VGen-XL leaves out
+            one. The final norm follows all the same.
         padded: Give each caption ``max_tokens`` tokens, and let the encoder attend to those of
             padding, as the pipelines of LTX-Video (128) and CogVideoX (226) do. The mask still says
             which tokens are the caption's.
@@ -54,22 +57,28 @@ class PretrainedText(FrozenTextEncoder):
         max_tokens: int | None = None,
         dtype: Literal["bfloat16", "float32"] = "bfloat16",
         padded: bool = False,
+        skipped_layers: int = 0,
     ):
         self.folder = part_of_pipeline(Path(folder), "text_encoder")
         if tokenizer is None:
             tokenizer = part_of_pipeline(Path(folder), "tokenizer")
-        network = _network(self.folder, dtype)
+        network = text_network(self.folder, dtype, _CLASSES)
         most = getattr(network.config, "max_position_embeddings", None)
         self.max_tokens = max_tokens or most or _T5_TOKENS
         if self.max_tokens < 2 or self.max_tokens > (most or self.max_tokens):
             limit = f"2 to {most}, the encoder's context" if most else "at least 2"
             raise ValueError(f"max_tokens = {self.max_tokens}: must be {limit}")
-        tokenizer_of = _tokenizer(Path(tokenizer))
+        layers = network.config.num_hidden_layers if most else 1  # T5 has no such limit
+        if not 0 <= skipped_layers < layers:
+            limit = f"must be 0, or of CLIP below {layers}"
+            raise ValueError(f"skipped_layers = {skipped_layers}: {limit}")
+        tokenizer_of = text_tokenizer(Path(tokenizer))
         options = [self.max_tokens, dtype, *(["padded"] if padded else [])]
+        options += [skipped_layers] if skipped_layers else []
         facts = json.dumps(options), tokenizer_of.backend_tokenizer.to_str()
         digest = bytes(32).hex() if network.device.type == "meta" else fingerprint(network, *facts)
         super().__init__(network, network.config.hidden_size, digest)
-        self.padded = padded
+        self.padded, self.skipped_layers = padded, skipped_layers
         self.tokenizer = tokenizer_of
         self._warned = False
 
@@ -87,9 +96,13 @@ class PretrainedText(FrozenTextEncoder):
         ).to(self.digest.device)
         mask = read["attention_mask"].bool()
         output = self.network(
-            read["input_ids"], attention_mask=None if self.padded else read["attention_mask"]
+            read["input_ids"],
+            attention_mask=None if self.padded else read["attention_mask"],
+            output_hidden_states=True,
         )
         tokens = output.last_hidden_state  # b l d
+        if self.skipped_layers:
+            tokens = self.network.final_layer_norm(output.hidden_states[-1 - self.skipped_layers])
         if "pooler_output" in output:
             return Condition(tokens, mask, output.pooler_output)
         real = mask[..., None].float()
@@ -111,25 +124,30 @@ class PretrainedText(FrozenTextEncoder):
             )
 
 
-def _network(folder: Path, dtype: str) -> Any:
+def text_network(folder: Path, dtype: str, classes: Mapping[str, str]) -> Any:
+    """Return the text encoder of a folder, whose ``model_type`` is a key of ``classes``, the names
+    of transformers' classes.
+
+    Raises ``ValueError`` for another kind, and for missing weights.
+    """
     transformers = _transformers()
     file = folder / "config.json"
     if not file.is_file():
         raise ValueError(f"folder = {str(folder)!r}: holds no config.json of a text encoder")
     kind = json.loads(file.read_text()).get("model_type")
-    if kind not in _CLASSES:
+    if kind not in classes:
         raise ValueError(
             f"folder = {str(folder)!r}: holds a {kind}; a text encoder is one of "
-            f"{', '.join(_CLASSES)}"
+            f"{', '.join(classes)}"
         )
     if torch.empty(0).is_meta:  # where a configuration is checked, its widths alone are needed
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         kept = config.text_config if kind == "clip" else config
-        return getattr(transformers, _CLASSES[kind])(kept)
+        return getattr(transformers, classes[kind])(kept)
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # no table of a whole model's other weights
     try:
-        network, info = getattr(transformers, _CLASSES[kind]).from_pretrained(
+        network, info = getattr(transformers, classes[kind]).from_pretrained(
             folder, local_files_only=True, dtype=getattr(torch, dtype), output_loading_info=True
         )
     except OSError as error:
@@ -139,12 +157,13 @@ def _network(folder: Path, dtype: str) -> Any:
         transformers.logging.set_verbosity(verbosity)
     if missing := sorted(info["missing_keys"]):
         raise ValueError(
-            f"folder = {str(folder)!r}: lacks weights of a {_CLASSES[kind]}, such as {missing[0]}"
+            f"folder = {str(folder)!r}: lacks weights of a {classes[kind]}, such as {missing[0]}"
         )
     return network
 
 
-def _tokenizer(folder: Path) -> Any:
+def text_tokenizer(folder: Path) -> Any:
+    """Return the tokenizer of a folder. Raises ``ValueError`` where there is none."""
     try:
         tokenizer = _transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:

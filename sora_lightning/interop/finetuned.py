@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sora_lightning.denoisers.lora import adapter_state
-from sora_lightning.denoisers.pretrained import PretrainedDenoiser
+from sora_lightning.denoisers.pretrained_base import PretrainedDenoiser
 from sora_lightning.diffusers_folders import diffusers_class
 from sora_lightning.files import check_writable
 from sora_lightning.systems import DiffusionSystem

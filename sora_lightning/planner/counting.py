@@ -23,7 +23,8 @@ from torch.utils._pytree import tree_leaves
 
 from sora_lightning.cli.training_cost import condition_of_zeros
 from sora_lightning.denoisers import Denoiser, DiT
-from sora_lightning.denoisers.pretrained import PretrainedDenoiser
+from sora_lightning.denoisers.pretrained_base import PretrainedDenoiser
+from sora_lightning.denoisers.pretrained_transformers import VideoTransformer
 from sora_lightning.flops import FlopCounter
 from sora_lightning.systems import DiffusionSystem
 from sora_lightning.types import VideoSize
@@ -110,7 +111,7 @@ def checkpointed_activations(
     """
     if isinstance(denoiser, DiT):
         depth, width = len(denoiser.blocks), denoiser.x_in.out_features
-    elif isinstance(denoiser, PretrainedDenoiser):
+    elif isinstance(denoiser, VideoTransformer):
         depth, width = denoiser.depth, denoiser.width
     else:
         return activations

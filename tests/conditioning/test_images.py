@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from sora_lightning.conditioning import (
+    ClipEmbedding,
     ClipEncoder,
     ConcatConditioning,
     FirstFrames,
@@ -195,6 +196,24 @@ def test_weights_come_from_a_folder_and_go_on_without_it(whole: bool, tmp_path: 
     again.load_state_dict(one.state_dict())
     frames = LATENTS[:, :, :1]
     torch.testing.assert_close(again(frames, decode), one(frames, decode))
+
+
+def test_one_token_is_the_towers_embedding(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    one = ClipEmbedding(4, TOWER["projection_dim"], config=TOWER)
+    one.tower.save_pretrained(tmp_path / "image_encoder")
+    (tmp_path / "model_index.json").write_text("{}")
+    of_pipeline = ClipEmbedding(4, TOWER["projection_dim"], tmp_path)
+    images = clip_pixels(decode(LATENTS[:, :, :1])[:, :, 0], 16)
+    expected = one.tower(pixel_values=images).image_embeds[:, None]
+    torch.testing.assert_close(of_pipeline(LATENTS[:, :, :1], decode), expected)
+    assert not any(p.requires_grad for p in one.parameters())
+    assert of_pipeline.specification is not None
+    again = ClipEmbedding(4, TOWER["projection_dim"], **of_pipeline.specification["init_args"])
+    again.load_state_dict(of_pipeline.state_dict())
+    torch.testing.assert_close(again(LATENTS[:, :, :1], decode), expected)
+    with pytest.raises(ValueError, match="image's embedding has width 12, and the text's 13"):
+        ClipEmbedding(4, 13, config=TOWER)
 
 
 def test_what_is_no_clip_is_refused(tmp_path: Path) -> None:

@@ -46,6 +46,21 @@ def reference(kind: str, folder: Path, caption: str) -> tuple[Tensor, Tensor]:
     return tokens, output.pooler_output[0] if kind == "CLIP" else tokens.mean(0)
 
 
+@torch.no_grad()
+def test_tokens_before_clips_last_layer(folders: dict[str, Path]) -> None:
+    encoder = PretrainedText(folders["CLIP"], dtype="float32", skipped_layers=1)
+    network = transformers.CLIPTextModel.from_pretrained(folders["CLIP"]).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folders["CLIP"])
+    output = network(**tokenizer(["red"], return_tensors="pt"), output_hidden_states=True)
+    expected = network.final_layer_norm(output.hidden_states[-2])
+    assert (expected - output.last_hidden_state).abs().max() > 1e-2
+    torch.testing.assert_close(encoder(["red"]).tokens, expected)
+    assert encoder.fingerprint != PretrainedText(folders["CLIP"], dtype="float32").fingerprint
+    for kind, layers in (("CLIP", 2), ("T5", 1)):
+        with pytest.raises(ValueError, match=f"skipped_layers = {layers}: must be 0, or of CLIP"):
+            PretrainedText(folders[kind], skipped_layers=layers)
+
+
 @KINDS
 def test_each_caption_has_the_embedding_that_transformers_gives_it_alone(
     kind: str, folders: dict[str, Path]

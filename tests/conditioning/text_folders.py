@@ -57,20 +57,30 @@ def words_tokenizer(*others: str) -> transformers.PreTrainedTokenizerFast:
     return tokenizer
 
 
-def clip_folder(folder: Path, seed: int = 0) -> Path:
-    """A whole CLIP with both towers, a context of 12 tokens, and letters as tokens."""
+def llama_folder(folder: Path) -> Path:
+    """A Llama without its head."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    config = transformers.LlamaConfig(vocab_size=len(WORDS), num_hidden_layers=4, **shape)
+    transformers.LlamaModel(config).save_pretrained(folder)
+    _save_words(_words(), folder)
+    return folder
+
+
+def clip_folder(folder: Path, seed: int = 0, context: int = 12, projection: int = 8) -> Path:
+    """A whole CLIP with both towers, and letters as tokens."""
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     names = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     tokenizer = transformers.CLIPTokenizer(
-        vocab={name: i for i, name in enumerate(names)}, merges=[]
+        vocab={name: i for i, name in enumerate(names)}, merges=[], model_max_length=context
     )
     tokenizer.save_pretrained(folder)
     text = {
         **{"vocab_size": len(names), "hidden_size": 16, "intermediate_size": 32},
-        **{"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 12},
-        **{"bos_token_id": names.index("<|startoftext|>"), "projection_dim": 8},
+        **{"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": context},
+        **{"bos_token_id": names.index("<|startoftext|>"), "projection_dim": projection},
         **{
             "eos_token_id": names.index("<|endoftext|>"),
             "pad_token_id": names.index("<|endoftext|>"),
@@ -78,9 +88,10 @@ def clip_folder(folder: Path, seed: int = 0) -> Path:
     }
     vision = {
         **{"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "image_size": 16},
-        **{"num_attention_heads": 2, "patch_size": 8, "projection_dim": 8},
+        **{"num_attention_heads": 2, "patch_size": 8, "projection_dim": projection},
     }
-    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    towers = {"text_config": text, "vision_config": vision}
+    config = transformers.CLIPConfig(**towers, projection_dim=projection)
     transformers.CLIPModel(config).save_pretrained(folder)
     return folder
 

@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import nn
 
-from tests.conditioning.text_folders import t5_folder
+from tests.conditioning.text_folders import clip_folder, llama_folder, t5_folder
 
 WAN_VAE = {
     **{"base_dim": 4, "z_dim": 4, "dim_mult": [1, 1, 1], "num_res_blocks": 1},
@@ -34,6 +34,32 @@ COG = {
     **{**_SMALL, "attention_head_dim": 16, "text_embed_dim": 16, "time_embed_dim": 8},
     **{"sample_width": 4, "sample_height": 4, "sample_frames": 9, "max_text_seq_length": 226},
 }
+HUNYUAN = {
+    **{**_SMALL, "num_layers": 1, "num_single_layers": 1, "num_refiner_layers": 1},
+    **{"attention_head_dim": 8, "text_embed_dim": 16, "pooled_projection_dim": 16},
+    **{"rope_axes_dim": (2, 2, 4)},
+}
+HUNYUAN_VAE = {
+    **{"block_out_channels": (4, 4, 4, 4), "layers_per_block": 1, "latent_channels": 4},
+    **{"norm_num_groups": 2},
+}
+# As the public configuration, beside the sizes.
+LATTE = {
+    **{**_SMALL, "out_channels": 8, "attention_head_dim": 8, "attention_bias": True},
+    **{"cross_attention_dim": 16, "caption_channels": 16, "patch_size": 2, "sample_size": 8},
+    **{"norm_type": "ada_norm_single", "norm_elementwise_affine": False, "norm_eps": 1e-6},
+    **{"activation_fn": "gelu-approximate", "num_embeds_ada_norm": 1000, "video_length": 3},
+}
+IMAGE_VAE = {
+    **{"block_out_channels": (4, 4), "layers_per_block": 1, "norm_num_groups": 2},
+    **{"down_block_types": ("DownEncoderBlock2D",) * 2, "latent_channels": 4},
+    **{"up_block_types": ("UpDecoderBlock2D",) * 2},
+}
+UNET = {
+    **{"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4},
+    **{"down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"), "attention_head_dim": 4},
+    **{"up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"), "cross_attention_dim": 16},
+}
 FLOW = {"shift": 3.0}
 LTX_FLOW = {
     **{"use_dynamic_shifting": True, "base_shift": 0.95, "max_shift": 2.05},
@@ -43,6 +69,12 @@ COG_DDIM = {
     **{"prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
     **{"snr_shift_scale": 3.0, "timestep_spacing": "trailing", "beta_start": 0.00085},
     **{"beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False},
+}
+DDIM = {"beta_schedule": "linear", "clip_sample": False, "steps_offset": 1}
+UNET_DDIM = {**DDIM, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+I2VGEN_DDIM = {
+    **{**DDIM, "beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"},
+    **{"rescale_betas_zero_snr": True, "set_alpha_to_one": True},
 }
 PARTS: dict[str, tuple[str, Any, Any, Any]] = {
     "Wan": (
@@ -63,11 +95,35 @@ PARTS: dict[str, tuple[str, Any, Any, Any]] = {
         (diffusers.CogVideoXTransformer3DModel, COG),
         (diffusers.CogVideoXDDIMScheduler, COG_DDIM),
     ),
+    "HunyuanVideo": (
+        "Llama",
+        (diffusers.AutoencoderKLHunyuanVideo, HUNYUAN_VAE),
+        (diffusers.HunyuanVideoTransformer3DModel, HUNYUAN),
+        (diffusers.FlowMatchEulerDiscreteScheduler, {"shift": 7.0}),
+    ),
+    "Latte": (
+        "T5",
+        (diffusers.AutoencoderKL, IMAGE_VAE),
+        (diffusers.LatteTransformer3DModel, LATTE),
+        (diffusers.DDIMScheduler, DDIM),
+    ),
+    "TextToVideoSD": (
+        "CLIP",
+        (diffusers.AutoencoderKL, IMAGE_VAE),
+        (diffusers.UNet3DConditionModel, UNET),
+        (diffusers.DDIMScheduler, UNET_DDIM),
+    ),
+    "I2VGenXL": (
+        "CLIP",
+        (diffusers.AutoencoderKL, IMAGE_VAE),
+        (diffusers.I2VGenXLUNet, UNET),
+        (diffusers.DDIMScheduler, I2VGEN_DDIM),
+    ),
 }
 
 
 def network(name: str, **changes: Any) -> Any:
-    """The transformer of a pipeline with weights that reach its output."""
+    """The denoiser of a pipeline with weights that reach its output."""
     torch.manual_seed(0)
     kind, config = PARTS[name][2]
     built = kind(**{**config, **changes}).eval()
@@ -78,17 +134,40 @@ def network(name: str, **changes: Any) -> Any:
 
 def pipeline_folder(name: str, folder: Path) -> Any:
     """Save a whole tiny pipeline in ``folder``, and return it as diffusers reads it."""
-    text, (vae, vae_config), _, (scheduler, scheduler_config) = PARTS[name]
-    transformer = network(name)
-    t5_folder(folder / "all", text)
-    kind = getattr(transformers, f"{text}EncoderModel")
+    text, (vae, vae_config), (kind, _), (scheduler, scheduler_config) = PARTS[name]
+    denoiser = "unet" if "UNet" in kind.__name__ else "transformer"
     made = getattr(diffusers, f"{name}Pipeline")(
-        tokenizer=transformers.AutoTokenizer.from_pretrained(folder / "all"),
-        text_encoder=kind.from_pretrained(folder / "all", dtype=torch.float32),
-        vae=vae(**vae_config),
-        transformer=transformer,
+        vae=vae(**vae_config).eval(),
         scheduler=scheduler(**scheduler_config),
+        **{denoiser: network(name)},
+        **_text_encoders(name, text, folder / "all"),
     )
     made.save_pretrained(folder)
     made.set_progress_bar_config(disable=True)
     return made
+
+
+def _text_encoders(name: str, text: str, folder: Path) -> dict[str, Any]:
+    """Encoders of a pipeline, its image's among them, and what prepares their input."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained
+    if text == "CLIP":
+        clip_folder(folder, context=77, projection=16)
+        parts = {"text_encoder": transformers.CLIPTextModel.from_pretrained(folder)}
+        if name == "I2VGenXL":
+            tower = transformers.CLIPVisionModelWithProjection.from_pretrained(folder)
+            side = {"height": 16, "width": 16}
+            parts["feature_extractor"] = transformers.CLIPImageProcessor(size=side, crop_size=side)
+            parts["image_encoder"] = tower
+        return {**parts, "tokenizer": tokenizer(folder)}
+    if text == "Llama":
+        llama, clip = llama_folder(folder / "llama"), clip_folder(folder / "clip", context=77)
+        return {
+            "text_encoder": transformers.LlamaModel.from_pretrained(llama),
+            "tokenizer": tokenizer(llama),
+            "text_encoder_2": transformers.CLIPTextModel.from_pretrained(clip),
+            "tokenizer_2": tokenizer(clip),
+        }
+    kind = getattr(transformers, f"{text}EncoderModel")
+    t5_folder(folder, text)
+    encoder = kind.from_pretrained(folder, dtype=torch.float32)
+    return {"text_encoder": encoder, "tokenizer": tokenizer(folder)}

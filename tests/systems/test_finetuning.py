@@ -13,6 +13,7 @@ import torch
 from sora_lightning.__main__ import main
 from sora_lightning.checkpoints import averaged_state_dict, read_checkpoint
 from sora_lightning.systems import DiffusionSystem
+from sora_lightning.types import Condition
 from tests.denoisers.pipelines import network, pipeline_folder
 
 pytest.importorskip("peft")
@@ -95,7 +96,7 @@ def test_adapters_are_sampled_and_written_for_the_pipeline(
     t = torch.tensor([0.5])
     mask = torch.ones(1, 512).bool()
     with torch.no_grad():
-        ours = system.denoiser.predict(x, t, tokens, mask)
+        ours = system.denoiser(x, t, Condition(tokens, mask, tokens[:, 0]))
         without = pipeline.transformer(x, 1000 * t, tokens).sample
         pipeline.load_lora_weights(tmp_path / "lora")
         loaded = pipeline.transformer(x, 1000 * t, tokens).sample

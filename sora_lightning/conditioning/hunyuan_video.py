@@ -1,0 +1,78 @@
+"""The two text encoders of HunyuanVideo (arXiv 2412.03603, section 4.3)."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+from sora_lightning.conditioning.frozen import FrozenTextEncoder
+from sora_lightning.conditioning.pretrained import PretrainedText, text_network, text_tokenizer
+from sora_lightning.files import part_of_pipeline
+from sora_lightning.layers.fingerprint import fingerprint
+from sora_lightning.types import Condition
+
+
+class HunyuanVideoText(FrozenTextEncoder):
+    """Gives the states of a Llama before its last two layers as tokens, and the pooled vector of a
+    CLIP.
+
+    A caption stands within the pipeline's prompt, whose tokens before it are left out.
+
+    Args:
+        folder: That of the pipeline.
+        max_tokens: Most tokens of a caption; those beyond are cut.
+        dtype: Type that the embeddings are computed in.
+
+    Raises ``ValueError`` for a folder without these encoders, their weights or their tokenizers.
+    """
+
+    skipped_layers = 2
+
+    def __init__(
+        self,
+        folder: Path,
+        max_tokens: int = 256,
+        dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    ):
+        folder = Path(folder)
+        llama = part_of_pipeline(folder, "text_encoder")
+        network = text_network(llama, dtype, {"llama": "LlamaModel"})
+        tokenizer = text_tokenizer(part_of_pipeline(folder, "tokenizer"))
+        second = part_of_pipeline(folder, "text_encoder_2")
+        clip = PretrainedText(second, part_of_pipeline(folder, "tokenizer_2"), dtype=dtype)
+        self.template, self.num_cropped = _prompt()
+        facts = json.dumps([max_tokens, dtype, self.template]), tokenizer.backend_tokenizer.to_str()
+        meta = network.device.type == "meta"
+        digest = clip.fingerprint if meta else fingerprint(network, *facts, clip.fingerprint)
+        super().__init__(network, network.config.hidden_size, digest)
+        self.pooled_width = clip.width
+        self.max_tokens, self.tokenizer, self.clip = max_tokens, tokenizer, clip
+
+    def encode(self, captions: list[str]) -> Condition:
+        """See ``FrozenTextEncoder``."""
+        read = self.tokenizer(
+            [self.template.format(caption) for caption in captions],
+            padding=True,
+            truncation=True,
+            max_length=self.num_cropped + self.max_tokens,
+            return_tensors="pt",
+        ).to(self.digest.device)
+        mask = read["attention_mask"]
+        output = self.network(read["input_ids"], attention_mask=mask, output_hidden_states=True)
+        tokens = output.hidden_states[-1 - self.skipped_layers][:, self.num_cropped :]  # b l d
+        mask = mask[:, self.num_cropped :].bool()
+        return Condition(tokens, mask, self.clip.encode(captions).pooled)
+
+
+def _prompt() -> tuple[str, int]:
+    """Return the pipeline's prompt around a caption, and the number of tokens before that."""
+    name = "diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video"
+    try:
+        prompt: Any = import_module(name).DEFAULT_PROMPT_TEMPLATE
+    except ImportError as error:
+        raise ValueError(
+            "HunyuanVideoText needs diffusers: pip install 'sora-lightning[reference]'"
+        ) from error
+    return prompt["template"], prompt["crop_start"]
