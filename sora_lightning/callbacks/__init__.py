@@ -2,6 +2,7 @@
 
 from sora_lightning.callbacks.checkpoint import RunCheckpoint
 from sora_lightning.callbacks.ema import EMA
+from sora_lightning.callbacks.nonfinite import SkipNonFinite
 from sora_lightning.callbacks.progress import Progress
 from sora_lightning.callbacks.samples import ReconstructVideos, SampleVideos
 from sora_lightning.callbacks.scores import ScoreVideos, VideoScore
@@ -17,6 +18,7 @@ __all__ = [
     "RunCheckpoint",
     "SampleVideos",
     "ScoreVideos",
+    "SkipNonFinite",
     "Throughput",
     "VideoScore",
 ]

@@ -14,17 +14,17 @@ from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from threading import current_thread, main_thread
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
 
 from sora_lightning.checkpoints import start_weights
 from sora_lightning.files import check_writable
+from sora_lightning.systems.optimizers.parameters import has_gradients
 
 
 class NonFiniteError(RuntimeError):
@@ -33,14 +33,6 @@ class NonFiniteError(RuntimeError):
 
 class SaveError(OSError):
     """A checkpoint cannot be written."""
-
-
-class _Loss(NamedTuple):
-    """A batch's loss, still on its device, and where it was measured."""
-
-    value: Tensor
-    step: int
-    clip_ids: list[str]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -72,9 +64,7 @@ class RunCheckpoint(Checkpoint):
     """Saves ``last.ckpt`` every so many steps, at the end of the training, and when an exception
     ends it early. ``previous.ckpt`` is the one before.
 
-    Weights that are not finite, or that followed a loss that is not, are never saved: the training
-    ends with ``NonFiniteError``. Losses are looked at before each save, and every
-    ``Trainer.log_every_n_steps`` batches.
+    Weights that are not finite are never saved: the training ends with ``NonFiniteError``.
 
     Args:
         dirpath: The folder of the checkpoints.
@@ -106,8 +96,6 @@ class RunCheckpoint(Checkpoint):
         self.start_from = start_from
         self._saved_step: int | None = None  # None until the training begins
         self._seen_step = 0
-        self._clip_ids: list[str] = []
-        self._losses: list[_Loss] = []  # those not yet looked at
         self._progress: dict[str, Any] = {}  # of the loops, after the last whole step
         self._stepping = False  # weights, averages and progress are of different steps
         self._is_interrupted = False
@@ -133,26 +121,15 @@ class RunCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_step = self._seen_step = trainer.global_step
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        self._clip_ids = getattr(batch, "clip_ids", [])
-
-    def on_before_backward(
-        self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
-    ) -> None:
-        self._losses.append(_Loss(loss.detach().mean(), trainer.global_step, self._clip_ids))
-
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
         self._stepping = False
-        if step != self._seen_step:
-            self._seen_step, self._progress = step, deepcopy(trainer.fit_loop.state_dict())
-        if len(self._losses) >= trainer.log_every_n_steps:  # type: ignore[attr-defined]
-            self._check_losses()
-        if step == self._saved_step:  # gradient accumulation: the batch ended no optimizer step
+        if step == self._seen_step:  # gradient accumulation: the batch ended no optimizer step
+            return
+        self._seen_step, self._progress = step, deepcopy(trainer.fit_loop.state_dict())
+        if not has_gradients(trainer.optimizers):  # the step was skipped
             return
         if self.keep_every_n_steps and step % self.keep_every_n_steps == 0:
             self._save(trainer, self.dirpath / f"step-{step:08d}.ckpt")
@@ -195,13 +172,12 @@ class RunCheckpoint(Checkpoint):
             checkpoint["loops"]["fit_loop"] = self._progress
 
     def _save(self, trainer: Trainer, path: Path) -> None:
-        self._check_losses()
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         for name, parameter in trainer.lightning_module.named_parameters():
             if parameter.requires_grad and not parameter.isfinite().all():
                 raise NonFiniteError(
-                    f"{name} is not finite after step {trainer.global_step}. {self._remedy()}"
+                    f"{name} is not finite after step {trainer.global_step}. {self.remedy()}"
                 )
         if path == self.last and trainer.is_global_zero and path.exists():
             _keep(path, self.dirpath / "previous.ckpt")
@@ -209,21 +185,8 @@ class RunCheckpoint(Checkpoint):
             trainer.save_checkpoint(path, weights_only=False)
         self._saved_step = trainer.global_step
 
-    def _check_losses(self) -> None:
-        """Raise ``NonFiniteError`` for the first unchecked loss that is not finite.
-
-        Reading a loss waits for its GPU, so this is done as seldom as losses are logged.
-        """
-        losses, self._losses = self._losses, []
-        if not losses or torch.stack([loss.value for loss in losses]).isfinite().all():
-            return
-        bad = next(loss for loss in losses if not loss.value.isfinite())
-        clips = f" on the clips {', '.join(bad.clip_ids)}" if bad.clip_ids else ""
-        raise NonFiniteError(
-            f"the loss is {bad.value.item()} at step {bad.step}{clips}. {self._remedy()}"
-        )
-
-    def _remedy(self) -> str:
+    def remedy(self) -> str:
+        """Return what to do after ``NonFiniteError``."""
         kept = f"{self.last} is the last finite state" if self.last.exists() else "Nothing is saved"
         return f"{kept}. A lower learning rate or gradient clipping may help"
 

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from sora_lightning.systems.optimizers.parameters import has_gradients
 from sora_lightning.systems.parallel import by_mesh, shared_out, whole
 
 
@@ -49,6 +50,8 @@ class EMA(Callback):
         if trainer.global_step == self.num_updates:  # gradients are still being accumulated
             return
         self.num_updates = trainer.global_step
+        if not has_gradients(trainer.optimizers):  # the step was skipped
+            return
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         live = self._live(pl_module)
         names = {id(parameter): name for name, parameter in live.items()}

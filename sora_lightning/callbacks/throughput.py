@@ -24,6 +24,7 @@ from sora_lightning.data import VideoDataModule
 from sora_lightning.flops import FlopCounter
 from sora_lightning.layers.patch import Patch
 from sora_lightning.systems import CaptionerSystem, DiffusionSystem, TokenizerSystem
+from sora_lightning.systems.optimizers.parameters import has_gradients
 from sora_lightning.types import Compression, PackedBatch, TokenGrid, VideoBatch, VideoSize
 
 _MUCH_WAITING = 0.25
@@ -58,14 +59,16 @@ class Throughput(Callback):
       the device, else of the process.
 
     The throughput is the mean of the steps since it was logged before; the first step, which
-    compiles and allocates, does not count. FLOPs are counted by ``FlopCounter`` on the first
-    batch of each shape, and on the first pack of clips; what follows in that shape is taken to cost
-    the same. What a fused attention computes a second time in its backward pass is not counted, so
-    that a number does not depend on the device.
+    compiles and allocates, does not count. Steps that ``SkipNonFinite`` skips count nowhere. FLOPs
+    are counted by ``FlopCounter`` on the first batch of each shape, and on the first pack of clips;
+    what follows in that shape is taken to cost the same. What a fused attention computes a second
+    time in its backward pass is not counted, so that a number does not depend on the device.
     """
 
     def __init__(self) -> None:
         self._totals = torch.zeros(4, dtype=torch.float64)  # clips, frames, tokens, flops
+        self._trained = self._totals.clone()  # the same, of whole steps that were not skipped
+        self._step = 0
         self._flops: dict[Any, int] = {}
         self._counting = ExitStack()
         self._counter: FlopCounter | None = None
@@ -74,7 +77,7 @@ class Throughput(Callback):
         self._warned = False
 
     def state_dict(self) -> dict[str, Any]:
-        return {"totals": self._totals.tolist()}
+        return {"totals": self._trained.tolist()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._totals = torch.tensor(state_dict["totals"], dtype=torch.float64)
@@ -83,6 +86,7 @@ class Throughput(Callback):
         self._logged = None
         if trainer.world_size > 1:
             self._totals = self._totals.to(trainer.strategy.root_device)
+        self._trained, self._step = self._totals.clone(), trainer.global_step
         counts = {
             f"cost/{name}": float(count) for name, count in parameter_counts(pl_module).items()
         }
@@ -128,6 +132,12 @@ class Throughput(Callback):
         counts = [*extent(pl_module, batch), self._flops.get(_shape(batch), 0)]
         own = torch.tensor(counts, dtype=torch.float64, device=self._totals.device)
         self._totals += trainer.strategy.reduce(own, reduce_op="sum")
+        if trainer.global_step > self._step:
+            self._step = trainer.global_step
+            if has_gradients(trainer.optimizers):
+                self._trained = self._totals.clone()
+            else:  # the step was skipped
+                self._totals = self._trained.clone()
         self._slowest = max(self._slowest, batch.slowest, key=lambda one: one[1] if one else 0.0)
         now = _Moment(trainer.global_step, time.perf_counter(), _waited_s(trainer), self._totals)
         if self._logged is None:

@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf.errors import OmegaConfBaseException
 
 from sora_lightning.callbacks.checkpoint import NonFiniteError, RunCheckpoint, SaveError
+from sora_lightning.callbacks.nonfinite import SkipNonFinite
 from sora_lightning.callbacks.progress import ParameterSummary, Progress
 from sora_lightning.callbacks.throughput import Throughput
 from sora_lightning.callbacks.writers import CaptionWriter, LatentWriter
@@ -52,6 +53,7 @@ _GROUPS: dict[str, Any] = {
     "data": VideoDataModule,
     "trainer": Trainer,
     "checkpoint": RunCheckpoint,
+    "nonfinite": SkipNonFinite,
     "latents": LatentWriter,
     "captions": CaptionWriter,
     "run_dir": Path,
@@ -80,6 +82,7 @@ class TrainingCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=Path, help="the folder of this run, one for each run")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(SkipNonFinite, "nonfinite")
         parser.add_lightning_class_args(LatentWriter, "latents")
         parser.add_lightning_class_args(CaptionWriter, "captions")
         parser.link_arguments("run_dir", "trainer.default_root_dir", compute_fn=str)

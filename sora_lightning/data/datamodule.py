@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Container, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ from sora_lightning.data.decoding.subprocess_decoding import CAN_FORK, Subproces
 from sora_lightning.data.latents import INDEX, LatentCache
 from sora_lightning.data.manifest.captions import Captions
 from sora_lightning.data.manifest.filters import Filter
-from sora_lightning.data.manifest.memory_mapped import chosen, joined, open_manifest
+from sora_lightning.data.manifest.memory_mapped import chosen, clip_ids, joined, open_manifest
 from sora_lightning.data.ranks import data_ranks, require_even
 from sora_lightning.data.settings import Batching, Reading
 from sora_lightning.data.spec import DataSpec
@@ -182,6 +182,16 @@ class VideoDataModule(L.LightningDataModule):
                 require_checksums(manifest, assignment)
             self._assigned[key] = assignment
         return self._assigned[key]
+
+    def files(self, ids: Collection[str]) -> list[Path]:
+        """Return the files of the clips with these ``clip_ids``."""
+        found: dict[str, Path] = {}
+        for assignment in self._clips.values():
+            for records in assignment.clips.values():
+                for index, one in enumerate(clip_ids(records)):
+                    if one in ids:
+                        found[one] = records[index].path
+        return list(found.values())
 
     def encoded(self, cache: LatentCache) -> dict[Path, Assignment]:
         """Return the clips of each manifest with latents in a cache, and those left out."""

@@ -201,6 +201,8 @@ def by_mesh(parameters: Iterable[Parameter]) -> list[list[Parameter]]:
 def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> None:
     """Scale all gradients so that their common norm is at most ``max_norm``."""
     groups = by_mesh(p for p in parameters if p.grad is not None)
+    if not groups:  # the step is skipped
+        return
     norms = [get_total_norm([p.grad for p in group if p.grad is not None]) for group in groups]
     total = torch.stack([whole(norm) for norm in norms]).norm()
     for group in groups:
@@ -210,6 +212,11 @@ def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> None:
 def whole(tensor: Tensor) -> Tensor:
     """Return a tensor with the shares of all ranks, which must all call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def own_share(tensor: Tensor) -> Tensor:
+    """Return this rank's share of a tensor, without asking the others."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def shared_out(tensor: Tensor, like: Tensor) -> Tensor:

@@ -47,6 +47,14 @@ class Poison(Callback):
             next(pl_module.parameters()).data.fill_(torch.inf)
 
 
+class SpoilLoss(Callback):
+    """Makes the loss of the third step NaN."""
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:
+        if trainer.global_step == 2:
+            loss.data.fill_(torch.nan)
+
+
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     return tmp_path / "run"
@@ -130,6 +138,17 @@ def test_weights_that_overflow_end_the_training_and_leave_the_finite_checkpoint(
     said = capsys.readouterr().err.splitlines()[-1]
     assert "at step 3 on the clips" in said
     assert "last.ckpt is the last finite state" in said
+
+
+def test_a_step_that_is_skipped_counts_nowhere(fit: Fit, run_dir: Path) -> None:
+    with pytest.warns(
+        UserWarning, match=r"nan at step 2 on the clips .*\.mp4, .*\.mp4: the step is"
+    ):
+        assert fit(callbacks=[_part(SpoilLoss)], max_steps=4) == 0
+    content = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+    clips, frames, _, flops = content["callbacks"]["Throughput"]["totals"]
+    assert (clips, frames, flops % 3) == (3 * 2, 3 * 2 * 5, 0)
+    assert content["callbacks"]["SkipNonFinite"] == {"num_skipped": 1}
 
 
 def test_a_learning_rate_far_too_high_ends_the_training_with_a_sentence(

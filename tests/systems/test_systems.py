@@ -268,6 +268,8 @@ def test_the_average_follows_its_formula_and_swaps_in_and_out():
         global_step = 0
 
     module, ema, trainer = One(), EMA(decay=0.5), Steps()
+    trainer.optimizers = [torch.optim.SGD([module.weight])]
+    module.weight.grad = torch.zeros(2)
     ema.on_fit_start(trainer, module)
     average = module.weight.detach().clone()
     for step in range(1, 6):

@@ -32,3 +32,9 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
         {"params": matrices, "is_matrix": True},
         {"params": others, "is_matrix": False, "weight_decay": 0.0},
     ]
+
+
+def has_gradients(optimizers: Iterable[Optimizer]) -> bool:
+    """Return False after a step that was skipped, which leaves no gradient."""
+    groups = (group for optimizer in optimizers for group in optimizer.param_groups)
+    return any(p.grad is not None for group in groups for p in group["params"])
