@@ -102,6 +102,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             files = ("--manifest", "runs/demo/data/train.jsonl", "--output")
             _run("simulate-captions", *files, f"runs/demo/captions/{name}.jsonl")
         _run("fit", "--config", "experiments/captioner/short.yaml", "--data.fps=8", *_SMALL, *_FEW)
+        (folder / "runs/demo/captioner").symlink_to("../captioner/short")
         (folder / "runs/ablations").mkdir()
         for name in ("data", "latents"):
             (folder / "runs/ablations" / name).symlink_to(f"../demo/{name}")

@@ -14,7 +14,7 @@ import numpy as np
 from sora_lightning.ablations.runs import Run
 from sora_lightning.cli.curves import Curve, read_scalars
 
-_BETTER = {"val/loss": "lower", "val/psnr": "higher"}
+_BETTER = {"val/loss": "lower", "val/alignment": "higher", "val/psnr": "higher"}
 _ATTRIBUTES = ("colour", "direction", "shape")
 
 

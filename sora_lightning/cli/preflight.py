@@ -187,8 +187,8 @@ def _readable(path: Path, older: list[Path]) -> tuple[Path, dict[str, Any]]:
 def _check_unchanged(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise ``ValueError`` naming the first key of a model that a resumed training changes."""
     for name, part in now.items():
-        if name not in before or _is_loaded(part):
-            continue  # an argument newer than the checkpoint; it holds what a function loaded
+        if name not in before:
+            continue  # an argument newer than the checkpoint
         for key, was, given in _changes(before[name], part, name):
             raise ValueError(
                 f"model.init_args.{key} = {given!r}: {path} was trained with {was!r}. Leave it as "
@@ -204,6 +204,8 @@ def _is_loaded(part: Any) -> bool:
 
 def _changes(before: Any, now: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
     """Yield each key that both have with different values, and the two values."""
+    if _is_loaded(now):
+        return  # the checkpoint holds what a function loaded
     if isinstance(before, dict) and isinstance(now, dict):
         for key in sorted(before.keys() & now.keys()):
             yield from _changes(before[key], now[key], f"{path}.{key}")

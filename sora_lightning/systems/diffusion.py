@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from sora_lightning.conditioning import (
 from sora_lightning.denoisers import Denoiser
 from sora_lightning.denoisers.conditions import ConditionInput, NoCondition
 from sora_lightning.diffusion import (
+    Known,
     LogitNormal,
     Objective,
     SquaredError,
@@ -31,6 +33,7 @@ from sora_lightning.diffusion import (
     with_own_estimate,
 )
 from sora_lightning.generation import SamplingConfig, VideoGenerator
+from sora_lightning.systems.alignment import RepresentationAlignment
 from sora_lightning.systems.batches import blank_clip, data_spec, mean_loss, packed_latents
 from sora_lightning.systems.data_checks import check_diffusion_data, warn_of_later_frames
 from sora_lightning.systems.draws import GroupDraws, batch_rng, training_draws
@@ -44,7 +47,15 @@ from sora_lightning.systems.parallel import (
 from sora_lightning.systems.time_bins import LossPerTime, fixed_draws
 from sora_lightning.systems.weak_model import load_weak_model
 from sora_lightning.tokenizers import VideoTokenizer
-from sora_lightning.types import Draws, PackedBatch, VideoBatch, VideoSize
+from sora_lightning.types import (
+    Condition,
+    Draws,
+    Latents,
+    PackedBatch,
+    VideoBatch,
+    VideoSize,
+    dense_groups,
+)
 
 
 class DiffusionSystem(L.LightningModule):
@@ -60,6 +71,8 @@ class DiffusionSystem(L.LightningModule):
         objective: The loss.
         known_frames: Which frames are known in training, and how the denoiser sees them; by default
             none are.
+        alignment: A loss of the denoiser's inner tokens, which is added to the objective's in
+            training.
         drop_condition: The share of clips that train without their caption, for classifier-free
             guidance.
         optimizer: A factory that is called with the parameter groups; ``MaximalUpdate`` scales its
@@ -77,6 +90,7 @@ class DiffusionSystem(L.LightningModule):
         time: TrainingTimes | None = None,
         objective: Objective | None = None,
         known_frames: KnownFrameConditioning | None = None,
+        alignment: RepresentationAlignment | None = None,
         drop_condition: float = 0.1,
         optimizer: OptimizerFactory | MaximalUpdate = adamw,
         warmup_steps: int = 100,
@@ -98,6 +112,7 @@ class DiffusionSystem(L.LightningModule):
         self.known_frames = known_frames.build(
             tokenizer.latent_channels, conditioner.width, drop_condition
         )
+        self.alignment = None if alignment is None else alignment.build(self.denoiser)
         condition = getattr(self.denoiser, "condition", None)
         if self.known_frames.image_encoder is not None and isinstance(condition, ConditionInput):
             condition.require_text()
@@ -145,7 +160,9 @@ class DiffusionSystem(L.LightningModule):
         """Share the parts out over the ranks of a ``ModelParallelStrategy``, before training."""
         if self.device_mesh is not None and not is_sharded(self):
             split_heads(self.denoiser, self.device_mesh["tensor_parallel"])
-            trained = (self.conditioner, self.known_frames.image_encoder, self.denoiser)
+            projector = None if self.alignment is None else self.alignment.projector
+            encoder = self.known_frames.image_encoder
+            trained = (self.conditioner, encoder, self.denoiser, projector)
             shard_parameters(trained, self.device_mesh["data_parallel"])
 
     def configure_gradient_clipping(
@@ -176,7 +193,26 @@ class DiffusionSystem(L.LightningModule):
         )
         t = self.time(rng.normal(), uniforms.new_tensor(self.denoiser.num_tokens(x_0)))
         noise = rng.noise(x_0, self.objective.offset_noise)
-        return self.objective(self._network(rng), x_0, noise, t, condition, known)
+        draw = (x_0, noise, t, condition, known)
+        losses, alignment = self._losses(self._network(rng), batch, *draw)
+        return losses if alignment is None else losses + alignment
+
+    def _losses(
+        self,
+        network: Callable[..., Any],
+        batch: VideoBatch | PackedBatch,
+        x_0: Latents,
+        noise: Latents,
+        t: Float[Tensor, " b"],
+        condition: Condition,
+        known: list[Known] | None = None,
+    ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"] | None]:
+        """Return each clip's loss of the objective, and of the alignment where there is one."""
+        if self.alignment is None:
+            return self.objective(network, x_0, noise, t, condition, known), None
+        with self.alignment.observe(self.denoiser) as tokens:
+            losses = self.objective(network, x_0, noise, t, condition, known)
+        return losses, self.alignment(tokens[-1], self.pixels(batch, x_0))
 
     def _network(self, rng: Draws) -> Callable[..., Any]:
         """Return the denoiser; with self-conditioning, drawn clips see their own estimate."""
@@ -191,8 +227,11 @@ class DiffusionSystem(L.LightningModule):
         condition = self.known_frames.with_source(text, self.source(batch), self.latent_space)
         t = self.time(rng.normal(), x_0.new_tensor(self.denoiser.num_tokens(x_0)))
         noise = rng.noise(x_0, self.objective.offset_noise)
-        loss = self.objective(self.denoiser, x_0, noise, t, condition).mean()
-        self.log("val/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
+        losses, alignment = self._losses(self.denoiser, batch, x_0, noise, t, condition)
+        log = partial(self.log, batch_size=len(batch), sync_dist=True)
+        log("val/loss", losses.mean(), prog_bar=True)
+        if alignment is not None:
+            log("val/alignment", -alignment.mean())
         t, noise = fixed_draws(batch.clip_ids, x_0, self.seed)
         losses = self.objective(self.denoiser, x_0, noise, t, condition)
         self.loss_per_time.update(t, losses)
@@ -232,6 +271,19 @@ class DiffusionSystem(L.LightningModule):
             return batch.latents.float()
         with torch.no_grad():
             return self.tokenizer.encode(batch.pixels)
+
+    @torch.no_grad()
+    def pixels(
+        self, batch: VideoBatch | PackedBatch, x_0: Latents
+    ) -> list[Float[Tensor, "b 3 _F _H _W"]]:
+        """Return a batch's pixels in [-1, 1], decoded where a cache serves latents alone; a pack's
+        as a batch of one for each clip.
+        """
+        if batch.latents is not None:
+            return [self.tokenizer.decode(latents) for latents in dense_groups(x_0)]
+        if isinstance(batch, PackedBatch):
+            return [video[None] for video in batch.pixels]
+        return [batch.pixels]
 
     @torch.no_grad()
     def generate(
