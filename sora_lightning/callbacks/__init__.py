@@ -7,6 +7,7 @@ from sora_lightning.callbacks.progress import Progress
 from sora_lightning.callbacks.samples import ReconstructVideos, SampleVideos
 from sora_lightning.callbacks.scores import ScoreVideos, VideoScore
 from sora_lightning.callbacks.throughput import Throughput
+from sora_lightning.callbacks.watchdog import Watchdog
 from sora_lightning.callbacks.writers import CaptionWriter, LatentWriter
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "SkipNonFinite",
     "Throughput",
     "VideoScore",
+    "Watchdog",
 ]

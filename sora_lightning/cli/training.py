@@ -24,6 +24,7 @@ from sora_lightning.callbacks.checkpoint import NonFiniteError, RunCheckpoint, S
 from sora_lightning.callbacks.nonfinite import SkipNonFinite
 from sora_lightning.callbacks.progress import ParameterSummary, Progress
 from sora_lightning.callbacks.throughput import Throughput
+from sora_lightning.callbacks.watchdog import Watchdog
 from sora_lightning.callbacks.writers import CaptionWriter, LatentWriter
 from sora_lightning.cli.errors import Terminated, filter_warnings, refused_as
 from sora_lightning.cli.explain import explain_refusal
@@ -54,6 +55,7 @@ _GROUPS: dict[str, Any] = {
     "trainer": Trainer,
     "checkpoint": RunCheckpoint,
     "nonfinite": SkipNonFinite,
+    "watchdog": Watchdog,
     "latents": LatentWriter,
     "captions": CaptionWriter,
     "run_dir": Path,
@@ -83,6 +85,7 @@ class TrainingCLI(LightningCLI):
         parser.add_argument("--run_dir", type=Path, help="the folder of this run, one for each run")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(SkipNonFinite, "nonfinite")
+        parser.add_lightning_class_args(Watchdog, "watchdog")
         parser.add_lightning_class_args(LatentWriter, "latents")
         parser.add_lightning_class_args(CaptionWriter, "captions")
         parser.link_arguments("run_dir", "trainer.default_root_dir", compute_fn=str)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,36 +11,11 @@ from typing import Any
 
 import pytest
 
+from tests.processes import require_none_left, start
+
 pytestmark = pytest.mark.slow
 
-_ROOT = Path(__file__).resolve().parents[2]
 Command = tuple[list[str], Callable[[], Any]]  # arguments, and what the whole result is
-
-
-def _start(arguments: list[str], folder: Path) -> subprocess.Popen[bytes]:
-    """Start a command in a session of its own, by which its processes are found."""
-    with (folder / "log").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", *arguments],
-            cwd=folder,
-            env=os.environ | {"PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1"},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-
-
-def _of_session(leader: int) -> list[int]:
-    """Return the processes of a session that still run."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
-        except OSError:  # it has ended meanwhile
-            continue
-        if int(session) == leader and state != "Z":
-            found.append(int(stat.parent.name))
-    return found
 
 
 @pytest.fixture
@@ -72,18 +44,15 @@ def test_a_command_that_is_killed_leaves_nothing_running_and_finishes_the_next_t
     arguments, result = commands[name]
     draw = random.Random(f"{name} {number}")
     for kill in range(3):
-        process = _start(["sora_lightning", *arguments], tmp_path)
+        process = start(["sora_lightning", *arguments], tmp_path)
         time.sleep(draw.uniform(4, 12) / (kill + 1))
         process.send_signal(number)
         assert process.wait(30) in (0, -number, 128 + number)
-        end = time.monotonic() + 15
-        while left := _of_session(process.pid):
-            assert time.monotonic() < end, left
-            time.sleep(0.1)
-    process = _start(["sora_lightning", *arguments], tmp_path)
+        require_none_left(process.pid)
+    process = start(["sora_lightning", *arguments], tmp_path)
     assert process.wait(300) == 0, (tmp_path / "log").read_text()[-3000:]
     killed = result()
     assert killed
-    process = _start(["sora_lightning", *arguments], tmp_path)  # there is nothing left to do
+    process = start(["sora_lightning", *arguments], tmp_path)  # there is nothing left to do
     assert process.wait(300) == 0
     assert result() == killed

@@ -154,6 +154,11 @@ class BatchDataset(Dataset[VideoBatch]):
     def __len__(self) -> int:
         return sum(len(clips.records) for clips in self.clips.values())
 
+    def named(self, request: BatchRequest) -> list[str]:
+        """Return file and size of each clip."""
+        records = self.clips[request.size].records
+        return [f"{records[index].path} as {request.size}" for index in request.clips]
+
     def __getitem__(self, request: BatchRequest) -> VideoBatch:
         clips, size = self.clips[request.size], request.size
         wanted = list(zip(request.clips, request.repeats, strict=True))
@@ -211,6 +216,11 @@ class PackDataset(Dataset[PackedBatch]):
 
     def __len__(self) -> int:
         return len(self.clips.records)
+
+    def named(self, request: PackRequest) -> list[str]:
+        """Return file and size of each clip."""
+        shown = zip(request.clips, request.sizes, strict=True)
+        return [f"{self.clips.records[index].path} as {size}" for index, size in shown]
 
     def __getitem__(self, request: PackRequest) -> PackedBatch:
         packing = self.kept.packing

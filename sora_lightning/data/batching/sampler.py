@@ -331,8 +331,8 @@ class StreamLoader(DataLoader):
 
     What workers have prefetched does not count: it is the next epoch's, whose first step then does
     not wait for them. The state is the same on every rank, since one rank writes it. ``waited_s``
-    sums the seconds in which the training waited for its next batch. ``settings`` are those that
-    decide what is served beside the order, by their keys.
+    sums the seconds in which the training waited for its next batch; ``is_waiting`` is True
+    meanwhile. ``settings`` are those that decide what is served beside the order, by their keys.
     """
 
     sampler: BatchStream
@@ -350,6 +350,7 @@ class StreamLoader(DataLoader):
         )
         self.settings = {key: str(value) for key, value in settings.items()}
         self.waited_s = 0.0
+        self.is_waiting = False
         self._ahead_of: int | None = None  # the position that what is prefetched follows
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -358,12 +359,17 @@ class StreamLoader(DataLoader):
         assert batches is not None
         for _ in range(len(self.sampler)):
             self._ahead_of = None  # unless the batch comes: a worker may raise
-            asked_s = time.perf_counter()
+            asked_s, self.is_waiting = time.perf_counter(), True
             batch = next(batches)
+            self.is_waiting = False
             self.waited_s += time.perf_counter() - asked_s
             self.sampler.position += self.sampler.num_replicas
             self._ahead_of = self.sampler.position
             yield batch
+
+    def named(self, position: int) -> list[str]:
+        """Return file and size of each clip of the batch at a position."""
+        return self.dataset.named(self.sampler.plan.batch(position))  # type: ignore[attr-defined]
 
     def state_dict(self) -> dict[str, Any]:
         plan = self.sampler.plan
