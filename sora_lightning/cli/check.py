@@ -96,7 +96,14 @@ def _training(configs: list[Path], values: dict[str, Any], manifest: Path | None
 
 def _cost(training: Training, data: VideoDataModule) -> str:
     """Return a line for each size of a training's steps, or why its cost cannot be counted."""
-    from sora_lightning.cli.training_cost import flops_per_s, num_parameters, step_costs
+    from sora_lightning.cli.training_cost import (
+        activations_of_clip,
+        device_bytes,
+        flops_per_s,
+        num_parameters,
+        state_bytes,
+        step_costs,
+    )
 
     try:
         costs = step_costs(training)
@@ -107,12 +114,22 @@ def _cost(training: Training, data: VideoDataModule) -> str:
     clips = data.check()[data.manifest].clips
     shares = [len(clips.get(cost.size, ())) / cost.num_clips for cost in costs]
     shares = shares if sum(shares) else [1.0] * len(costs)
-    device = training.trainer.strategy.root_device.type
-    lines = [f"a step, forward and backward, on {device} ({num_parameters(training):,} parameters)"]
+    device, system = training.trainer.strategy.root_device, training.system
+    head = (
+        f"a step, forward and backward, on {device.type} ({num_parameters(training):,} parameters)"
+    )
+    lines, largest = [head], 0.0
     for (size, num_clips, flops), share in zip(costs, shares, strict=True):
         if share:
             step = f"{num_clips:6d} clips of {size}:"
-            lines.append(f"{step} {flops:.3g} FLOPs, {flops / speed:.2f} s")
+            memory = num_clips * activations_of_clip(system, size)
+            largest = max(largest, memory)
+            lines.append(f"{step} {flops:.3g} FLOPs, {flops / speed:.2f} s, {memory / 1e9:.2f} GB")
+    states, there = state_bytes(system), device_bytes(device)
+    needed = f"{(states + largest) / 1e9:.2f} GB in float32 with weights, gradients and optimizer"
+    lines.append(f"{'':6s} {needed}; the device has {there / 1e9:.1f} GB")
+    if states + largest > there:
+        lines[-1] += ": too little. Make batches smaller, or recompute (activation_checkpointing)"
     if training.max_steps > 0:
         mean = sum(n * cost.flops for n, cost in zip(shares, costs, strict=True)) / sum(shares)
         minutes = training.max_steps * mean / speed / 60

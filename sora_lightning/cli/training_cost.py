@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,8 +23,12 @@ from sora_lightning.checkpoints import build
 from sora_lightning.cli.training import TrainingCLI, run_training
 from sora_lightning.data import VideoDataModule
 from sora_lightning.data.batching.buckets import num_pixels
+from sora_lightning.denoisers import Denoiser, DiT
+from sora_lightning.denoisers.pretrained_base import PretrainedDenoiser
+from sora_lightning.denoisers.pretrained_transformers import VideoTransformer
 from sora_lightning.diffusion import with_own_estimate
 from sora_lightning.flops import FlopCounter
+from sora_lightning.live_memory import LiveMemory, fused_attention, without_gradients
 from sora_lightning.systems import DiffusionSystem, TokenizerSystem
 from sora_lightning.types import Condition, VideoSize
 
@@ -136,6 +141,20 @@ def _seconds(training: Training, system: LightningModule, size: VideoSize, num_c
     return time.perf_counter() - begun_s
 
 
+def state_bytes(system: LightningModule) -> int:
+    """Return the bytes of weights, and of gradients, two moments and an average of those that
+    train, in float32.
+    """
+    return sum(4 * p.numel() * (5 if p.requires_grad else 1) for p in system.parameters())
+
+
+def device_bytes(device: torch.device) -> int:
+    """Return the memory of a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def step_sizes(data: VideoDataModule) -> list[tuple[VideoSize, int]]:
     """Return the sizes of batches, and the number of clips in each."""
     packing = data.packing
@@ -186,6 +205,52 @@ def condition_of_zeros(system: DiffusionSystem, num_clips: int) -> Condition:
     mask = torch.ones(num_clips, _NUM_WORDS, dtype=torch.bool, device=weight.device)
     tokens = zeros(num_clips, _NUM_WORDS, system.conditioner.width)
     return Condition(tokens, mask, zeros(num_clips, system.conditioner.pooled_width))
+
+
+def activations_of_clip(system: LightningModule, size: VideoSize) -> float:
+    """Return the bytes of a clip's activations in float32, at the peak of its forward and backward
+    passes, with fused attention. ``system`` is on the meta device; its activation checkpointing is
+    switched off.
+
+    Raises ``ValueError`` for another system than those of this package.
+    """
+    was_checkpointed = isinstance(system, DiffusionSystem) and switch_checkpointing_off(
+        system.denoiser
+    )
+    with LiveMemory() as memory, fused_attention(), without_gradients(system):
+        _forward(system, size, 1).sum().backward()
+    if not was_checkpointed:
+        return float(memory.peak)
+    assert isinstance(system, DiffusionSystem)
+    grid = system.tokenizer.compression.grid(size)
+    tokens = system.denoiser.patch.grid(grid.f, grid.h, grid.w).num_tokens
+    return checkpointed_activations(system.denoiser, tokens, memory.peak, 4)
+
+
+def switch_checkpointing_off(denoiser: Denoiser) -> bool:
+    """Switch activation checkpointing off. Return True if it was on."""
+    if not isinstance(denoiser, DiT | PretrainedDenoiser):
+        return False
+    was_on, denoiser.activation_checkpointing = denoiser.activation_checkpointing, False
+    if was_on and isinstance(denoiser, PretrainedDenoiser):
+        denoiser.network.disable_gradient_checkpointing()
+    return was_on
+
+
+def checkpointed_activations(
+    denoiser: Denoiser, tokens: int, activations: float, itemsize: int
+) -> float:
+    """Return the activations of a DiT, or of a public one, that keeps the input of each block, and
+    computes one block at a time again (arXiv 2205.05198, section 5); of other networks
+    ``activations`` as they are.
+    """
+    if isinstance(denoiser, DiT):
+        depth, width = len(denoiser.blocks), denoiser.x_in.out_features
+    elif isinstance(denoiser, VideoTransformer):
+        depth, width = denoiser.depth, denoiser.width
+    else:
+        return activations
+    return depth * tokens * width * itemsize + activations / depth
 
 
 @contextmanager

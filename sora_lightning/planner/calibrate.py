@@ -20,12 +20,8 @@ import torch
 
 from sora_lightning.cli.training_cost import condition_of_zeros, losses_of_zeros, on_meta
 from sora_lightning.data.batching.buckets import num_pixels
-from sora_lightning.planner.counting import (
-    Count,
-    LiveMemory,
-    count,
-    without_gradients,
-)
+from sora_lightning.live_memory import LiveMemory, without_gradients
+from sora_lightning.planner.counting import Count, count
 from sora_lightning.planner.plan import build_system
 from sora_lightning.systems import DiffusionSystem
 from sora_lightning.systems.optimizers import optimizer_of

@@ -3,11 +3,16 @@
 import pytest
 import torch
 
+from sora_lightning.cli.training_cost import (
+    activations_of_clip,
+    losses_of_zeros,
+)
 from sora_lightning.conditioning import Unconditional
 from sora_lightning.denoisers import DiT, DiTParts
 from sora_lightning.denoisers.conditions import NoCondition
 from sora_lightning.denoisers.pretrained import configured_denoiser
 from sora_lightning.layers.partitions import Alternating, Joint
+from sora_lightning.live_memory import LiveMemory, without_gradients
 from sora_lightning.planner.counting import _measured, count
 from sora_lightning.systems import DiffusionSystem
 from sora_lightning.tokenizers.ldm import LDMTokenizer
@@ -101,3 +106,20 @@ def test_what_a_public_network_recomputes_is_not_counted_twice():
     assert with_it == without
     assert without.checkpointed < without.activations
     assert without.trained == without.parameters
+
+
+@pytest.mark.parametrize(("checkpointing", "tolerance"), [(False, 0.05), (True, 0.35)])
+def test_activations_of_a_clip_are_those_of_a_real_step(checkpointing, tolerance):
+    parts = DiTParts(condition=NoCondition)
+
+    def made():
+        denoiser = DiT(4, 128, "S", parts=parts, activation_checkpointing=checkpointing)
+        return DiffusionSystem(LDMTokenizer(), Unconditional(), denoiser)
+
+    size = VideoSize(16, 64, 64)
+    with torch.device("meta"):
+        estimate = activations_of_clip(made(), size)
+    system = made()
+    with LiveMemory() as memory, without_gradients(system):
+        losses_of_zeros(system, size, 1).sum().backward()
+    assert estimate == pytest.approx(memory.peak, rel=tolerance)

@@ -93,20 +93,29 @@ def test_flops_are_those_of_the_network_on_the_meta_device(
 
 
 def test_check_says_beforehand_what_a_step_costs(
-    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = yaml.safe_load((run_dir / "config.yaml").read_text())
     config["trainer"]["max_steps"] = 600
     path = tmp_path / "training.yaml"
     path.write_text(yaml.safe_dump({key: config[key] for key in ("model", "data", "trainer")}))
     assert main(["check", "--config", str(path)]) == 0
-    clips, flops, seconds, minutes = re.search(
-        r"(\d+) clips of 5x16x16: (\S+) FLOPs, (\S+) s\n +600 steps: (\S+) minutes",
-        capsys.readouterr().out,
+    said = capsys.readouterr().out
+    clips, flops, seconds, memory, held, there, minutes = re.search(
+        r"(\d+) clips of 5x16x16: (\S+) FLOPs, (\S+) s, (\S+) GB\n +(\S+) GB in float32 with "
+        r"weights.*; the device has (\S+) GB\n +600 steps: (\S+) minutes",
+        said,
     ).groups()
+    assert float(memory) <= float(held) < float(there)
     assert int(clips) == 4
     assert float(flops) == pytest.approx(logged(run_dir)[2]["cost/flops_per_step"], rel=5e-3)
     assert float(minutes) == pytest.approx(10 * float(seconds), abs=1)
+    monkeypatch.setattr("sora_lightning.cli.training_cost.device_bytes", lambda device: 1e6)
+    assert main(["check", "--config", str(path)]) == 0
+    assert "the device has 0.0 GB: too little. Make batches smaller" in capsys.readouterr().out
 
 
 def test_check_lists_every_problem(
