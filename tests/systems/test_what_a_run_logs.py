@@ -153,7 +153,7 @@ def test_a_training_that_waits_for_data_names_the_slowest_file_and_the_remedy_on
     read = ClipReader.read
 
     def read_slowly(self: ClipReader, record: ClipRecord, *window: Any) -> torch.Tensor:
-        time.sleep(0.2 if record.path.name == "00003.mp4" else 0.01)
+        time.sleep(1.0 if record.path.name == "00003.mp4" else 0.01)
         return read(self, record, *window)
 
     monkeypatch.setattr(ClipReader, "read", read_slowly)
@@ -167,7 +167,7 @@ def test_a_training_that_waits_for_data_names_the_slowest_file_and_the_remedy_on
         said,
     ).groups()
     assert int(share) > 25
-    assert 0.2 <= float(seconds) < 1
+    assert 1.0 <= float(seconds) < 3
     assert workers == "0"
     arguments = shlex.split(command)
     arguments[arguments.index("--reencode-to") + 1] = str(tmp_path / "small")
