@@ -25,7 +25,13 @@ from sora_lightning.data.batching.native_sizes import check_geometry
 from sora_lightning.data.latents import LatentCache
 from sora_lightning.denoisers import Denoiser
 from sora_lightning.files import check_writable
-from sora_lightning.systems import CaptionerSystem, DiffusionSystem, RecaptioningSystem
+from sora_lightning.layers.patch import Patch
+from sora_lightning.systems import (
+    CaptionerSystem,
+    DiffusionSystem,
+    PretrainedSystem,
+    RecaptioningSystem,
+)
 from sora_lightning.tokenizers import VideoTokenizer
 from sora_lightning.trust import import_class
 from sora_lightning.types import VideoSize
@@ -267,20 +273,17 @@ def check_sizes(config: Namespace) -> None:
     no memory. What they refuse at construction is refused here already, with its key.
     """
     parts = config.model.init_args.as_dict() if config.model else {}
-    if not parts.get("tokenizer"):
-        return
     with torch.device("meta"), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", ".*meta parameter.*"
-        )  # a checkpoint's weights, not needed
-        tokenizer = _build(VideoTokenizer, "tokenizer", parts)
-        patch = None
-        if parts.get("denoiser"):
-            condition_width = _build(Conditioner, "conditioner", parts).width
-            factory = Callable[[int, int], Denoiser]
-            patch = _build(
-                factory, "denoiser", parts, tokenizer.latent_channels, condition_width
-            ).patch
+        # Of a checkpoint's weights, which are not needed, and of parts that a system is given.
+        warnings.filterwarnings("ignore", ".*(meta parameter|saved during checkpointing).*")
+        if parts.get("pipeline"):
+            with _named("model.init_args"):
+                system = _instantiated(PretrainedSystem, config.model.as_dict())
+            tokenizer, patch = system.tokenizer, system.denoiser.patch
+        elif parts.get("tokenizer"):
+            tokenizer, patch = _tokenizer_and_patch(parts)
+        else:
+            return
     if config.data.packing is not None:
         packing = config.data.packing
         with _named("data.packing"):
@@ -299,18 +302,33 @@ def check_sizes(config: Namespace) -> None:
     problems.raise_all()
 
 
+def _tokenizer_and_patch(parts: dict[str, Any]) -> tuple[VideoTokenizer, Patch | None]:
+    """Return a system's tokenizer, and the patch of its denoiser if it has one."""
+    tokenizer = _build(VideoTokenizer, "tokenizer", parts)
+    if not parts.get("denoiser"):
+        return tokenizer, None
+    condition_width = _build(Conditioner, "conditioner", parts).width
+    factory = Callable[[int, int], Denoiser]
+    denoiser = _build(factory, "denoiser", parts, tokenizer.latent_channels, condition_width)
+    return tokenizer, denoiser.patch
+
+
 def _build(hint: Any, name: str, parts: dict[str, Any], *first: int) -> Any:
     """Build the part of that name; call it with ``first`` where it is a factory, or check that a
     denoiser was built for them.
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--part", type=hint)
     with _named(f"model.init_args.{name}"):
-        part = parser.instantiate(parser.parse_object({"part": parts[name]})).part
+        part = _instantiated(hint, parts[name])
         if isinstance(part, Denoiser):
             part.factory(*first)
             return part
         return part(*first) if first else part
+
+
+def _instantiated(hint: Any, part: dict[str, Any]) -> Any:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--part", type=hint)
+    return parser.instantiate(parser.parse_object({"part": part})).part
 
 
 @contextmanager

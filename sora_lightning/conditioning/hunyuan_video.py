@@ -44,8 +44,7 @@ class HunyuanVideoText(FrozenTextEncoder):
         clip = PretrainedText(second, part_of_pipeline(folder, "tokenizer_2"), dtype=dtype)
         self.template, self.num_cropped = _prompt()
         facts = json.dumps([max_tokens, dtype, self.template]), tokenizer.backend_tokenizer.to_str()
-        meta = network.device.type == "meta"
-        digest = clip.fingerprint if meta else fingerprint(network, *facts, clip.fingerprint)
+        digest = fingerprint(network, *facts, clip.fingerprint)
         super().__init__(network, network.config.hidden_size, digest)
         self.pooled_width = clip.width
         self.max_tokens, self.tokenizer, self.clip = max_tokens, tokenizer, clip

@@ -76,8 +76,7 @@ class PretrainedText(FrozenTextEncoder):
         options = [self.max_tokens, dtype, *(["padded"] if padded else [])]
         options += [skipped_layers] if skipped_layers else []
         facts = json.dumps(options), tokenizer_of.backend_tokenizer.to_str()
-        digest = bytes(32).hex() if network.device.type == "meta" else fingerprint(network, *facts)
-        super().__init__(network, network.config.hidden_size, digest)
+        super().__init__(network, network.config.hidden_size, fingerprint(network, *facts))
         self.padded, self.skipped_layers = padded, skipped_layers
         self.tokenizer = tokenizer_of
         self._warned = False

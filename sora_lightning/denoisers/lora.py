@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
 from dataclasses import fields
-from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from sora_lightning.layers.fingerprint import fingerprint
+from sora_lightning.layers.left_out import leave_out_frozen
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -28,8 +26,7 @@ def add_lora(owner: nn.Module, lora: LoraConfig) -> None:
     network = owner.network
     assert isinstance(network, nn.Module)
     _check_patterns(lora, [name for name, _ in network.named_modules()])
-    on_meta = any(parameter.is_meta for parameter in network.parameters())
-    digest = bytes(32) if on_meta else bytes.fromhex(fingerprint(network))
+    digest = fingerprint(network)
     try:
         _peft().inject_adapter_in_model(lora, network)
     except ValueError as error:
@@ -37,12 +34,11 @@ def add_lora(owner: nn.Module, lora: LoraConfig) -> None:
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    owner.register_buffer("digest", torch.tensor(list(digest), dtype=torch.uint8))
-    held = {name for name, parameter in owner.named_parameters() if parameter.requires_grad}
-    frozen = owner.state_dict().keys() - held - {"digest"}
-    owner.register_state_dict_post_hook(partial(_drop, frozen))
-    owner.register_load_state_dict_pre_hook(_check_digest)
-    owner.register_load_state_dict_post_hook(partial(_do_not_expect, frozen))
+    leave_out_frozen(
+        owner,
+        digest,
+        "the adapters were trained on other weights than those of the denoiser's folder",
+    )
 
 
 def adapter_state(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -53,6 +49,16 @@ def adapter_state(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]
         return {}, {}
     (config,) = configs.values()
     return _peft().get_peft_model_state_dict(network), config.to_dict()
+
+
+def merge_adapters(network: nn.Module) -> None:
+    """Add the adapters to the weights of the layers that they adapt, and remove them."""
+    if not hasattr(network, "peft_config"):
+        return
+    for layer in network.modules():
+        if isinstance(layer, import_module("peft.tuners.tuners_utils").BaseTunerLayer):
+            layer.merge()
+    import_module("diffusers.utils").recurse_remove_peft_layers(network)
 
 
 def described(lora: LoraConfig) -> dict[str, Any]:
@@ -78,32 +84,6 @@ def _check_patterns(lora: LoraConfig, names: list[str]) -> None:
                 f"lora.target_modules: no layer ends with {target!r}; layers of attention end with "
                 f"{', '.join(end for end in ends if not end.isdigit())}"
             )
-
-
-def _drop(
-    names: Set[str], module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any
-) -> None:
-    for name in names:
-        state.pop(f"{prefix}{name}", None)
-
-
-def _do_not_expect(names: Set[str], module: nn.Module, keys: Any) -> None:
-    keys.missing_keys[:] = [key for key in keys.missing_keys if not _ends_with(key, names)]
-
-
-def _ends_with(key: str, names: Set[str]) -> bool:
-    """Return True if one of the names is the key, or what follows one of its dots."""
-    steps = key.split(".")
-    return any(".".join(steps[first:]) in names for first in range(len(steps)))
-
-
-def _check_digest(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    saved, own = state.get(f"{prefix}digest"), module.digest
-    assert isinstance(own, Tensor)
-    if saved is not None and not own.is_meta and not torch.equal(saved.cpu(), own.cpu()):
-        raise ValueError(
-            "the adapters were trained on other weights than those of the denoiser's folder"
-        )
 
 
 def _peft() -> Any:

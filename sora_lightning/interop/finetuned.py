@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sora_lightning.denoisers.lora import adapter_state
+from sora_lightning.denoisers.lora import adapter_state, merge_adapters
 from sora_lightning.denoisers.pretrained_base import PretrainedDenoiser
 from sora_lightning.diffusers_folders import diffusers_class
 from sora_lightning.files import check_writable
@@ -15,8 +15,8 @@ def write_diffusers(checkpoint: Path, output: Path) -> str:
     """Write the denoiser of a run, with averaged weights, and return one line about the result.
 
     Adapters become a file that ``load_lora_weights`` of the network's pipeline reads. A network
-    that trained as a whole becomes a folder that its class's ``from_pretrained`` reads, and so
-    replaces ``transformer`` in a pipeline's folder.
+    that trained as a whole becomes a folder that its class's ``from_pretrained`` reads: it replaces
+    the one in a pipeline's folder. So does one whose class loads no adapters, with them merged.
 
     Raises ``ValueError`` for a checkpoint whose denoiser is not one of diffusers, and where the
     output exists.
@@ -34,9 +34,10 @@ def write_diffusers(checkpoint: Path, output: Path) -> str:
             "diffusers, from pretrained_denoiser, are written for diffusers"
         )
     adapters, metadata = adapter_state(denoiser.network)
-    if not adapters:
+    if not adapters or not hasattr(denoiser.network, "load_lora_adapter"):
+        merge_adapters(denoiser.network)
         denoiser.network.save_pretrained(output)
-        return f"{output}: {denoiser.network_class}, to take the place of a pipeline's transformer"
+        return f"{output}: {denoiser.network_class}, in place of that in a pipeline's folder"
     pipeline = diffusers_class(denoiser.pipeline_class)
     pipeline.save_lora_weights(
         output,

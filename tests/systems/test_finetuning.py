@@ -28,20 +28,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _model(folder: Path, **denoiser: Any) -> dict[str, Any]:
-    def part(name: str, **arguments: Any) -> dict[str, Any]:
-        return {"class_path": f"sora_lightning.{name}", "init_args": arguments}
+def _part(name: str, **arguments: Any) -> dict[str, Any]:
+    return {"class_path": f"sora_lightning.{name}", "init_args": arguments}
 
+
+def _model(folder: Path, **pipeline: Any) -> dict[str, Any]:
     init_args = {
-        "tokenizer": part("tokenizers.pretrained_tokenizer", path=str(folder)),
-        "conditioner": part("conditioning.PretrainedText", folder=str(folder)),
-        "denoiser": part("denoisers.pretrained_denoiser", folder=str(folder), **denoiser),
-        "objective": part("diffusion.pretrained_objective", folder=str(folder)),
-        "time": part("diffusion.pretrained_times", folder=str(folder)),
+        "pipeline": {"folder": str(folder), **pipeline},
         "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}},
         "warmup_steps": 2,
     }
-    return {"model": part("systems.DiffusionSystem", **init_args)}
+    return {"model": _part("systems.PretrainedSystem", **init_args)}
 
 
 def _lora() -> dict[str, Any]:
@@ -57,8 +54,9 @@ def adapted(fit: Any, folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 def test_the_checkpoint_holds_adapters_alone_and_their_average(adapted: Path, folder: Path) -> None:
     checkpoint = read_checkpoint(adapted)
-    held = {k.removeprefix("denoiser.") for k in checkpoint["state_dict"] if "denoiser." in k}
-    adapters = held - {"digest"}
+    digests = {f"{part}.digest" for part in ("tokenizer", "conditioner", "denoiser")}
+    assert digests < checkpoint["state_dict"].keys()
+    adapters = {k.removeprefix("denoiser.") for k in checkpoint["state_dict"].keys() - digests}
     assert all(".lora_" in name for name in adapters)
     assert len(adapters) == 2 * 2 * 2 * 2  # A and B of two layers of two attentions of two blocks
     averages = checkpoint["callbacks"]["ema"]["weights"]
@@ -107,35 +105,44 @@ def test_adapters_are_sampled_and_written_for_the_pipeline(
     torch.testing.assert_close(merged, ours, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({}, "the tokenizer has 4 latent channels, and this WanTransformer3DModel takes 8"),
-        (
-            {"lora": {"class_path": "peft.LoraConfig", "init_args": {"target_modules": ["query"]}}},
-            "no layer ends with 'query'",
-        ),
-    ],
-    ids=["channels", "pattern"],
-)
 def test_what_does_not_fit_is_refused_before_weights_are_read(
-    changes: dict[str, Any], message: str, fit: Any, folder: Path, tmp_path: Path
+    fit: Any, folder: Path, tmp_path: Path
 ) -> None:
-    config = _model(folder, **changes)
-    network("Wan", in_channels=8, out_channels=8).save_config(tmp_path / "network")
-    config["model"]["init_args"]["denoiser"]["init_args"]["folder"] = str(tmp_path / "network")
-    with pytest.raises(ValueError, match=f"model.init_args.denoiser: .*{message}"):
-        fit(config, tmp_path / "run", "--trainer.max_steps", "1")
+    other = tmp_path / "network"
+    network("Wan", in_channels=8, out_channels=8).save_config(other)
+
+    def refuses(config: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=f"model.init_args: .*{message}"):
+            fit(config, tmp_path / "run", "--trainer.max_steps", "1")
+
+    config = _model(folder)
+    config["model"]["init_args"]["denoiser"] = _part(
+        "denoisers.pretrained_denoiser", folder=str(other)
+    )
+    refuses(config, "tokenizer has 4 latent channels, and this WanTransformer3DModel takes 8")
+    query = {"class_path": "peft.LoraConfig", "init_args": {"target_modules": ["query"]}}
+    refuses(_model(folder, lora=query), "no layer ends with 'query'")
+    refuses(_model(other), "network': holds no model_index.json of a diffusers pipeline")
+    (other / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    refuses(_model(other), "network': holds a FluxPipeline; a pipeline is one of WanPipeline")
+
+
+def test_the_pipelines_other_weights_are_refused(
+    adapted: Path, folder: Path, tmp_path: Path
+) -> None:
+    content = torch.load(adapted, weights_only=True)
+    for part, message in (("tokenizer", "another autoencoder than that of"), ("denoiser", "other")):
+        content["state_dict"][f"{part}.digest"][0] += 1
+        torch.save(content, tmp_path / "changed.ckpt")
+        with pytest.raises(ValueError, match=f"trained with {message}|trained on {message} wei"):
+            DiffusionSystem.from_checkpoint(tmp_path / "changed.ckpt")
+        content["state_dict"][f"{part}.digest"][0] -= 1
 
 
 @pytest.mark.slow
 def test_predict_encodes_clips_and_captions_once(fit: Any, folder: Path, tmp_path: Path) -> None:
     """The training that follows runs neither autoencoder nor text encoder."""
-    config = _model(folder, **_lora())
-    encoder = config["model"]["init_args"]["conditioner"]
-    cached = {"folder": str(tmp_path / "embeddings"), "encoder": encoder}
-    class_path = "sora_lightning.conditioning.CachedText"
-    config["model"]["init_args"]["conditioner"] = {"class_path": class_path, "init_args": cached}
+    config = _model(folder, **_lora(), embeddings=str(tmp_path / "embeddings"))
     fit(config, tmp_path / "run", command="predict")
     embeddings = list((tmp_path / "embeddings").rglob("*.safetensors"))
     assert len(embeddings) > 3

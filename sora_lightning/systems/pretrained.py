@@ -1,0 +1,185 @@
+"""A diffusion system from the folder of a diffusers pipeline."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from torch import nn
+
+from sora_lightning.conditioning import (
+    CachedText,
+    ClipEmbedding,
+    ConcatConditioning,
+    Conditioner,
+    FirstFrameAndPosition,
+    FirstFrames,
+    FrozenTextEncoder,
+    HunyuanVideoText,
+    ImageEncoder,
+    KnownFrameConditioning,
+    PretrainedText,
+)
+from sora_lightning.denoisers import Denoiser, pretrained_denoiser
+from sora_lightning.denoisers.lora import described
+from sora_lightning.diffusion import (
+    Objective,
+    TrainingTimes,
+    pretrained_objective,
+    pretrained_times,
+)
+from sora_lightning.layers.fingerprint import fingerprint
+from sora_lightning.layers.left_out import leave_out_frozen
+from sora_lightning.systems.diffusion import DiffusionSystem
+from sora_lightning.systems.optimizers import MaximalUpdate, OptimizerFactory, adamw
+from sora_lightning.tokenizers import VideoTokenizer, pretrained_tokenizer
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+# How each pipeline encodes a caption; most tokens are the defaults of their calls.
+_TEXT: dict[str, Callable[[Path], FrozenTextEncoder]] = {
+    "WanPipeline": PretrainedText,
+    "LTXPipeline": partial(PretrainedText, max_tokens=128, padded=True),
+    "CogVideoXPipeline": partial(PretrainedText, max_tokens=226, padded=True),
+    "HunyuanVideoPipeline": HunyuanVideoText,
+    "LattePipeline": partial(PretrainedText, max_tokens=120),
+    "TextToVideoSDPipeline": partial(PretrainedText, padded=True),
+    "I2VGenXLPipeline": partial(PretrainedText, padded=True, skipped_layers=1),
+}
+Part = TypeVar("Part", bound=nn.Module)
+
+_PARTS = ("tokenizer", "conditioner", "denoiser", "time", "objective", "known_frames")
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The folder of a diffusers pipeline, and how its network trains.
+
+    ``lora``, ``dtype`` and ``activation_checkpointing`` are those of ``pretrained_denoiser``.
+    ``embeddings`` is a folder for the captions' embeddings, as ``CachedText`` keeps them.
+
+    Raises ``ValueError`` for a folder that holds no pipeline of those known here.
+    """
+
+    folder: Path
+    lora: LoraConfig | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    activation_checkpointing: bool = False
+    embeddings: Path | None = None
+
+    def __post_init__(self) -> None:
+        file = Path(self.folder) / "model_index.json"
+        if not file.is_file():
+            raise ValueError(
+                f"folder = {str(self.folder)!r}: holds no model_index.json of a diffusers pipeline"
+            )
+        if self.name not in _TEXT:
+            raise ValueError(
+                f"folder = {str(self.folder)!r}: holds a {self.name}; a pipeline is one of "
+                f"{', '.join(_TEXT)}"
+            )
+
+    @property
+    def name(self) -> str:
+        """Class of the pipeline."""
+        index = json.loads((Path(self.folder) / "model_index.json").read_text())
+        return str(index.get("_class_name"))
+
+    @property
+    def specification(self) -> dict[str, Any]:
+        """What a checkpoint keeps: plain values."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        paths = {name: str(value) for name, value in values.items() if isinstance(value, Path)}
+        return values | paths | {"lora": None if self.lora is None else described(self.lora)}
+
+    def tokenizer(self) -> VideoTokenizer:
+        """Return the autoencoder, frozen. Its weights stay in the folder."""
+        return self._left(pretrained_tokenizer(self.folder), "autoencoder")
+
+    def conditioner(self) -> Conditioner:
+        """Return the text encoders, frozen, as the pipeline uses them."""
+        encoder = _TEXT[self.name](self.folder)
+        return encoder if self.embeddings is None else CachedText(encoder, self.embeddings)
+
+    def denoiser(self, fps: float) -> Denoiser:
+        """Return the network for clips of so many frames per second."""
+        return pretrained_denoiser(
+            self.folder, self.lora, self.dtype, self.activation_checkpointing, fps
+        )
+
+    def known_frames(self) -> KnownFrameConditioning | None:
+        """Return how I2VGen-XL sees its first frame; ``None`` for text to video."""
+        if self.name != "I2VGenXLPipeline":
+            return None
+        return ConcatConditioning(
+            [FirstFrames(most=1)],
+            FirstFrameAndPosition(),
+            self._image_encoder,
+            drop_frames=0.0,
+            drop_both=0.0,
+        )
+
+    def _image_encoder(self, latent_channels: int, width: int) -> ImageEncoder:
+        encoder = ClipEmbedding(latent_channels, width, self.folder)
+        encoder.specification = None  # the folder names it
+        return self._left(encoder, "image encoder")
+
+    def _left(self, part: Part, name: str) -> Part:
+        refusal = f"the weights were trained with another {name} than that of {self.folder}"
+        leave_out_frozen(part, fingerprint(part), refusal)
+        return part
+
+
+class PretrainedSystem(DiffusionSystem):
+    """The model of a diffusers pipeline, trained on: each part is the folder's, or the one given.
+
+    What the folder gives and does not train stays there: a checkpoint names the folder, and holds
+    the digests of its weights, by which others are refused.
+
+    Args:
+        pipeline: The folder, and how its network trains.
+        tokenizer, conditioner, denoiser, time, objective, known_frames: In place of the pipeline's.
+        drop_condition, optimizer, warmup_steps, fps, seed: See ``DiffusionSystem``.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        tokenizer: VideoTokenizer | None = None,
+        conditioner: Conditioner | None = None,
+        denoiser: Callable[[int, int], Denoiser] | None = None,
+        time: TrainingTimes | None = None,
+        objective: Objective | None = None,
+        known_frames: KnownFrameConditioning | None = None,
+        drop_condition: float = 0.1,
+        optimizer: OptimizerFactory | MaximalUpdate = adamw,
+        warmup_steps: int = 100,
+        fps: float = 8.0,
+        seed: int = 0,
+    ):
+        parts = (tokenizer, conditioner, denoiser, time, objective, known_frames)
+        super().__init__(
+            tokenizer or pipeline.tokenizer(),
+            conditioner or pipeline.conditioner(),
+            denoiser or pipeline.denoiser(fps),
+            time or pretrained_times(pipeline.folder),
+            objective or pretrained_objective(pipeline.folder),
+            known_frames or pipeline.known_frames(),
+            drop_condition=drop_condition,
+            optimizer=optimizer,
+            warmup_steps=warmup_steps,
+            fps=fps,
+            seed=seed,
+        )
+        self.pipeline = pipeline
+        self._from_folder = [name for name, one in zip(_PARTS, parts, strict=True) if one is None]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Name the folder alone for what comes from it."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["hyper_parameters"] |= dict.fromkeys(self._from_folder)
