@@ -64,17 +64,14 @@ def calibrate(
     num_halves = round(num_clips * num_pixels(size) / num_pixels(half))
     dtype = next(system.denoiser.parameters()).dtype
     whole_count, half_count = (count(counted, one, dtype) for one in (size, half))
-    speeds = {
-        part: flops * num_halves / _seconds(call)
-        for (part, call), flops in zip(
-            _calls(system, half, num_halves).items(), _flops(half_count), strict=True
-        )
-    }
     calls = _calls(system, size, num_clips)
-    rows = [
-        Comparison(part, flops * num_clips / speeds[part], _seconds(call))
-        for (part, call), flops in zip(calls.items(), _flops(whole_count), strict=True)
-    ]
+    halves = _calls(system, half, num_halves)
+    rows = []
+    flops = zip(_flops(half_count), _flops(whole_count), strict=True)
+    for part, (half_flops, whole_flops) in zip(calls, flops, strict=True):
+        half_s, whole_s = _seconds(halves[part], calls[part])
+        speed = half_flops * num_halves / half_s
+        rows.append(Comparison(part, whole_flops * num_clips / speed, whole_s))
     with LiveMemory() as memory, without_gradients(system.denoiser):
         calls["forward and backward"]()
     activations = whole_count.activations * num_clips
@@ -114,17 +111,20 @@ def _flops(cost: Count) -> tuple[float, ...]:
     return cost.forward_flops, both, both, cost.encode_flops, cost.decode_flops
 
 
-def _seconds(call: Callable[[], Any]) -> float:
-    """Return the median of five calls after one that allocates."""
-    call()
-    seconds = []
-    for _ in range(_REPEATS):
-        _wait()
-        begun_s = time.perf_counter()
-        call()
-        _wait()
-        seconds.append(time.perf_counter() - begun_s)
-    return statistics.median(seconds)
+def _seconds(*calls: Callable[[], Any]) -> list[float]:
+    """Return the median of five repeats of each call, after one that allocates. The calls take
+    turns, so that a machine that grows faster or slower does so for all.
+    """
+    seconds: list[list[float]] = [[] for _ in calls]
+    for repeat in range(1 + _REPEATS):
+        for call, own in zip(calls, seconds, strict=True):
+            _wait()
+            begun_s = time.perf_counter()
+            call()
+            _wait()
+            if repeat > 0:
+                own.append(time.perf_counter() - begun_s)
+    return [statistics.median(own) for own in seconds]
 
 
 def _wait() -> None:

@@ -74,10 +74,13 @@ def test_a_mistake_is_one_sentence(
 def test_calibration_compares_each_part_with_what_ran(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def flops_as_seconds(call: Callable[[], object]) -> float:
-        with FlopCounterMode(display=False) as counter:
-            call()
-        return counter.get_total_flops() / 1e9
+    def flops_as_seconds(*calls: Callable[[], object]) -> list[float]:
+        seconds = []
+        for call in calls:
+            with FlopCounterMode(display=False) as counter:
+                call()
+            seconds.append(counter.get_total_flops() / 1e9)
+        return seconds
 
     monkeypatch.setattr(calibrate, "_seconds", flops_as_seconds)
     values = _SMALL | {"data": {"batching": {"sizes": ["5x32x32"], "pixels_per_batch": 10240}}}
