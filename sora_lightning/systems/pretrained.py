@@ -182,4 +182,6 @@ class PretrainedSystem(DiffusionSystem):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Name the folder alone for what comes from it."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["hyper_parameters"] |= dict.fromkeys(self._from_folder)
+        arguments = checkpoint["hyper_parameters"] | dict.fromkeys(self._from_folder)
+        arguments.pop("alignment", None)  # of DiffusionSystem, for denoisers of this package
+        checkpoint["hyper_parameters"] = arguments
