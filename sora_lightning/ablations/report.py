@@ -19,6 +19,7 @@ from sora_lightning.ablations.plan import PlannedArm
 from sora_lightning.ablations.power_law import PowerLaw, fit_power_law
 from sora_lightning.ablations.results import RunResult
 from sora_lightning.ablations.runs import Run
+from sora_lightning.ablations.samples import draw_samples
 from sora_lightning.ablations.spec import Ablation
 from sora_lightning.ablations.statistics import (
     Difference,
@@ -63,6 +64,8 @@ def write_report(
     output = ablation.output
     output.mkdir(parents=True, exist_ok=True)
     plots = _draw_plots(ablation, arms, results)
+    if draw_samples(runs, output / "samples.gif"):
+        plots["samples.gif"] = "Samples of equal prompts and seeds"
     finished = sum(one.finished for one in results)
     facts = f"{finished} of {len(runs)} runs are finished. Commit {_commit()}."
     commands = [shlex.join(run.stages[0].command) for run in runs]
@@ -306,7 +309,8 @@ def _html(
         parts.append(f"</table><p>{escape(table.note)}</p>")
     for name, alt in plots.items():
         data = base64.b64encode((folder / name).read_bytes()).decode()
-        parts.append(f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}">')
+        kind = Path(name).suffix[1:]
+        parts.append(f'<img alt="{escape(alt)}" src="data:image/{kind};base64,{data}">')
     parts.append(f"<h2>Commands</h2><pre>{escape(chr(10).join(commands))}</pre>")
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
     return f"<!doctype html><html><head>{head}</head><body>{''.join(parts)}</body></html>\n"

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
@@ -27,8 +28,10 @@ from sora_lightning.ablations.plan import PlannedArm, read_plan, write_plan
 from sora_lightning.ablations.report import differences, write_report
 from sora_lightning.ablations.results import read_results
 from sora_lightning.ablations.runs import Run, plan_runs
+from sora_lightning.ablations.samples import draw_samples
 from sora_lightning.ablations.spec import Ablation, Arm, load_ablation
 from sora_lightning.ablations.tensorboard import write_hyperparameters, write_tensorboard
+from sora_lightning.data.decoding.encode import write_video
 from tests.ablations.conftest import ablation, write
 
 _STEPS = (10, 20)
@@ -131,6 +134,32 @@ def test_the_report_shows_arms_verdicts_strata_and_commands(spec: Ablation) -> N
     rows = list(csv.DictReader(path.with_suffix(".csv").open()))
     assert {row["score"] for row in rows} == {"clip_loss", "alignment/colour", "val/loss"}
     assert len(rows) == 18
+
+
+def test_samples_of_equal_prompts_stand_side_by_side(spec: Ablation) -> None:
+    runs = _written(spec)
+    for run in runs:
+        report = run.folder / "report"
+        level = 0 if run.arm == "joint" else 200
+        (report / "videos").mkdir()
+        rows = []
+        for number in range(6):
+            frames = np.full((3, 16, 16, 3), level + 8 * number, dtype=np.uint8)
+            frames[1:] //= 2
+            write_video(report / f"videos/{number}.mp4", frames, 8)
+            rows.append({"path": f"moved/{number}.mp4", "seed": number, "prompt": f"no. {number}"})
+        (report / "report.json").write_text(json.dumps({"details": {}, "videos": rows}))
+    assert draw_samples(runs, Path("samples.gif"))
+    sheet = Image.open("samples.gif")
+    assert sheet.n_frames == 2  # of three, the last two are equal
+    image = np.asarray(sheet.convert("L"), dtype=int)
+    for number, top in enumerate(range(54, 4 * 156, 156)):
+        assert image[top, 60] == pytest.approx(8 * number, abs=4)
+        assert image[top, 168] == pytest.approx(200 + 8 * number, abs=4)
+    text = write_report(spec, _ARMS, runs, read_results(runs)).read_text()
+    assert "![Samples of equal prompts and seeds](samples.gif)" in text
+    (runs[0].folder / "report/videos/0.mp4").unlink()
+    assert not draw_samples(runs, Path("samples.gif"))
 
 
 def test_a_report_on_some_of_the_runs_says_which_are_there(spec: Ablation) -> None:
