@@ -69,7 +69,7 @@ class Throughput(Callback):
         self._totals = torch.zeros(4, dtype=torch.float64)  # clips, frames, tokens, flops
         self._trained = self._totals.clone()  # the same, of whole steps that were not skipped
         self._step = 0
-        self._flops: dict[Any, int] = {}
+        self._flops: dict[str, int] = {}  # of a batch, by its shape
         self._counting = ExitStack()
         self._counter: FlopCounter | None = None
         self._logged: _Moment | None = None
@@ -77,10 +77,11 @@ class Throughput(Callback):
         self._warned = False
 
     def state_dict(self) -> dict[str, Any]:
-        return {"totals": self._trained.tolist()}
+        return {"totals": self._trained.tolist(), "flops": self._flops}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._totals = torch.tensor(state_dict["totals"], dtype=torch.float64)
+        self._flops = dict(state_dict.get("flops", {}))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._logged = None
@@ -263,11 +264,13 @@ def peak_memory_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def _shape(batch: VideoBatch | PackedBatch) -> Any:
+def _shape(batch: VideoBatch | PackedBatch) -> str:
     """Return what decides the FLOPs of a batch; one key for all packs, which share one budget."""
     if isinstance(batch, PackedBatch):
-        return PackedBatch
-    return tuple((batch.video if batch.latents is None else batch.latents).shape)  # type: ignore[union-attr]
+        return "pack"
+    tensor = batch.video if batch.latents is None else batch.latents
+    assert tensor is not None
+    return "x".join(map(str, tensor.shape))
 
 
 def _waited_s(trainer: Trainer) -> float:

@@ -32,10 +32,10 @@ def clips(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def fit(clips, tmp_path_factory):
-    """Run ``fit`` (or another command) on a configuration, as the command line does."""
+def experiment(clips, tmp_path_factory):
+    """Write the YAML of a run and return its path."""
 
-    def run(config, run_dir, *arguments, command="fit"):
+    def write(config, run_dir):
         data = {
             "manifest": str(clips["train"]),
             "val_manifest": str(clips["val"]),
@@ -63,7 +63,17 @@ def fit(clips, tmp_path_factory):
         }
         path = tmp_path_factory.mktemp("config") / "experiment.yaml"
         path.write_text(yaml.safe_dump(config))
-        run_training([command, "--config", str(path), *arguments])
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def fit(experiment):
+    """Run ``fit`` (or another command) on a configuration, as the command line does."""
+
+    def run(config, run_dir, *arguments, command="fit"):
+        run_training([command, "--config", str(experiment(config, run_dir)), *arguments])
         return Path(run_dir) / "checkpoints" / "last.ckpt"
 
     return run

@@ -1,58 +1,243 @@
-"""Commands that are killed leave no process behind, and finish when they are started again."""
+"""Commands that are killed at random moments leave no process behind, and finish when they are
+started again: with what an uninterrupted call makes.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+import torch
 
-from tests.processes import require_none_left, start
+import evaluation.__main__
+from sora_lightning.__main__ import main
+from sora_lightning.checkpoints import read_checkpoint
+from sora_lightning.data import write_shards
+from sora_lightning.data.latents import LatentCache
+from tests.processes import Forks, require_none_left
+from tests.systems.test_captioner import MODEL as CAPTIONER
+from tests.systems.test_packed_training import PACKED
 
 pytestmark = pytest.mark.slow
 
-Command = tuple[list[str], Callable[[], Any]]  # arguments, and what the whole result is
+KILLS, STEPS = 14, 200
 
 
-@pytest.fixture
-def commands(
+class Command(NamedTuple):
+    """A function with its arguments, what it writes to, and what the whole result is."""
+
+    call: tuple[Any, ...]
+    output: Path
+    result: Callable[[], Any]
+
+
+@pytest.fixture(scope="module")
+def forks() -> Forks:
+    return Forks()
+
+
+def _latents(root: Path) -> dict[str, bytes]:
+    cache = LatentCache.open(root)
+    return {key: cache.read(key).numpy().tobytes() for key in sorted(cache.keys())}
+
+
+def _shards(folder: Path) -> Any:
+    rows = [json.loads(line) for line in (folder / "clips.jsonl").read_text().splitlines()]
+    tars = {path.name: path.read_bytes() for path in folder.glob("*.tar")}
+    return [{**row, "modified_ns": None} for row in rows], tars
+
+
+@pytest.fixture(scope="module")
+def command(
     fit: Callable[..., Path],
+    experiment: Callable[..., Path],
+    tokenizer_checkpoint: Path,
+    tokenizer_model: dict[str, Any],
     diffusion_model: dict[str, Any],
     clips: dict[str, Path],
-    tmp_path: Path,
-) -> dict[str, Command]:
-    diffusion = fit({"model": diffusion_model}, tmp_path / "diffusion", "--trainer.max_steps=1")
-    (tmp_path / "prompts.txt").write_text("".join(f"a red circle {i}\n" for i in range(24)))
-    sample = ["sample", "--checkpoint", str(diffusion), "--prompts", "prompts.txt"]
-    sample += ["--size", "16x16", "--num-frames", "5", "--num-steps", "20", "--output", "videos"]
-    index = ["index", "--source", str(clips["train"].parent), "--output", "all.jsonl"]
-    return {
-        "sample": (sample, lambda: sorted(p.name for p in (tmp_path / "videos").glob("*.mp4"))),
-        "index": (index, lambda: (tmp_path / "all.jsonl").read_text()),
-    }
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, Path], Command]:
+    """Return a command by its name, which works in a folder."""
+    made = tmp_path_factory.mktemp("made")
+    train, val = clips["train"], clips["val"]
+
+    def sample(folder: Path) -> Command:
+        last = made / "diffusion" / "checkpoints" / "last.ckpt"
+        if not last.exists():
+            fit({"model": diffusion_model}, made / "diffusion", "--trainer.max_steps=1")
+        (folder / "prompts.txt").write_text("".join(f"a red circle {i}\n" for i in range(24)))
+        call = ["sample", "--checkpoint", str(last), "--prompts", "prompts.txt", "--size", "16x16"]
+        call += ["--num-frames", "5", "--num-steps", "20", "--output", "videos"]
+        videos = folder / "videos"
+        return Command(
+            (main, call), videos, lambda: {p.name: p.read_bytes() for p in videos.glob("*.mp4")}
+        )
+
+    def index(folder: Path) -> Command:
+        output = folder / "all.jsonl"
+        call = ["index", "--source", str(train.parent), "--output", str(output)]
+        return Command((main, call), output, output.read_text)
+
+    def encode(folder: Path) -> Command:
+        yaml = experiment({"model": tokenizer_model}, folder / "run")
+        call = ["predict", "--config", str(yaml), "--ckpt_path", str(tokenizer_checkpoint)]
+        root = folder / "run" / "latents"
+        return Command((main, call), root, lambda: _latents(root))
+
+    def recaption(folder: Path) -> Command:
+        last = made / "captioner" / "checkpoints" / "last.ckpt"
+        if not last.exists():
+            fit({"model": CAPTIONER}, made / "captioner", "--trainer.max_steps=6")
+        yaml = experiment({"model": CAPTIONER, "data": {"val_manifest": None}}, folder / "run")
+        output = train.with_name("killed.jsonl")
+        call = ["predict", "--config", str(yaml), "--ckpt_path", str(last)]
+        call += ["--captions.output", str(output), "--latents.root", "null"]
+        return Command((main, call), output, output.read_text)
+
+    def evaluate(folder: Path) -> Command:
+        output = folder / "report"
+        call = ["--checkpoint", str(tokenizer_checkpoint), "--reference", str(val)]
+        call += [
+            "--tokenizer.sizes",
+            '["9x64x64"]',
+            "--tokenizer.fps",
+            "8",
+            "--output",
+            str(output),
+        ]
+        scores = output / "report.json"
+        return Command((evaluation.__main__.main, call), output, lambda: _scores(scores))
+
+    def shards(folder: Path) -> Command:
+        output = folder / "shards"
+        return Command((_write_shards, train, output), output, lambda: _shards(output))
+
+    of_name = {"sample": sample, "index": index, "encode": encode, "recaption": recaption}
+    of_name |= {"evaluate": evaluate, "write_shards": shards}
+    return lambda name, folder: of_name[name](folder)
 
 
-@pytest.mark.parametrize("name", ["sample", "index"])
+def _scores(path: Path) -> Any:
+    report = json.loads(path.read_text())
+    return {key: value for key, value in report.items() if key != "seconds"}
+
+
+def _write_shards(manifest: Path, folder: Path) -> int:
+    write_shards(manifest, folder, shard_bytes=2**14)
+    return 0
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _end(process: BaseProcess, folder: Path) -> None:
+    process.join(300)
+    assert process.exitcode == 0, (folder / "log").read_text()[-3000:]
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "name", ["sample", "index", "encode", "recaption", "evaluate", "write_shards"]
+)
 def test_a_command_that_is_killed_leaves_nothing_running_and_finishes_the_next_time(
-    name: str, number: signal.Signals, commands: dict[str, Command], tmp_path: Path
+    name: str,
+    number: signal.Signals,
+    command: Callable[[str, Path], Command],
+    forks: Forks,
+    tmp_path: Path,
 ) -> None:
-    arguments, result = commands[name]
+    call, output, result = command(name, tmp_path)
+    function, *arguments = call
+    begun_s = time.monotonic()
+    _end(forks.start(function, tmp_path, *arguments), tmp_path)
+    duration_s = time.monotonic() - begun_s
+    whole = result()
+    assert whole
+    _remove(output)
     draw = random.Random(f"{name} {number}")
-    for kill in range(3):
-        process = start(["sora_lightning", *arguments], tmp_path)
-        time.sleep(draw.uniform(4, 12) / (kill + 1))
-        process.send_signal(number)
-        assert process.wait(30) in (0, -number, 128 + number)
+    for _ in range(3):
+        process = forks.start(function, tmp_path, *arguments)
+        time.sleep(draw.uniform(0.1, duration_s))
+        assert process.pid is not None
+        if process.is_alive():
+            os.kill(process.pid, number)
+        process.join(30)
+        assert process.exitcode in (0, -number, 128 + number)
         require_none_left(process.pid)
-    process = start(["sora_lightning", *arguments], tmp_path)
-    assert process.wait(300) == 0, (tmp_path / "log").read_text()[-3000:]
-    killed = result()
-    assert killed
-    process = start(["sora_lightning", *arguments], tmp_path)  # there is nothing left to do
-    assert process.wait(300) == 0
-    assert result() == killed
+    for _ in range(2):  # the second time there is nothing left to do
+        _end(forks.start(function, tmp_path, *arguments), tmp_path)
+        assert result() == whole
+
+
+def _wait_for(condition: Callable[[], bool], process: BaseProcess, folder: Path) -> None:
+    while not condition():
+        assert process.is_alive(), (folder / "log").read_text()[-3000:]
+        time.sleep(0.0005)
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "diffusion", "diffusion, packed"])
+def test_a_training_killed_again_and_again_ends_as_if_it_had_not_been(
+    name: str,
+    experiment: Callable[..., Path],
+    tokenizer_model: dict[str, Any],
+    diffusion_model: dict[str, Any],
+    forks: Forks,
+    tmp_path: Path,
+) -> None:
+    """Half of the kills hit a checkpoint while it is written; training goes on from the step that
+    was saved last."""
+    model = tokenizer_model if name == "tokenizer" else diffusion_model
+    data = PACKED if "packed" in name else {}
+    data = {**data, "reading": {"num_workers": 2}}
+    data["batching"] = {**data.get("batching", {}), "steps_per_epoch": 100}
+
+    def fit(run: Path, *flags: str) -> BaseProcess:
+        path = experiment({"model": model, "data": data}, run)
+        call = ["fit", "--config", str(path), f"--trainer.max_steps={STEPS}", *flags]
+        return forks.start(main, tmp_path, call)
+
+    _end(fit(tmp_path / "whole"), tmp_path)
+    run = tmp_path / "killed"
+    last, part = (run / "checkpoints" / name for name in ("last.ckpt", ".last.ckpt.part"))
+    draw = random.Random(name)
+    step, sessions = 0, []
+    for kill in range(KILLS):
+        process = fit(run, "--checkpoint.every_n_steps=1", *(["--ckpt_path=last"] if step else []))
+        assert process.pid is not None
+        sessions.append(process.pid)
+        for _ in range(draw.randint(1, 3)):
+            before = last.stat().st_mtime_ns if last.exists() else 0
+            _wait_for(lambda: last.exists() and last.stat().st_mtime_ns > before, process, tmp_path)  # noqa: B023
+        if kill % 2:
+            _wait_for(part.exists, process, tmp_path)
+        else:
+            time.sleep(draw.uniform(0, 0.1))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join(30)
+        assert process.exitcode == -signal.SIGKILL
+        saved = read_checkpoint(last)["global_step"]
+        assert saved > step
+        step = saved
+    assert step < STEPS
+    _end(fit(run, "--ckpt_path=last"), tmp_path)
+    for session in sessions:
+        require_none_left(session)
+    found, expected = (
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+        for folder in (run, tmp_path / "whole")
+    )
+    for key in ("state_dict", "optimizer_states", "global_step"):
+        torch.testing.assert_close(found[key], expected[key], rtol=0, atol=0)
+    for key in ("ema", "Throughput"):
+        states = (one["callbacks"][key] for one in (found, expected))
+        torch.testing.assert_close(*states, rtol=0, atol=0)
