@@ -13,7 +13,7 @@ TENSORBOARD = http://localhost:6006/
 needs = @$(if $($(1)),:,echo 'make $@ needs $(1)=..., for example $(1)=$(2)' >&2; exit 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format bench eval sample train ablations tensorboard clean
+.PHONY: help install demo test test-all lint format bench bench-quick eval sample train ablations tensorboard clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -55,6 +55,9 @@ format: $(STAMP)  ## let ruff mend what it can
 
 bench: $(STAMP)  ## speed, beside the machine's own matrix product: make bench [ARGS="denoisers"]
 	$(BIN)/python -m tests.bench $(ARGS)
+
+bench-quick: $(STAMP)  ## fail where a key ratio of speed lost more than 15 % of experiments/results/bench
+	$(BIN)/python -m tests.bench.guard $(ARGS)
 
 train: $(STAMP)  ## make train CONFIG=experiments/own_clips/tokenizer.yaml [ARGS="--data.manifest ..."]
 	$(call needs,CONFIG,experiments/own_clips/tokenizer.yaml)

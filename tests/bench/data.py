@@ -1,21 +1,16 @@
-"""Data: clips decoded into batches by each reader, a million clips planned, and the share of a
-training step that waits for data.
-"""
+"""Data: clips decoded into batches by each reader, and a million clips planned."""
 
 from __future__ import annotations
 
 import importlib.util
 import itertools
-import json
 import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from lightning.pytorch.profilers import SimpleProfiler
 
-from sora_lightning.__main__ import main
 from sora_lightning.data import (
     BatchPlan,
     ClipRecord,
@@ -34,7 +29,6 @@ from sora_lightning.data.decoding.readers import default_reader
 from sora_lightning.data.decoding.timeline import read_timeline
 from sora_lightning.files import file_sha256
 from sora_lightning.types import VideoSize
-from sora_lightning.workflows.demo import demo_stages
 from tests.bench.report import Report
 from tests.data.batching.mixture import LARGEST_AREA, TOKENS, mixture
 from tests.data.modules import data_module
@@ -43,8 +37,6 @@ NUM_CLIPS = 1_000_000
 SIZES = ["17x32x32", "17x24x40", "17x40x24"]
 BATCH_PIXELS = 32 * 17 * 32 * 32
 HASHED_MB = 32
-# Of the demo's training: steps before the measured ones, and measured ones for a round.
-WARM_UP_STEPS, STEPS_PER_ROUND = 5, 10
 
 
 def run(report: Report) -> None:
@@ -53,7 +45,6 @@ def run(report: Report) -> None:
         _decode(report, manifest)
         _time_subprocess(report, Path(folder) / "steady.mp4")
         _verify(report, Path(folder) / "clip.bin")
-        _wait(report, Path(folder) / "demo")
     _plan(report)
 
 
@@ -137,43 +128,3 @@ def _plan(report: Report) -> None:
 
     candidates = {"packing": lambda: plan_epoch(plan, next(passes)), "buckets": buckets}
     report.compare("a pass over a million clips", candidates, items=NUM_CLIPS, unit="clips")
-
-
-def _wait(report: Report, folder: Path) -> None:
-    """The demo's own commands with fewer steps, and how long each step of the tokenizer and of the
-    text-to-video model waits for its batch, by Lightning's profiler.
-    """
-    for stage in demo_stages(folder, quick=True)[:4]:
-        command, *arguments = stage.command[1:]
-        if command == "fit":
-            profiler = {"class_path": "tests.bench.data.Durations",
-                        "init_args": {"dirpath": str(folder), "filename": stage.name}}  # fmt: skip
-            steps = str(WARM_UP_STEPS + report.min_rounds * STEPS_PER_ROUND)
-            arguments += [
-                "--trust",
-                "tests.bench",
-                "--trainer.profiler",
-                json.dumps(profiler),
-                "--trainer.max_steps",
-                steps,
-            ]
-        if main([command, *arguments]):
-            raise RuntimeError(f"the demo's stage {stage.name} failed")
-        if command == "fit":
-            seconds = json.loads((folder / f"fit-{stage.name}.txt").read_text())
-            report.parts(f"a training step of the demo's {stage.name}", waits_of(seconds))
-
-
-def waits_of(seconds: dict[str, list[float]]) -> dict[str, list[float]]:
-    """Seconds of each step spent waiting for the batch, and in all, without the first few."""
-    waited = seconds["[_TrainingEpochLoop].train_dataloader_next"]
-    worked = seconds["run_training_batch"]
-    steps = list(zip(waited, worked, strict=False))[WARM_UP_STEPS:]
-    return {"whole step": [a + b for a, b in steps], "waiting for data": [a for a, _ in steps]}
-
-
-class Durations(SimpleProfiler):
-    """Writes how long each action took, each time, as JSON."""
-
-    def summary(self) -> str:
-        return json.dumps(self.recorded_durations)

@@ -23,9 +23,19 @@ compiled = torch.compile(dit, backend="eager", fullgraph=True)
 torch.testing.assert_close(compiled(x, t, cond), dit(x, t, cond))
 compiled(x, t, cond).sum().backward()
 assert all(parameter.grad is not None for parameter in dit.parameters())
+
+times = t[:, None].repeat(1, 12)
+few, more = times.clone(), times.clone()
+few[:, :4], more[:, :4], more[0, :2] = 0, 0, 0.5  # 4 and 5 distinct times
+expected = [dit(x, each, cond) for each in (few, more)]
+for block in dit.blocks:
+    block.compile(backend="eager", fullgraph=True)
+for each, y in zip((few, more), expected):
+    torch.testing.assert_close(dit(x, each, cond), y)
+    dit(x, each, cond).sum().backward()
 """
 
 
-def test_a_denoiser_compiles_into_one_graph():
+def test_a_denoiser_compiles_into_one_graph_and_its_blocks_with_times_of_tokens():
     ran = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-3000:]
