@@ -1,5 +1,5 @@
-"""Pretrained autoencoders of diffusers as tokenizers: of images, Wan, LTX-Video, CogVideoX and
-HunyuanVideo.
+"""Pretrained autoencoders of diffusers as tokenizers: of images, Wan, LTX-Video, CogVideoX,
+HunyuanVideo and Allegro.
 
 diffusers is imported only if a network is built. Compression, channels and the latents' published
 statistics are read from its configuration.
@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -34,7 +34,7 @@ def pretrained_tokenizer(path: Path) -> VideoTokenizer:
     whole pipeline's folder. On the meta device no weights are read.
 
     Raises ``ValueError`` for a folder without configuration or weights, and for any class but these
-    five.
+    six.
     """
     path = part_of_pipeline(Path(path), "vae")
     config = read_config(path, _KINDS, "a tokenizer", "an autoencoder", "vae")
@@ -151,16 +151,14 @@ class CogVideoXTokenizer(VideoTokenizer):
             )
 
 
-class HunyuanVideoTokenizer(VideoTokenizer):
-    """``AutoencoderKLHunyuanVideo``. Clips of more than 16 frames are encoded in overlapping pieces
-    that are blended, as in diffusers.
+class WholeClipTokenizer(VideoTokenizer):
+    """An autoencoder that is not causal, and sees a whole clip."""
 
-    It is not causal, since group norms and blending let frames see later ones.
-    """
+    network_class: ClassVar[str]
 
     def __init__(self, config: Config):
-        vae = _new("AutoencoderKLHunyuanVideo", config)
-        space, time = vae.config.spatial_compression_ratio, vae.config.temporal_compression_ratio
+        vae = _new(self.network_class, config)
+        space, time = vae.spatial_compression_ratio, vae.temporal_compression_ratio
         super().__init__(Compression(time, space, space), vae.config.latent_channels)
         self.vae = vae
         _normalise_as_published(self, vae)
@@ -174,27 +172,55 @@ class HunyuanVideoTokenizer(VideoTokenizer):
         return self.vae.decode(latents).sample
 
 
-class LTXTokenizer(VideoTokenizer):
+class HunyuanVideoTokenizer(WholeClipTokenizer):
+    """``AutoencoderKLHunyuanVideo``. Clips of more than 16 frames are encoded in overlapping pieces
+    that are blended, as in diffusers.
+
+    It is not causal, since group norms and blending let frames see later ones.
+    """
+
+    network_class = "AutoencoderKLHunyuanVideo"
+
+
+class LTXTokenizer(WholeClipTokenizer):
     """``AutoencoderKLLTXVideo`` of LTX-Video (arXiv 2501.00103). Its decoder sees later frames.
 
     A decoder that takes a time, as of LTX-Video 0.9.1, gets 0: latents without noise.
     """
 
+    network_class = "AutoencoderKLLTXVideo"
+
+    def decode_raw(self, latents: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b 3 F H W"]:
+        """See ``VideoTokenizer``."""
+        time = latents.new_zeros(len(latents)) if self.vae.config.timestep_conditioning else None
+        return self.vae.decode(latents, time).sample
+
+
+class AllegroTokenizer(VideoTokenizer):
+    """``AutoencoderKLAllegro`` of Allegro (arXiv 2410.15458), for whole clips.
+
+    Its latent frames are all of four frames: the first frame of a clip is encoded four times.
+    diffusers' class encodes in tiles alone, of 24 frames and 320 x 320 pixels; here ``tiling`` cuts
+    larger clips. For one tile the two are equal.
+    """
+
     def __init__(self, config: Config):
-        vae = _new("AutoencoderKLLTXVideo", config)
-        space, time = vae.spatial_compression_ratio, vae.temporal_compression_ratio
+        vae = _new("AutoencoderKLAllegro", config)
+        space, time = vae.spatial_compression_ratio, int(vae.config.temporal_compression_ratio)
         super().__init__(Compression(time, space, space), vae.config.latent_channels)
         self.vae = vae
         _normalise_as_published(self, vae)
 
     def posterior(self, video: Float[Tensor, "b 3 F H W"]) -> DiagonalGaussian:
         """See ``VideoTokenizer``."""
-        return DiagonalGaussian.from_moments(self.vae.encode(video).latent_dist.parameters)
+        first = repeat(video[:, :, 0], "b c h w -> b c n h w", n=self.compression.frames - 1)
+        moments = self.vae.encoder(torch.cat([first, video], dim=2))
+        return DiagonalGaussian.from_moments(_by_frame(self.vae.quant_conv, moments))
 
     def decode_raw(self, latents: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b 3 F H W"]:
         """See ``VideoTokenizer``."""
-        time = latents.new_zeros(len(latents)) if self.vae.config.timestep_conditioning else None
-        return self.vae.decode(latents, time).sample
+        video = self.vae.decoder(_by_frame(self.vae.post_quant_conv, latents))
+        return video[:, :, self.compression.frames - 1 :]
 
 
 _KINDS: dict[str, Any] = {
@@ -203,6 +229,7 @@ _KINDS: dict[str, Any] = {
     "AutoencoderKLLTXVideo": LTXTokenizer,
     "AutoencoderKLCogVideoX": CogVideoXTokenizer,
     "AutoencoderKLHunyuanVideo": HunyuanVideoTokenizer,
+    "AutoencoderKLAllegro": AllegroTokenizer,
 }
 
 
@@ -230,6 +257,11 @@ def _normalise_as_published(tokenizer: VideoTokenizer, vae: Any) -> None:
 def _like(tokenizer: VideoTokenizer, values: Any) -> Tensor:
     like = tokenizer.latent_mean
     return torch.as_tensor(values, dtype=like.dtype, device=like.device)
+
+
+def _by_frame(layer: nn.Module, x: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b d f h w"]:
+    frames = rearrange(x, "b c f h w -> (b f) c h w")
+    return rearrange(layer(frames), "(b f) c h w -> b c f h w", b=len(x))
 
 
 def _chunks(x: Float[Tensor, "b c f h w"], length: int) -> list[Tensor]:

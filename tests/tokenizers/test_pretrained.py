@@ -189,6 +189,32 @@ def test_those_that_see_no_future_run_in_pieces(case) -> None:
     assert torch.equal(once.mean, twice.mean)
 
 
+@torch.no_grad()
+def test_allegros_latent_frames_are_all_of_four_frames(tmp_path: Path) -> None:
+    """Of one tile, which is all that its own class encodes."""
+    vae = diffusers.AutoencoderKLAllegro(
+        block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4, sample_size=16
+    ).eval()
+    for parameter in vae.parameters():
+        nn.init.normal_(parameter, mean=0.02, std=0.15)
+    vae.save_pretrained(tmp_path)
+    tokenizer = pretrained_tokenizer(tmp_path)
+    assert tokenizer.compression == Compression(4, 8, 8)
+    video = torch.rand(2, 3, 21, 16, 16) * 2 - 1
+    vae.enable_tiling()
+    for clip in video.split(1):
+        whole = torch.cat([clip[:, :, :1]] * 3 + [clip], dim=2)
+        theirs = vae.encode(whole).latent_dist
+        posterior = tokenizer.posterior(clip)
+        torch.testing.assert_close(posterior.mean, theirs.mean, **CLOSE)
+        torch.testing.assert_close(posterior.log_variance, theirs.logvar, **CLOSE)
+        pixels = vae.decode(theirs.mean).sample.transpose(1, 2)[:, :, 3:]  # it gives frames first
+        torch.testing.assert_close(tokenizer.decode_raw(theirs.mean), pixels, **CLOSE)
+    torch.testing.assert_close(tokenizer.encode(video), tokenizer.posterior(video).mean * 0.13)
+    image = tokenizer.encode(video[:, :, :1])
+    assert tokenizer.decode(image).shape == (2, 3, 1, 16, 16)
+
+
 def test_cogvideox_refuses_lengths_that_its_decoder_cannot_give_back(tmp_path: Path) -> None:
     name, config, *_ = CASES["cogvideox"]
     getattr(diffusers, name)(**config).save_pretrained(tmp_path)
