@@ -1,6 +1,7 @@
 """Contents of a checkpoint, and the tokenizer or system that is built from it alone."""
 
 import inspect
+import json
 from pathlib import Path
 from typing import Any, TypeVar
 from zipfile import is_zipfile
@@ -10,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jsonargparse import ArgumentError, ArgumentParser
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sora_lightning.configuration import configuration
@@ -20,17 +23,24 @@ from sora_lightning.trust import check_class_paths, import_class
 Part = TypeVar("Part", bound=nn.Module)
 System = TypeVar("System", bound=L.LightningModule)
 
+MODEL_WEIGHTS, MODEL_CONFIG = "model.safetensors", "config.json"
+
 _INPUT = "denoiser.x_in.weight"
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
     """Read a Lightning checkpoint on the CPU; only tensors and plain values are unpickled.
 
+    The folder that ``convert --target model`` wrote, or its file of weights, is read as one.
+
     Raises ``ValueError`` with the path if it is missing, damaged or no checkpoint of a system.
     """
     path = Path(path)
+    path = path / MODEL_WEIGHTS if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"checkpoint {path} does not exist")
+    if path.name == MODEL_WEIGHTS:
+        return _read_model(path)
     if not is_zipfile(path):
         raise ValueError(f"{path} cannot be read as a checkpoint: it is damaged or something else")
     try:
@@ -44,6 +54,16 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     ):
         raise ValueError(f"{path} is no Lightning checkpoint with weights and hyperparameters")
     return checkpoint
+
+
+def _read_model(path: Path) -> dict[str, Any]:
+    """Return a model's folder as a checkpoint without callbacks and optimizers."""
+    try:
+        config = json.loads(path.with_name(MODEL_CONFIG).read_text())
+        states = config.pop("states")
+        return {**config, "state_dict": load_file(path) | states}
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ValueError(f"{path.parent} cannot be read as a model's folder: {error}") from error
 
 
 def averaged_state_dict(checkpoint: dict[str, Any]) -> dict[str, Tensor]:

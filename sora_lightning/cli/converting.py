@@ -7,13 +7,14 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+from sora_lightning.cli.model_folder import write_model
 from sora_lightning.cli.suggest import suggestion
 from sora_lightning.files import check_output
 from sora_lightning.interop.finetuned import write_diffusers
 from sora_lightning.interop.pretrained import Pretrained, read_foreign, write_foreign
 from sora_lightning.types import TokenGrid, VideoSize
 
-OURS, DIFFUSERS = "sora-lightning", "diffusers"
+OURS, DIFFUSERS, MODEL = "sora-lightning", "diffusers", "model"
 FAMILIES = (
     "dit",
     "dit-diffusers",
@@ -34,21 +35,31 @@ def convert(
     output: Path,
     num_heads: int | None = None,
     grid: str | None = None,
+    report: Path | None = None,
+    push_to_hub: str | None = None,
 ) -> None:
     """Rename the weights in a file; a weight that has no place on the other side is an error.
 
     Args:
         source: What the input is: sora-lightning, or a family of public checkpoints.
         target: What the output is to be; diffusers is a folder of the network or the adapters that
-            a run of fine-tuning trained.
+            a run of fine-tuning trained, and model one of a run's whole model, with its
+            configuration and a model card.
         input: A .safetensors file, or .pt, .pth, .bin, .ckpt as torch.save writes them; for the
-            target diffusers, a checkpoint of that run.
+            targets diffusers and model, a checkpoint of that run.
         output: A file for sora-lightning is a .safetensors that says which model it fills.
         num_heads: Attention heads, which weights do not show; needed for widths that the family's
             papers do not have.
         grid: Frames x rows x columns of tokens, for a target with tables of positions where the
             input does not say it, as 1x16x16.
+        report: The report.json of an evaluation of the input, for the card of the target model.
+        push_to_hub: Repository on the hub that the target model is uploaded to, as owner/name.
     """
+    if target == MODEL and source == OURS:
+        print(write_model(input, output, report, push_to_hub))
+        return
+    if report is not None or push_to_hub is not None:
+        raise ValueError(f"--report and --push-to-hub are for --target {MODEL} alone")
     if target == DIFFUSERS and source == OURS:
         print(write_diffusers(input, output))
         return
