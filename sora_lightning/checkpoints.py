@@ -4,7 +4,7 @@ import inspect
 import json
 from pathlib import Path
 from typing import Any, TypeVar
-from zipfile import is_zipfile
+from zipfile import ZipFile, is_zipfile
 
 import lightning as L
 import torch
@@ -28,10 +28,11 @@ MODEL_WEIGHTS, MODEL_CONFIG = "model.safetensors", "config.json"
 _INPUT = "denoiser.x_in.weight"
 
 
-def read_checkpoint(path: Path | str) -> dict[str, Any]:
+def read_checkpoint(path: Path | str, verify: bool = False) -> dict[str, Any]:
     """Read a Lightning checkpoint on the CPU; only tensors and plain values are unpickled.
 
-    The folder that ``convert --target model`` wrote, or its file of weights, is read as one.
+    The folder that ``convert --target model`` wrote, or its file of weights, is read as one. With
+    ``verify`` the file of a training is read whole and compared with its checksums.
 
     Raises ``ValueError`` with the path if it is missing, damaged or no checkpoint of a system.
     """
@@ -44,6 +45,8 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     if not is_zipfile(path):
         raise ValueError(f"{path} cannot be read as a checkpoint: it is damaged or something else")
     try:
+        if verify and (damaged := ZipFile(path).testzip()) is not None:
+            raise ValueError(f"the checksum of {damaged} in it is another")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

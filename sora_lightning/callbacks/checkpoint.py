@@ -184,6 +184,8 @@ class RunCheckpoint(Checkpoint):
         with _workers_may_die():
             trainer.save_checkpoint(path, weights_only=False)
         self._saved_step = trainer.global_step
+        for logger in trainer.loggers:  # what a resumed run does not log again
+            logger.save()
 
     def remedy(self) -> str:
         """Return what to do after ``NonFiniteError``."""

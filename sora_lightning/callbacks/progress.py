@@ -36,15 +36,20 @@ class Progress(TQDMProgressBar):
         super().__init__()
         self._shown: dict[str, int | str | float | dict[str, float]] = {}
 
-    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.max_steps < 0:
-            super().on_train_epoch_start(trainer)
+    def on_train_start(self, *args: Any) -> None:
+        super().on_train_start(*args)
+        # Here, since a training that is resumed within an epoch does not start that epoch.
+        if self.trainer.max_steps < 0:
+            super().on_train_epoch_start(self.trainer)
             return
         bar = self.train_progress_bar
-        if bar.total is None:
-            bar.initial = bar.n = trainer.global_step  # what an earlier run did is not timed
-        bar.total = trainer.max_steps
+        bar.initial = bar.n = self.trainer.global_step  # what an earlier run did is not timed
+        bar.total = self.trainer.max_steps
         bar.set_description("steps")
+
+    def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.max_steps < 0:
+            super().on_train_epoch_start(trainer, *args)
 
     def on_train_batch_end(
         self,

@@ -180,11 +180,11 @@ def _readable(path: Path, older: list[Path]) -> tuple[Path, dict[str, Any]]:
     Raises the ``ValueError`` of ``path`` if none can be read.
     """
     try:
-        return path, read_checkpoint(path)
+        return path, read_checkpoint(path, verify=True)
     except ValueError as error:
         for one in older:
             with suppress(ValueError):
-                content = read_checkpoint(one)
+                content = read_checkpoint(one, verify=True)
                 rank_zero_info(f"{error}. Goes on from {one} (step {content['global_step']})")
                 return one, content
         raise

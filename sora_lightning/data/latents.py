@@ -27,11 +27,13 @@ from sora_lightning.types import VideoSize
 
 INDEX = "index.json"
 SHARD_BYTES = 64 * 2**20
+MAX_HEADER_BYTES = 100 * 10**6  # the format's own limit
 KEY_DIGITS = 32
 _KEY = re.compile(f"[0-9a-f]{{{KEY_DIGITS}}}")
 # Part of every key: a change of what a window or a resize means must not serve old latents.
 POLICY = "window midpoints; antialiased bilinear; centre crop; 1"
 
+_REMEDY = "Remove it, and encode again what it held, by the same predict"
 _NAMES: dict[str, np.dtype] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
 _TYPES = {"float16": "F16", "float32": "F32"}
 
@@ -68,11 +70,19 @@ class _Entries:
         return len(self._keys)
 
     def add(self, shard: Path) -> None:
-        """Read the header of a shard."""
-        with shard.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header: dict[str, Any] = json.loads(file.read(length))
-        header.pop("__metadata__", None)
+        """Read the header of a shard. Raises ``ValueError`` naming a file that is damaged."""
+        try:
+            with shard.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                header: dict[str, Any] = json.loads(file.read(min(length, MAX_HEADER_BYTES)))
+            header.pop("__metadata__", None)
+            end = 8 + length + max((one["data_offsets"][1] for one in header.values()), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{shard}: is no shard of latents, or damaged. {_REMEDY}") from error
+        if shard.stat().st_size != end:
+            raise ValueError(
+                f"{shard}: has {shard.stat().st_size} bytes, and its header says {end}. {_REMEDY}"
+            )
         formats = {one: index for index, one in enumerate(self.formats)}
         of_entries = [
             formats.setdefault((_NAMES[e["dtype"]], tuple(e["shape"])), len(formats))
@@ -131,7 +141,6 @@ class LatentCache:
         self.tokenizer = tokenizer
         self.dtype = dtype
         self._pending: dict[str, np.ndarray] = {}
-        self._maps: dict[str, np.memmap] = {}
         self._entries = _Entries()
         for shard in sorted(root.glob("*.safetensors")):
             self._entries.add(shard)
@@ -225,11 +234,13 @@ class LatentCache:
         return self._at(int(there[min(int(window * len(there)), len(there) - 1)]))
 
     def _at(self, index: int) -> Float[Tensor, "c f h w"]:
+        """Raise ``ValueError`` naming the shard for values that are cut off or not finite."""
         place = self._entries.place(index)
-        if place.shard not in self._maps:
-            self._maps[place.shard] = np.memmap(self.root / place.shard, mode="r")
-        count = int(np.prod(place.shape))
-        flat = np.frombuffer(self._maps[place.shard], place.dtype, count, place.offset)
+        path, count = self.root / place.shard, int(np.prod(place.shape))
+        # Not memory-mapped: where a file is cut off meanwhile, that ends the process.
+        flat = np.fromfile(path, place.dtype, count, offset=place.offset)
+        if len(flat) < count or not np.isfinite(flat).all():
+            raise ValueError(f"{path}: latents at byte {place.offset} are damaged. {_REMEDY}")
         return torch.from_numpy(flat.reshape(place.shape).astype(np.float32))
 
     def close(self) -> None:
@@ -265,12 +276,6 @@ class LatentCache:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {
-            **self.__dict__,
-            "_maps": {},
-        }  # a memory-mapped file would be pickled for workers as a copy of its bytes
 
 
 def _write_whole(path: Path, content: bytes) -> None:

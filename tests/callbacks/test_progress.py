@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.demos.boring_classes import BoringModel
 
-from sora_lightning.callbacks import Progress
+from sora_lightning.callbacks import Progress, RunCheckpoint
 
 
 def test_values_are_read_every_so_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,3 +29,31 @@ def test_values_are_read_every_so_many_steps(monkeypatch: pytest.MonkeyPatch) ->
     assert read == [0, 5, 10]
     trainer.training = False  # a validation shows its own
     assert bar.get_metrics(trainer, cast(Any, None)) == {"train/loss": 11}
+
+
+@pytest.mark.parametrize(("limit", "total"), [({"max_steps": 9}, 9), ({"max_epochs": 2}, 5)])
+def test_a_training_resumed_within_an_epoch_knows_its_total(
+    limit: dict[str, int], total: int, tmp_path: Path
+) -> None:
+    def fit(resume: Path | None, bar: Progress, **settings: int) -> None:
+        Trainer(
+            default_root_dir=tmp_path,
+            callbacks=[bar, RunCheckpoint(tmp_path, keep_every_n_steps=3)],
+            logger=False,
+            enable_model_summary=False,
+            accelerator="cpu",
+            limit_train_batches=5,
+            limit_val_batches=0,
+            **settings,
+        ).fit(BoringModel(), ckpt_path=resume)
+
+    class Shown(Progress):
+        def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+            super().on_train_batch_end(*args, **kwargs)
+            seen.append((self.train_progress_bar.n, self.train_progress_bar.total))
+
+    seen: list[tuple[int, int]] = []
+    fit(None, Progress(), max_epochs=1)
+    fit(tmp_path / "step-00000003.ckpt", Shown(), **limit)
+    assert {shown for _, shown in seen} == {total}
+    assert seen[0][0] == 4

@@ -131,3 +131,21 @@ def test_a_latent_costs_few_bytes_and_is_found_by_its_number(tmp_path: Path) -> 
     assert cache.window(indices, 1.0).item() == 100
     with pytest.raises(ValueError, match="latents of 'a b': a key is 32 hexadecimal digits"):
         cache.find(["a b"])
+
+
+def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
+    with LatentCache.create(tmp_path, "tokenizer") as cache:
+        cache.write(key(0), torch.randn(4, 2, 3, 3))
+    (shard,) = tmp_path.glob("*.safetensors")
+    whole = shard.read_bytes()
+    for damaged in (whole[:-8], whole[:20], b"", b"\xff" * 100, whole + b"more"):
+        shard.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"{shard.name}: .* encode again"):
+            LatentCache.open(tmp_path)
+    shard.write_bytes(whole)
+    cache = LatentCache.open(tmp_path)
+    torch.testing.assert_close(cache.read(key(0)).shape, torch.Size([4, 2, 3, 3]))
+    for damaged in (whole[:-100] + b"\xff" * 100, whole[:-8]):  # while it is used
+        shard.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"{shard.name}: latents at byte \d+ are damaged"):
+            cache.read(key(0))

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -166,11 +167,16 @@ def trained(fit: Fit, run_dir: Path) -> Path:
 
 
 def _damage(path: Path, how: str) -> None:
-    content = {"truncated": path.read_bytes()[:20000], "empty": b"", "text": b"no checkpoint"}
-    path.write_bytes(content[how])
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    with ZipFile(path) as file:
+        largest = max(file.infolist(), key=lambda one: one.file_size)
+    flipped[largest.header_offset + largest.file_size // 2 + 200] ^= 64  # within its weights
+    content = {"truncated": whole[:20000], "empty": b"", "text": b"no checkpoint"}
+    path.write_bytes((content | {"flipped": flipped})[how])
 
 
-@pytest.mark.parametrize("how", ["truncated", "empty", "text"])
+@pytest.mark.parametrize("how", ["truncated", "empty", "text", "flipped"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     fit: Fit, trained: Path, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
@@ -181,7 +187,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     assert [_step(trained / f"{name}.ckpt") for name in ("previous", "last")] == [6, 7]
 
 
-@pytest.mark.parametrize("how", ["truncated", "empty", "text"])
+@pytest.mark.parametrize("how", ["truncated", "empty", "text", "flipped"])
 def test_without_another_checkpoint_a_damaged_one_is_refused_in_a_sentence(
     fit: Fit, trained: Path, capsys: pytest.CaptureFixture[str], how: str
 ) -> None:
