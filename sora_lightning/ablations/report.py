@@ -202,55 +202,69 @@ def _power_law(
 def _draw_plots(
     ablation: Ablation, arms: Sequence[PlannedArm], results: Sequence[RunResult]
 ) -> dict[str, str]:
-    """Draw the first score against FLOPs, seconds and attention distance, as far as they are known.
+    """Draw the scores against FLOPs, seconds and attention distance, as far as they are known.
     Return what the files show, by their names.
     """
-    score, places, intervals = ablation.scores[0], {}, {}
-    for arm in arms:
-        values = [float(np.mean(v)) for v in _values(results, arm.name, score).values()]
-        if not values:
-            continue
-        seconds = [one.step_s for one in results if one.arm == arm.name and one.step_s]
-        intervals[arm.name] = t_interval(values)
-        places[arm.name] = {
-            "flops.png": arm.training_flops,
-            "seconds.png": arm.max_steps * float(np.mean(seconds)) if seconds else None,
-            "attention_distance.png": arm.cost.attention_distance,
+    intervals = {
+        score: {
+            arm.name: t_interval([float(np.mean(v)) for v in values.values()])
+            for arm in arms
+            if (values := _values(results, arm.name, score))
         }
+        for score in ablation.scores
+    }
+    intervals = {score: found for score, found in intervals.items() if found}
     drawn = {}
     for name, axis in _AXES.items():
-        known = {arm: x for arm, at in places.items() if (x := at[name]) and math.isfinite(x)}
-        if known:
-            law = _power_law(score, arms, results) if name == "flops.png" else None
-            _draw(ablation.output / name, axis, score, known, intervals, law)
-            drawn[name] = f"{score} against {axis}"
+        places = {arm.name: _place(name, arm, results) for arm in arms}
+        known = {arm: x for arm, x in places.items() if x and math.isfinite(x)}
+        if not known or not intervals:
+            continue
+        laws = {
+            score: _power_law(score, arms, results) if name == "flops.png" else None
+            for score in intervals
+        }
+        _draw(ablation.output / name, axis, known, intervals, laws)
+        drawn[name] = f"{', '.join(intervals)} against {axis}"
     return drawn
+
+
+def _place(name: str, arm: PlannedArm, results: Sequence[RunResult]) -> float | None:
+    """Return where an arm stands on the axis of a plot."""
+    if name == "flops.png":
+        return arm.training_flops
+    if name == "attention_distance.png":
+        return arm.cost.attention_distance
+    seconds = [one.step_s for one in results if one.arm == arm.name and one.step_s]
+    return arm.max_steps * float(np.mean(seconds)) if seconds else None
 
 
 def _draw(
     path: Path,
     axis: str,
-    score: str,
     places: Mapping[str, float],
-    values: Mapping[str, Interval],
-    law: PowerLaw | None,
+    values: Mapping[str, Mapping[str, Interval]],
+    laws: Mapping[str, PowerLaw | None],
 ) -> None:
+    """Draw a panel for each score."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 4), layout="constrained", dpi=110)
-    axes = figure.subplots()
-    for arm, x in places.items():
-        value = values[arm]
-        error = value.high - value.mean if math.isfinite(value.high) else 0.0
-        axes.errorbar(x, value.mean, yerr=error, marker="o", capsize=4, label=arm)
-    axes.set(xlabel=axis, ylabel=f"{score}, mean and 95 % over seeds")
-    if law is not None:
-        ends = [min(places.values()), max(places.values())]
-        label = f"exponent -{law.exponent:.3f}"
-        axes.plot(ends, [law(x) for x in ends], color="gray", linestyle="--", label=label)
-        axes.set(xscale="log", yscale="log")
-    axes.grid(which="both", alpha=0.2)
-    axes.legend(frameon=False)
+    figure = Figure(figsize=(5 * len(values), 4), layout="constrained", dpi=110)
+    panels = np.ravel(figure.subplots(1, len(values)))
+    for axes, (score, of_arms) in zip(panels, values.items(), strict=True):
+        for arm, value in of_arms.items():
+            if arm not in places:
+                continue
+            error = value.high - value.mean if math.isfinite(value.high) else 0.0
+            axes.errorbar(places[arm], value.mean, yerr=error, marker="o", capsize=4, label=arm)
+        axes.set(xlabel=axis, ylabel=f"{score}, mean and 95 % over seeds")
+        if (law := laws[score]) is not None:
+            ends = [min(places.values()), max(places.values())]
+            label = f"exponent -{law.exponent:.3f}"
+            axes.plot(ends, [law(x) for x in ends], color="gray", linestyle="--", label=label)
+            axes.set(xscale="log", yscale="log")
+        axes.grid(which="both", alpha=0.2)
+        axes.legend(frameon=False)
     figure.savefig(path)
 
 
