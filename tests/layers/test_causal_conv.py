@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 from sora_lightning.layers.causal_conv import CausalConv3d, CausalDownsample, CausalUpsample
 
@@ -70,3 +71,20 @@ def test_channels_that_do_not_fold_are_refused():
         CausalUpsample(7, 4, time=True, space=True)
     with pytest.raises(ValueError, match="must be odd"):
         CausalConv3d(3, 3, (3, 2, 3))
+
+
+@pytest.mark.parametrize("kernel", [(3, 1, 1), (4, 1, 1), (1, 1, 1)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_kernel_through_time_alone_convolves_as_the_3d_convolution_does(kernel, stride):
+    layer = CausalConv3d(4, 6, kernel, (stride, 1, 1))
+    x = torch.randn(2, 4, 9, 3, 5).contiguous(memory_format=torch.channels_last_3d)
+    x.requires_grad_()
+    padded = F.pad(x, (0, 0, 0, 0, kernel[0] - 1, 0), mode="replicate")
+    expected = F.conv3d(padded, layer.weight, layer.bias, layer.stride)
+    y = layer(x)
+    torch.testing.assert_close(y, expected)
+    assert y.is_contiguous(memory_format=torch.channels_last_3d)
+    inputs = (x, layer.weight, layer.bias)
+    gradients = (torch.autograd.grad(z.square().sum(), inputs) for z in (y, expected))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
