@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,8 +12,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.bench import captions, denoisers, layouts, memory, packing, tokenizers, training
+from tests.bench import captions, denoisers, gpu, layouts, memory, packing, tokenizers, training
 from tests.bench.__main__ import main, sections
 from tests.bench.guard import guard
 from tests.bench.report import Report
@@ -187,6 +190,43 @@ def test_packing_and_the_cache_of_captions_save_time(monkeypatch: pytest.MonkeyP
             if min(ratios) > least:
                 break
         assert min(ratios) > least, candidate
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is measured")
+def test_rows_of_a_gpu_say_that_they_are_not_measured_without_one(tmp_path: Path) -> None:
+    gpu.main(["--output", str(tmp_path)])
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    scale = gpu.Scale()
+    dense, packed, compiled = (2 * 2 * n for n in (len(scale.frames), len(scale.frames) - 1, 2))
+    assert len({row["case"] for row in rows}) == dense + packed + compiled + 2 * 2 + 2
+    assert all(row["seconds"] is None for row in rows)
+    table = (tmp_path / "table.md").read_text()
+    assert table.startswith("On no GPU: none was at hand")
+    assert table.count("| not measured | – | – |") == len(rows)
+    assert "| DiT-XL/2 | 65536 | not measured | 5.0 |" in table
+
+
+def test_a_case_of_the_gpu_is_measured_on_a_cpu() -> None:
+    device = torch.device("cpu")
+    cases = {case.name: case for case in gpu.cases(gpu.TINY, device)}
+    case = cases["DiT-tiny/2, factorised, 768 tokens, packed, forward and backward"]
+    measured = gpu.measure(case, device, 0.0, product=100.0)
+    assert measured.share == pytest.approx(case.gmac() / measured.seconds / 100)
+    assert measured.per_s == pytest.approx(768 / measured.seconds)
+    dense = cases["DiT-tiny/2, factorised, 256 tokens, forward and backward"]
+    assert case.gmac() == pytest.approx(3 * dense.gmac(), rel=0.02)  # of 1 + 1 + 1 frames
+
+
+@pytest.mark.slow
+def test_every_case_of_the_gpu_runs_without_packages_that_a_gpu_machine_lacks(
+    tmp_path: Path,
+) -> None:
+    program = "import sys; lacking = ('jsonargparse', 'omegaconf', 'decord', 'av')\n"
+    program += "sys.modules.update(dict.fromkeys(lacking)); from tests.bench.gpu import main\n"
+    program += f"main(['--tiny', '--output', {str(tmp_path)!r}])"
+    subprocess.run([sys.executable, "-c", program], check=True)
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert all(row["seconds"] > 0 for row in rows)
 
 
 @pytest.mark.slow

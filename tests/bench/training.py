@@ -18,6 +18,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.profilers import SimpleProfiler
 from torch import Tensor
+from torch.optim import Optimizer
 
 from sora_lightning.__main__ import main
 from sora_lightning.generation import SamplingConfig
@@ -92,15 +93,21 @@ class Turns(Callback):
     alone; writes the seconds of both as JSON.
 
     A step lasts from the end of the passes to that of all other callbacks, and so holds data,
-    draws, loss, optimizer, average and logs.
+    draws, loss, optimizer, average and logs. What follows its own passes is written apart.
     """
 
     def __init__(self, path: str):
         self.path = Path(path)
-        self.seconds: dict[str, list[float]] = {"forward and backward": [], "whole step": []}
+        names = ("forward and backward", "whole step", "of it, clipping, optimizer, average, logs")
+        self.seconds: dict[str, list[float]] = {name: [] for name in names}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._since = time.perf_counter()
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
+    ) -> None:
+        self._passed = time.perf_counter()
 
     def on_train_batch_end(
         self,
@@ -110,7 +117,7 @@ class Turns(Callback):
         batch: VideoBatch,
         batch_idx: int,
     ) -> None:
-        whole_s = time.perf_counter() - self._since
+        now_s, since_s = time.perf_counter(), self._since
         assert isinstance(pl_module, DiffusionSystem)
         x_0 = pl_module.latents(batch)
         condition = pl_module.conditioner(batch.captions)
@@ -120,8 +127,9 @@ class Turns(Callback):
         begun_s = time.perf_counter()
         step()
         self._since = time.perf_counter()
-        self.seconds["forward and backward"].append(self._since - begun_s)
-        self.seconds["whole step"].append(whole_s)
+        spent_s = (self._since - begun_s, now_s - since_s, now_s - self._passed)
+        for name, seconds in zip(self.seconds, spent_s, strict=True):
+            self.seconds[name].append(seconds)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.path.write_text(json.dumps(self.seconds))
