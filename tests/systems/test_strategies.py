@@ -24,8 +24,10 @@ from sora_lightning.denoisers import DiT
 from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.systems import DiffusionSystem
 from sora_lightning.systems.draws import GroupDraws
+from sora_lightning.systems.optimizers import MuonAdamW, OptimizerFactory
 from sora_lightning.systems.parallel import ShardedStrategy, whole
 from sora_lightning.tokenizers import ConvTokenizer
+from sora_lightning.types import PackedBatch
 from tests.data.modules import data_module
 from tests.ranks import Pair
 
@@ -41,15 +43,29 @@ def strategy_of(name: str) -> Strategy | str:
     return STRATEGIES[name]() if name in STRATEGIES else name
 
 
-def diffusion_system() -> DiffusionSystem:
+# A large eps, or the sign of a gradient that is nearly 0 would decide a step.
+ADAMW = partial(torch.optim.AdamW, lr=1e-3, eps=1e-3)
+
+
+class Deserted(DiffusionSystem):
+    """None of the second rank's clips can be read."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        if self.global_rank == 1:
+            batch = PackedBatch([], torch.zeros(0), [], [], fill=0.0, videos=[])
+        return super().training_step(batch, batch_idx)
+
+
+def diffusion_system(
+    optimizer: OptimizerFactory = ADAMW, kind: type[DiffusionSystem] = DiffusionSystem
+) -> DiffusionSystem:
     torch.manual_seed(0)
-    system = DiffusionSystem(
+    system = kind(
         ConvTokenizer(4, [8, 16], [True], [True], patch=4, blocks_per_level=1),
         TextConditioner(width=16, depth=1, num_heads=2),
         partial(DiT, size=TransformerSize(2, 24, 2), patch=(1, 1, 1)),
         drop_condition=0.5,
-        # A large eps, or the sign of a gradient that is nearly 0 would decide a step.
-        optimizer=partial(torch.optim.AdamW, lr=1e-3, eps=1e-3),
+        optimizer=optimizer,
         warmup_steps=4,
     )
     for parameter in system.parameters():  # gates of zero would hide half of the gradients
@@ -79,7 +95,8 @@ class Record(L.Callback):
 
 def train(
     manifests: dict[str, Path], settings: dict[str, Any], folder: Path, strategy: str, steps: int,
-    accumulate: int, empty: bool = False,
+    accumulate: int, optimizer: OptimizerFactory = ADAMW,
+    kind: type[DiffusionSystem] = DiffusionSystem,
 ) -> None:  # fmt: skip
     """One process of a run, which goes on from ``folder`` where it holds a checkpoint."""
     num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
@@ -96,7 +113,7 @@ def train(
         manifests["train"], **settings, val_manifest=manifests["val"], run_length=4,
         steps_per_epoch=40 * accumulate,
     )  # fmt: skip
-    system = diffusion_system()
+    system = diffusion_system(optimizer, kind)
     trainer.fit(system, data, ckpt_path=checkpoint.last if checkpoint.last.exists() else None)
     record.validation = trainer.validate(system, data, verbose=False)[0]
     kept = {k: getattr(record, k) for k in ("losses", "gradients", "validation")}
@@ -170,4 +187,35 @@ def test_a_packed_step_has_the_loss_and_gradients_of_its_clips(
         own = losses[rank] if strategy == "fsdp2" else losses[0]
         torch.testing.assert_close(record["losses"], [own.sum().item() / mean_clips], **CLOSE)
         assert record["gradients"].keys() == expected.keys()
+        torch.testing.assert_close(record["gradients"], expected, **CLOSE)
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", "tensor"])
+def test_muon_steps_as_on_one_process(
+    strategy: str, pair: Pair, manifests: dict[str, Path], tmp_path: Path
+) -> None:
+    """Muon's update depends on a whole matrix, and the later losses on the updates."""
+    muon = partial(MuonAdamW, lr=1e-2, eps=1e-3)
+    (one,) = run(None, tmp_path / "one", "auto", manifests, DENSE, 3, 2, muon)
+    accumulate = 2 if strategy == "tensor" else 1
+    records = run(pair, tmp_path / "two", strategy, manifests, DENSE, 3, accumulate, muon)
+    for rank, record in enumerate(records):
+        share = slice(None) if strategy == "tensor" else slice(rank, None, 2)
+        torch.testing.assert_close(record["losses"], one["losses"][share], **CLOSE)
+        torch.testing.assert_close(record["validation"], one["validation"], **CLOSE)
+
+
+def test_a_rank_without_clips_does_not_count_where_parameters_are_sharded(
+    pair: Pair, manifests: dict[str, Path], tmp_path: Path
+) -> None:
+    records = run(pair, tmp_path, "fsdp2", manifests, PACKED, 1, 1, ADAMW, Deserted)
+    data = data_module(manifests["train"], **PACKED, run_length=4, steps_per_epoch=40)
+    data.setup("fit")
+    system, pack = diffusion_system().train(), next(iter(data.train_dataloader()))
+    losses = system.losses(pack, GroupDraws.of_clips(pack, 0, system.device))
+    losses.mean().backward()
+    expected = {n: p.grad for n, p in system.named_parameters() if p.grad is not None}
+    for rank, record in enumerate(records):
+        loss = [2 * losses.mean().item(), 0.0][rank]  # whose mean over ranks is the clips' mean
+        torch.testing.assert_close(record["losses"], [loss], **CLOSE)
         torch.testing.assert_close(record["gradients"], expected, **CLOSE)

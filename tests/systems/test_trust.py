@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -141,6 +143,65 @@ def test_no_command_runs_a_program_from_a_checkpoint(
         run_dir = marker.parent / f"{command}{arguments[0]}"
         with suppress(ValueError):  # refused, or only weights are taken from the file
             fit({"model": tokenizer_model}, run_dir, *arguments, command=command)
+    assert not marker.exists()
+
+
+class Bomb:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, (f"touch {self.marker}",)
+
+
+_slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "file", ["checkpoint", *(pytest.param(one, marks=_slow) for one in ("weights", "pickle"))]
+)
+def test_every_command_refuses_a_file_that_unpickles_a_program(
+    file: str,
+    fit: Any,
+    clips: dict[str, Path],
+    tokenizer_model: Any,
+    diffusion_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    marker, bad = tmp_path / "ran", tmp_path / "bad.ckpt"
+    content = {"state_dict": {}, "hyper_parameters": {"x": Bomb(marker)}}
+    if file == "pickle":
+        bad.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content if file == "checkpoint" else {"x": Bomb(marker)}, bad)
+    prompt = ["--prompt", "a", "--output", "x.mp4", "--num-steps", "1"]
+    good = ["--checkpoint", str(diffusion_checkpoint)]
+    scored = ["--protocol", "demo", "--reference", str(clips["train"]), "--output", "report"]
+    for command, *arguments in (
+        (main, "sample", *prompt, "--checkpoint", str(bad)),
+        (main, "sample", *prompt, *good, "--guidance-weak-model", str(bad)),
+        (main, "inspect", str(bad)),
+        (main, "convert", "--input", str(bad), "--target", "diffusers", "--output", "out"),
+        (evaluate, "--checkpoint", str(bad), *scored),
+        (evaluate, *good, "--networks", str(bad), *scored),
+    ):
+        assert command(arguments) in (1, 2), arguments
+        capsys.readouterr()
+    for index, (command, *arguments) in enumerate(
+        (
+            ("validate", "--ckpt_path", str(bad)),
+            ("predict", "--ckpt_path", str(bad)),
+            ("fit", "--ckpt_path", str(bad)),
+            ("fit", "--checkpoint.start_from", str(bad)),
+        )
+    ):
+        with pytest.raises(ValueError, match=r"bad\.ckpt"):
+            fit({"model": tokenizer_model}, tmp_path / str(index), *arguments, command=command)
+    with pytest.raises(ValueError, match=r"bad\.ckpt"):
+        load_tokenizer(bad)
     assert not marker.exists()
 
 

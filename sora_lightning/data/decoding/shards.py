@@ -90,9 +90,8 @@ def read_range(record: ClipRecord, start: int, length: int) -> bytes:
     if not is_remote(record) and os.path.exists(shard) and offset + length > os.path.getsize(shard):
         raise ends_before
     try:
-        with fsspec.open(shard, "rb") as file:
-            file.seek(offset)
-            content = file.read(length)
+        files, path = fsspec.core.url_to_fs(shard)
+        content = files.cat_file(path, offset, offset + length)
     except Exception as error:  # each of fsspec's file systems raises its own
         raise DecodeError(f"{shard}: cannot be read: {error or type(error).__name__}") from error
     if len(content) < length:

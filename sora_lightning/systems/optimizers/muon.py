@@ -16,7 +16,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-from sora_lightning.systems.parallel import by_mesh
+from sora_lightning.systems.parallel import by_mesh, shared_out, whole
 
 # The quintic whose iteration pulls singular values towards 1 fastest (Jordan et al. 2024).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -120,8 +120,10 @@ class MuonAdamW(Optimizer):
         return loss
 
     def _muon(self, parameters: list[Parameter], group: dict[str, Any]) -> None:
-        """Step; weights of one shape are orthogonalised together, since many are small."""
-        directions = self._nesterov(parameters, group["momentum"])
+        """Step; weights of one shape are orthogonalised together, since many are small. Each rank
+        orthogonalises whole matrices where it holds shares of them.
+        """
+        directions = [whole(one) for one in self._nesterov(parameters, group["momentum"])]
         of_shape: dict[torch.Size, list[int]] = {}
         for i, direction in enumerate(directions):
             of_shape.setdefault(direction.flatten(1).shape, []).append(i)
@@ -131,7 +133,8 @@ class MuonAdamW(Optimizer):
             updates = orthogonalise(torch.stack([directions[i].flatten(1) for i in alike]))
             scale = 0.2 * max(shape) ** 0.5
             for i, update in zip(alike, updates, strict=True):
-                parameters[i].add_(update.reshape_as(parameters[i]), alpha=-group["lr"] * scale)
+                own = shared_out(update.reshape(parameters[i].shape), parameters[i])
+                parameters[i].add_(own, alpha=-group["lr"] * scale)
 
     def _nesterov(self, parameters: list[Parameter], momentum: float) -> tuple[Tensor, ...]:
         for parameter in parameters:
