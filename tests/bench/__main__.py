@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("sections", nargs="*", metavar="section", help=", ".join(sections()))
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of JSON and table")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each case")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each case")
     parser.add_argument("--latte", type=Path, help="checkout of Vchitect/Latte, which needs timm")
     arguments = parser.parse_args(argv)
     for name in arguments.sections:

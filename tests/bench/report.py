@@ -75,7 +75,7 @@ class Report:
 
     def __init__(
         self,
-        seconds: float = 3.0,
+        seconds: float = 2.0,
         min_rounds: int = 3,
         checkouts: Mapping[str, Path] | None = None,
     ):
