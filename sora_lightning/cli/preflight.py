@@ -170,7 +170,7 @@ def check_trainer(trainer: Namespace, system: type[LightningModule]) -> None:
         raise ValueError(
             f"trainer.strategy = ShardedStrategy: a {system.__name__} does not share its "
             "layers out; take ddp, and a smaller data.batching.pixels_per_batch with "
-            "trainer.accumulate_grad_batches where memory is short"
+            "trainer.accumulate_grad_batches where memory is short: activations fill it"
         )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,12 @@ def test_memory_files_and_processes_stay_as_they_are(
     assert process.exitcode == 0, (tmp_path / "log").read_text()[-3000:]
     rows = [json.loads(line) for line in (tmp_path / "gauge").read_text().splitlines()]
     assert len(rows) == STEPS // EVERY
-    warm, end = rows[len(rows) // 4 : len(rows) // 2], rows[-len(rows) // 4 :]
+    # The first two validations, after 500 and 1,000 steps, start workers of their own.
+    warm, end = rows[len(rows) // 2 : -len(rows) // 4], rows[-len(rows) // 4 :]
     memory = [max(row[0] for row in part) for part in (warm, end)]
     print(f"{memory[0] / 2**20:.1f} MiB after the warm-up, {memory[1] / 2**20:.1f} at the end")
     assert memory[1] < 1.02 * memory[0]
+    # Batches on their way from a worker are open files, so that the number varies.
     for column in (1, 2):
-        assert max(row[column] for row in end) <= max(row[column] for row in warm)
+        medians = [statistics.median(row[column] for row in part) for part in (warm, end)]
+        assert medians[1] <= medians[0]
