@@ -31,7 +31,7 @@ from sora_lightning.cli.training import TrainingCLI
 from sora_lightning.data.decoding.readers import read_frames
 from sora_lightning.systems import CaptionerSystem, DiffusionSystem, TokenizerSystem
 from tests.conditioning.text_folders import clip_folder, t5_folder
-from tests.denoisers.pipelines import pipeline_folder
+from tests.denoisers.pipelines import RECIPES, pipeline_folder
 
 _ROOT = Path(__file__).resolve().parents[1]
 _YAMLS = sorted(path.relative_to(_ROOT) for path in _ROOT.glob("experiments/**/*.yaml"))
@@ -108,8 +108,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             (folder / "runs/ablations" / name).symlink_to(f"../demo/{name}")
         t5_folder(folder / "encoders/t5")
         clip_folder(folder / "encoders/clip")
-        for name in ("Wan", "LTX", "CogVideoX"):
-            pipeline_folder(name, folder / "models" / name.lower())
+        for recipe, name in RECIPES.items():
+            pipeline_folder(name, folder / "models" / recipe)
         for config, narrow in _NARROW.items():
             _run("fit", "--config", config, *_SMALL, *_FEW, narrow)
             _run("predict", "--config", config, *_SMALL, narrow, "--ckpt_path", "last")

@@ -16,27 +16,48 @@ from sora_lightning.data.decoding.readers import read_frames
 from sora_lightning.data.synthetic.render import write_dataset
 from sora_lightning.systems import DiffusionSystem
 from tests.conditioning.text_folders import words_tokenizer
-from tests.denoisers.pipelines import PARTS, pipeline_folder
+from tests.denoisers.pipelines import PARTS, RECIPES, pipeline_folder
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
 _ROOT = Path(__file__).resolve().parents[1]
-NAMES = {"wan": "Wan", "ltx": "LTX", "cogvideox": "CogVideoX"}
 # What the public configurations have beside the defaults of diffusers' classes.
 REAL: dict[str, dict[str, Any]] = {
     "wan": {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
     "ltx": {},
     "cogvideox": {},
+    "i2vgen_xl": {},
 }
+# Of the text and image encoders of the first three, and of OpenCLIP's ViT-H.
 XXL = {
     **{"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64},
     **{"feed_forward_proj": "gated-gelu"},
 }
-# Parameters of the network in billions as its authors give them, and those of the adapters in
-# millions: rank 32 (CogVideoX 64) at both sides of the projections of each attention.
+STABLE_DIFFUSION_VAE = {
+    **{"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2},
+    **{"down_block_types": ("DownEncoderBlock2D",) * 4},
+    **{"up_block_types": ("UpDecoderBlock2D",) * 4},
+}
+VIT_H: dict[str, Any] = {
+    "text": {
+        **{"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24},
+        **{"num_attention_heads": 16, "projection_dim": 1024},
+    },
+    "vision": {
+        **{"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32},
+        **{"num_attention_heads": 16, "patch_size": 14, "projection_dim": 1024},
+    },
+}
+# Parameters of the network in billions as its authors give them (I2VGen-XL: of its file), and
+# those of the adapters in millions: rank 32 (CogVideoX 64) at both sides of each projection of
+# attention.
 SIZES = {"wan": (1.42, 23.6), "ltx": (1.92, 29.4), "cogvideox": (1.69, 29.5)}
+SIZES |= {"i2vgen_xl": (1.42, 13.29)}
+
+
+TARGETS = {f"{name}.weight" for name in ("q", "k", "v", "out.0")}
 
 
 @pytest.fixture
@@ -49,19 +70,26 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def _real_folder(recipe: str, folder: Path) -> None:
     """Configurations of the public pipeline, without weights."""
-    text, (vae, _), (transformer, _), (scheduler, config) = PARTS[NAMES[recipe]]
+    text, (vae, _), (network, _), (scheduler, config) = PARTS[RECIPES[recipe]]
     with torch.device("meta"):
-        vae().save_config(folder / "vae")
-        transformer(**REAL[recipe]).save_config(folder / "transformer")
+        vae(**(STABLE_DIFFUSION_VAE if text == "CLIP" else {})).save_config(folder / "vae")
+        part = "unet" if text == "CLIP" else "transformer"
+        network(**REAL[recipe]).save_config(folder / part)
     scheduler(**config).save_pretrained(folder / "scheduler")
-    getattr(transformers, f"{text}Config")(**XXL).save_pretrained(folder / "text_encoder")
+    if text == "CLIP":
+        made = transformers.CLIPTextConfig(**VIT_H["text"])
+        tower = transformers.CLIPVisionConfig(**VIT_H["vision"])
+        tower.save_pretrained(folder / "image_encoder")
+    else:
+        made = getattr(transformers, f"{text}Config")(**XXL)
+    made.save_pretrained(folder / "text_encoder")
     words_tokenizer().save_pretrained(folder / "tokenizer")
     (folder / "model_index.json").write_text(
-        json.dumps({"_class_name": f"{NAMES[recipe]}Pipeline"})
+        json.dumps({"_class_name": f"{RECIPES[recipe]}Pipeline"})
     )
 
 
-@pytest.mark.parametrize("recipe", NAMES)
+@pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.filterwarnings("ignore")
 def test_a_recipe_builds_at_the_public_size(recipe: str, workplace: Path) -> None:
     _real_folder(recipe, Path("models", recipe))
@@ -73,21 +101,20 @@ def test_a_recipe_builds_at_the_public_size(recipe: str, workplace: Path) -> Non
     billions, millions = SIZES[recipe]
     assert whole / 1e9 == pytest.approx(billions, rel=0.01)
     assert adapters / 1e6 == pytest.approx(millions, rel=0.01)
-    assert system.conditioner.width == 4096
+    assert system.conditioner.width == (1024 if recipe == "i2vgen_xl" else 4096)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", NAMES)
+@pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.filterwarnings("ignore")
 def test_a_recipe_runs_from_clips_to_adapters_and_samples(recipe: str, workplace: Path) -> None:
-    pipeline_folder(NAMES[recipe], Path("models", recipe))
+    pipeline_folder(RECIPES[recipe], Path("models", recipe))
     config, run = f"experiments/finetune/{recipe}.yaml", Path("runs/finetune", recipe)
-    frames, height, width = {"wan": (9, 32, 32), "ltx": (9, 64, 64), "cogvideox": (9, 32, 32)}[
-        recipe
-    ]
+    frames, height, width = {"ltx": (9, 64, 64), "i2vgen_xl": (3, 32, 32)}.get(recipe, (9, 32, 32))
     callbacks = yaml.safe_load(Path(config).read_text())["trainer"]["callbacks"]
-    callbacks[1]["init_args"]["size"] = f"{frames}x{height}x{width}"
-    callbacks[1]["init_args"]["sampling"]["num_steps"] = 2
+    for sampled in callbacks[1:]:
+        sampled["init_args"]["size"] = f"{frames}x{height}x{width}"
+        sampled["init_args"]["sampling"]["num_steps"] = 2
     Path("small.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
     small = (
         f"--data.batching.sizes=[{frames}x{height}x{width}]",
@@ -104,10 +131,18 @@ def test_a_recipe_runs_from_clips_to_adapters_and_samples(recipe: str, workplace
     checkpoint = ("--checkpoint", f"{run}/checkpoints/last.ckpt")
     size = (f"--size={height}x{width}", f"--num-frames={frames}", "--num-steps=2")
     sample = ("--prompt", "a red circle moves left", *size, "--output=video.mp4")
-    assert main(["sample", *checkpoint, *sample]) == 0
+    image = ("--task=animate", "--video=clips/test/00000.mp4") if recipe == "i2vgen_xl" else ()
+    assert main(["sample", *checkpoint, *sample, *image]) == 0
     assert read_frames(Path("video.mp4"))[0].shape == (frames, height, width, 3)
     convert = ("--source=sora-lightning", "--target=diffusers", "--output=lora")
     assert main(["convert", *convert, "--input", checkpoint[1]]) == 0
-    pipeline = getattr(diffusers, f"{NAMES[recipe]}Pipeline").from_pretrained(f"models/{recipe}")
+    if recipe == "i2vgen_xl":  # diffusers loads no adapters of it: they are merged
+        kind = diffusers.I2VGenXLUNet
+        written = kind.from_pretrained("lora").state_dict()
+        before = kind.from_pretrained(f"models/{recipe}/unet").bfloat16().float().state_dict()
+        changed = {name for name in before if not torch.equal(written[name], before[name])}
+        assert {name.split(".to_")[-1] for name in changed} == TARGETS
+        return
+    pipeline = getattr(diffusers, f"{RECIPES[recipe]}Pipeline").from_pretrained(f"models/{recipe}")
     pipeline.load_lora_weights("lora")
     assert pipeline.get_list_adapters()["transformer"]

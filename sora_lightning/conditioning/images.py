@@ -211,7 +211,10 @@ def _loaded(folder: Path) -> Any:
     kind = json.loads(file.read_text()).get("model_type")
     if kind not in ("clip", "clip_vision_model"):
         raise ValueError(f"folder = {str(folder)!r}: holds a {kind}, not a CLIP")
-    tower = _transformers().CLIPVisionModelWithProjection
+    transformers = _transformers()
+    tower = transformers.CLIPVisionModelWithProjection
+    if torch.empty(0).is_meta:  # where a configuration is checked
+        return tower(transformers.CLIPVisionConfig.from_pretrained(folder, local_files_only=True))
     try:
         return tower.from_pretrained(folder, local_files_only=True)
     except OSError as error:

@@ -52,9 +52,10 @@ def adapter_state(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]
 
 
 def merge_adapters(network: nn.Module) -> None:
-    """Add the adapters to the weights of the layers that they adapt, and remove them."""
+    """Add the adapters to the weights that they adapt, in float32, and remove them."""
     if not hasattr(network, "peft_config"):
         return
+    network.float()
     for layer in network.modules():
         if isinstance(layer, import_module("peft.tuners.tuners_utils").BaseTunerLayer):
             layer.merge()

@@ -18,6 +18,8 @@ class Device:
 DEVICES = {
     device.name: device
     for device in (
+        Device("RTX4090", 165.2e12, 24e9, "NVIDIA Ada GPU Architecture, appendix A: dense"),
+        Device("L40S", 362.05e12, 48e9, "NVIDIA L40S data sheet, without sparsity"),
         Device("A100-40GB", 312e12, 40e9, "NVIDIA A100 data sheet"),
         Device("A100", 312e12, 80e9, "NVIDIA A100 data sheet"),
         Device("H100", 989e12, 80e9, "NVIDIA H100 data sheet, SXM, without sparsity"),

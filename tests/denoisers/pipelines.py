@@ -76,6 +76,8 @@ I2VGEN_DDIM = {
     **{**DDIM, "beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"},
     **{"rescale_betas_zero_snr": True, "set_alpha_to_one": True},
 }
+# The recipes of experiments/finetune, which each read a folder of models/.
+RECIPES = {"wan": "Wan", "ltx": "LTX", "cogvideox": "CogVideoX", "i2vgen_xl": "I2VGenXL"}
 PARTS: dict[str, tuple[str, Any, Any, Any]] = {
     "Wan": (
         "UMT5",
