@@ -46,8 +46,8 @@ class RepresentationAlignment(KeepsArguments, nn.Module):
             weights travel in the system's checkpoint.
         block: Number of blocks before the tokens; REPA takes 4 of 12, or 8 of 24 or 28.
         weight: Factor of the loss in the denoiser's gradient; 0.5 in the paper. The projector
-            learns at factor 1, so that 0 measures what tokens say of the features and changes
-            nothing.
+            learns at factor 1, so that 0 measures what tokens say of the features. Its gradient
+            counts in the norm that gradients are clipped to.
         frame_stride: Every so many frames of a clip are one of the encoder's, which may have been
             trained at fewer frames per second.
         hidden_width: Width of the projector; 2048 in the paper.
