@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,10 +30,11 @@ GUARDED: dict[str, Sequence[Callable[[Report], object]]] = {
 
 
 def losses(rows: Sequence[Row], committed: Sequence[Row]) -> list[str]:
-    """Return a line for each ratio, and each share of the matrix product, that is more than 15 %
-    below the committed one, and for each row that is not committed.
+    """Return a line for each ratio that is more than 15 % below the committed one, or where a case
+    has one candidate its share of the matrix product, and for each row that is not committed.
     """
     before = {(row.section, row.case, row.candidate): row for row in committed}
+    candidates = Counter((row.section, row.case) for row in rows)
     lines = []
     for row in rows:
         where = f"{row.section}: {row.case}, {row.candidate}"
@@ -40,10 +42,10 @@ def losses(rows: Sequence[Row], committed: Sequence[Row]) -> list[str]:
         if old is None:
             lines.append(f"{where}: is not among the committed rows")
             continue
-        for name in ("ratio", "share"):
-            now, then = getattr(row, name), getattr(old, name)
-            if now is not None and then is not None and now < (1 - LOSS) * then:
-                lines.append(f"{where}: {name} {now:.3f}, committed {then:.3f}")
+        name = "ratio" if candidates[row.section, row.case] > 1 else "share"
+        now, then = getattr(row, name), getattr(old, name)
+        if now is not None and then is not None and now < (1 - LOSS) * then:
+            lines.append(f"{where}: {name} {now:.3f}, committed {then:.3f}")
     return lines
 
 
