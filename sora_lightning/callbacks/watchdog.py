@@ -188,7 +188,8 @@ class _Watch(Thread):
     def _activity(self) -> str:
         if self.last.is_loaded:
             return "works on"
-        return "waits for the data of" if getattr(self.loader, "is_waiting", True) else "is before"
+        is_waiting = not isinstance(self.loader, StreamLoader) or self.loader.is_waiting
+        return "waits for the data of" if is_waiting else "is before"
 
     def _place(self, rank: int, note: _Note, activity: str) -> str:
         clips = ""

@@ -23,13 +23,12 @@ def inspect(checkpoint: Path, json: bool = False) -> None:
         checkpoint: The file.
         json: Print JSON instead of YAML.
     """
-    found = describe(checkpoint)
+    found = describe(read_checkpoint(checkpoint), checkpoint)
     print(dumps(found, indent=2) if json else yaml.safe_dump(found, sort_keys=False), end="")
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """Return what ``inspect`` prints. Raises ``ValueError`` for a file that is no checkpoint."""
-    content = read_checkpoint(path)
+def describe(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return what ``inspect`` prints of what ``read_checkpoint`` read from ``path``."""
     arguments, provenance = init_args(content), content.get("provenance", {})
     sizes: Counter[str] = Counter()
     for name, value in content["state_dict"].items():

@@ -38,7 +38,8 @@ def write_model(
     if output.exists():
         raise ValueError(f"--output {output}: exists; name a folder to be made")
     check_writable(output)
-    content, facts = read_checkpoint(checkpoint), describe(checkpoint)
+    content = read_checkpoint(checkpoint)
+    facts = describe(content, checkpoint)
     scores = None if report is None else _scores(report, checkpoint)
     weights = averaged_state_dict(content)
     tensors = {name: one.contiguous().clone() for name, one in _split(weights, True).items()}

@@ -158,10 +158,15 @@ class WholeClipTokenizer(VideoTokenizer):
 
     def __init__(self, config: Config):
         vae = _new(self.network_class, config)
-        space, time = vae.spatial_compression_ratio, vae.temporal_compression_ratio
-        super().__init__(Compression(time, space, space), vae.config.latent_channels)
+        space = vae.spatial_compression_ratio
+        super().__init__(Compression(self._frames(vae), space, space), vae.config.latent_channels)
         self.vae = vae
         _normalise_as_published(self, vae)
+
+    @staticmethod
+    def _frames(vae: Any) -> int:
+        """Return the number of frames of a latent frame."""
+        return vae.temporal_compression_ratio
 
     def posterior(self, video: Float[Tensor, "b 3 F H W"]) -> DiagonalGaussian:
         """See ``VideoTokenizer``."""
@@ -196,7 +201,7 @@ class LTXTokenizer(WholeClipTokenizer):
         return self.vae.decode(latents, time).sample
 
 
-class AllegroTokenizer(VideoTokenizer):
+class AllegroTokenizer(WholeClipTokenizer):
     """``AutoencoderKLAllegro`` of Allegro (arXiv 2410.15458), for whole clips.
 
     Its latent frames are all of four frames: the first frame of a clip is encoded four times.
@@ -204,12 +209,11 @@ class AllegroTokenizer(VideoTokenizer):
     larger clips. For one tile the two are equal.
     """
 
-    def __init__(self, config: Config):
-        vae = _new("AutoencoderKLAllegro", config)
-        space, time = vae.spatial_compression_ratio, int(vae.config.temporal_compression_ratio)
-        super().__init__(Compression(time, space, space), vae.config.latent_channels)
-        self.vae = vae
-        _normalise_as_published(self, vae)
+    network_class = "AutoencoderKLAllegro"
+
+    @staticmethod
+    def _frames(vae: Any) -> int:
+        return int(vae.config.temporal_compression_ratio)
 
     def posterior(self, video: Float[Tensor, "b 3 F H W"]) -> DiagonalGaussian:
         """See ``VideoTokenizer``."""

@@ -69,7 +69,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured, built when it is its turn. ``gmac`` and ``items`` are of one call."""
+    """A case that is built when its turn comes. ``gmac`` and ``items`` are of one call."""
 
     name: str
     make: Callable[[], Callable[[], object]]

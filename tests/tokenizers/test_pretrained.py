@@ -191,7 +191,7 @@ def test_those_that_see_no_future_run_in_pieces(case) -> None:
 
 @torch.no_grad()
 def test_allegros_latent_frames_are_all_of_four_frames(tmp_path: Path) -> None:
-    """Of one tile, which is all that its own class encodes."""
+    """The comparison is for one tile: diffusers' class encodes in tiles alone."""
     vae = diffusers.AutoencoderKLAllegro(
         block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4, sample_size=16
     ).eval()
