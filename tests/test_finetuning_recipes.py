@@ -138,7 +138,7 @@ def test_a_recipe_runs_from_clips_to_adapters_and_samples(recipe: str, workplace
     assert main(["convert", *convert, "--input", checkpoint[1]]) == 0
     if recipe == "i2vgen_xl":  # diffusers loads no adapters of it: they are merged
         kind = diffusers.I2VGenXLUNet
-        written = kind.from_pretrained("lora").state_dict()
+        written = kind.from_pretrained("lora/unet").state_dict()
         before = kind.from_pretrained(f"models/{recipe}/unet").bfloat16().float().state_dict()
         changed = {name for name in before if not torch.equal(written[name], before[name])}
         assert {name.split(".to_")[-1] for name in changed} == TARGETS

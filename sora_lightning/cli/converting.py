@@ -42,9 +42,9 @@ def convert(
 
     Args:
         source: What the input is: sora-lightning, or a family of public checkpoints.
-        target: What the output is to be; diffusers is a folder of the network or the adapters that
-            a run of fine-tuning trained, and model one of a run's whole model, with its
-            configuration and a model card.
+        target: What the output is to be; diffusers is a folder of the adapters that a run of
+            fine-tuning trained, or of the whole pipeline, and model one of a run's whole model,
+            with its configuration and a model card.
         input: A .safetensors file, or .pt, .pth, .bin, .ckpt as torch.save writes them; for the
             targets diffusers and model, a checkpoint of that run.
         output: A file for sora-lightning is a .safetensors that says which model it fills.

@@ -5,7 +5,7 @@ tensor parallelism (DTensor) over those that share their clips.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -177,14 +177,18 @@ def shard_parameters(modules: Iterable[nn.Module | None], mesh: DeviceMesh) -> N
     for module in modules:
         if module is None or not any(p.requires_grad for p in module.parameters()):
             continue
-        for part in module.children():
-            if isinstance(part, nn.ModuleList):
-                for block in part:
-                    fully_shard(block, mesh=mesh)
+        for block in _blocks(module):
+            fully_shard(block, mesh=mesh)
         # Sharded again after a validation too, where no backward pass follows.
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
         if isinstance(module, ImageEncoder):
             register_fsdp_forward_method(module, "known")
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield what the outermost lists of modules hold, as a network's blocks."""
+    for part in module.children():
+        yield from part if isinstance(part, nn.ModuleList) else _blocks(part)
 
 
 def by_mesh(parameters: Iterable[Parameter]) -> list[list[Parameter]]:

@@ -179,6 +179,11 @@ class PretrainedSystem(DiffusionSystem):
         self.pipeline = pipeline
         self._from_folder = [name for name, one in zip(_PARTS, parts, strict=True) if one is None]
 
+    @property
+    def is_pipelines(self) -> bool:
+        """Whether its parts, apart from training times, are those of the pipeline's folder."""
+        return {*_PARTS} - {"time"} <= {*self._from_folder}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Name the folder alone for what comes from it."""
         super().on_save_checkpoint(checkpoint)

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from sora_lightning.denoisers import pretrained_denoiser
+from sora_lightning.denoisers.lora import merge_adapters
 from sora_lightning.types import Condition
 from tests.denoisers.pipelines import network
 
 peft = pytest.importorskip("peft")
 
-LORA = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["to_q", "to_out.0"])
+TARGETS = ["to_q", "to_out.0"]
+LORA = peft.LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS)
+KINDS: dict[str, dict[str, Any]] = {
+    "lora": {"lora_alpha": 8},
+    "dora": {"use_dora": True},
+    "ranks": {"rank_pattern": {"attn2.to_q": 2}, "alpha_pattern": {"attn2.to_q": 32}},
+    "rank_stabilised": {"use_rslora": True},
+}
+
+
+def _lora(**arguments: Any) -> Any:
+    return peft.LoraConfig(r=4, target_modules=TARGETS, **arguments)
 
 
 @pytest.fixture
@@ -51,6 +64,44 @@ def test_adapters_alone_train_and_are_saved(folder: Path) -> None:
     again.load_state_dict(ours.state_dict())
     assert (_predict(again) - _predict(plain)).abs().max() > 1e-3
     torch.testing.assert_close(_predict(again), _predict(ours))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_merged_adapters_of_each_kind_are_the_unmerged(kind: str, folder: Path) -> None:
+    plain = pretrained_denoiser(folder)
+    ours = pretrained_denoiser(folder, lora=_lora(**KINDS[kind]))
+    torch.testing.assert_close(_predict(ours), _predict(plain), atol=1e-6, rtol=0)
+    _draw_adapters(ours)
+    again = pretrained_denoiser(folder, lora=_lora(**KINDS[kind]))
+    again.load_state_dict(ours.state_dict())
+    expected = _predict(ours)
+    assert (expected - _predict(plain)).abs().max() > 1e-3
+    torch.testing.assert_close(_predict(again), expected, rtol=0, atol=0)
+    merge_adapters(again.network)
+    assert {name for name, _ in again.network.named_parameters()} == {
+        name for name, _ in plain.network.named_parameters()
+    }
+    torch.testing.assert_close(_predict(again), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_rank_and_scale_are_those_of_each_layers_pattern(folder: Path) -> None:
+    ours = pretrained_denoiser(folder, lora=_lora(**KINDS["ranks"]))
+    for block in ours.network.blocks:
+        for attention, rank, scaling in ((block.attn1, 4, 2.0), (block.attn2, 2, 16.0)):
+            assert attention.to_q.lora_A["default"].weight.shape[0] == rank
+            assert attention.to_q.scaling == {"default": scaling}
+        assert block.attn2.to_out[0].lora_A["default"].weight.shape[0] == 4
+
+
+def test_doras_magnitudes_are_exact_beside_bfloat16(folder: Path) -> None:
+    """An adapter that has not trained changes nothing."""
+    lora = _lora(use_dora=True)
+    ours = pretrained_denoiser(folder, lora=lora, dtype="bfloat16")
+    for block in ours.network.blocks:
+        layer = block.attn1.to_q
+        norms = layer.base_layer.weight.float().norm(dim=1)
+        torch.testing.assert_close(layer.lora_magnitude_vector["default"].weight.data, norms)
 
 
 def test_adapters_of_other_weights_are_refused(folder: Path) -> None:
@@ -115,3 +166,20 @@ def test_a_pattern_that_matches_nothing_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         pretrained_denoiser(folder, lora=peft.LoraConfig(target_modules=targets))
+
+
+@pytest.mark.filterwarnings("ignore:The following .*_pattern keys:RuntimeWarning")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rank_pattern": {"to_k": 2}}, r"rank_pattern: no layer with an adapter .*'to_k'"),
+        ({"alpha_pattern": {"attn3.to_q": 2}}, r"alpha_pattern: .* 'attn3\.to_q'; .*attn1\.to_q"),
+        ({"bias": "lora_only"}, "bias = 'lora_only': must be 'none': adapters alone train"),
+        ({"modules_to_save": ["proj_out"]}, r"modules_to_save = \['proj_out'\]: must be None"),
+    ],
+)
+def test_what_would_be_ignored_or_is_no_adapter_is_refused(
+    arguments: dict[str, Any], message: str, folder: Path
+) -> None:
+    with pytest.raises(ValueError, match=rf"lora\.{message}"):
+        pretrained_denoiser(folder, lora=_lora(**arguments))

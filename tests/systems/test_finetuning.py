@@ -19,6 +19,12 @@ from tests.denoisers.pipelines import network, pipeline_folder
 pytest.importorskip("peft")
 
 TARGETS = ["to_q", "to_v"]
+DORA = {
+    **{"use_dora": True, "rank_pattern": {"attn2.to_q": 1}},
+    "alpha_pattern": {"attn2.to_q": 4},
+}
+# Of plain adapters A and B of two layers of two attentions of two blocks; DoRA has magnitudes too.
+KINDS: dict[str, tuple[dict[str, Any], int]] = {"lora": ({}, 2 * 8), "dora": (DORA, 3 * 8)}
 
 
 @pytest.fixture(scope="module")
@@ -41,24 +47,29 @@ def _model(folder: Path, **pipeline: Any) -> dict[str, Any]:
     return {"model": _part("systems.PretrainedSystem", **init_args)}
 
 
-def _lora() -> dict[str, Any]:
-    init_args = {"r": 2, "target_modules": TARGETS}
+def _lora(**arguments: Any) -> dict[str, Any]:
+    init_args = {"r": 2, "target_modules": TARGETS, **arguments}
     return {"lora": {"class_path": "peft.LoraConfig", "init_args": init_args}}
 
 
+@pytest.fixture(scope="module", params=["lora", pytest.param("dora", marks=pytest.mark.slow)])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def adapted(fit: Any, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def adapted(fit: Any, folder: Path, kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("adapted") / "run"
-    return fit(_model(folder, **_lora()), run_dir, "--trainer.max_steps", "4")
+    return fit(_model(folder, **_lora(**KINDS[kind][0])), run_dir, "--trainer.max_steps", "4")
 
 
-def test_the_checkpoint_holds_adapters_alone_and_their_average(adapted: Path, folder: Path) -> None:
+def test_the_checkpoint_holds_adapters_alone_and_their_average(adapted: Path, kind: str) -> None:
     checkpoint = read_checkpoint(adapted)
     digests = {f"{part}.digest" for part in ("tokenizer", "conditioner", "denoiser")}
     assert digests < checkpoint["state_dict"].keys()
     adapters = {k.removeprefix("denoiser.") for k in checkpoint["state_dict"].keys() - digests}
     assert all(".lora_" in name for name in adapters)
-    assert len(adapters) == 2 * 2 * 2 * 2  # A and B of two layers of two attentions of two blocks
+    assert len(adapters) == KINDS[kind][1]
     averages = checkpoint["callbacks"]["ema"]["weights"]
     assert {name.removeprefix("denoiser.") for name in averages} == adapters
     assert len(checkpoint["optimizer_states"][0]["state"]) == len(adapters)
@@ -70,14 +81,16 @@ def test_the_checkpoint_holds_adapters_alone_and_their_average(adapted: Path, fo
 
 @pytest.mark.slow
 def test_a_resumed_training_ends_with_the_same_adapters(
-    fit: Any, adapted: Path, folder: Path, tmp_path: Path
+    fit: Any, adapted: Path, folder: Path, kind: str, tmp_path: Path
 ) -> None:
-    model = _model(folder, **_lora())
+    model = _model(folder, **_lora(**KINDS[kind][0]))
     fit(model, tmp_path, "--trainer.max_steps", "2")
     again = fit(model, tmp_path, "--trainer.max_steps", "4", "--ckpt_path", "last")
-    first, second = (read_checkpoint(path)["state_dict"] for path in (adapted, again))
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    first, second = map(read_checkpoint, (adapted, again))
+    averages = [content["callbacks"]["ema"]["weights"] for content in (first, second)]
+    for one, other in ((first["state_dict"], second["state_dict"]), averages):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_adapters_are_sampled_and_written_for_the_pipeline(
@@ -158,17 +171,16 @@ def test_predict_encodes_clips_and_captions_once(fit: Any, folder: Path, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_network_that_trained_as_a_whole_takes_the_transformers_place(
+def test_a_network_that_trained_as_a_whole_is_written_with_its_pipeline(
     fit: Any, folder: Path, tmp_path: Path
 ) -> None:
     import diffusers
 
     checkpoint = fit(_model(folder), tmp_path / "run", "--trainer.max_steps", "1")
-    written = tmp_path / "transformer"
+    written = tmp_path / "pipeline"
     arguments = ["--source", "sora-lightning", "--target", "diffusers", "--input", str(checkpoint)]
     assert main(["convert", *arguments, "--output", str(written)]) == 0
-    trained = diffusers.WanTransformer3DModel.from_pretrained(written)
-    pipeline = diffusers.WanPipeline.from_pretrained(folder, transformer=trained)
+    pipeline = diffusers.WanPipeline.from_pretrained(written)
     system = DiffusionSystem.from_checkpoint(checkpoint)
     state = system.denoiser.network.state_dict()
     before = diffusers.WanTransformer3DModel.from_pretrained(folder / "transformer").state_dict()

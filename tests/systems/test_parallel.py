@@ -9,9 +9,11 @@ import pytest
 
 from sora_lightning.data.ranks import require_even
 from sora_lightning.denoisers import Denoiser, DiT, UViT
+from sora_lightning.denoisers.pretrained import configured_denoiser
 from sora_lightning.layers.partitions import FactorisedDotProduct
 from sora_lightning.layers.transformer import TransformerSize
-from sora_lightning.systems.parallel import ShardedStrategy, split_heads
+from sora_lightning.systems import parallel
+from sora_lightning.systems.parallel import ShardedStrategy, shard_parameters, split_heads
 
 MESH: Any = SimpleNamespace(size=lambda: 2)
 
@@ -60,3 +62,14 @@ def test_ranks_that_share_weights_validate_on_equally_many_batches(
             require_even(trainer, num_batches)
     else:
         require_even(trainer, num_batches)
+
+
+def test_each_block_of_a_public_network_is_gathered_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("diffusers")
+    from tests.denoisers.pipelines import COG
+
+    denoiser = configured_denoiser(COG | {"_class_name": "CogVideoXTransformer3DModel"})
+    shared: list[Any] = []
+    monkeypatch.setattr(parallel, "fully_shard", lambda module, **_: shared.append(module))
+    shard_parameters([denoiser, None], MESH)
+    assert shared == [*denoiser.network.transformer_blocks, denoiser]

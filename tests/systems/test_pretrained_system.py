@@ -118,7 +118,9 @@ def test_adapters_that_diffusers_does_not_load_are_written_merged(tmp_path: Path
     write_diffusers(checkpoint, tmp_path / "out")
     inputs = torch.randn(1, 4, 3, 4, 4), torch.tensor([499]), torch.randn(1, 5, 16)
     kind = diffusers.LatteTransformer3DModel
-    written, before = (kind.from_pretrained(tmp_path / one) for one in ("out", "transformer"))
+    written, before = (
+        kind.from_pretrained(tmp_path / one) for one in ("out/transformer", "transformer")
+    )
     expected = system.eval().denoiser.network(*inputs).sample
     assert (expected - before(*inputs).sample).abs().max() > 1e-3
     torch.testing.assert_close(written(*inputs).sample, expected, atol=1e-5, rtol=1e-5)

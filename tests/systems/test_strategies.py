@@ -5,7 +5,7 @@ from the others' checkpoints.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,8 +95,7 @@ class Record(L.Callback):
 
 def train(
     manifests: dict[str, Path], settings: dict[str, Any], folder: Path, strategy: str, steps: int,
-    accumulate: int, optimizer: OptimizerFactory = ADAMW,
-    kind: type[DiffusionSystem] = DiffusionSystem,
+    accumulate: int, make_system: Callable[[], DiffusionSystem] = diffusion_system,
 ) -> None:  # fmt: skip
     """One process of a run, which goes on from ``folder`` where it holds a checkpoint."""
     num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
@@ -113,7 +112,7 @@ def train(
         manifests["train"], **settings, val_manifest=manifests["val"], run_length=4,
         steps_per_epoch=40 * accumulate,
     )  # fmt: skip
-    system = diffusion_system(optimizer, kind)
+    system = make_system()
     trainer.fit(system, data, ckpt_path=checkpoint.last if checkpoint.last.exists() else None)
     record.validation = trainer.validate(system, data, verbose=False)[0]
     kept = {k: getattr(record, k) for k in ("losses", "gradients", "validation")}
@@ -195,7 +194,7 @@ def test_muon_steps_as_on_one_process(
     strategy: str, pair: Pair, manifests: dict[str, Path], tmp_path: Path
 ) -> None:
     """Muon's update depends on a whole matrix, and the later losses on the updates."""
-    muon = partial(MuonAdamW, lr=1e-2, eps=1e-3)
+    muon = partial(diffusion_system, partial(MuonAdamW, lr=1e-2, eps=1e-3))
     (one,) = run(None, tmp_path / "one", "auto", manifests, DENSE, 3, 2, muon)
     accumulate = 2 if strategy == "tensor" else 1
     records = run(pair, tmp_path / "two", strategy, manifests, DENSE, 3, accumulate, muon)
@@ -208,7 +207,8 @@ def test_muon_steps_as_on_one_process(
 def test_a_rank_without_clips_does_not_count_where_parameters_are_sharded(
     pair: Pair, manifests: dict[str, Path], tmp_path: Path
 ) -> None:
-    records = run(pair, tmp_path, "fsdp2", manifests, PACKED, 1, 1, ADAMW, Deserted)
+    deserted = partial(diffusion_system, kind=Deserted)
+    records = run(pair, tmp_path, "fsdp2", manifests, PACKED, 1, 1, deserted)
     data = data_module(manifests["train"], **PACKED, run_length=4, steps_per_epoch=40)
     data.setup("fit")
     system, pack = diffusion_system().train(), next(iter(data.train_dataloader()))
