@@ -93,9 +93,9 @@ class CaptionWriter(BasePredictionWriter):
     """Writes the captions that `predict` makes with a captioner into a copy of `data.manifest`.
 
     Beside each stand the captioner's fingerprint, in the column with `_model` at its end, and the
-    decoding, its seed and the clips' frame rate and sizes, in that with `_decoding`. An interrupted
-    call is gone on with: clips that have a caption are left out. Does nothing in other commands, or
-    without an output.
+    decoding, its seed, the captions a clip and the clips' frame rate and sizes, in that with
+    `_decoding`. An interrupted call is gone on with: clips that have captions are left out. Does
+    nothing in other commands, or without an output.
 
     Args:
         output: The copy, in the manifest's folder; JSONL, CSV, Parquet or Arrow by its suffix.
@@ -142,7 +142,7 @@ class CaptionWriter(BasePredictionWriter):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        prediction: list[str],
+        prediction: list[list[str]],
         batch_indices: Sequence[int] | None,
         batch: VideoBatch,
         batch_idx: int,
@@ -151,8 +151,8 @@ class CaptionWriter(BasePredictionWriter):
         if self.captioned is None:
             return
         written = {
-            clip: Written(caption, self._model, self._how)
-            for clip, caption in zip(batch.clip_ids, prediction, strict=True)
+            clip: Written(captions, self._model, self._how)
+            for clip, captions in zip(batch.clip_ids, prediction, strict=True)
         }
         self.captioned.add(trainer.global_rank, written)
 
@@ -167,4 +167,5 @@ class CaptionWriter(BasePredictionWriter):
 def _settings(system: RecaptioningSystem, spec: DataSpec) -> str:
     """Return all that captions depend on beside the captioner and the clip."""
     sizes = ",".join(map(str, spec.sizes)) or spec.packing
-    return f"{system.decoding}, seed={system.seed}, fps={spec.fps:g}, sizes={sizes}"
+    draws = f"{system.decoding}, seed={system.seed}, captions_per_clip={system.captions_per_clip}"
+    return f"{draws}, fps={spec.fps:g}, sizes={sizes}"

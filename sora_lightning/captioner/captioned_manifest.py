@@ -15,11 +15,11 @@ from sora_lightning.files import check_writable
 
 
 class Written(NamedTuple):
-    """A caption, the fingerprint of the captioner that wrote it, and the settings it was written
-    with.
+    """Captions of a clip, the fingerprint of the captioner that wrote them, and the settings they
+    were written with.
     """
 
-    caption: str
+    captions: list[str]
     model: str
     decoding: str
 
@@ -27,8 +27,9 @@ class Written(NamedTuple):
 class CaptionedManifest:
     """Adds ``column``, ``column_model`` and ``column_decoding`` in a copy of a manifest.
 
-    ``in`` tells whether a clip has its caption, by clip_id. Captions are kept as they come, in a
-    file of each rank beside the copy; ``write`` makes the copy of them and removes these files.
+    ``in`` tells whether a clip has its captions, by clip_id. They are kept as they come, in a file
+    of each rank beside the copy; ``write`` makes the copy of them and removes these files. A cell
+    holds one caption, or a list of several.
 
     Args:
         manifest: The manifest to copy. It stays as it is.
@@ -79,7 +80,7 @@ class CaptionedManifest:
         may hold becomes U+FFFD.
         """
         new = {
-            clip: one._replace(caption=NO_TEXT.sub("\ufffd", one.caption))
+            clip: one._replace(captions=[NO_TEXT.sub("\ufffd", text) for text in one.captions])
             for clip, one in captions.items()
             if clip not in self
         }
@@ -103,7 +104,12 @@ class CaptionedManifest:
         for row in read_table(self.manifest):
             written = self._written.get(clip_id(row.columns))
             # An empty caption would make a manifest that is refused.
-            cells = zip(self.columns, written, strict=True) if written and written.caption else ()
+            captions = [text for text in written.captions if text] if written else []
+            if not written or not captions:
+                yield self._others(row.columns)
+                continue
+            one_or_all = captions if len(captions) > 1 else captions[0]
+            cells = zip(self.columns, (one_or_all, *written[1:]), strict=True)
             yield self._others(row.columns) | dict(cells)
 
     def _others(self, row: Row) -> Row:
@@ -112,11 +118,11 @@ class CaptionedManifest:
     def _recall(self, row: ManifestRow) -> str:
         row.path()
         clip = clip_id(row.columns)
-        cells = [row.columns.get(name) for name in self.columns]
-        if all(isinstance(cell, str) for cell in cells):
-            self._written[clip] = Written(*map(str, cells))
-        elif any(cell is not None for cell in cells):
-            missing = self.columns[[isinstance(cell, str) for cell in cells].index(False)]
+        captions, *others = [row.columns.get(name) for name in self.columns]
+        if captions is not None and all(isinstance(cell, str) for cell in others):
+            self._written[clip] = Written(list(row.wordings(self.column)[0]), *map(str, others))
+        elif any(cell is not None for cell in (captions, *others)):
+            missing = next(name for name in self.columns if row.columns.get(name) is None)
             raise row.error(
                 self.column,
                 f"no {missing} says that a captioner wrote it; choose another captions.column",

@@ -59,7 +59,7 @@ class PretrainedCaptioner(Captioner):
         for clip, rng in zip(clips, rngs, strict=True):
             # generate draws from the global state of random numbers.
             with torch.random.fork_rng(devices=[rng.device] if rng.device.type == "cuda" else []):
-                torch.manual_seed(rng.initial_seed())
+                torch.manual_seed(int(torch.randint(2**62, (), generator=rng, device=rng.device)))
                 captions += self._answers([clip], decoding)
         return captions
 

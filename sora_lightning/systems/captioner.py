@@ -16,7 +16,7 @@ from torch import Tensor
 from sora_lightning.captioner import CoCa
 from sora_lightning.captioner.base import Captioner
 from sora_lightning.captioner.coca import CaptionerOutput, contrastive_losses
-from sora_lightning.captioner.decoding import Decoding, Greedy
+from sora_lightning.captioner.decoding import Decoding, Greedy, Nucleus
 from sora_lightning.captioner.named_words import NamedWords
 from sora_lightning.captioner.retrieval import Retrieval, caption_hashes
 from sora_lightning.checkpoints import load_system, plain_hyperparameters
@@ -36,7 +36,12 @@ class RecaptioningSystem(L.LightningModule):
     Args:
         captioner: Writes the captions, such as ``PretrainedCaptioner``.
         decoding: How the tokens of a caption are chosen.
+        captions_per_clip: Captions that ``predict`` draws for each clip, of which a training is
+            served another each time.
         seed: Seed of a decoding that draws, by clip.
+
+    Raises ``ValueError`` for several captions of a decoding that does not draw: they would be
+    equal.
     """
 
     captioner: Captioner
@@ -45,17 +50,32 @@ class RecaptioningSystem(L.LightningModule):
         self,
         captioner: Captioner,
         decoding: Decoding = Greedy(),  # noqa: B008 (frozen)
+        captions_per_clip: int = 1,
         seed: int = 0,
     ):
         super().__init__()
+        if captions_per_clip < 1:
+            raise ValueError(f"captions_per_clip = {captions_per_clip}: must be at least 1")
+        if captions_per_clip > 1 and not isinstance(decoding, Nucleus):
+            raise ValueError(
+                f"captions_per_clip = {captions_per_clip}: {type(decoding).__name__} would write "
+                "the same caption each time; decoding must be Nucleus"
+            )
         self.captioner = captioner
         self.decoding = decoding
+        self.captions_per_clip = captions_per_clip
         self.seed = seed
 
-    def predict_step(self, batch: VideoBatch, batch_idx: int, dataloader_idx: int = 0) -> list[str]:
-        """Return a caption of each clip."""
+    def predict_step(
+        self, batch: VideoBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> list[list[str]]:
+        """Return the captions of each clip."""
         rngs = [make_rng(self.device, self.seed, name) for name in batch.clip_ids]
-        return self.captioner.caption(batch.pixels, self.decoding, rngs)
+        draws = (
+            self.captioner.caption(batch.pixels, self.decoding, rngs)
+            for _ in range(self.captions_per_clip)
+        )
+        return [list(captions) for captions in zip(*draws, strict=True)]
 
 
 class CaptionerSystem(RecaptioningSystem):
@@ -72,6 +92,7 @@ class CaptionerSystem(RecaptioningSystem):
         optimizer: A factory that is called with the parameter groups.
         warmup_steps: Steps in which the learning rate grows.
         decoding: How ``predict`` writes captions.
+        captions_per_clip: Captions that ``predict`` draws for each clip.
         seed: Seed of a decoding that draws, by clip.
         named_words: Words by attribute. Validation then captions every clip, and logs how often
             they are those of the right caption (``NamedWords``).
@@ -87,10 +108,11 @@ class CaptionerSystem(RecaptioningSystem):
         optimizer: OptimizerFactory = adamw,
         warmup_steps: int = 100,
         decoding: Decoding = Greedy(),  # noqa: B008 (frozen)
+        captions_per_clip: int = 1,
         seed: int = 0,
         named_words: dict[str, list[str]] | None = None,
     ):
-        super().__init__(captioner, decoding, seed)
+        super().__init__(captioner, decoding, captions_per_clip, seed)
         for name, weight in (("contrastive", contrastive), ("captioning", captioning)):
             if weight < 0:
                 raise ValueError(f"{name} = {weight}: must not be negative")
@@ -207,7 +229,7 @@ class CaptionerSystem(RecaptioningSystem):
         self.retrieval.update(output.video, output.text, batch.captions)
         if self.named_words is None and batch_idx > 0:
             return
-        captions = self.predict_step(batch, batch_idx)
+        captions = [drawn[0] for drawn in self.predict_step(batch, batch_idx)]
         if self.named_words is not None:
             self.named_words.update(captions, batch.captions)
         if batch_idx == 0:

@@ -13,10 +13,10 @@ import pytest
 
 from sora_lightning.callbacks import CaptionWriter
 from sora_lightning.captioner.captioned_manifest import CaptionedManifest, Written
-from sora_lightning.captioner.decoding import Decoding, Greedy
+from sora_lightning.captioner.decoding import Decoding, Greedy, Nucleus
 from sora_lightning.data import Captions, VideoDataModule, read_manifest
 from sora_lightning.data.manifest.tables import Row
-from sora_lightning.systems import CaptionerSystem
+from sora_lightning.systems import CaptionerSystem, RecaptioningSystem
 from sora_lightning.types import VideoBatch
 from tests.captioner.networks import coca
 from tests.data.conftest import shapes
@@ -31,20 +31,27 @@ class Counting(CaptionerSystem):
     """Counts the clips that it captions, and may stop midway."""
 
     def __init__(
-        self, stop: int = 10**9, words: str = "", decoding: Decoding | None = None
+        self,
+        stop: int = 10**9,
+        words: str = "",
+        decoding: Decoding | None = None,
+        captions_per_clip: int = 1,
     ) -> None:
-        network = coca()
+        network, decoding = coca(), decoding or Greedy(max_tokens=2)
         if words:
             network.bpe.train_on([words])
-        super().__init__(network, decoding=decoding or Greedy(max_tokens=2))
+        super().__init__(network, decoding=decoding, captions_per_clip=captions_per_clip)
         self.stop, self.captioned = stop, 0
 
-    def predict_step(self, batch: VideoBatch, batch_idx: int, dataloader_idx: int = 0) -> list[str]:
+    def predict_step(
+        self, batch: VideoBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> list[list[str]]:
         if self.captioned >= self.stop:
             raise RuntimeError("power cut")
         self.captioned += len(batch)
         written = super().predict_step(batch, batch_idx)
-        return [f"{caption} {clip}" for caption, clip in zip(written, batch.clip_ids, strict=True)]
+        pairs = zip(written, batch.clip_ids, strict=True)
+        return [[f"{caption} {clip}" for caption in captions] for captions, clip in pairs]
 
 
 def predict(
@@ -93,7 +100,7 @@ def captions_of(manifest: Path) -> list[str]:
     others = [{k: v for k, v in row.items() if k not in COLUMNS} for row in rows]
     assert others == rows_of(manifest)
     assert len({row[COLUMNS[1]] for row in rows}) == 1
-    how = "Greedy(max_tokens=2), seed=0, fps=8, sizes=9x16x16,9x16x24"
+    how = "Greedy(max_tokens=2), seed=0, captions_per_clip=1, fps=8, sizes=9x16x16,9x16x24"
     assert {row[COLUMNS[2]] for row in rows} == {how}
     return [row[COLUMNS[0]] for row in rows]
 
@@ -152,11 +159,50 @@ def test_a_clip_that_cannot_be_read_loses_its_caption_alone_and_is_named(manifes
     assert [row["path"] for row in rows_of(manifest.with_name("bad_clips.jsonl"))] == [str(bad)]
 
 
+def test_several_captions_of_a_clip_are_draws_of_which_each_repeat_is_served_one(
+    manifest: Path,
+) -> None:
+    several = {"decoding": Nucleus(max_tokens=6, top_p=1.0), "captions_per_clip": 3}
+    with pytest.raises(RuntimeError, match="power cut"):
+        predict(Counting(stop=12, **several), manifest)
+    predict(Counting(**several), manifest)
+    rows = rows_of(manifest.with_name("captioned.jsonl"))
+    assert {len(row[COLUMNS[0]]) for row in rows} == {3}
+    assert any(len(set(row[COLUMNS[0]])) > 1 for row in rows)
+    manifest.with_name("captioned.jsonl").unlink()
+    predict(Counting(**several), manifest)  # in one go
+    assert rows_of(manifest.with_name("captioned.jsonl")) == rows
+    predict(
+        again := Counting(**several), manifest.with_name("captioned.jsonl"), output="more.jsonl"
+    )
+    assert again.captioned <= 6
+    served = read_manifest(
+        manifest.with_name("captioned.jsonl"), Captions(synthetic=COLUMNS[0], synthetic_share=1.0)
+    )
+    assert list(served[1].captions) == rows[1][COLUMNS[0]]
+    assert served[1].weights == pytest.approx([1 / 3] * 3)
+
+
+@pytest.mark.parametrize(
+    ("decoding", "number", "message"),
+    [
+        (Greedy(), 4, "captions_per_clip = 4: Greedy would write the same caption each time"),
+        (Nucleus(), 0, "captions_per_clip = 0: must be at least 1"),
+    ],
+)
+def test_captions_that_would_be_equal_or_none_are_refused(
+    decoding: Decoding, number: int, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        RecaptioningSystem(coca(), decoding, captions_per_clip=number)
+
+
 @pytest.mark.parametrize(
     ("other", "fps"),
     [
         ({"words": "another vocabulary"}, 8.0),
         ({"decoding": Greedy(max_tokens=3)}, 8.0),
+        ({"decoding": Nucleus(max_tokens=2), "captions_per_clip": 2}, 8.0),
         ({}, 4.0),
     ],
 )
@@ -203,7 +249,7 @@ def test_captions_by_people_are_not_taken_for_a_captioners(manifest: Path) -> No
 def test_an_empty_caption_is_no_caption(manifest: Path) -> None:
     captioned = CaptionedManifest(manifest, manifest.with_name("captioned.jsonl"))
     first, second = (record.clip_id for record in read_manifest(manifest, Captions())[:2])
-    captioned.add(0, {first: Written("", "m", "d"), second: Written("one", "m", "d")})
+    captioned.add(0, {first: Written(["", ""], "m", "d"), second: Written(["one", ""], "m", "d")})
     assert captioned.write().endswith(": 1 of 30 clips have a caption_synthetic")
     assert [row.get(COLUMNS[0]) for row in rows_of(captioned.output)][:2] == [None, "one"]
 
@@ -211,7 +257,7 @@ def test_an_empty_caption_is_no_caption(manifest: Path) -> None:
 def test_a_caption_that_no_manifest_may_hold_is_mended(manifest: Path) -> None:
     captioned = CaptionedManifest(manifest, manifest.with_name("captioned.jsonl"))
     first = read_manifest(manifest, Captions())[0].clip_id
-    captioned.add(0, {first: Written("red\0 \ud800circle", "m", "d")})
+    captioned.add(0, {first: Written(["red\0 \ud800circle"], "m", "d")})
     captioned.write()
     served = read_manifest(captioned.output, Captions(synthetic=COLUMNS[0], synthetic_share=1.0))
     assert served[0].captions[-1] == "red\ufffd \ufffdcircle"

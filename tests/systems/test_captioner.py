@@ -111,7 +111,7 @@ def test_predict_adds_captions_to_a_copy_of_the_manifest(
     for row, old in zip(captioned, before, strict=True):
         assert row.items() >= old.items()
         assert row["caption_synthetic_model"] == system.captioner.fingerprint()
-        how = "Greedy(max_tokens=64), seed=0, fps=8, sizes=5x16x16,5x24x16"
+        how = "Greedy(max_tokens=64), seed=0, captions_per_clip=1, fps=8, sizes=5x16x16,5x24x16"
         assert row["caption_synthetic_decoding"] == how
     monkeypatch.setattr(CaptionerSystem, "__init__", None)  # nothing is built
     for wrong, message in ((clips["train"], "is the manifest itself"), ("null", "is missing")):
