@@ -1,10 +1,11 @@
-"""Networks of diffusers, in folders that its ``save_pretrained`` wrote. It is imported when one is
-asked for.
+"""Networks and pipelines of diffusers, in folders that its ``save_pretrained`` wrote or in
+repositories of the hub. It is imported when one is asked for.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +14,65 @@ from typing import Any
 import torch
 
 Config = dict[str, Any]
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_CONFIGURATIONS = ("*.json", "*.txt", "*.model")  # with the vocabularies of tokenizers
+_WEIGHTS = "*.safetensors"
+_VARIANTS = ["*.fp16*", "*.bf16*", "*.non_ema*"]  # further copies of the weights
+
+
+def part_of_pipeline(folder: Path, *parts: str) -> Path:
+    """Return the folder of a part, such as ``vae``, if ``folder`` is that of a diffusers pipeline
+    (with ``model_index.json``), else ``folder``. Of several names it is the first that exists.
+
+    ``folder`` may be a name on the hub: see ``local_folder``.
+    """
+    folder = local_folder(folder, *parts)
+    if not (folder / "model_index.json").is_file():
+        return folder
+    return next((folder / part for part in parts if (folder / part).is_dir()), folder / parts[0])
+
+
+def local_folder(folder: Path, *parts: str) -> Path:
+    """Return the folder, or, if it is a name on the hub such as
+    ``Wan-AI/Wan2.1-T2V-1.3B-Diffusers``, the repository's copy in the hub's cache.
+
+    A name is of the hub where no folder is called as its owner. Of a pipeline only ``parts`` are
+    downloaded, by default all of its index; and only configurations, vocabularies and safetensors,
+    so that nothing is unpickled or run. On the meta device no weights are.
+
+    Raises ``ValueError`` for what is neither in the cache nor to be had from the hub.
+    """
+    name = folder.as_posix()
+    if not _HUB_NAME.fullmatch(name) or Path(folder.parts[0]).exists():
+        return folder
+    index = _snapshot(name, ["model_index.json", "config.json"]) / "model_index.json"
+    kinds = [*_CONFIGURATIONS, *([] if torch.empty(0).is_meta else [_WEIGHTS])]
+    if not index.is_file():
+        return _snapshot(name, kinds)
+    held = [key for key, value in json.loads(index.read_text()).items() if isinstance(value, list)]
+    wanted = [part for part in held if not parts or part in parts]
+    return _snapshot(name, ["model_index.json", *(f"{p}/{kind}" for p in wanted for kind in kinds)])
+
+
+def _snapshot(name: str, patterns: list[str]) -> Path:
+    try:
+        hub = import_module("huggingface_hub")
+    except ImportError as error:
+        raise ValueError(
+            f"{name}: no such folder; a name on the hub needs huggingface_hub: "
+            "pip install 'sora-lightning[reference]'"
+        ) from error
+    try:
+        path = hub.snapshot_download(name, allow_patterns=patterns, ignore_patterns=_VARIANTS)
+    except (OSError, ValueError) as error:  # requests that fail are OSErrors
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise ValueError(
+            f"{name}: no such folder, and as a name on the hub it is neither in the cache "
+            f"{hub.constants.HF_HUB_CACHE} nor to be had ({reason}): give a folder, or fetch it "
+            f"where there is a network by `hf download {name}`"
+        ) from error
+    return Path(path)
 
 
 def diffusers_class(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Paths of this package's experiments and of pipelines; checksums and write access of files."""
+"""Paths of this package's experiments; checksums and write access of files."""
 
 import hashlib
 import tempfile
@@ -19,15 +19,6 @@ def find_config(path: Path) -> Path:
     folders = (PACKAGE / "experiments", PACKAGE.parent / "experiments")  # in a wheel, in a checkout
     found = (folder / one for folder in folders for one in (name, name.with_suffix(".yaml")))
     return next((one for one in found if one.is_file()), path)
-
-
-def part_of_pipeline(folder: Path, *parts: str) -> Path:
-    """Return the folder of a part, such as ``vae``, if ``folder`` is that of a diffusers pipeline
-    (with ``model_index.json``), else ``folder``. Of several names it is the first that exists.
-    """
-    if not (folder / "model_index.json").is_file():
-        return folder
-    return next((folder / part for part in parts if (folder / part).is_dir()), folder / parts[0])
 
 
 def file_sha256(path: Path) -> str:

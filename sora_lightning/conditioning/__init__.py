@@ -2,10 +2,12 @@
 
 from sora_lightning.conditioning.base import Conditioner
 from sora_lightning.conditioning.frozen import CachedText, FrozenTextEncoder
+from sora_lightning.conditioning.grey_frames import FirstFrameThenGrey
 from sora_lightning.conditioning.hunyuan_video import HunyuanVideoText
 from sora_lightning.conditioning.images import (
     ClipEmbedding,
     ClipEncoder,
+    ClipPatches,
     GlobalEncoder,
     ImageEncoder,
 )
@@ -38,10 +40,12 @@ __all__ = [
     "CachedText",
     "ClipEmbedding",
     "ClipEncoder",
+    "ClipPatches",
     "ConcatChannels",
     "ConcatConditioning",
     "Conditioner",
     "FirstFrameAndPosition",
+    "FirstFrameThenGrey",
     "FirstFrames",
     "FrameMask",
     "FrozenTextEncoder",

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from sora_lightning.conditioning.frozen import FrozenTextEncoder
 from sora_lightning.conditioning.pretrained import PretrainedText, text_network, text_tokenizer
-from sora_lightning.files import part_of_pipeline
+from sora_lightning.diffusers_folders import part_of_pipeline
 from sora_lightning.layers.fingerprint import fingerprint
 from sora_lightning.types import Condition
 

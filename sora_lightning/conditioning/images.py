@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sora_lightning.configuration import KeepsArguments
-from sora_lightning.files import part_of_pipeline
+from sora_lightning.diffusers_folders import part_of_pipeline
 from sora_lightning.types import ImageTokens, as_levels
 
 Decode = Callable[[Tensor], Tensor]
@@ -116,6 +116,39 @@ class ClipEmbedding(ImageEncoder):
         return rearrange(_embedding(self.tower, latents, decode), "b d -> b 1 d")
 
 
+class ClipPatches(ImageEncoder):
+    """Gives the states before the last layer of a frozen CLIP, one of the image and one of each
+    patch, which Wan from image to video attends to. Zeros fill them up to ``width``.
+
+    ``folder`` and ``config`` are those of ``ClipEmbedding``. Raises ``ValueError`` as it does, and
+    for states wider than ``width``.
+    """
+
+    def __init__(
+        self,
+        latent_channels: int,
+        width: int,
+        folder: Path | None = None,
+        config: dict[str, Any] | None = None,
+    ):
+        super().__init__()
+        self.tower, self.width = _frozen_tower(folder, config, "CLIPVisionModel"), width
+        if (own := self.tower.config.hidden_size) > width:
+            raise ValueError(f"the image's tokens have width {own}, and the text's {width}")
+        if folder is not None:
+            self.specification = _specification(self)
+
+    @torch.no_grad()
+    def forward(
+        self, latents: Float[Tensor, "b c 1 h w"], decode: Decode
+    ) -> Float[Tensor, "b m d"]:
+        """See ``ImageEncoder``."""
+        images = clip_pixels(decode(latents)[:, :, 0], self.tower.config.image_size)
+        output = self.tower.eval()(pixel_values=images, output_hidden_states=True)
+        states = output.hidden_states[-2]
+        return F.pad(states, (0, self.width - states.shape[2]))
+
+
 class ClipEncoder(ImageEncoder):
     """I2VGen-XL's two encoders, to train with the denoiser: a frozen CLIP, whose embedding a
     perceptron turns into ``num_tokens`` tokens, and a ``GlobalEncoder``.
@@ -152,11 +185,18 @@ class ClipEncoder(ImageEncoder):
         return torch.cat([tokens, self.whole(latents, decode)], dim=1)
 
 
-def _frozen_tower(folder: Path | None, config: dict[str, Any] | None) -> Any:
+def _frozen_tower(
+    folder: Path | None,
+    config: dict[str, Any] | None,
+    kind: str = "CLIPVisionModelWithProjection",
+) -> Any:
     if (folder is None) == (config is None):
         raise ValueError(f"folder = {folder}, config = {config}: give one of them")
-    tower = _tower(config) if folder is None else _loaded(folder)
-    return tower.requires_grad_(False)
+    transformers = _transformers()
+    if folder is not None:
+        return _loaded(folder, kind).requires_grad_(False)
+    made = getattr(transformers, kind)(transformers.CLIPVisionConfig(**config or {}))
+    return made.requires_grad_(False)
 
 
 def _specification(encoder: Any, **arguments: Any) -> dict[str, Any]:
@@ -198,12 +238,7 @@ def _transformers() -> Any:
     return transformers
 
 
-def _tower(config: dict[str, Any] | None) -> Any:
-    transformers = _transformers()
-    return transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**config or {}))
-
-
-def _loaded(folder: Path) -> Any:
+def _loaded(folder: Path, name: str) -> Any:
     folder = part_of_pipeline(Path(folder), "image_encoder")
     file = folder / "config.json"
     if not file.is_file():
@@ -212,7 +247,7 @@ def _loaded(folder: Path) -> Any:
     if kind not in ("clip", "clip_vision_model"):
         raise ValueError(f"folder = {str(folder)!r}: holds a {kind}, not a CLIP")
     transformers = _transformers()
-    tower = transformers.CLIPVisionModelWithProjection
+    tower = getattr(transformers, name)
     if torch.empty(0).is_meta:  # where a configuration is checked
         return tower(transformers.CLIPVisionConfig.from_pretrained(folder, local_files_only=True))
     try:

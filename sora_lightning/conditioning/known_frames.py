@@ -29,11 +29,14 @@ Wrapper = Callable[[DenoiserFunction], DenoiserFunction]
 
 @dataclass(frozen=True)
 class LatentSpace:
-    """How noise joins the latents, which of them form a token, and how they are decoded."""
+    """How noise joins the latents, which of them form a token, and how they are decoded and
+    encoded.
+    """
 
     process: Process
     patch: Patch
     decode: Callable[[Tensor], Tensor]
+    encode: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,22 @@ class TimeZeroConditioning(KnownFrameConditioning):
         return around
 
 
+def clips_with_image(mask: Bool[Tensor, "b 1 f h w"], name: str) -> Bool[Tensor, " b"]:
+    """Return the clips whose whole first frame is known.
+
+    Raises ``ValueError`` with ``name`` where anything else is known.
+    """
+    has_image = mask[:, :, :1].flatten(1).all(1)
+    only_first = torch.zeros_like(mask)
+    only_first[:, :, :1] = rearrange(has_image, "b -> b 1 1 1 1")
+    if not torch.equal(mask, only_first):
+        raise ValueError(
+            f"{name} shows the first latent frame alone: the masks must be TextToVideo and "
+            "FirstFrames with most = 1, and the context one frame"
+        )
+    return has_image
+
+
 class ConcatChannels(ABC):
     """Makes channels of known latents. A clip of which nothing is known has zeros."""
 
@@ -219,14 +238,7 @@ class FirstFrameAndPosition(ConcatChannels):
         self, latents: Float[Tensor, "b c f h w"], mask: Bool[Tensor, "b 1 f h w"]
     ) -> Float[Tensor, "b c_and_1 f h w"]:
         b, c, f, h, w = latents.shape
-        has_image = mask[:, :, :1].flatten(1).all(1)
-        only_first = torch.zeros_like(mask)
-        only_first[:, :, :1] = rearrange(has_image, "b -> b 1 1 1 1")
-        if not torch.equal(mask, only_first):
-            raise ValueError(
-                "FirstFrameAndPosition shows the first latent frame alone: the masks must be "
-                "TextToVideo and FirstFrames with most = 1, and the context one frame"
-            )
+        has_image = clips_with_image(mask, "FirstFrameAndPosition")
         positions = (torch.arange(f, device=latents.device) / max(f - 1, 1)).to(latents)
         positions = repeat(positions, "f -> b c f h w", b=b, c=c, h=h, w=w)
         channels = torch.cat([latents[:, :, :1], positions[:, :, 1:]], dim=2)
@@ -307,6 +319,15 @@ class ConcatConditioning(KnownFrameConditioning):
         has_frames = rearrange(~self.without_frames(uniforms), "b -> b 1 1 1 1")
         return self.concatenated(text, latents, known.mask & has_frames, space), None
 
+    def shown(
+        self,
+        latents: Float[Tensor, "b c f h w"],
+        mask: Bool[Tensor, "b 1 f h w"],
+        space: LatentSpace,
+    ) -> Float[Tensor, "b c_and_1 f h w"]:
+        """Return the channels of known latents."""
+        return self.channels(latents, mask)
+
     def concatenated(
         self,
         text: Condition,
@@ -315,7 +336,7 @@ class ConcatConditioning(KnownFrameConditioning):
         space: LatentSpace,
     ) -> Condition:
         """Return the condition with known latents as channels, and their image tokens."""
-        condition = replace(text, concat_latents=self.channels(latents, mask))
+        condition = replace(text, concat_latents=self.shown(latents, mask, space))
         if self.image_encoder is None:
             return condition
         return condition.joined(self.image_encoder.known(latents, mask, space.decode))
@@ -332,7 +353,7 @@ class ConcatConditioning(KnownFrameConditioning):
         """
         known, x_0 = frames.known(space.patch, noise.device), frames.latents.to(noise)
         latents = space.process.path.perturb(x_0, noise_fn(noise), known.t)
-        channels, tokens = self.channels(latents, known.mask), None
+        channels, tokens = self.shown(latents, known.mask, space), None
         if self.image_encoder is not None:
             tokens = self.image_encoder.known(latents, known.mask, space.decode)
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from sora_lightning.conditioning.frozen import FrozenTextEncoder
-from sora_lightning.files import part_of_pipeline
+from sora_lightning.diffusers_folders import part_of_pipeline
 from sora_lightning.layers.fingerprint import fingerprint
 from sora_lightning.types import Condition
 

@@ -19,8 +19,7 @@ from sora_lightning.denoisers.pretrained_transformers import (
     WanDenoiser,
 )
 from sora_lightning.denoisers.pretrained_unets import I2VGenXLDenoiser, UNet3DDenoiser
-from sora_lightning.diffusers_folders import Config, read_config, read_network
-from sora_lightning.files import part_of_pipeline
+from sora_lightning.diffusers_folders import Config, part_of_pipeline, read_config, read_network
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -54,7 +53,8 @@ def pretrained_denoiser(
     weights are read.
 
     Args:
-        folder: Holds ``config.json`` and the weights, or, of a pipeline, ``model_index.json``.
+        folder: Holds ``config.json`` and the weights, or, of a pipeline, ``model_index.json``. It
+            may be a name on the hub, as ``owner/name``.
         lora: Adapters (arXiv 2106.09685) of the layers that it names. They alone train and stand
             in a checkpoint, which then needs the folder; another folder's weights are refused.
         dtype: Type of the weights that do not train. Adapters are float32. Without ``lora`` it must
@@ -66,15 +66,15 @@ def pretrained_denoiser(
     Raises ``ValueError`` for a folder without such a network or its weights, and for adapters that
     match no layer.
     """
-    folder = part_of_pipeline(Path(folder), "transformer", "unet")
-    config = read_config(folder, _KINDS, "a denoiser", "a video network", "transformer or unet")
+    path = part_of_pipeline(Path(folder), "transformer", "unet")
+    config = read_config(path, _KINDS, "a denoiser", "a video network", "transformer or unet")
     if lora is None and dtype != "float32":
         raise ValueError(f"dtype = {dtype!r}: all weights train, in float32; it is for lora alone")
     on_meta = torch.empty(0).is_meta
     with torch.device("meta"):  # no weights are drawn before others are read
         denoiser = configured_denoiser(config, activation_checkpointing, fps)
     if not on_meta:
-        denoiser.network = read_network(folder, denoiser.network_class, getattr(torch, dtype))
+        denoiser.network = read_network(path, denoiser.network_class, getattr(torch, dtype))
         denoiser.set_activation_checkpointing()
     if lora is not None:
         add_lora(denoiser, lora)

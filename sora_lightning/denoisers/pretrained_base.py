@@ -29,7 +29,8 @@ class PretrainedDenoiser(Denoiser):
 
     ``times_of_tokens`` says whether it takes a time of each token, ``takes_frames`` whether known
     frames are channels beside the latents, and ``learned_variance`` whether it predicts the
-    variance too, in the second half of its channels.
+    variance too, in the second half of its channels. ``latent_channels`` are those of the latents
+    that it takes.
 
     Args:
         config: The network's configuration, as its ``config.json`` has it.
@@ -42,17 +43,18 @@ class PretrainedDenoiser(Denoiser):
     network_class: ClassVar[str]
     pipeline_class: ClassVar[str]
     times_of_tokens: ClassVar[bool] = False
-    takes_frames: ClassVar[bool] = False
+    takes_frames: bool = False
     learned_variance: ClassVar[bool] = False
 
     def __init__(self, config: Config, activation_checkpointing: bool, fps: float):
         network = diffusers_class(self.network_class).from_config(config)
         super().__init__(self.patch_of(network.config))
-        takes, gives = network.config.in_channels, network.config.out_channels
+        self.latent_channels = network.config.in_channels - self.concat_channels_of(network.config)
+        takes, gives = self.latent_channels, network.config.out_channels
         if gives not in (None, takes, 2 * takes if self.learned_variance else takes):
             raise ValueError(
                 f"{self.network_class} takes {takes} channels and predicts {gives}: only networks "
-                "from text to video are supported"
+                "from text to video, and Wan's from image to video, are supported"
             )
         self.network = network
         self.activation_checkpointing, self.fps = activation_checkpointing, fps
@@ -82,10 +84,10 @@ class PretrainedDenoiser(Denoiser):
         made_by: type[Denoiser] = type(self)
         return partial(made_by, **self.arguments)
 
-    @property
-    def latent_channels(self) -> int:
-        """Channels of the latents that the network takes."""
-        return self.network.config.in_channels
+    @staticmethod
+    def concat_channels_of(config: Any) -> int:
+        """Return how many channels of such a network's input stand beside the latents."""
+        return 0
 
     @staticmethod
     @abstractmethod

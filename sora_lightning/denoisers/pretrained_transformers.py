@@ -8,6 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any, ClassVar
 
+import torch
 from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
@@ -18,6 +19,7 @@ from sora_lightning.denoisers.pretrained_base import (
     exactly,
     step_from_0,
 )
+from sora_lightning.diffusers_folders import Config
 from sora_lightning.layers.patch import Patch
 from sora_lightning.types import Condition
 
@@ -37,20 +39,37 @@ class VideoTransformer(PretrainedDenoiser):
 
 
 class WanDenoiser(VideoTransformer):
-    """``WanTransformer3DModel`` of Wan 2.1 and 2.2 (arXiv 2503.20314), from text to video.
+    """``WanTransformer3DModel`` of Wan 2.1 and 2.2 (arXiv 2503.20314), from text or image to video.
 
     It attends to 512 text tokens, of which those after a caption's end are zeros. Wan 2.2 5B, whose
     tokens have times of their own, takes a known first frame at time zero as well.
+
+    From image to video its input has the latents, four channels of the mask, and
+    ``concat_latents``, those of ``FirstFrameThenGrey``. The last 257 tokens of such a condition are
+    the image's, of ``ClipPatches``. Without an image all of these are 0.
     """
 
     network_class = "WanTransformer3DModel"
     pipeline_class = "WanPipeline"
     times_of_tokens = True
     num_text_tokens: ClassVar[int] = 512
+    num_image_tokens: ClassVar[int] = 257  # of CLIP's ViT-H/14 at 224 x 224
+    mask_channels: ClassVar[int] = 4  # one for each frame of a latent frame
+
+    def __init__(self, config: Config, activation_checkpointing: bool, fps: float):
+        super().__init__(config, activation_checkpointing, fps)
+        self.takes_frames = self.concat_channels_of(self.network.config) > 0
+        if self.network.config.pos_embed_seq_len is not None:
+            raise ValueError("pos_embed_seq_len is set: Wan's first and last frames are not read")
 
     @staticmethod
     def patch_of(config: Any) -> Patch:
         return Patch.of(config.patch_size)
+
+    @staticmethod
+    def concat_channels_of(config: Any) -> int:
+        beside = WanDenoiser.mask_channels + config.out_channels
+        return beside if config.in_channels == config.out_channels + beside else 0
 
     @property
     def text_width(self) -> int:
@@ -59,9 +78,37 @@ class WanDenoiser(VideoTransformer):
     def predict(
         self, x_t: Float[Tensor, "b c f h w"], t: Float[Tensor, " b *n"], condition: Condition
     ) -> Float[Tensor, "b c f h w"]:
-        """See ``PretrainedDenoiser``."""
-        text = exactly(self.num_text_tokens, condition.tokens * condition.mask[..., None])
-        return self.network(x_t, t * NUM_STEPS, text, return_dict=False)[0]
+        """See ``PretrainedDenoiser``. Raises ``ValueError`` for frames without image tokens."""
+        tokens, image = condition.tokens * condition.mask[..., None], None
+        if self.takes_frames:
+            x_t = torch.cat([x_t, self._beside(x_t, condition.concat_latents)], dim=1)
+            tokens, image = self._split(tokens, condition.concat_latents is not None)
+        text = exactly(self.num_text_tokens, tokens)
+        return self.network(x_t, t * NUM_STEPS, text, image, return_dict=False)[0]
+
+    def _beside(
+        self, x_t: Float[Tensor, "b c f h w"], frames: Float[Tensor, "b c_and_1 f h w"] | None
+    ) -> Float[Tensor, "b d f h w"]:
+        """Return the mask, once for each frame of a latent frame, and the latents."""
+        if frames is None:
+            return x_t.new_zeros(len(x_t), self.mask_channels + x_t.shape[1], *x_t.shape[2:])
+        mask = repeat(frames[:, -1:], "b 1 f h w -> b m f h w", m=self.mask_channels)
+        return torch.cat([mask, frames[:, :-1]], dim=1)
+
+    def _split(self, tokens: Float[Tensor, "b l d"], with_image: bool) -> tuple[Tensor, Any]:
+        """Return the tokens of the text, and those of the image in its encoder's width."""
+        width = self.network.config.image_dim
+        if width is None:
+            return tokens, None
+        num = self.num_image_tokens
+        if not with_image:
+            return tokens, tokens.new_zeros(len(tokens), num, width)
+        if tokens.shape[1] <= num:
+            raise ValueError(
+                f"this WanTransformer3DModel takes {num} tokens of the image beside the text's: "
+                "image_encoder must be ClipPatches"
+            )
+        return tokens[:, :-num], tokens[:, -num:, :width]
 
 
 class LTXDenoiser(VideoTransformer):

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from sora_lightning.diffusers_folders import part_of_pipeline
 from sora_lightning.diffusion.objectives import SquaredError
 from sora_lightning.diffusion.paths import (
     Betas,
@@ -24,7 +25,6 @@ from sora_lightning.diffusion.paths import (
 )
 from sora_lightning.diffusion.predictions import Data, Epsilon, Prediction, Process, V, Velocity
 from sora_lightning.diffusion.times import LogitNormal, SizeShift, TrainingTimes, Uniform
-from sora_lightning.files import part_of_pipeline
 
 _BETAS: dict[str, type[LinearBetas | ScaledLinearBetas]] = {
     "linear": LinearBetas,

@@ -200,7 +200,8 @@ class VideoGenerator:
             network = SelfConditioned(network, self.process, self.denoiser.patch)
         if frames is None:
             return self._by_text(network, prompts, guidance.scale)
-        space = LatentSpace(self.process, self.denoiser.patch, self.tokenizer.decode)
+        codec = self.tokenizer.decode, self.tokenizer.encode
+        space = LatentSpace(self.process, self.denoiser.patch, *codec)
         with_frames = self.known_frames.wrapper(frames, noise, noise_fn, space)
         guided: DenoiserFunction
         if guidance.frame_guidance is None:

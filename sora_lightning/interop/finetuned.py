@@ -44,7 +44,7 @@ def write_diffusers(checkpoint: Path, output: Path) -> str:
     if not adapters or not hasattr(denoiser.network, "load_lora_adapter"):
         merge_adapters(denoiser.network)
         if isinstance(system, PretrainedSystem) and system.is_pipelines:
-            _write_pipeline(system.pipeline.folder, denoiser.network, output)
+            _write_pipeline(system.pipeline.path, denoiser.network, output)
             return f"{output}: a {system.pipeline.name} with the trained {denoiser.network_class}"
         denoiser.network.save_pretrained(output)
         return f"{output}: {denoiser.network_class}, in place of that in a pipeline's folder"

@@ -253,7 +253,8 @@ class DiffusionSystem(L.LightningModule):
 
     @property
     def latent_space(self) -> LatentSpace:
-        return LatentSpace(self.objective.process, self.denoiser.patch, self.tokenizer.decode)
+        codec = self.tokenizer.decode, self.tokenizer.encode
+        return LatentSpace(self.objective.process, self.denoiser.patch, *codec)
 
     def source(self, batch: VideoBatch | PackedBatch) -> Float[Tensor, "b c f h w"] | None:
         """Return the latents of the clips that a batch's are edits of; ``None`` without edits."""

@@ -14,10 +14,12 @@ from torch import nn
 from sora_lightning.conditioning import (
     CachedText,
     ClipEmbedding,
+    ClipPatches,
     ConcatConditioning,
     Conditioner,
     FirstFrameAndPosition,
     FirstFrames,
+    FirstFrameThenGrey,
     FrozenTextEncoder,
     HunyuanVideoText,
     ImageEncoder,
@@ -26,6 +28,7 @@ from sora_lightning.conditioning import (
 )
 from sora_lightning.denoisers import Denoiser, pretrained_denoiser
 from sora_lightning.denoisers.lora import described
+from sora_lightning.diffusers_folders import local_folder
 from sora_lightning.diffusion import (
     Objective,
     TrainingTimes,
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
 # How each pipeline encodes a caption; most tokens are the defaults of their calls.
 _TEXT: dict[str, Callable[[Path], FrozenTextEncoder]] = {
     "WanPipeline": PretrainedText,
+    "WanImageToVideoPipeline": PretrainedText,
     "LTXPipeline": partial(PretrainedText, max_tokens=128, padded=True),
     "CogVideoXPipeline": partial(PretrainedText, max_tokens=226, padded=True),
     "HunyuanVideoPipeline": HunyuanVideoText,
@@ -58,7 +62,7 @@ _PARTS = ("tokenizer", "conditioner", "denoiser", "time", "objective", "known_fr
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The folder of a diffusers pipeline, and how its network trains.
+    """The folder of a diffusers pipeline, or its name on the hub, and how its network trains.
 
     ``lora``, ``dtype`` and ``activation_checkpointing`` are those of ``pretrained_denoiser``.
     ``embeddings`` is a folder for the captions' embeddings, as ``CachedText`` keeps them.
@@ -73,8 +77,7 @@ class Pipeline:
     embeddings: Path | None = None
 
     def __post_init__(self) -> None:
-        file = Path(self.folder) / "model_index.json"
-        if not file.is_file():
+        if not self._index.is_file():
             raise ValueError(
                 f"folder = {str(self.folder)!r}: holds no model_index.json of a diffusers pipeline"
             )
@@ -83,12 +86,30 @@ class Pipeline:
                 f"folder = {str(self.folder)!r}: holds a {self.name}; a pipeline is one of "
                 f"{', '.join(_TEXT)}"
             )
+        if (self._held.get("transformer_2") or [None])[0] is not None:
+            raise ValueError(
+                f"folder = {str(self.folder)!r}: holds a {self.name} of two transformers for early "
+                "and late times, as Wan 2.2 A14B: only pipelines of one are supported"
+            )
 
     @property
     def name(self) -> str:
         """Class of the pipeline."""
-        index = json.loads((Path(self.folder) / "model_index.json").read_text())
-        return str(index.get("_class_name"))
+        return str(self._held.get("_class_name"))
+
+    @property
+    def _held(self) -> dict[str, Any]:
+        held: dict[str, Any] = json.loads(self._index.read_text())
+        return held
+
+    @property
+    def path(self) -> Path:
+        """The folder, or the copy in the hub's cache."""
+        return local_folder(Path(self.folder))
+
+    @property
+    def _index(self) -> Path:
+        return local_folder(Path(self.folder), "scheduler") / "model_index.json"
 
     @property
     def specification(self) -> dict[str, Any]:
@@ -113,19 +134,23 @@ class Pipeline:
         )
 
     def known_frames(self) -> KnownFrameConditioning | None:
-        """Return how I2VGen-XL sees its first frame; ``None`` for text to video."""
-        if self.name != "I2VGenXLPipeline":
+        """Return how I2VGen-XL, or Wan from image to video, sees its first frame; ``None`` for text
+        to video.
+        """
+        never = {"drop_frames": 0.0, "drop_both": 0.0}
+        if self.name == "I2VGenXLPipeline":
+            encoder = partial(self._image_encoder, ClipEmbedding)
+            channels = FirstFrameAndPosition()
+            return ConcatConditioning([FirstFrames(most=1)], channels, encoder, **never)
+        if self.name != "WanImageToVideoPipeline" or self._held.get("expand_timesteps"):
             return None
-        return ConcatConditioning(
-            [FirstFrames(most=1)],
-            FirstFrameAndPosition(),
-            self._image_encoder,
-            drop_frames=0.0,
-            drop_both=0.0,
-        )
+        encoder = partial(self._image_encoder, ClipPatches)
+        return FirstFrameThenGrey([FirstFrames(most=1)], encoder, **never)
 
-    def _image_encoder(self, latent_channels: int, width: int) -> ImageEncoder:
-        encoder = ClipEmbedding(latent_channels, width, self.folder)
+    def _image_encoder(
+        self, kind: Callable[..., ImageEncoder], latent_channels: int, width: int
+    ) -> ImageEncoder:
+        encoder = kind(latent_channels, width, self.folder)
         encoder.specification = None  # the folder names it
         return self._left(encoder, "image encoder")
 

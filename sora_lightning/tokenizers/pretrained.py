@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from sora_lightning.diffusers_folders import (
     Config,
     diffusers_class,
+    part_of_pipeline,
     read_config,
     read_network,
 )
-from sora_lightning.files import part_of_pipeline
 from sora_lightning.tokenizers.base import CausalTokenizer, VideoTokenizer
 from sora_lightning.tokenizers.framewise import FramewiseTokenizer
 from sora_lightning.tokenizers.posterior import DiagonalGaussian

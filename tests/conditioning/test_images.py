@@ -109,7 +109,7 @@ def test_a_network_attends_to_the_tokens_that_are_there_and_to_no_others() -> No
     assert (with_tokens - without)[:2].flatten(1).abs().amax(1).min() > 1e-3
     torch.testing.assert_close(with_tokens[2], without[2])
     # In a batch that guidance has doubled, each half is conditioned alike.
-    space = LatentSpace(Process(), network.patch, decode)
+    space = LatentSpace(Process(), network.patch, decode, decode)
     frames, noise = KnownFrames(LATENTS, FIRST), torch.randn_like(LATENTS)
 
     def around(encoder: ImageEncoder | None) -> DenoiserFunction:

@@ -29,6 +29,8 @@ COG_VAE = {
 }
 _SMALL = {"in_channels": 4, "out_channels": 4, "num_attention_heads": 2, "num_layers": 2}
 WAN = {**_SMALL, "attention_head_dim": 12, "text_dim": 16, "freq_dim": 16, "ffn_dim": 32}
+# From image to video: four channels of the mask and four of the image's latents beside the others.
+WAN_IMAGE = {**WAN, "in_channels": 12, "image_dim": 12, "added_kv_proj_dim": 24}
 LTX = {**_SMALL, "attention_head_dim": 16, "caption_channels": 16, "cross_attention_dim": 32}
 COG = {
     **{**_SMALL, "attention_head_dim": 16, "text_embed_dim": 16, "time_embed_dim": 8},
@@ -83,6 +85,12 @@ PARTS: dict[str, tuple[str, Any, Any, Any]] = {
         "UMT5",
         (diffusers.AutoencoderKLWan, WAN_VAE),
         (diffusers.WanTransformer3DModel, WAN),
+        (diffusers.FlowMatchEulerDiscreteScheduler, FLOW),
+    ),
+    "WanImageToVideo": (
+        "UMT5",
+        (diffusers.AutoencoderKLWan, WAN_VAE),
+        (diffusers.WanTransformer3DModel, WAN_IMAGE),
         (diffusers.FlowMatchEulerDiscreteScheduler, FLOW),
     ),
     "LTX": (
@@ -172,4 +180,13 @@ def _text_encoders(name: str, text: str, folder: Path) -> dict[str, Any]:
     kind = getattr(transformers, f"{text}EncoderModel")
     t5_folder(folder, text)
     encoder = kind.from_pretrained(folder, dtype=torch.float32)
-    return {"text_encoder": encoder, "tokenizer": tokenizer(folder)}
+    parts = {"text_encoder": encoder, "tokenizer": tokenizer(folder)}
+    if name == "WanImageToVideo":  # 16 x 16 patches and one state of the image: 257, as ViT-H/14
+        side = {"height": 32, "width": 32}
+        config = transformers.CLIPVisionConfig(
+            hidden_size=12, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2,
+            image_size=32, patch_size=2,
+        )  # fmt: skip
+        parts["image_encoder"] = transformers.CLIPVisionModel(config).eval()
+        parts["image_processor"] = transformers.CLIPImageProcessor(size=side, crop_size=side)
+    return parts

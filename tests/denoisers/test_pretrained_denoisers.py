@@ -214,6 +214,11 @@ def test_what_fits_no_denoiser_is_refused(tmp_path: Path) -> None:
     network("Wan", in_channels=9).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="takes 9 channels and predicts 4: only networks from"):
         pretrained_denoiser(tmp_path)
+    network("CogVideoX", patch_size_t=2).save_config(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"CogVideoX 1\.5 is not supported: its tokens hold several"
+    ):
+        pretrained_denoiser(tmp_path)
     network("Wan").save_pretrained(tmp_path)
     network("Wan", num_layers=3).save_config(tmp_path)
     with pytest.raises(ValueError, match=r"lacks weights of a WanTransformer3DModel, .* blocks\.2"):

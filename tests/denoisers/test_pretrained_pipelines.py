@@ -31,8 +31,9 @@ from sora_lightning.diffusion import (
 from sora_lightning.generation import SamplingConfig, VideoGenerator
 from sora_lightning.generation.generator import seeded_noise
 from sora_lightning.generation.sampling_config import GuidanceConfig
+from sora_lightning.systems import Pipeline
 from sora_lightning.tokenizers import pretrained_tokenizer
-from sora_lightning.types import Condition, TokenGrid
+from sora_lightning.types import Condition, ImageTokens, TokenGrid
 
 diffusers = pytest.importorskip("diffusers")
 from tests.denoisers.pipelines import network, pipeline_folder  # noqa: E402
@@ -274,12 +275,76 @@ def test_wans_image_to_video_shows_the_first_frame_at_time_zero(
     first = torch.zeros(1, 1, *noise.shape[2:], dtype=torch.bool)
     first[:, :, 0] = True
     process = pretrained_objective(tmp_path).process
-    space = LatentSpace(process, denoiser.patch, tokenizer.decode)
+    space = LatentSpace(process, denoiser.patch, tokenizer.decode, tokenizer.encode)
     frames = KnownFrames(latents, first)
     shown = TimeZeroConditioning().wrapper(frames, noise, torch.randn_like, space)
     guided = ClassifierFreeGuidance(shown(denoiser), text.null(1), 3.0)
     ours = euler(guided, noise, pipeline.scheduler.sigmas, text(PROMPTS[:1]), process)
     ours = frames.known(denoiser.patch, noise.device).place(ours, latents)
+    assert (ours - noise).abs().max() > 0.1
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_wan_takes_mask_latents_and_patches_of_an_image(tmp_path: Path) -> None:
+    theirs, ours = _saved("WanImageToVideo", tmp_path)
+    x, condition = _inputs(5)
+    first = torch.zeros(2, 1, 3, 4, 6, dtype=torch.bool)
+    first[:, :, 0] = True
+    latents, image = torch.randn_like(x), torch.randn(2, 257, 16)
+    text = torch.cat([condition.tokens * condition.mask[..., None], torch.zeros(2, 507, 16)], dim=1)
+    mask = first.float().expand(-1, 4, -1, -1, -1)
+    expected = theirs(torch.cat([x, mask, latents], 1), 1000 * T, text, image[..., :12]).sample
+    assert expected.std() > 1e-2
+    shown = replace(condition, concat_latents=torch.cat([latents, first.float()], dim=1))
+    shown = shown.joined(ImageTokens(image, torch.ones(2, 257).bool()))
+    torch.testing.assert_close(ours(x, T, shown), expected, **CLOSE)
+    none = torch.cat([x, torch.zeros(2, 8, 3, 4, 6)], dim=1)
+    expected = theirs(none, 1000 * T, text, torch.zeros(2, 257, 12)).sample
+    torch.testing.assert_close(ours(x, T, condition), expected, **CLOSE)
+    without_tokens = replace(condition, concat_latents=shown.concat_latents)
+    with pytest.raises(ValueError, match=r"257 tokens of the image beside .* must be ClipPatches"):
+        ours(x, T, without_tokens)
+    network("WanImageToVideo", pos_embed_seq_len=514).save_config(tmp_path)
+    with pytest.raises(ValueError, match="pos_embed_seq_len is set: Wan's first and last frames"):
+        pretrained_denoiser(tmp_path)
+
+
+@torch.no_grad()
+def test_wans_trajectory_from_an_image_is_the_pipelines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wan 2.1, which sees the image as latents before grey frames, and as CLIP's patches."""
+    from PIL import Image
+
+    module = "diffusers.pipelines.wan.pipeline_wan_i2v.ftfy"
+    monkeypatch.setattr(module, SimpleNamespace(fix_text=str), raising=False)
+    pipeline = pipeline_folder("WanImageToVideo", tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    grid = TokenGrid(3, 8, 8)
+    noise = seeded_noise([1], 4, grid)
+    size = {"num_frames": 9, "height": 32, "width": 32}
+    steps = {"num_inference_steps": 4, "guidance_scale": 3.0}
+    theirs = pipeline(
+        Image.fromarray(pixels), PROMPTS[0], **size, **steps, latents=noise, output_type="latent"
+    ).frames
+    video = torch.tensor(pixels).permute(2, 0, 1)[None, :, None] / 127.5 - 1
+    parts = Pipeline(tmp_path)
+    tokenizer, denoiser = parts.tokenizer(), parts.denoiser(16.0).eval()
+    frames = parts.known_frames()
+    assert frames is not None
+    frames = frames.build(4, 16, 0.1)
+    latents = torch.zeros_like(noise)
+    latents[:, :, :1] = tokenizer.encode(video)
+    first = torch.zeros(1, 1, *noise.shape[2:], dtype=torch.bool)
+    first[:, :, 0] = True
+    process = pretrained_objective(tmp_path).process
+    # The image itself in place of what the autoencoder makes of its latents.
+    space = LatentSpace(process, denoiser.patch, lambda _: video, tokenizer.encode)
+    shown = frames.wrapper(KnownFrames(latents, first), noise, torch.randn_like, space)
+    text = PretrainedText(tmp_path, dtype="float32")
+    guided = ClassifierFreeGuidance(shown(denoiser), text.null(1), 3.0)
+    ours = euler(guided, noise, pipeline.scheduler.sigmas, text(PROMPTS[:1]), process)
     assert (ours - noise).abs().max() > 0.1
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 

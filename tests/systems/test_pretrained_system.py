@@ -11,6 +11,7 @@ import torch
 from sora_lightning.conditioning import (
     CachedText,
     ConcatConditioning,
+    FirstFrameThenGrey,
     HunyuanVideoText,
     PretrainedText,
     TextConditioner,
@@ -26,11 +27,23 @@ diffusers = pytest.importorskip("diffusers")
 peft = pytest.importorskip("peft")
 from tests.denoisers.pipelines import PARTS, pipeline_folder  # noqa: E402
 
-SIZES = {"Wan": (9, 16, 16), "LTX": (9, 64, 64), "CogVideoX": (9, 16, 16)}
+QUICK = ("LTX", "I2VGenXL", "WanImageToVideo")
+SIZES = {
+    "Wan": (9, 16, 16),
+    "WanImageToVideo": (9, 16, 16),
+    "LTX": (9, 64, 64),
+    "CogVideoX": (9, 16, 16),
+}
 SIZES |= {"HunyuanVideo": (9, 64, 64), "Latte": (3, 16, 16)}
 # Most tokens, whether padding is read, and layers of CLIP that are skipped.
-TEXT = {"Wan": (512, False, 0), "LTX": (128, True, 0), "CogVideoX": (226, True, 0)}
+TEXT = {
+    "Wan": (512, False, 0),
+    "WanImageToVideo": (512, False, 0),
+    "LTX": (128, True, 0),
+    "CogVideoX": (226, True, 0),
+}
 TEXT |= {"Latte": (120, False, 0), "TextToVideoSD": (77, True, 0), "I2VGenXL": (77, True, 1)}
+FRAMES = {"I2VGenXL": ConcatConditioning, "WanImageToVideo": FirstFrameThenGrey}
 PREDICTIONS = {"CogVideoX": V, "Latte": Epsilon, "TextToVideoSD": Epsilon, "I2VGenXL": V}
 
 
@@ -53,7 +66,7 @@ def _batch(name: str) -> VideoBatch:
 
 
 def _slow(name: str) -> Any:
-    return pytest.param(name, marks=[pytest.mark.slow] if name not in ("LTX", "I2VGenXL") else [])
+    return pytest.param(name, marks=[pytest.mark.slow] if name not in QUICK else [])
 
 
 @pytest.mark.parametrize("name", map(_slow, PARTS))
@@ -71,8 +84,7 @@ def test_a_folder_gives_every_part_and_keeps_what_does_not_train(name: str, tmp_
     prediction = PREDICTIONS.get(name, Velocity)
     assert isinstance(system.objective.process.prediction, prediction)
     assert type(system.time) is (LogitNormal if prediction is Velocity else Uniform)
-    frames = ConcatConditioning if name == "I2VGenXL" else TimeZeroConditioning
-    assert type(system.known_frames) is frames
+    assert type(system.known_frames) is FRAMES.get(name, TimeZeroConditioning)
     system.losses(_batch(name), GroupDraws([make_rng(torch.device("cpu"), 0)], 1)).sum().backward()
     trained = {n for n, p in system.named_parameters() if p.grad is not None}
     assert trained
@@ -124,3 +136,10 @@ def test_adapters_that_diffusers_does_not_load_are_written_merged(tmp_path: Path
     expected = system.eval().denoiser.network(*inputs).sample
     assert (expected - before(*inputs).sample).abs().max() > 1e-3
     torch.testing.assert_close(written(*inputs).sample, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_pipeline_of_two_transformers_is_refused(tmp_path: Path) -> None:
+    second = '"transformer_2": ["diffusers", "WanTransformer3DModel"]'
+    (tmp_path / "model_index.json").write_text(f'{{"_class_name": "WanPipeline", {second}}}')
+    with pytest.raises(ValueError, match="holds a WanPipeline of two transformers for early and"):
+        Pipeline(tmp_path)
