@@ -17,10 +17,17 @@ class Captioner(KeepsArguments, nn.Module, ABC):
     """Writes captions of clips."""
 
     @abstractmethod
-    def caption(
-        self, videos: Videos, decoding: Decoding, rngs: Sequence[torch.Generator]
-    ) -> list[str]:
-        """Return a caption of each clip of pixels in [-1, 1]. ``rngs`` has a generator a clip."""
+    def captions(
+        self,
+        videos: Videos,
+        decoding: Decoding,
+        rngs: Sequence[torch.Generator],
+        num_captions: int = 1,
+    ) -> list[list[str]]:
+        """Return ``num_captions`` captions of each clip of pixels in [-1, 1].
+
+        ``rngs`` has a generator for each clip, from which a decoding that draws draws all of them.
+        """
 
     @abstractmethod
     def fingerprint(self) -> str:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -103,11 +104,19 @@ class CoCa(Captioner):
     def inverse_temperature(self) -> Float[Tensor, ""]:
         return self.log_inverse_temperature.exp().clamp(max=MAX_INVERSE_TEMPERATURE)
 
-    def caption(
-        self, videos: Videos, decoding: Decoding, rngs: Sequence[torch.Generator]
-    ) -> list[str]:
-        """See ``Captioner``."""
-        return self.bpe.decode(decoding(self.start(videos), rngs))
+    def captions(
+        self,
+        videos: Videos,
+        decoding: Decoding,
+        rngs: Sequence[torch.Generator],
+        num_captions: int = 1,
+    ) -> list[list[str]]:
+        """See ``Captioner``. Clips are encoded once."""
+        state = self.start(videos)
+        clips = torch.arange(len(state.ids), device=state.ids.device)
+        state = state.select(repeat(clips, "b -> (b n)", n=num_captions))
+        texts = self.bpe.decode(decoding(state, [rng for rng in rngs for _ in range(num_captions)]))
+        return [texts[i : i + num_captions] for i in range(0, len(texts), num_captions)]
 
     def fingerprint(self) -> str:
         """See ``Captioner``."""

@@ -46,21 +46,25 @@ class PretrainedCaptioner(Captioner):
             raise ValueError(f"{folder}: its processor has no chat template to ask a question by")
 
     @torch.no_grad()
-    def caption(
-        self, videos: Videos, decoding: Decoding, rngs: Sequence[torch.Generator]
-    ) -> list[str]:
+    def captions(
+        self,
+        videos: Videos,
+        decoding: Decoding,
+        rngs: Sequence[torch.Generator],
+        num_captions: int = 1,
+    ) -> list[list[str]]:
         """See ``Captioner``. Clips of a batch are asked about together, unless their captions are
         drawn.
         """
         clips = [self._images(video) for video in videos]
         if not isinstance(decoding, Nucleus):
-            return self._answers(clips, decoding)
+            return [[answer] * num_captions for answer in self._answers(clips, decoding)]
         captions = []
         for clip, rng in zip(clips, rngs, strict=True):
             # generate draws from the global state of random numbers.
             with torch.random.fork_rng(devices=[rng.device] if rng.device.type == "cuda" else []):
-                torch.manual_seed(int(torch.randint(2**62, (), generator=rng, device=rng.device)))
-                captions += self._answers([clip], decoding)
+                torch.manual_seed(rng.initial_seed())
+                captions.append(self._answers([clip] * num_captions, decoding))
         return captions
 
     def fingerprint(self) -> str:

@@ -71,11 +71,7 @@ class RecaptioningSystem(L.LightningModule):
     ) -> list[list[str]]:
         """Return the captions of each clip."""
         rngs = [make_rng(self.device, self.seed, name) for name in batch.clip_ids]
-        draws = (
-            self.captioner.caption(batch.pixels, self.decoding, rngs)
-            for _ in range(self.captions_per_clip)
-        )
-        return [list(captions) for captions in zip(*draws, strict=True)]
+        return self.captioner.captions(batch.pixels, self.decoding, rngs, self.captions_per_clip)
 
 
 class CaptionerSystem(RecaptioningSystem):

@@ -1,14 +1,15 @@
 """The whole pipeline as a list of commands, each printed before it runs.
 
 They render clips of which a third keeps its captions, train a tokenizer, a captioner that captions
-the others, and a text-to-video transformer, and sample and score videos of prompts that the
-training never saw.
+the others, a text-to-video transformer and a model that expands short prompts, and sample and score
+videos of prompts that the training never saw.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from sora_lightning.cli.expansion import BESIDE as EXPANSION
 from sora_lightning.workflows.stages import (
     EVALUATION,
     LIBRARY,
@@ -61,6 +62,8 @@ def demo_stages(output: Path, quick: bool = False, seed: int = 0) -> list[Stage]
         _fit_captioner(output, quick, seed),
         _caption(output),
         _fit_text_to_video(output, quick, seed),
+        _pair_captions(output),
+        _train_expansion(output, quick, seed),
     ]
     evaluated = [_train_networks(output, quick), _sample(output, quick), _score(output)]
     return [clips, *training, *evaluated, _draw_curves(output)]
@@ -119,6 +122,26 @@ def _fit_text_to_video(output: Path, quick: bool, seed: int) -> Stage:
     return fit("text_to_video", output / "text_to_video", configs, *settings)
 
 
+def _pair_captions(output: Path) -> Stage:
+    """Write short captions and descriptions of the third of the clips that people captioned."""
+    pairs = output / "captions" / "pairs.jsonl"
+    clips = ("--manifest", f"{output}/data/train.jsonl", "--output", f"{pairs}")
+    command = ("sora-lightning", "simulate-captions", *clips, "--by-people", "0.3334")
+    return Stage("pairs", command, (pairs,), (pairs,), reads=(LIBRARY / "data",))
+
+
+def _train_expansion(output: Path, quick: bool, seed: int) -> Stage:
+    """Train the model that expands what users type; it lies beside the checkpoint."""
+    model = last_checkpoint(output / "text_to_video").with_name(EXPANSION)
+    pairs = ("--manifest", f"{output}/captions/pairs.jsonl", "--output", f"{model}")
+    drawn = ("--seed", f"{seed}") if seed else ()
+    command = (
+        *("sora-lightning", "train-expansion", *pairs),
+        *("--steps", "4" if quick else "150", *drawn),
+    )
+    return Stage("expansion", command, (model,), (model,), reads=(LIBRARY,))
+
+
 def _train_networks(output: Path, quick: bool) -> Stage:
     networks, data = output / "networks.pt", output / "data"
     few = ("--steps", "40") if quick else ()
@@ -137,7 +160,7 @@ def _sample(output: Path, quick: bool) -> Stage:
     num_steps, model = "4" if quick else "25", last_checkpoint(output / "text_to_video")
     command = (
         *("sora-lightning", "sample", "--checkpoint", f"{model}"),
-        *("--prompts", f"{output}/data/test.jsonl"),
+        *("--prompts", f"{output}/data/test.jsonl", "--no-expand"),
         *("--size", "32x32,24x40,40x24", "--num-frames", "17"),
         *("--num-steps", num_steps, "--output", f"{samples}"),
     )

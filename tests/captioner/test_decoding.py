@@ -124,13 +124,24 @@ def test_a_cache_changes_nothing(decoding):
 def test_a_batch_of_mixed_sizes_is_captioned_as_its_clips_alone():
     model, videos = coca(), clips(*SIZES)
     with torch.no_grad():
-        together = model.caption(videos, Nucleus(max_tokens=12), rngs(4))
+        together = model.captions(videos, Nucleus(max_tokens=12), rngs(4))
         alone = [
-            model.caption(video[None], Nucleus(max_tokens=12), rngs(1, seed=i))[0]
+            model.captions(video[None], Nucleus(max_tokens=12), rngs(1, seed=i))[0]
             for i, video in enumerate(videos)
         ]
     assert together == alone
-    assert len(set(together)) > 1
+    assert len({caption for (caption,) in together}) > 1
+
+
+def test_several_captions_of_a_clip_are_drawn_from_its_own_generator():
+    model, videos = coca(), clips(*SIZES)
+    with torch.no_grad():
+        together = model.captions(videos, Nucleus(max_tokens=12), rngs(4), num_captions=3)
+        alone = model.captions(videos[1][None], Nucleus(max_tokens=12), rngs(1, seed=1), 3)
+        greedy = model.captions(videos, Greedy(max_tokens=12), rngs(4), num_captions=2)
+    assert together[1:2] == alone
+    assert all(len(one) == 3 and len(set(one)) > 1 for one in together)
+    assert all(first == second for first, second in greedy)
 
 
 def test_the_context_bounds_a_caption():

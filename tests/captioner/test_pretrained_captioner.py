@@ -31,14 +31,14 @@ def test_a_clips_caption_depends_on_its_frames_and_not_on_its_batch(
     llava: Path, decoding: Decoding
 ) -> None:
     captioner = PretrainedCaptioner(llava, prompt="a circle", num_frames=2)
-    together = captioner.caption(clips(), decoding, rngs("a", "b", "c"))
-    alone = [captioner.caption(clips()[i : i + 1], decoding, rngs("abc"[i]))[0] for i in range(3)]
+    together = captioner.captions(clips(), decoding, rngs("a", "b", "c"))
+    alone = [captioner.captions(clips()[i : i + 1], decoding, rngs("abc"[i]))[0] for i in range(3)]
     assert together == alone
     assert len(set(together)) > 1
     assert all(together)
     unseen = clips()
     unseen[:, :, 1:-1] = 0  # between the two frames that it sees
-    assert captioner.caption(unseen, decoding, rngs("a", "b", "c")) == together
+    assert captioner.captions(unseen, decoding, rngs("a", "b", "c")) == together
 
 
 def test_fingerprint_names_weights_and_question(llava: Path) -> None:

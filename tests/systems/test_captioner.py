@@ -59,9 +59,9 @@ def test_a_checkpoint_captions_by_itself(captioner_checkpoint):
     system = CaptionerSystem.from_checkpoint(captioner_checkpoint)
     content = read_checkpoint(captioner_checkpoint)
     assert json.loads(content["state_dict"]["captioner.bpe._extra_state"])["model"]["type"] == "BPE"
-    captions = system.captioner.caption(torch.zeros(2, 3, 5, 16, 16), system.decoding, [])
+    captions = system.captioner.captions(torch.zeros(2, 3, 5, 16, 16), system.decoding, [])
     assert len(captions) == 2
-    assert all(isinstance(caption, str) for caption in captions)
+    assert all(isinstance(caption, str) for (caption,) in captions)
     again = CaptionerSystem.from_checkpoint(captioner_checkpoint).captioner
     assert again.fingerprint() == system.captioner.fingerprint()
     again.bpe.train_on(["another vocabulary"])

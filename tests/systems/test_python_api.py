@@ -136,7 +136,7 @@ def test_a_captioner_built_by_hand_is_loaded_too(data: VideoDataModule, tmp_path
     loaded = CaptionerSystem.from_checkpoint(_saved(system, data, tmp_path))
     assert loaded.captioner.fingerprint() == system.captioner.fingerprint()
     videos, decoding = torch.zeros(1, 3, 5, 16, 16), Greedy()
-    captions = [s.captioner.caption(videos, decoding, []) for s in (system.eval(), loaded)]
+    captions = [s.captioner.captions(videos, decoding, []) for s in (system.eval(), loaded)]
     assert captions[0] == captions[1]
 
 
