@@ -26,8 +26,8 @@ def simulate_captions(
 ) -> None:
     """Write a copy of a manifest of synthesize with three columns of captions from its scenes.
 
-    caption is short and right, caption_descriptive is right, and caption_synthetic is descriptive,
-    with faults.
+    caption holds two short wordings that are right, caption_descriptive is right, and
+    caption_synthetic is descriptive, with faults.
     The clips are those of the manifest, so that their latents serve every copy.
 
     Args:
@@ -49,10 +49,10 @@ def simulate_captions(
     rows = []
     for index, row in enumerate(read_table(manifest)):
         rng = np.random.default_rng([seed, index])
-        short, *_, long = captions(_scene(row), rng)
+        short, varied, *_, long = captions(_scene(row), rng)
         moved = _without_captions(row.columns, manifest.parent, output.parent)
         if _chosen(index, by_people):
-            moved |= {"caption": short, "caption_descriptive": long}
+            moved |= {"caption": [short, varied], "caption_descriptive": long}
         faulty = _with_errors(long, colour_errors, rng)
         rows.append(
             moved
