@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from jaxtyping import Float, UInt8
 from safetensors import SafetensorError, safe_open
 
 from evaluation.features.weights import digest_of
-from sora_lightning.data.decoding import PyAVReader, read_frames, read_timeline
+from sora_lightning.data.decoding import PyAVReader, Timeline, read_frames, read_timeline
 from sora_lightning.data.manifest.tables import IMAGES, VIDEOS
 
 CONTAINERS, IMAGE_SUFFIXES = VIDEOS, (*IMAGES, ".bmp")
@@ -83,7 +84,11 @@ class VideoFile:
             return _image_frames(self.path, indices)
         if self.path.suffix.lower() in TENSORS:
             return self._levels(self._tensor()[torch.as_tensor(indices)])
-        return PyAVReader().read(self.path, read_timeline(self.path), indices.tolist())
+        return PyAVReader().read(self.path, self._timeline, indices.tolist())
+
+    @cached_property
+    def _timeline(self) -> Timeline:
+        return read_timeline(self.path)
 
     def _first(self, times: Float[np.ndarray, " F"]) -> int:
         """Index of the frame displayed at the start of the window."""
@@ -95,8 +100,7 @@ class VideoFile:
         elif self.path.suffix.lower() in TENSORS:
             num_frames = len(self._tensor())
         else:
-            timeline = read_timeline(self.path)
-            return timeline.times_s, timeline.end_s
+            return self._timeline.times_s, self._timeline.end_s
         step = 1 / (self.fps or 1.0)
         return np.arange(num_frames) * step, num_frames * step
 

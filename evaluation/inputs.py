@@ -6,7 +6,9 @@ protocol's frame rate.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -275,10 +277,21 @@ def look_through(videos: Videos, look: Look, description: str) -> dict[str, list
     return {name: [found[i] for i in range(len(videos))] for name, found in rows.items()}
 
 
+def decoded(videos: Videos) -> Iterator[Video]:
+    """Yield the videos in order. Threads decode the next ones, at most a batch of them."""
+    waiting: deque[Future[Video]] = deque()
+    with ThreadPoolExecutor() as pool:
+        for place in range(len(videos)):
+            waiting.append(pool.submit(videos.__getitem__, place))
+            if len(waiting) > BATCH:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
 def _batches(videos: Videos) -> Iterator[tuple[list[int], UInt8[Tensor, "b 3 F H W"]]]:
     waiting: dict[tuple[int, ...], dict[int, Video]] = {}
-    for place in range(len(videos)):
-        video = videos[place]
+    for place, video in enumerate(decoded(videos)):
         waiting.setdefault(video.shape, {})[place] = video
         fullest = max(waiting.values(), key=len)
         if len(fullest) == BATCH or sum(map(len, waiting.values())) == _WAITING * BATCH:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from evaluation.inputs import CutClips, as_batch, read_folder
+from evaluation.inputs import CutClips, as_batch, decoded, read_folder
 from evaluation.metrics import FrechetVideoDistance
 from evaluation.protocol import ClipSpec
 from sora_lightning.data import write_dataset
@@ -94,8 +95,9 @@ def from_files(report: Report) -> None:
 def _by_evaluation(folder: Path) -> Iterator[Tensor]:
     entries = read_folder(folder, prompts=False)
     clips = CutClips(entries, ClipSpec(FRAMES, None, (f"{SIDE}x{SIDE}",)), "middle", 0)
-    for start in range(0, len(clips), BATCH):
-        yield as_batch([clips[i] for i in range(start, start + BATCH)])
+    videos = decoded(clips)
+    while batch := list(islice(videos, BATCH)):
+        yield as_batch(batch)
 
 
 def _by_decord(paths: Sequence[Path]) -> Iterator[Tensor]:
