@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,15 +23,10 @@ from tests.bench.report import Report
 FRAMES, SIDE, BATCH = 65, 64, 4
 PIECE = 16  # frames, of a video that streams
 GROWING_FRAMES = (9, 17, 33, 65)
-DEMO: dict[str, Any] = {
-    "latent_channels": 24,
-    "widths": [48, 96, 96],
-    "down_time": [True, True],
-    "down_space": [True, False],
-    "patch": 4,
-    "blocks_per_level": 1,
-    "separable": True,
-}
+_DEMO_YAML = Path(__file__).parents[2] / "experiments" / "demo" / "tokenizer.yaml"
+DEMO: dict[str, Any] = yaml.safe_load(_DEMO_YAML.read_text())["model"]["init_args"]["tokenizer"][
+    "init_args"
+]
 DENSE: dict[str, Any] = {
     "latent_channels": 16,
     "widths": [64, 128, 256],
