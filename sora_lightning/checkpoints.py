@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sora_lightning.configuration import configuration
 from sora_lightning.denoisers import Denoiser
+from sora_lightning.layers.left_out import leave_in_folder
 from sora_lightning.tokenizers.base import VideoTokenizer
 from sora_lightning.trust import check_class_paths, import_class
 
@@ -105,10 +106,17 @@ def load_tokenizer(checkpoint: Path) -> VideoTokenizer:
 
 def tokenizer_of(content: dict[str, Any], checkpoint: Path) -> VideoTokenizer:
     """Return the tokenizer of what ``read_checkpoint`` read. See ``load_tokenizer``."""
-    specification = init_args(content).get("tokenizer")
+    arguments = init_args(content)
+    specification, pipeline = arguments.get("tokenizer"), arguments.get("pipeline")
+    folder = pipeline["folder"] if specification is None and isinstance(pipeline, dict) else None
+    if folder is not None:
+        path = "sora_lightning.tokenizers.pretrained_tokenizer"
+        specification = {"class_path": path, "init_args": {"path": folder}}
     if not isinstance(specification, dict):
         raise ValueError(f"{checkpoint} was not trained with a tokenizer from a configuration")
     tokenizer = build(VideoTokenizer, specification, checkpoint)  # type: ignore[type-abstract]
+    if folder is not None:  # of its weights the checkpoint has the digest alone
+        leave_in_folder(tokenizer, "autoencoder", Path(folder))
     prefix = "tokenizer."
     weights = averaged_state_dict(content)
     load_weights(

@@ -21,6 +21,7 @@ _EXPECTED_WARNINGS = (
     ".*already saved during checkpointing.*",  # a part's hyperparameters are its class_path
     ".*infer the batch indices.*",  # latents are keyed by clip
     ".*returned a view tensor.*",  # no loss writes into a sharded network's output
+    ".*loftq_config. specified but will be ignored.*",  # a LoRA from YAML has all defaults
     ".*smaller than the logging interval.*",  # steps are counted here, not epochs
 )
 _FOR_USERS = ("StageFailed", "TooManyBadClips", "NonFiniteError")  # some come from worker processes

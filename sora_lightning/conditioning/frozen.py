@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sora_lightning.conditioning.base import Conditioner, without_dropped
+from sora_lightning.conditioning.known_fingerprints import KnownFingerprint
 from sora_lightning.types import Condition
 
 
@@ -25,21 +27,34 @@ class FrozenTextEncoder(Conditioner):
     checkpoint holds ``fingerprint``, a SHA-256 that differs where the embeddings do; loading one
     that was made with another encoder raises ``ValueError``. The condition of no caption is that
     of the empty one.
+
+    ``load`` returns the network; it is called when the first caption is encoded. ``known`` is where
+    the fingerprint is kept once embeddings are.
     """
 
     digest: Tensor
     padded = False  # True where the tokens of padding are meant to be read
 
-    def __init__(self, network: nn.Module, width: int, fingerprint: str):
+    def __init__(
+        self,
+        load: Callable[[], nn.Module],
+        width: int,
+        fingerprint: str,
+        known: KnownFingerprint | None = None,
+    ):
         super().__init__(width)
         self.fingerprint = fingerprint
-        self._network = (network.eval().requires_grad_(False),)
+        self.known = known
+        self._load = load
+        self._network: tuple[Any, ...] = ()
         digest = torch.tensor(list(bytes.fromhex(fingerprint)), dtype=torch.uint8)
         self.register_buffer("digest", digest)
 
     @property
     def network(self) -> Any:
         """Return the network, on the device of this module."""
+        if not self._network:
+            self._network = (self._load().eval().requires_grad_(False),)
         return self._network[0].to(self.digest.device)
 
     @abstractmethod
@@ -66,7 +81,8 @@ class CachedText(Conditioner):
 
     ``folder`` has a file for each caption, named by the caption's SHA-256, in a folder named by the
     encoder's fingerprint. Files appear whole: any number of processes may share the folder. Outside
-    of training nothing is written where the folder does not exist, and a prompt is encoded.
+    of training nothing is written where the folder does not exist, and a prompt is encoded. If the
+    folder has all captions and the encoder's fingerprint is known, its weights are not read.
     """
 
     def __init__(self, encoder: FrozenTextEncoder, folder: Path):
@@ -108,6 +124,8 @@ class CachedText(Conditioner):
         return found if "mask" in found else None
 
     def _write(self, caption: str, tensors: dict[str, Tensor]) -> None:
+        if self.encoder.known is not None:
+            self.encoder.known.write(self.encoder.fingerprint)
         path = self._path(caption)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{uuid4().hex}")

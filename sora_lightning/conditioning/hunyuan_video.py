@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 from sora_lightning.conditioning.frozen import FrozenTextEncoder
-from sora_lightning.conditioning.pretrained import PretrainedText, text_network, text_tokenizer
+from sora_lightning.conditioning.known_fingerprints import KnownFingerprint
+from sora_lightning.conditioning.pretrained import (
+    PretrainedText,
+    fingerprinted,
+    text_config,
+    text_network,
+    text_tokenizer,
+)
 from sora_lightning.diffusers_folders import part_of_pipeline
-from sora_lightning.layers.fingerprint import fingerprint
 from sora_lightning.types import Condition
+
+_CLASSES = {"llama": "LlamaModel"}
 
 
 class HunyuanVideoText(FrozenTextEncoder):
@@ -24,6 +33,7 @@ class HunyuanVideoText(FrozenTextEncoder):
         folder: That of the pipeline.
         max_tokens: Most tokens of a caption; those beyond are cut.
         dtype: Type that the embeddings are computed in.
+        fingerprints: See ``PretrainedText``.
 
     Raises ``ValueError`` for a folder without these encoders, their weights or their tokenizers.
     """
@@ -35,17 +45,25 @@ class HunyuanVideoText(FrozenTextEncoder):
         folder: Path,
         max_tokens: int = 256,
         dtype: Literal["bfloat16", "float32"] = "bfloat16",
+        fingerprints: Path | None = None,
     ):
         folder = Path(folder)
         llama = part_of_pipeline(folder, "text_encoder")
-        network = text_network(llama, dtype, {"llama": "LlamaModel"})
+        config = text_config(llama, _CLASSES)
         tokenizer = text_tokenizer(part_of_pipeline(folder, "tokenizer"))
         second = part_of_pipeline(folder, "text_encoder_2")
-        clip = PretrainedText(second, part_of_pipeline(folder, "tokenizer_2"), dtype=dtype)
+        clip = PretrainedText(
+            second, part_of_pipeline(folder, "tokenizer_2"), dtype=dtype, fingerprints=fingerprints
+        )
         self.template, self.num_cropped = _prompt()
-        facts = json.dumps([max_tokens, dtype, self.template]), tokenizer.backend_tokenizer.to_str()
-        digest = fingerprint(network, *facts, clip.fingerprint)
-        super().__init__(network, network.config.hidden_size, digest)
+        options = json.dumps([max_tokens, dtype, self.template])
+        facts = options, tokenizer.backend_tokenizer.to_str(), clip.fingerprint
+        known = None
+        if fingerprints is not None:
+            known = KnownFingerprint.of(Path(fingerprints), repr(facts), llama)
+        read = partial(text_network, llama, dtype, _CLASSES)
+        load, digest = fingerprinted(read, known, *facts)
+        super().__init__(load, config.hidden_size, digest, known)
         self.pooled_width = clip.width
         self.max_tokens, self.tokenizer, self.clip = max_tokens, tokenizer, clip
 

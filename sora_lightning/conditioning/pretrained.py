@@ -6,13 +6,16 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from sora_lightning.conditioning.frozen import FrozenTextEncoder
+from sora_lightning.conditioning.known_fingerprints import KnownFingerprint
 from sora_lightning.diffusers_folders import part_of_pipeline
 from sora_lightning.layers.fingerprint import fingerprint
 from sora_lightning.types import Condition
@@ -46,6 +49,8 @@ class PretrainedText(FrozenTextEncoder):
         padded: Give each caption ``max_tokens`` tokens, and let the encoder attend to those of
             padding, as the pipelines of LTX-Video (128) and CogVideoX (226) do. The mask still says
             which tokens are the caption's.
+        fingerprints: Folder that keeps the encoder's fingerprint, such as that of ``CachedText``.
+            Weights are then read when a caption is to be encoded, or if files have changed.
 
     Raises ``ValueError`` for a folder without such an encoder, its weights or its tokenizer.
     """
@@ -58,17 +63,18 @@ class PretrainedText(FrozenTextEncoder):
         dtype: Literal["bfloat16", "float32"] = "bfloat16",
         padded: bool = False,
         skipped_layers: int = 0,
+        fingerprints: Path | None = None,
     ):
         self.folder = part_of_pipeline(Path(folder), "text_encoder")
         if tokenizer is None:
             tokenizer = part_of_pipeline(Path(folder), "tokenizer")
-        network = text_network(self.folder, dtype, _CLASSES)
-        most = getattr(network.config, "max_position_embeddings", None)
+        config = text_config(self.folder, _CLASSES)
+        most = getattr(config, "max_position_embeddings", None)
         self.max_tokens = max_tokens or most or _T5_TOKENS
         if self.max_tokens < 2 or self.max_tokens > (most or self.max_tokens):
             limit = f"2 to {most}, the encoder's context" if most else "at least 2"
             raise ValueError(f"max_tokens = {self.max_tokens}: must be {limit}")
-        layers = network.config.num_hidden_layers if most else 1  # T5 has no such limit
+        layers = config.num_hidden_layers if most else 1  # T5 has no such limit
         if not 0 <= skipped_layers < layers:
             limit = f"must be 0, or of CLIP below {layers}"
             raise ValueError(f"skipped_layers = {skipped_layers}: {limit}")
@@ -76,7 +82,12 @@ class PretrainedText(FrozenTextEncoder):
         options = [self.max_tokens, dtype, *(["padded"] if padded else [])]
         options += [skipped_layers] if skipped_layers else []
         facts = json.dumps(options), tokenizer_of.backend_tokenizer.to_str()
-        super().__init__(network, network.config.hidden_size, fingerprint(network, *facts))
+        known = None
+        if fingerprints is not None:
+            known = KnownFingerprint.of(Path(fingerprints), repr(facts), self.folder)
+        read = partial(text_network, self.folder, dtype, _CLASSES)
+        load, digest = fingerprinted(read, known, *facts)
+        super().__init__(load, config.hidden_size, digest, known)
         self.padded, self.skipped_layers = padded, skipped_layers
         self.tokenizer = tokenizer_of
         self._warned = False
@@ -123,11 +134,24 @@ class PretrainedText(FrozenTextEncoder):
             )
 
 
-def text_network(folder: Path, dtype: str, classes: Mapping[str, str]) -> Any:
-    """Return the text encoder of a folder, whose ``model_type`` is a key of ``classes``, the names
-    of transformers' classes.
+def fingerprinted(
+    read: Callable[[], nn.Module], known: KnownFingerprint | None, *facts: str
+) -> tuple[Callable[[], nn.Module], str]:
+    """Return a function that returns the network, and its fingerprint with ``facts``, for which the
+    network is read now if it is not ``known``.
+    """
+    on_meta = torch.empty(0).is_meta
+    if known is not None and not on_meta and (digest := known.read()) is not None:
+        return read, digest
+    network = read()
+    return lambda: network, fingerprint(network, *facts)
 
-    Raises ``ValueError`` for another kind, and for missing weights.
+
+def text_config(folder: Path, classes: Mapping[str, str]) -> Any:
+    """Return the configuration of a folder's text encoder, whose ``model_type`` is a key of
+    ``classes``, the names of transformers' classes.
+
+    Raises ``ValueError`` for another kind.
     """
     transformers = _transformers()
     file = folder / "config.json"
@@ -139,14 +163,24 @@ def text_network(folder: Path, dtype: str, classes: Mapping[str, str]) -> Any:
             f"folder = {str(folder)!r}: holds a {kind}; a text encoder is one of "
             f"{', '.join(classes)}"
         )
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    return config.text_config if kind == "clip" else config
+
+
+def text_network(folder: Path, dtype: str, classes: Mapping[str, str]) -> Any:
+    """Return the text encoder of a folder; see ``text_config``.
+
+    Raises ``ValueError`` for another kind, and for missing weights.
+    """
+    config, transformers = text_config(folder, classes), _transformers()
+    name = classes[json.loads((folder / "config.json").read_text())["model_type"]]
+    kind = getattr(transformers, name)
     if torch.empty(0).is_meta:  # where a configuration is checked, its widths alone are needed
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        kept = config.text_config if kind == "clip" else config
-        return getattr(transformers, classes[kind])(kept)
+        return kind(config)
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # no table of a whole model's other weights
     try:
-        network, info = getattr(transformers, classes[kind]).from_pretrained(
+        network, info = kind.from_pretrained(
             folder, local_files_only=True, dtype=getattr(torch, dtype), output_loading_info=True
         )
     except OSError as error:
@@ -156,7 +190,7 @@ def text_network(folder: Path, dtype: str, classes: Mapping[str, str]) -> Any:
         transformers.logging.set_verbosity(verbosity)
     if missing := sorted(info["missing_keys"]):
         raise ValueError(
-            f"folder = {str(folder)!r}: lacks weights of a {classes[kind]}, such as {missing[0]}"
+            f"folder = {str(folder)!r}: lacks weights of a {name}, such as {missing[0]}"
         )
     return network
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Set
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from sora_lightning.layers.fingerprint import fingerprint
 
 
 def leave_out_frozen(module: nn.Module, digest: str, refusal: str) -> None:
@@ -23,6 +26,15 @@ def leave_out_frozen(module: nn.Module, digest: str, refusal: str) -> None:
     module.register_state_dict_post_hook(partial(_drop, frozen))
     module.register_load_state_dict_pre_hook(partial(_check_digest, refusal))
     module.register_load_state_dict_post_hook(partial(_do_not_expect, frozen))
+
+
+def leave_in_folder(part: nn.Module, name: str, folder: Path) -> None:
+    """Leave the frozen weights of a pipeline's part, of this name in messages, in its folder.
+
+    Loading a state that was trained with others raises ``ValueError``.
+    """
+    refusal = f"the weights were trained with another {name} than that of {folder}"
+    leave_out_frozen(part, fingerprint(part), refusal)
 
 
 def _drop(

@@ -26,7 +26,7 @@ class CaptionerText(FrozenTextEncoder):
         with torch.device("cpu"):  # also where a configuration is checked on the meta device
             captioner = CaptionerSystem.from_checkpoint(checkpoint).captioner
         tower, bpe = captioner.tower, captioner.bpe
-        super().__init__(tower, tower.width, fingerprint(tower, bpe.get_extra_state()))
+        super().__init__(lambda: tower, tower.width, fingerprint(tower, bpe.get_extra_state()))
         self.checkpoint = Path(checkpoint)
         self._bpe = (bpe,)  # no submodule: its state is the captioner's
         self._warned = False

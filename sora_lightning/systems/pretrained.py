@@ -7,9 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, Literal
 
 from sora_lightning.conditioning import (
     CachedText,
@@ -35,8 +33,7 @@ from sora_lightning.diffusion import (
     pretrained_objective,
     pretrained_times,
 )
-from sora_lightning.layers.fingerprint import fingerprint
-from sora_lightning.layers.left_out import leave_out_frozen
+from sora_lightning.layers.left_out import leave_in_folder
 from sora_lightning.systems.diffusion import DiffusionSystem
 from sora_lightning.systems.optimizers import MaximalUpdate, OptimizerFactory, adamw
 from sora_lightning.tokenizers import VideoTokenizer, pretrained_tokenizer
@@ -45,7 +42,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 # How each pipeline encodes a caption; most tokens are the defaults of their calls.
-_TEXT: dict[str, Callable[[Path], FrozenTextEncoder]] = {
+_TEXT: dict[str, Callable[..., FrozenTextEncoder]] = {
     "WanPipeline": PretrainedText,
     "WanImageToVideoPipeline": PretrainedText,
     "LTXPipeline": partial(PretrainedText, max_tokens=128, padded=True),
@@ -55,8 +52,6 @@ _TEXT: dict[str, Callable[[Path], FrozenTextEncoder]] = {
     "TextToVideoSDPipeline": partial(PretrainedText, padded=True),
     "I2VGenXLPipeline": partial(PretrainedText, padded=True, skipped_layers=1),
 }
-Part = TypeVar("Part", bound=nn.Module)
-
 _PARTS = ("tokenizer", "conditioner", "denoiser", "time", "objective", "known_frames")
 
 
@@ -65,7 +60,8 @@ class Pipeline:
     """The folder of a diffusers pipeline, or its name on the hub, and how its network trains.
 
     ``lora``, ``dtype`` and ``activation_checkpointing`` are those of ``pretrained_denoiser``.
-    ``embeddings`` is a folder for the captions' embeddings, as ``CachedText`` keeps them.
+    ``embeddings`` is a folder for the captions' embeddings, as ``CachedText`` keeps them, and for
+    the text encoder's fingerprint: where both are there, the encoder is not loaded.
 
     Raises ``ValueError`` for a folder that holds no pipeline of those known here.
     """
@@ -120,11 +116,13 @@ class Pipeline:
 
     def tokenizer(self) -> VideoTokenizer:
         """Return the autoencoder, frozen. Its weights stay in the folder."""
-        return self._left(pretrained_tokenizer(self.folder), "autoencoder")
+        tokenizer = pretrained_tokenizer(self.folder)
+        leave_in_folder(tokenizer, "autoencoder", Path(self.folder))
+        return tokenizer
 
     def conditioner(self) -> Conditioner:
         """Return the text encoders, frozen, as the pipeline uses them."""
-        encoder = _TEXT[self.name](self.folder)
+        encoder = _TEXT[self.name](self.folder, fingerprints=self.embeddings)
         return encoder if self.embeddings is None else CachedText(encoder, self.embeddings)
 
     def denoiser(self, fps: float) -> Denoiser:
@@ -152,12 +150,8 @@ class Pipeline:
     ) -> ImageEncoder:
         encoder = kind(latent_channels, width, self.folder)
         encoder.specification = None  # the folder names it
-        return self._left(encoder, "image encoder")
-
-    def _left(self, part: Part, name: str) -> Part:
-        refusal = f"the weights were trained with another {name} than that of {self.folder}"
-        leave_out_frozen(part, fingerprint(part), refusal)
-        return part
+        leave_in_folder(encoder, "image encoder", Path(self.folder))
+        return encoder
 
 
 class PretrainedSystem(DiffusionSystem):

@@ -19,7 +19,7 @@ class Counted(FrozenTextEncoder):
 
     def __init__(self, seed: int = 0, width: int = 4):
         table = nn.Embedding(256, width, _weight=torch.randn(256, width, generator=rng(seed)))
-        super().__init__(table, width, hashlib.sha256(str(seed).encode()).hexdigest())
+        super().__init__(lambda: table, width, hashlib.sha256(str(seed).encode()).hexdigest())
         self.encoded: list[str] = []
 
     def encode(self, captions: list[str]) -> Condition:

@@ -4,6 +4,7 @@ itself; a checkpoint holds none of their weights and knows which encoder it was 
 
 from __future__ import annotations
 
+import os
 import shutil
 import warnings
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sora_lightning.checkpoints import load_weights
-from sora_lightning.conditioning import CachedText, PretrainedText
+from sora_lightning.conditioning import CachedText, PretrainedText, pretrained
 from sora_lightning.types import Condition
 
 transformers = pytest.importorskip("transformers")
@@ -33,6 +34,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def real(condition: Condition, clip: int) -> Tensor:
     return condition.tokens[clip, condition.mask[clip]]
+
+
+def same(first: Condition, second: Condition) -> None:
+    assert torch.equal(first.mask, second.mask)
+    torch.testing.assert_close(first.tokens, second.tokens, rtol=0, atol=0)
+    torch.testing.assert_close(first.pooled, second.pooled, rtol=0, atol=0)
 
 
 def reference(kind: str, folder: Path, caption: str) -> tuple[Tensor, Tensor]:
@@ -202,3 +209,36 @@ def test_a_context_that_the_encoder_has_not_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=f"max_tokens = {max_tokens}: must be 2 to 12, the enc"):
         PretrainedText(folders["CLIP"], max_tokens=max_tokens)
+
+
+@KINDS
+def test_a_known_encoder_is_not_loaded_until_a_caption_is_new(
+    kind: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, cache = tmp_path / "encoder", tmp_path / "cache"
+    shutil.copytree(folders[kind], folder)
+    loaded = []
+
+    def text_network(*arguments: object) -> object:
+        loaded.append(arguments)
+        return original(*arguments)  # type: ignore[arg-type]
+
+    original = pretrained.text_network
+    monkeypatch.setattr(pretrained, "text_network", text_network)
+    first = CachedText(PretrainedText(folder, fingerprints=cache), cache).train()
+    assert not cache.exists()  # a run that encodes nothing writes nothing
+    expected = first(CAPTIONS)
+    assert len(loaded) == 1
+    encoder = PretrainedText(folder, fingerprints=cache)
+    again = CachedText(encoder, cache)
+    same(again(CAPTIONS), expected)
+    assert (len(loaded), encoder.fingerprint) == (1, first.encoder.fingerprint)
+    torch.testing.assert_close(again.state_dict(), first.state_dict())
+    same(again(["a blue one"]), first(["a blue one"]))
+    assert len(loaded) == 2
+    other = PretrainedText(folder, fingerprints=cache, max_tokens=5)
+    assert (len(loaded), other.fingerprint != encoder.fingerprint) == (3, True)
+    change = next(folder.glob("*.safetensors"))
+    os.utime(change, ns=(0, 0))  # weights that were written anew, equal or not
+    assert PretrainedText(folder, fingerprints=cache).fingerprint == encoder.fingerprint
+    assert len(loaded) == 4

@@ -154,20 +154,22 @@ def test_the_pipelines_other_weights_are_refused(
 
 @pytest.mark.slow
 def test_predict_encodes_clips_and_captions_once(fit: Any, folder: Path, tmp_path: Path) -> None:
-    """The training that follows runs neither autoencoder nor text encoder."""
+    """The training that follows does not run the autoencoder, nor load the text encoder."""
     config = _model(folder, **_lora(), embeddings=str(tmp_path / "embeddings"))
     fit(config, tmp_path / "run", command="predict")
     embeddings = list((tmp_path / "embeddings").rglob("*.safetensors"))
     assert len(embeddings) > 3
     with pytest.MonkeyPatch.context() as patch:
-        for name in (
-            "tokenizers.pretrained.WanTokenizer.posterior_step",
-            "conditioning.PretrainedText.encode",
-        ):
-            patch.setattr(f"sora_lightning.{name}", None)
+        patch.setattr("sora_lightning.tokenizers.pretrained.WanTokenizer.posterior_step", None)
+        patch.setattr("transformers.UMT5EncoderModel.from_pretrained", None)  # its weights
         config["data"] = {"latents": str(tmp_path / "run/latents")}
-        assert fit(config, tmp_path / "run", "--trainer.max_steps", "1").exists()
+        checkpoint = fit(config, tmp_path / "run", "--trainer.max_steps", "1")
+        system = DiffusionSystem.from_checkpoint(checkpoint)
+        system.conditioner.null(1)
+        with pytest.raises(TypeError, match="'NoneType' object is not callable"):
+            system.conditioner(["what no clip says"])
     assert list((tmp_path / "embeddings").rglob("*.safetensors")) == embeddings
+    assert system.conditioner(["what no clip says"]).tokens.shape[0] == 1
 
 
 @pytest.mark.slow
