@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from evaluation.features.weights import digest_of
 from sora_lightning.data.decoding import PyAVReader, Timeline, read_frames, read_timeline
 from sora_lightning.data.manifest.tables import IMAGES, VIDEOS
+from sora_lightning.files import check_archive
 
 CONTAINERS, IMAGE_SUFFIXES = VIDEOS, (*IMAGES, ".bmp")
 TENSORS = (".pt", ".npy", ".safetensors")
@@ -186,6 +187,7 @@ def _only_tensor(path: Path) -> torch.Tensor:
             with safe_open(path, "pt") as file:
                 content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         else:
+            check_archive(path)
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except SafetensorError as error:
         raise ValueError(f"{path}: cannot be read as tensors ({error})") from error

@@ -17,6 +17,7 @@ import yaml
 from evaluation.features import Extractor, Lpips, VideoTextExtractor
 from evaluation.sizes import height_and_width
 from sora_lightning.cli.explain import build
+from sora_lightning.files import load_yaml
 
 WINDOWS = ("start", "middle", "random")
 # Dimensions that VBench supports for custom prompts.
@@ -202,7 +203,7 @@ def load_protocol(name_or_path: str) -> Protocol:
         shipped = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.yaml")))
         raise ValueError(f"protocol {name_or_path!r}: no such file; shipped are {shipped}")
     try:
-        return build(Protocol, yaml.safe_load(path.read_text(encoding="utf-8")))
+        return build(Protocol, load_yaml(path.read_text(encoding="utf-8")))
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: {error}") from error
 

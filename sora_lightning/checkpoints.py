@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sora_lightning.configuration import configuration
 from sora_lightning.denoisers import Denoiser
+from sora_lightning.files import check_archive
 from sora_lightning.layers.left_out import leave_in_folder
 from sora_lightning.tokenizers.base import VideoTokenizer
 from sora_lightning.trust import check_class_paths, import_class
@@ -46,6 +47,7 @@ def read_checkpoint(path: Path | str, verify: bool = False) -> dict[str, Any]:
     if not is_zipfile(path):
         raise ValueError(f"{path} cannot be read as a checkpoint: it is damaged or something else")
     try:
+        check_archive(path)
         if verify and (damaged := ZipFile(path).testzip()) is not None:
             raise ValueError(f"the checksum of {damaged} in it is another")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

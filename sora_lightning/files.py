@@ -1,10 +1,15 @@
-"""Paths of this package's experiments; checksums and write access of files."""
+"""Paths of this package's experiments; checksums, bounds and write access of files."""
 
 import hashlib
 import tempfile
 from pathlib import Path
+from typing import Any
+from zipfile import ZipFile, is_zipfile
+
+import yaml
 
 PACKAGE = Path(__file__).parent
+MOST_VALUES = 100_000  # in a YAML
 
 
 def find_config(path: Path) -> Path:
@@ -19,6 +24,48 @@ def find_config(path: Path) -> Path:
     folders = (PACKAGE / "experiments", PACKAGE.parent / "experiments")  # in a wheel, in a checkout
     found = (folder / one for folder in folders for one in (name, name.with_suffix(".yaml")))
     return next((one for one in found if one.is_file()), path)
+
+
+def check_archive(path: Path) -> None:
+    """Raise ``ValueError`` for an archive that declares more bytes than its file holds: compressed,
+    or with parts that overlap, it would fill the memory. ``torch.save`` writes none.
+    """
+    if is_zipfile(path):
+        with ZipFile(path) as archive:
+            declared = sum(part.file_size for part in archive.infolist())
+        if declared > (held := path.stat().st_size):
+            raise ValueError(f"it declares {declared:,} bytes, and the file has {held:,}")
+
+
+def load_yaml(text: str) -> Any:
+    """Return the values of a YAML document. Raises ``yaml.YAMLError`` as ``yaml.safe_load`` does,
+    and for aliases that repeat values to more than ``MOST_VALUES``.
+    """
+    counted: dict[int, int] = {}
+
+    def count(node: yaml.Node) -> int:
+        if id(node) not in counted:
+            counted[id(node)] = 1  # of an alias within itself
+            inner = node.value if isinstance(node, yaml.CollectionNode) else []
+            pairs = (one if isinstance(one, tuple) else (one,) for one in inner)
+            counted[id(node)] += sum(count(one) for pair in pairs for one in pair)
+        return counted[id(node)]
+
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if count(node) > MOST_VALUES:
+            raise yaml.MarkedYAMLError(
+                problem=f"its aliases repeat values to more than {MOST_VALUES:,}",
+                problem_mark=node.start_mark,
+            )
+        return loader.construct_document(node)
+    except RecursionError:
+        raise yaml.MarkedYAMLError(problem="it is nested too deeply") from None
+    finally:
+        loader.dispose()
 
 
 def file_sha256(path: Path) -> str:

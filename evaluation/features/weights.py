@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sora_lightning.files import check_archive
+
 _DIGESTS = re.compile(r"sha256:[0-9a-f]{64}|git:[0-9a-f]{40}")
 _SCHEMES = ("http", "https", "file")
 
@@ -95,6 +97,7 @@ def read_tensors(path: Path, kind: str = "tensors") -> Any:
     Raises ``ValueError`` for a file that is damaged or holds anything else.
     """
     try:
+        check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a damaged archive
         reason = str(error).splitlines()[0]

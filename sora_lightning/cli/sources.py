@@ -11,7 +11,7 @@ import yaml
 
 from sora_lightning.cli.signatures import Signature, find_target
 from sora_lightning.cli.suggest import suggestion
-from sora_lightning.files import find_config
+from sora_lightning.files import find_config, load_yaml
 
 
 class CommandLineValue(str):
@@ -83,7 +83,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         known = [str(p) for p in Path("experiments").glob("**/*.yaml")]
         raise ValueError(f"--config {path}: no such file. {suggestion(str(path), known)}".rstrip())
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        values = load_yaml(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: is not text in UTF-8 ({error.reason})") from error
     except yaml.MarkedYAMLError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterable
@@ -76,6 +77,10 @@ class _Entries:
                 length = int.from_bytes(file.read(8), "little")
                 header: dict[str, Any] = json.loads(file.read(min(length, MAX_HEADER_BYTES)))
             header.pop("__metadata__", None)
+            for one in header.values():
+                begin, stop = one["data_offsets"]
+                if stop - begin != math.prod(one["shape"]) * _NAMES[one["dtype"]].itemsize:
+                    raise ValueError("a shape has another number of bytes")
             end = 8 + length + max((one["data_offsets"][1] for one in header.values()), default=0)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{shard}: is no shard of latents, or damaged. {_REMEDY}") from error

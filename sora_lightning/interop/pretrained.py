@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sora_lightning.checkpoints import build
+from sora_lightning.files import check_archive
 from sora_lightning.tokenizers import VideoTokenizer
 from sora_lightning.types import TokenGrid
 
@@ -121,11 +123,12 @@ def read_foreign(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return _without_prefix(_read_safetensors(path)[0])
     try:
+        check_archive(path)
         with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments of a training
             held = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such file") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, BadZipFile) as error:
         raise ValueError(f"{path}: holds more than weights, or none ({error})") from error
     for key in ("ema", "model", "state_dict"):
         if isinstance(held, Mapping) and isinstance(held.get(key), Mapping):

@@ -13,6 +13,8 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sora_lightning.files import check_archive
+
 Backbone = Literal["alex", "vgg"]
 # Layers in torchvision's order: convolutions as (out, kernel, stride, padding), each followed by
 # its ReLU; pools as (kernel, stride). "tap" marks a ReLU whose output is compared.
@@ -81,6 +83,10 @@ class PerceptualDistance(nn.Module):
         if not path.is_file():
             raise ValueError(f"weights of VGG-16 for LPIPS: no such file: {path}")
         self.network = LpipsNetwork("vgg")
+        try:
+            check_archive(path)
+        except ValueError as error:
+            raise ValueError(f"weights of VGG-16 for LPIPS: {path}: {error}") from error
         content = without_classifier(torch.load(path, map_location="cpu", weights_only=True))
         own = self.network.features.state_dict()
         wrong = sorted(set(content) ^ set(own))

@@ -6,10 +6,13 @@ manifest.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 # Under this key an item that is a mapping holds its video file.
 VIDEO = "video"
+# Formats that hold values and no objects.
+PLAIN = {"str", "text", "bool", "int", "float", "bytes", "json"}
 
 
 class LitDataItems:
@@ -23,7 +26,7 @@ class LitDataItems:
         it cannot be fetched or is no video.
         """
         if dataset not in self._datasets:
-            self._datasets[dataset] = require_litdata().StreamingDataset(dataset)
+            self._datasets[dataset] = _opened(dataset)
         try:
             item = self._datasets[dataset][number]
         except (OSError, ValueError, RuntimeError) as error:
@@ -35,6 +38,29 @@ class LitDataItems:
                 f"them under {VIDEO!r}"
             )
         return content
+
+
+class Unread:
+    """In place of one of litdata's serializers: the value is ``None``. That of ``pickle`` would run
+    what a dataset says, and others decode what is not asked for.
+    """
+
+    def setup(self, data_format: str) -> None:
+        pass
+
+    def deserialize(self, data: Any) -> None:
+        return None
+
+
+def _opened(dataset: str) -> Any:
+    """Open a dataset. Raises ``ValueError`` for one whose index names files elsewhere."""
+    litdata = require_litdata()
+    formats = set(litdata.streaming.serializers._SERIALIZERS) - PLAIN
+    opened = litdata.StreamingDataset(dataset, serializers={name: Unread() for name in formats})
+    for name in opened.subsampled_files:
+        if Path(name).name != name:
+            raise ValueError(f"{dataset}: its index.json names {name!r}, which is no file in it")
+    return opened
 
 
 def require_litdata() -> Any:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -28,8 +28,9 @@ class Listed:
 
     opened: list[str]
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, serializers: dict[str, object]) -> None:
         self.files = json.loads(Path(folder, "index.json").read_text())
+        self.subsampled_files: list[str] = []
         self.opened.append(folder)
 
     def __getitem__(self, number: int) -> object:
@@ -48,6 +49,7 @@ def listed(monkeypatch: pytest.MonkeyPatch) -> type[Listed]:
     monkeypatch.setattr(Listed, "opened", [], raising=False)
     module = ModuleType("litdata")
     module.StreamingDataset = Listed  # type: ignore[attr-defined]
+    module.streaming = SimpleNamespace(serializers=SimpleNamespace(_SERIALIZERS={}))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "litdata", module)
     return Listed
 
