@@ -69,6 +69,7 @@ def score(
     output: Path | None = None,
     overwrite: bool = False,
     device: str = "cpu",
+    root: str | None = None,
     tokenizer: TokenizerOptions = TokenizerOptions(),
 ) -> None:
     """Score a checkpoint, or a folder of videos and prompts, against real videos.
@@ -92,6 +93,8 @@ def score(
         output: Folder of the report (default: report/PROTOCOL in the run).
         overwrite: Overwrite also a report of another checkpoint.
         device: Where the model computes: cpu, cuda.
+        root: A folder, besides that of each manifest, in which the files may lie that it names
+            (default: the run's ``data.reading.root``).
         tokenizer: For the checkpoint of a tokenizer's training.
     """
     # Imported here, since torch takes seconds to load: --help and option errors need not wait.
@@ -106,7 +109,7 @@ def score(
         from evaluation.models.tokenizers.run import holds_only_a_tokenizer
 
         if holds_only_a_tokenizer(checkpoint):
-            given = checkpoint, protocol or "demo", reference, networks, output, device
+            given = checkpoint, protocol or "demo", reference, networks, output, device, root
             return _score_tokenizer(*given, tokenizer)
     for option, value in vars(tokenizer).items():
         if value:
@@ -114,6 +117,7 @@ def score(
     if checkpoint is None and videos is None:
         raise ValueError("neither --checkpoint nor --videos is given: there is nothing to evaluate")
     data = run_data(checkpoint)
+    data["root"] = root = root or data.get("root")
     chosen, reference = choose_protocol(protocol, reference, data)
     folder = run_folder(checkpoint) if checkpoint is not None else videos
     assert folder is not None
@@ -122,7 +126,7 @@ def score(
         networks = small_networks(folder, data, chosen)
     output = output or folder / "report" / chosen.name
     report = evaluate(
-        Request(chosen, reference, output, networks, checkpoint, videos, device, overwrite)
+        Request(chosen, reference, output, networks, checkpoint, videos, device, overwrite, root)
     )
     print(f"{as_text(report)}\n\n{output}/report.html")
     return None
@@ -135,6 +139,7 @@ def _score_tokenizer(
     networks: Path | None,
     output: Path | None,
     device: str,
+    root: str | None,
     options: TokenizerOptions,
 ) -> None:
     from evaluation.models.tokenizers.run import TokenizerRequest, evaluate_tokenizer
@@ -168,6 +173,7 @@ def _score_tokenizer(
             networks=networks or chosen.paths.networks,
             lpips=options.lpips,
             device=device,
+            root=root or run.get("root"),
         )
     )
     left_out = [f"left out: {reason}" for reason in report["left_out"]]
@@ -212,6 +218,7 @@ def tasks(
     tasks: tuple[str, ...] = (),
     protocol: TaskProtocol = TaskProtocol(),
     device: str = "cpu",
+    root: str | None = None,
 ) -> None:
     """Make videos of every task with known frames, and measure how often each is right.
 
@@ -222,11 +229,12 @@ def tasks(
         tasks: Names of the tasks, ``extend,loop`` (default: all).
         protocol: Settings of the measurement.
         device: Where the model computes: cpu, cuda.
+        root: A folder, besides the reference's own, in which its videos may lie.
     """
     from evaluation.models.frame_tasks.run import TaskRequest, as_table, measure_tasks
 
     _check_paths(checkpoint=checkpoint, reference=reference)
-    request = TaskRequest(checkpoint, reference, output, protocol, tasks, device)
+    request = TaskRequest(checkpoint, reference, output, protocol, tasks, device, root)
     print(f"{as_table(measure_tasks(request))}\n\n{output}/report.json")
 
 
@@ -236,6 +244,7 @@ def train_tiny(
     val: Path | None = None,
     protocol: str = "demo",
     steps: int | None = None,
+    root: str | None = None,
 ) -> None:
     """Train the small networks on the clips and captions of a manifest.
 
@@ -245,6 +254,7 @@ def train_tiny(
         val: JSONL to measure accuracy on (default: val.jsonl beside the manifest, if any).
         protocol: Protocol whose frames, rate and sizes to train at.
         steps: Steps of training.
+        root: A folder, besides those of the manifests, in which their videos may lie.
     """
     from evaluation.protocol import load_protocol
     from evaluation.train_tiny import TinyTraining, train_tiny
@@ -254,7 +264,7 @@ def train_tiny(
     training = TinyTraining()
     if steps is not None:
         training = replace(training, num_steps=steps)
-    notes = train_tiny(manifest, output, validation, load_protocol(protocol).clips, training)
+    notes = train_tiny(manifest, output, validation, load_protocol(protocol).clips, training, root)
     for name, value in notes.items():
         print(f"{name:16} {value:.3g}")
     print(output)

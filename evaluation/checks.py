@@ -31,7 +31,7 @@ class Request:
     """Inputs of an evaluation: videos, or a checkpoint to sample from, or both.
 
     With both, the tokenizer of the checkpoint is evaluated too. ``reference`` is a folder or a
-    listing of real videos.
+    listing of real videos. ``root`` is a further folder in which listings may name files.
     """
 
     protocol: Protocol
@@ -42,6 +42,7 @@ class Request:
     videos: Path | None = None
     device: str = "cpu"
     overwrite: bool = False
+    root: str | None = None
 
     @property
     def prompts(self) -> Path:
@@ -52,7 +53,7 @@ class Request:
 def read_reference(request: Request) -> tuple[list[VideoEntry], int]:
     """Return the real videos, and how many were left out because they are too short."""
     protocol = request.protocol
-    entries = read_listing(request.reference, protocol.reads_prompts)
+    entries = read_listing(request.reference, protocol.reads_prompts, request.root)
     whole = len(entries)
     if protocol.clips.drop_short_reference:
         entries = [e for e in entries if long_enough(e, protocol.clips)]
@@ -67,7 +68,7 @@ def read_spare(request: Request, num_generated: int, num_reference: int) -> list
     The list is empty if there are not enough that are long enough.
     """
     protocol = request.protocol
-    entries = read_listing(request.reference, protocol.reads_prompts)
+    entries = read_listing(request.reference, protocol.reads_prompts, request.root)
     if protocol.clips.drop_short_reference:
         entries = [e for e in entries if long_enough(e, protocol.clips)]
     rest = (e for e in entries[num_reference:] if long_enough(e, protocol.clips))
@@ -78,7 +79,8 @@ def read_spare(request: Request, num_generated: int, num_reference: int) -> list
 def read_generated(request: Request) -> list[VideoEntry]:
     """Return the videos to evaluate."""
     protocol, folder = request.protocol, request.videos or request.output / "videos"
-    return read_folder(folder, protocol.reads_prompts)[: protocol.scores.num_generated]
+    entries = read_folder(folder, protocol.reads_prompts, request.root)
+    return entries[: protocol.scores.num_generated]
 
 
 def check(
@@ -175,7 +177,7 @@ def _check_prompts(request: Request) -> None:
             f"--reference {request.reference}: holds no {PROMPTS_FILE}, whose captions are sampled"
         )
     number = request.protocol.scores.num_generated
-    held = len(read_listing(request.reference))
+    held = len(read_listing(request.reference, root=request.root))
     if number is not None and held < number:
         raise ValueError(
             f"--reference {request.reference}: holds {held} captions to sample from; "

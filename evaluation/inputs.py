@@ -56,22 +56,24 @@ class VideoEntry:
         return self.wordings[0] if self.wordings else ""
 
 
-def read_listing(path: Path, prompts: bool = True) -> list[VideoEntry]:
+def read_listing(path: Path, prompts: bool = True, root: str | None = None) -> list[VideoEntry]:
     """Return the videos of a folder or manifest. With ``prompts``, each video needs a prompt."""
-    return read_folder(path, prompts) if path.is_dir() else read_entries(path, prompts)
+    read = read_folder if path.is_dir() else read_entries
+    return read(path, prompts, root)
 
 
-def read_entries(listing: Path, prompts: bool = True) -> list[VideoEntry]:
+def read_entries(listing: Path, prompts: bool = True, root: str | None = None) -> list[VideoEntry]:
     """Return the rows of a manifest, read by ``sora_lightning.data.manifest``.
 
     A folder of frames and a tensor need ``fps`` in their row, and a tensor also ``layout`` and
-    ``range``, as in ``VideoFile``. Raises ``ValueError`` naming the file, the line and the key for
-    an invalid row, a video that does not exist, and a clip that is listed twice.
+    ``range``, as in ``VideoFile``. The videos lie in the manifest's folder, or under ``root``.
+    Raises ``ValueError`` naming the file, the line and the key for an invalid row, a video that
+    does not exist, and a clip that is listed twice.
     """
     if not listing.is_file():
         raise ValueError(f"{listing}: no such file")
     entries, places = [], dict[tuple[object, ...], str]()
-    for row in read_table(listing):
+    for row in read_table(listing, root):
         entry = _entry(row, listing.parent, prompts)
         file = entry.file
         clip = (file_identity(file.path), file.start_s, file.end_s)
@@ -110,7 +112,7 @@ def _options(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def read_folder(folder: Path, prompts: bool = True) -> list[VideoEntry]:
+def read_folder(folder: Path, prompts: bool = True, root: str | None = None) -> list[VideoEntry]:
     """Return the videos of a folder, with the prompts of its ``prompts.jsonl``.
 
     If there is no such file and no prompts are needed, all videos are returned, sorted by name.
@@ -124,7 +126,7 @@ def read_folder(folder: Path, prompts: bool = True) -> list[VideoEntry]:
         known = ", ".join(CONTAINERS + TENSORS)
         raise ValueError(f"{folder}: holds no video; known are {known} and folders of frames")
     if (folder / PROMPTS_FILE).is_file():
-        return read_entries(folder / PROMPTS_FILE, prompts)
+        return read_entries(folder / PROMPTS_FILE, prompts, root)
     if prompts:
         raise ValueError(
             f"{folder}: holds {len(videos)} videos and no {PROMPTS_FILE}; "

@@ -7,12 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from evaluation.inputs import read_listing
 from evaluation.metrics.alignment import parse_prompt
 from evaluation.protocol import Protocol, load_protocol
 from evaluation.train_tiny import TinyTraining, train_tiny
+from sora_lightning.files import load_yaml
 
 
 def run_folder(checkpoint: Path) -> Path:
@@ -22,13 +21,17 @@ def run_folder(checkpoint: Path) -> Path:
 
 
 def run_data(checkpoint: Path | None) -> dict[str, Any]:
-    """Return ``data`` of a run's saved configuration, with its ``sizes``; empty without one."""
+    """Return ``data`` of a run's saved configuration, with its ``sizes`` and the ``root`` of its
+    manifests; empty without one.
+    """
     config = run_folder(checkpoint) / "config.yaml" if checkpoint is not None else Path()
     if not config.is_file():
         return {}
-    data = dict(yaml.safe_load(config.read_text(encoding="utf-8"))["data"])
-    batching = data.get("batching")
-    return (batching if isinstance(batching, dict) else {}) | data
+    data = dict(load_yaml(config.read_text(encoding="utf-8"))["data"])
+    groups = [data.get(name) for name in ("batching", "reading")]
+    for group in groups:
+        data = (group if isinstance(group, dict) else {}) | data
+    return data
 
 
 def choose_protocol(
@@ -53,7 +56,7 @@ def choose_protocol(
         default = Path(validation)
     reference = reference or default
     try:
-        for entry in read_listing(reference, prompts=False):
+        for entry in read_listing(reference, prompts=False, root=data.get("root")):
             parse_prompt(entry.prompt)
     except ValueError as error:
         if "names no shape" in str(error) or "has no" in str(error):
@@ -86,5 +89,5 @@ def small_networks(folder: Path, data: dict[str, Any], protocol: Protocol) -> Pa
                 "give --networks"
             )
         print(f"training the small networks of {path} on {manifest}", flush=True)
-        train_tiny(Path(manifest), path, None, protocol.clips, TinyTraining())
+        train_tiny(Path(manifest), path, None, protocol.clips, TinyTraining(), data.get("root"))
     return path

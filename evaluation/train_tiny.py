@@ -45,15 +45,20 @@ class TinyTraining:
 
 
 def train_tiny(
-    manifest: Path, output: Path, validation: Path | None, clips: ClipSpec, training: TinyTraining
+    manifest: Path,
+    output: Path,
+    validation: Path | None,
+    clips: ClipSpec,
+    training: TinyTraining,
+    root: str | None = None,
 ) -> dict[str, float]:
     """Train on a manifest, save to ``output``, and return the accuracy on ``validation``.
 
     Without ``validation`` the result is empty. Clips that are too short or damaged are left out and
     named. Raises ``ValueError`` as ``read_entries`` does, and for fewer than 8 clips.
     """
-    listed = read_entries(manifest)
-    val_entries = [] if validation is None else read_entries(validation)
+    listed = read_entries(manifest, root=root)
+    val_entries = [] if validation is None else read_entries(validation, root=root)
     torch.manual_seed(training.seed)
     network = TinyNetwork(TinyConfig())
     entries, decoded = _decoded(listed, clips, network.config.side)

@@ -45,6 +45,7 @@ class FVD(RowBank):
             size and frame rate; shorter videos are left out.
         num_reference: Number of reference videos to use, from the first; all if None.
         cache: Folder for the features of the reference.
+        root: A folder, besides the reference's own, in which its files may lie.
     """
 
     def __init__(
@@ -53,10 +54,12 @@ class FVD(RowBank):
         reference: Path,
         num_reference: int | None = None,
         cache: Path = Path("runs/reference_features"),
+        root: str | None = None,
     ) -> None:
         super().__init__({"generated": network.feature_dim})
         self.network = network
         self.reference, self.num_reference, self.cache = reference, num_reference, cache
+        self.root = root
         self.name = score_name("fvd", network)
         self.real: Float[Tensor, "n d"] = torch.zeros(0, network.feature_dim)
 
@@ -64,7 +67,7 @@ class FVD(RowBank):
         self, prompts: list[str], num_frames: int, height: int, width: int, fps: float
     ) -> list[str]:
         clips = ClipSpec(num_frames, float(fps), (f"{height}x{width}",))
-        listed = read_listing(self.reference, prompts=False)
+        listed = read_listing(self.reference, prompts=False, root=self.root)
         entries = [entry for entry in listed if long_enough(entry, clips)][: self.num_reference]
         for number, kind in (
             (len(prompts), "prompts"),

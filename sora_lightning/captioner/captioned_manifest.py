@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from sora_lightning.data.manifest.records import NO_TEXT, ManifestRow, clip_id, read_table
+from sora_lightning.data.manifest.records import NO_TEXT, ManifestRow, clip_id, read_texts
 from sora_lightning.data.manifest.tables import Row, check_target, write_rows
 from sora_lightning.files import check_writable
 
@@ -56,7 +56,7 @@ class CaptionedManifest:
         self.columns = (column, f"{column}_model", f"{column}_decoding")
         self._written: dict[str, Written] = {}
         rows: dict[str, Row] = {}
-        for row in read_table(self.manifest):
+        for row in read_texts(self.manifest):
             rows[self._recall(row)] = self._others(row.columns)
         if self.output.exists():
             self._recall_output(rows)
@@ -101,7 +101,7 @@ class CaptionedManifest:
         return f"{self.output}: {num_captioned} of {len(rows)} clips have a {self.column}"
 
     def _rows(self) -> Iterator[Row]:
-        for row in read_table(self.manifest):
+        for row in read_texts(self.manifest):
             written = self._written.get(clip_id(row.columns))
             # An empty caption would make a manifest that is refused.
             captions = [text for text in written.captions if text] if written else []
@@ -130,7 +130,7 @@ class CaptionedManifest:
         return clip
 
     def _recall_output(self, rows: dict[str, Row]) -> None:
-        for row in read_table(self.output):
+        for row in read_texts(self.output):
             clip = self._recall(row)
             if rows.get(clip) != self._others(row.columns):
                 raise ValueError(

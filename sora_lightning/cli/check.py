@@ -16,6 +16,7 @@ from sora_lightning.data.decoding.readers import read_timeline
 from sora_lightning.data.decoding.subprocess_decoding import subprocess_map
 from sora_lightning.data.manifest.filters import Filter, sift
 from sora_lightning.data.manifest.records import ClipRecord
+from sora_lightning.data.manifest.roots import HOLDERS
 from sora_lightning.files import find_config
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def check(
     delta: Path | None = None,
     manifest: Path | None = None,
     filters: list[str] | None = None,
+    root: str | None = None,
 ) -> None:
     """Print how many clips each rule removes, and why, and what a step of the training costs.
     Nothing is trained or written. What ``fit`` would refuse is listed, and the exit code is then 2.
@@ -39,11 +41,13 @@ def check(
         manifest: In place of a configuration's; without one, every row is read, and every file's
             packets.
         filters: In place of a configuration's, such as ``["motion > 0.2"]``.
+        root: A folder or address, besides the manifest's own folder, under which the files may lie
+            that it names. A configuration has ``data.reading.root``.
     """
     if config is None:
         if manifest is None:
             raise ValueError("--config or --manifest is missing: check needs one of them")
-        print(_report(Path(manifest), [Filter.parse(text) for text in filters or ()]))
+        print(_report(Path(manifest), [Filter.parse(text) for text in filters or ()], root))
         return
     paths = [find_config(path) for path in (config, delta) if path]
     values: dict[str, Any] = {}
@@ -137,14 +141,17 @@ def _cost(training: Training, data: VideoDataModule) -> str:
     return "\n".join(lines)
 
 
-def _report(manifest: Path, filters: list[Filter]) -> str:
+def _report(manifest: Path, filters: list[Filter], root: str | None) -> str:
     """Return the numbers of rows by filter, and by how their files are read."""
-    records = read_manifest(manifest)
+    records = read_manifest(manifest, root=root)
     kept, removed = sift(records, filters)
-    paths = list(dict.fromkeys(record.path for record in kept))
+    in_files = [record for record in kept if not HOLDERS & record.columns.keys()]
+    paths = list(dict.fromkeys(record.path for record in in_files))
     timelines = dict(zip(paths, subprocess_map(read_timeline, paths, 4, 60.0), strict=True))
 
     def verdict(record: ClipRecord) -> str:
+        if HOLDERS & record.columns.keys():
+            return "in shards, which are not opened"
         timeline = timelines[record.path]
         if isinstance(timeline, Exception):
             return f"cannot be read: {str(timeline).removeprefix(f'{record.path}: ')}"

@@ -16,7 +16,7 @@ from sora_lightning.captioner.expansion import (
     PromptExpansion,
 )
 from sora_lightning.cli.errors import filter_warnings
-from sora_lightning.data.manifest.records import read_table
+from sora_lightning.data.manifest.records import read_texts
 from sora_lightning.files import check_output
 
 # Beside a checkpoint of a text-to-video training, this file expands its prompts.
@@ -118,7 +118,7 @@ def read_pairs(manifest: Path, short: str, descriptive: str) -> list[tuple[str, 
 
     Raises ``ValueError`` for a column that no row has, and where no row has both.
     """
-    rows = list(read_table(manifest))
+    rows = list(read_texts(manifest))
     for flag, column in (("--short", short), ("--descriptive", descriptive)):
         if not any(row.columns.get(column) is not None for row in rows):
             known = ", ".join(sorted({name for row in rows for name in row.columns}))

@@ -171,7 +171,7 @@ class VideoDataModule(L.LightningDataModule):
             captions = None if captions is None else replace(captions, required=False)
         key = manifest, captions, sizes
         if key not in self._assigned:
-            records = open_manifest(manifest, captions)
+            records = open_manifest(manifest, captions, self.reading.root)
             if captions is not None and captions.required and manifest == self.manifest:
                 captions.require(manifest, records)
             assignment = assign_sizes(records, sizes, self._bad_clips(), self.filters)

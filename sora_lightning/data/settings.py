@@ -18,6 +18,8 @@ class Reading:
         num_workers: Processes that decode; 0 decodes in the training process. The command line
             leaves each of them a core, unless OMP_NUM_THREADS sets the threads of torch. Batches
             are the same for any number, weights to the last bit for the same threads.
+        root: A folder or address, besides each manifest's own folder, under which files may lie
+            that a manifest names; others are refused.
         reader: Decodes the files. By default decord, with PyAV for files that decord misreads.
         decode_timeout_s: Seconds that one clip may take to fetch, and to decode; then it counts as
             bad. Decoding runs in a child of each worker, which is then stopped. Null decodes
@@ -32,6 +34,7 @@ class Reading:
     """
 
     num_workers: int = 0
+    root: str | None = None
     reader: Reader | None = None
     decode_timeout_s: float | None = 30.0
     max_bad_share: float = 0.05

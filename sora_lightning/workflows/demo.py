@@ -114,6 +114,7 @@ def _fit_text_to_video(output: Path, quick: bool, seed: int) -> Stage:
         "run_dir": "text_to_video",
         **_CLIPS,
         "data.manifest": "captions/captioned.jsonl",
+        "data.reading.root": "",
         "data.latents": "latents",
         "model.init_args.tokenizer.init_args.checkpoint": "tokenizer/checkpoints/last.ckpt",
     }
@@ -188,6 +189,7 @@ def _draw_curves(output: Path) -> Stage:
 _CLIPS = {"data.manifest": "data/train.jsonl", "data.val_manifest": "data/val.jsonl"}
 _CAPTIONED_CLIPS = {
     "data.manifest": "captions/third.jsonl",
+    "data.reading.root": "",
     "data.val_manifest": "data/test.jsonl",
 }
 

@@ -294,12 +294,12 @@ def test_bad_clips_are_left_out_and_named(
 ) -> None:
     manifest = with_bad_clips(shapes, tmp_path, declared)
     recorder = Recorder()
-    data = module({"train": manifest}, sizes=SIZES[:1], max_bad_share=0.3)
+    data = module({"train": manifest}, sizes=SIZES[:1], max_bad_share=0.3, root="/")
     for _ in range(2):
         trainer(tmp_path / "run", max_steps=8).fit(recorder, data)
     assert all(len(ids) == 4 for ids, _, _ in recorder.fed)
     used = {name for ids, _, _ in recorder.fed for name in ids}
-    records = {record.clip_id: record for record in read_manifest(manifest)}
+    records = {record.clip_id: record for record in read_manifest(manifest, root="/")}
     assert {records[name].path.name for name in used} == {f"{i:05d}.mp4" for i in range(6)}
     lines = (tmp_path / "run" / "bad_clips.jsonl").read_text().splitlines()
     named = {Path(json.loads(line)["path"]).name: json.loads(line)["reason"] for line in lines}

@@ -40,6 +40,7 @@ def run(
         file.write(json.dumps({**first, "end_s": 0.5}) + "\n")
     config["data"]["manifest"] = str(train)
     config["data"]["val_manifest"] = str(own_captions(dataset["test"], tmp_path / "val.jsonl", 5))
+    config["data"]["reading"] = {"root": str(dataset["train"].parent)}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     quick = partial(TinyTraining, num_steps=2, batch_size=8)
     monkeypatch.setattr("evaluation.own_clips.TinyTraining", quick)

@@ -222,6 +222,8 @@ def test_what_cannot_be_evaluated_is_refused_at_once(
     defaults = [
         "--reference",
         dataset["test"],
+        "--root",
+        "/",
         "--networks",
         networks,
         "--output",

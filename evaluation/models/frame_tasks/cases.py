@@ -52,12 +52,14 @@ def real_cases(
     num_frames: int,
     fps: float,
     sizes: Sequence[tuple[int, int]],
+    root: str | None = None,
 ) -> list[Case]:
     """Return the first ``number`` clips of a JSONL that show one shape, each in its nearest size.
 
     Raises ``ValueError`` if there are fewer.
     """
-    entries = [e for e in read_entries(reference) if len(parse_prompt(e.prompt)) == 1]
+    listed = read_entries(reference, root=root)
+    entries = [e for e in listed if len(parse_prompt(e.prompt)) == 1]
     if len(entries) < number:
         raise ValueError(
             f"--reference {reference}: holds {len(entries)} videos of one shape; --cases is "

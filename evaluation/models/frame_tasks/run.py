@@ -51,6 +51,7 @@ class TaskRequest:
     protocol: TaskProtocol
     tasks: tuple[str, ...] = ()
     device: str = "cpu"
+    root: str | None = None
 
 
 def measure_tasks(request: TaskRequest) -> dict[str, Any]:
@@ -111,7 +112,8 @@ def _trial(request: TaskRequest, system: DiffusionSystem) -> Trial:
     video_generator = system.video_generator(SamplingConfig(num_steps=protocol.steps))
     sizes = [height_and_width(size, "--sizes") for size in protocol.sizes]
     short, long = protocol.frames
-    cases = real_cases(request.reference, protocol.cases, short, system.fps, sizes)
+    listing, number, root = request.reference, protocol.cases, request.root
+    cases = real_cases(listing, number, short, system.fps, sizes, root)
     gap = long - 2 * protocol.context
     pairs = pairs_to_connect(protocol.cases, protocol.context, gap, round(system.fps), sizes)
     return Trial(video_generator, cases, pairs, protocol)

@@ -41,7 +41,7 @@ from evaluation.networks import build_extractors, score_name
 from evaluation.protocol import Protocol
 from evaluation.report.write import write_report
 from sora_lightning.checkpoints import load_tokenizer, read_checkpoint
-from sora_lightning.data import Batching, VideoDataModule
+from sora_lightning.data import Batching, Reading, VideoDataModule
 from sora_lightning.files import file_sha256
 from sora_lightning.tokenizers import (
     CausalTokenizer,
@@ -83,6 +83,7 @@ class TokenizerRequest:
     networks: Path | None = None
     lpips: Path | None = None
     device: str = "cpu"
+    root: str | None = None
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,7 @@ def _rebuilt_clips(request: TokenizerRequest, tokenizer: VideoTokenizer) -> list
         val_manifest=request.reference,
         fps=request.fps,
         batching=Batching(list(request.sizes), largest),
+        reading=Reading(root=request.root),
     )
     data.setup("validate")
     loader = data.val_dataloader()

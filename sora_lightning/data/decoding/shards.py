@@ -27,6 +27,7 @@ from sora_lightning.data.decoding.errors import DecodeError
 from sora_lightning.data.decoding.litdata_items import LitDataItems
 from sora_lightning.data.decoding.readers import probe
 from sora_lightning.data.manifest.records import ClipRecord, read_manifest
+from sora_lightning.data.manifest.roots import is_address
 from sora_lightning.data.manifest.tables import Row, with_moved_source, write_lines
 from sora_lightning.files import file_sha256
 
@@ -90,8 +91,13 @@ def read_range(record: ClipRecord, start: int, length: int) -> bytes:
     if not is_remote(record) and os.path.exists(shard) and offset + length > os.path.getsize(shard):
         raise ends_before
     try:
-        files, path = fsspec.core.url_to_fs(shard)
-        content = files.cat_file(path, offset, offset + length)
+        if is_remote(record):
+            files, path = fsspec.core.url_to_fs(shard)
+            content = files.cat_file(path, offset, offset + length)
+        else:  # fsspec would read "::" in a file's name as another address
+            with open(shard, "rb") as file:
+                file.seek(offset)
+                content = file.read(length)
     except Exception as error:  # each of fsspec's file systems raises its own
         raise DecodeError(f"{shard}: cannot be read: {error or type(error).__name__}") from error
     if len(content) < length:
@@ -151,7 +157,7 @@ def clip_sha256(record: ClipRecord) -> str:
 
 def is_remote(record: ClipRecord) -> bool:
     """Return True if a clip is at an address instead of in a file."""
-    return "://" in str(_holder(record.columns) or "")
+    return is_address(str(_holder(record.columns) or ""))
 
 
 def place_of(record: ClipRecord) -> tuple[str, Any]:
@@ -195,17 +201,19 @@ def state(record: ClipRecord) -> State | None:
     return State(seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino)
 
 
-def write_shards(manifest: Path, folder: Path, shard_bytes: int = 2**28) -> Path:
+def write_shards(
+    manifest: Path, folder: Path, shard_bytes: int = 2**28, root: str | None = None
+) -> Path:
     """Copy a manifest's clips into tar shards of about ``shard_bytes``, and return the manifest of
     these: the same rows with ``shard, offset, size``, and the technical columns, probed where they
-    are missing.
+    are missing. The clips lie in the manifest's folder, or under ``root``.
 
     Raises ``ValueError`` for a budget below 1, ``DecodeError`` for a clip that cannot be
     probed, or whose bytes are not those that its ``content`` names.
     """
     if shard_bytes < 1:
         raise ValueError(f"shard_bytes = {shard_bytes}: must be positive")
-    records = read_manifest(manifest)
+    records, files = read_manifest(manifest, root=root), ShardFiles()
     base = Path(manifest) if Path(manifest).is_dir() else Path(manifest).parent
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
@@ -216,7 +224,8 @@ def write_shards(manifest: Path, folder: Path, shard_bytes: int = 2**28) -> Path
                 shard.close()
             number += 1
             shard = tarfile.open(folder / f"shard-{number:06d}.tar", "w")  # noqa: SIM115
-        content = record.path.read_bytes()
+        path = files.local(record)
+        content = path.read_bytes()
         sha256 = hashlib.sha256(content).hexdigest()
         if record.columns.get("content") not in (None, "", sha256):
             raise DecodeError(f"{record.path}: has changed since it was indexed: index it again")
@@ -224,12 +233,12 @@ def write_shards(manifest: Path, folder: Path, shard_bytes: int = 2**28) -> Path
         entry.size = len(content)
         offset = shard.offset + len(entry.tobuf(shard.format))
         shard.addfile(entry, io.BytesIO(content))
-        metadata = record.metadata or probe(record.path)
+        metadata = record.metadata or probe(path)
         place = {"shard": f"shard-{number:06d}.tar", "offset": offset, "size": len(content)}
-        path = record.columns.get("path", str(record.path.relative_to(base)))
-        named = {"content": sha256, "num_bytes": len(content)}
+        named = record.columns.get("path", str(record.path.relative_to(base)))
+        facts = {"content": sha256, "num_bytes": len(content)}
         columns = with_moved_source(dict(record.columns), base, folder)
-        rows.append({**columns, "path": path, **vars(metadata), **place, **named})
+        rows.append({**columns, "path": named, **vars(metadata), **place, **facts})
     assert shard is not None
     shard.close()
     for row in rows:  # every shard is whole by now

@@ -31,6 +31,7 @@ from sora_lightning.data.manifest.curation import (
     scene_cuts,
     score,
 )
+from sora_lightning.data.manifest.roots import HOLDERS
 from sora_lightning.data.manifest.tables import (
     Row,
     check_target,
@@ -68,6 +69,7 @@ def index(
     short_side: int | None = None,
     num_workers: int = 4,
     timeout_s: float = 600.0,
+    root: str | None = None,
 ) -> None:
     """Probe every file of a manifest and write the manifest with all technical columns.
 
@@ -87,6 +89,7 @@ def index(
         short_side: Scale larger copies down until their shorter side has so many pixels.
         num_workers: Processes that probe.
         timeout_s: Seconds that one file may take.
+        root: A folder, besides the manifest's own, under which the files may lie that it names.
     """
     source, output = Path(source), Path(output)
     if num_workers < 1:
@@ -100,12 +103,12 @@ def index(
     work = Work(detector if scenes else None, min_scene_s, scores, copies, short_side)
     folder = source if source.is_dir() else source.parent
     num_jobs = 0
-    for place, row in read_rows(source):
+    for place, row in read_rows(source, root):
         _check_row(row, place, folder, work)
         num_jobs += 1
     jobs = (
         _Job.of(with_moved_source(row, folder, output.parent), place, folder, work)
-        for place, row in read_rows(source)
+        for place, row in read_rows(source, root)
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     log = AppendOnlyLog(output.with_name(f".{output.name}.log"))
@@ -151,6 +154,10 @@ class _Job:
 
 def _check_row(row: Row, place: str, folder: Path, work: Work) -> None:
     """Raise ``ValueError`` for a row that there cannot be a job for."""
+    for holder in HOLDERS & row.keys():
+        raise ValueError(
+            f"{place}: {holder} = {row[holder]!r}: only files of their own can be indexed"
+        )
     if work.copies is not None and has_source(row, folder):
         raise ValueError(
             f"{place}: source = {row['source']!r}: the copies of reencode_to begin at another "

@@ -16,6 +16,7 @@ from numpy import ndarray
 
 from sora_lightning.data.manifest.captions import Captions
 from sora_lightning.data.manifest.records import ClipRecord, ManifestRow, clip_id, read_manifest
+from sora_lightning.data.manifest.roots import Roots
 from sora_lightning.data.manifest.tables import Row, arrow_batches, arrow_table
 
 ROWS_AT_ONCE = 1024
@@ -42,9 +43,12 @@ class _Lazy(Sequence[ClipRecord]):
 class MemoryMappedRecords(_Lazy):
     """All rows of an Arrow file. Every process maps the file itself."""
 
-    def __init__(self, path: Path, captions: Captions | None = None) -> None:
+    def __init__(
+        self, path: Path, captions: Captions | None = None, root: str | None = None
+    ) -> None:
         self.path = path
         self.captions = captions
+        self.roots = Roots(path, root)
         self._table: Any = None
         self._length = len(self._opened())
 
@@ -81,6 +85,7 @@ class MemoryMappedRecords(_Lazy):
     def made(self, index: int, row: dict[str, Any]) -> ClipRecord:
         columns = {name: value for name, value in row.items() if value is not None}
         row_of_file = ManifestRow(f"{self.path}:{index + 1}", columns)
+        self.roots.require(row_of_file.place, columns)
         return row_of_file.record(self.path.parent, self.captions)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -148,14 +153,16 @@ def joined(parts: Iterable[Sequence[ClipRecord]]) -> Sequence[ClipRecord]:
     return list(itertools.chain.from_iterable(parts))
 
 
-def open_manifest(manifest: Path, captions: Captions | None = None) -> Sequence[ClipRecord]:
+def open_manifest(
+    manifest: Path, captions: Captions | None = None, root: str | None = None
+) -> Sequence[ClipRecord]:
     """Open a manifest like ``read_manifest``, but leave the rows of an Arrow file in the file. All
     rows are checked once, and the same errors raised.
     """
     manifest = Path(manifest)
     if manifest.suffix.lower() != ".arrow" or manifest.is_dir():
-        return read_manifest(manifest, captions)
-    records = MemoryMappedRecords(manifest, captions)
+        return read_manifest(manifest, captions, root)
+    records = MemoryMappedRecords(manifest, captions, root)
     if not len(records):
         raise ValueError(f"{manifest}: the manifest has no rows")
     ids = np.fromiter((int(r.clip_id, 16) for r in records), np.uint64, len(records))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from sora_lightning.data.manifest.records import ManifestRow, read_table
+from sora_lightning.data.manifest.records import ManifestRow, read_texts
 from sora_lightning.data.manifest.tables import SUFFIXES
 
 
@@ -22,7 +22,7 @@ def read_prompts(source: Path, column: str | None = None) -> list[ManifestRow]:
             f"{source}: must be a text file (.txt) with a prompt a line, or a manifest "
             f"({', '.join(SUFFIXES)})"
         )
-    rows = list(_lines(source) if source.suffix.lower() == ".txt" else read_table(source))
+    rows = list(_lines(source) if source.suffix.lower() == ".txt" else read_texts(source))
     if not rows:
         raise ValueError(f"{source}: holds no prompt")
     for row in rows:

@@ -18,10 +18,12 @@ from typing import Any
 from sora_lightning.data.decoding.litdata_items import require_litdata
 from sora_lightning.data.decoding.video_metadata import VideoMetadata
 from sora_lightning.data.manifest.captions import Captions
-from sora_lightning.data.manifest.tables import MEDIA, Row, read_rows
+from sora_lightning.data.manifest.roots import is_address, local_path
+from sora_lightning.data.manifest.tables import MEDIA, Row, parse_rows, read_rows
 
 # The first that is there is read.
 CAPTION_COLUMNS = ("caption", "text", "prompt")
+LABEL = 200  # characters
 # Of UTF-16 read as UTF-8, and halves of a character, which no file can hold.
 NO_TEXT = re.compile("[\0\ud800-\udfff]")
 # Columns that say in what a clip lies that is no file by itself: the kind of thing, and the file in
@@ -54,8 +56,11 @@ class ClipRecord:
     source: Path | None = None
 
 
-def read_manifest(manifest: Path, captions: Captions | None = None) -> list[ClipRecord]:
-    """Read the clips of a manifest, in order, from the formats of ``read_rows``.
+def read_manifest(
+    manifest: Path, captions: Captions | None = None, root: str | None = None
+) -> list[ClipRecord]:
+    """Read the clips of a manifest, in order, from the formats of ``parse_rows``. They lie in the
+    manifest's folder, or under ``root``.
 
     By default every row needs a caption; ``captions`` names other columns, which a row may lack.
 
@@ -66,7 +71,7 @@ def read_manifest(manifest: Path, captions: Captions | None = None) -> list[Clip
     folder = manifest if manifest.is_dir() else manifest.parent
     records: list[ClipRecord] = []
     place_of: dict[str, str] = {}
-    for row in read_table(manifest):
+    for row in read_table(manifest, root):
         record = row.record(folder, captions)
         if record.clip_id in place_of:
             raise row.error("path", f"the same clip is in {place_of[record.clip_id]}")
@@ -75,13 +80,23 @@ def read_manifest(manifest: Path, captions: Captions | None = None) -> list[Clip
     return records
 
 
-def read_table(source: Path) -> Iterator[ManifestRow]:
+def read_table(source: Path, root: str | None = None) -> Iterator[ManifestRow]:
     """Read the rows of a manifest without making records; a column is checked when it is read.
 
-    Raises ``ValueError`` for a file that is no such table, and for one without rows.
+    Raises ``ValueError`` for a file that is no such table, for one without rows, and for a file
+    outside of the manifest's folder and of ``root``.
     """
+    return _rows(source, read_rows(source, root))
+
+
+def read_texts(source: Path) -> Iterator[ManifestRow]:
+    """Read the rows of a manifest for their captions alone: files may lie anywhere."""
+    return _rows(source, parse_rows(source))
+
+
+def _rows(source: Path, rows: Iterator[tuple[str, Row]]) -> Iterator[ManifestRow]:
     row = None
-    for place, columns in read_rows(source):
+    for place, columns in rows:
         yield (row := ManifestRow(place, columns))
     if row is None:
         raise ValueError(f"{source}: the manifest has no rows")
@@ -95,6 +110,22 @@ def clip_id(columns: Row) -> str:
     window = [columns.get("start_s") or 0.0, math.inf if end_s is None else end_s]
     path = os.path.normpath(columns["path"])
     return hashlib.sha256(json.dumps([path, *window]).encode()).hexdigest()[:16]
+
+
+def one_line(text: str) -> str:
+    """Return a text on one line, without characters that do not show."""
+    return " ".join("".join(one if one.isprintable() else " " for one in text).split())
+
+
+def label_of(text: str) -> str:
+    """Return a text as a name for a page of TensorBoard: ``one_line`` of at most ``LABEL``
+    characters, the last of which tell cut texts apart.
+    """
+    line = one_line(text)
+    if len(line) <= LABEL:
+        return line
+    digest = hashlib.sha256(line.encode()).hexdigest()[:8]
+    return f"{line[: LABEL - 11]}... {digest}"[:LABEL]
 
 
 @dataclass(frozen=True)
@@ -243,8 +274,8 @@ class ManifestRow:
                 raise self.error("item", "must be the number of the clip in the dataset, from 0")
         elif self.number("offset", 0) is None or self.count("size") is None:
             raise self.error(key, "the row needs offset and size, in bytes")
-        whole = holder if "://" in holder else str(folder / holder)
-        if "://" not in holder and not Path(whole, file).is_file():
+        whole = holder if is_address(holder) else str((folder / local_path(holder)).absolute())
+        if not is_address(holder) and not Path(whole, file).is_file():
             raise self.error(key, f"no such file: {Path(whole, file)}")
         if key == "litdata":
             try:

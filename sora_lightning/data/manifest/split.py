@@ -15,7 +15,9 @@ from sora_lightning.data.manifest.tables import (
 )
 
 
-def split(source: Path, output: Path, num_held_out: int, seed: int = 0) -> None:
+def split(
+    source: Path, output: Path, num_held_out: int, seed: int = 0, root: str | None = None
+) -> None:
     """Write ``train.jsonl`` and ``test.jsonl``: all rows of a file go to the same one.
 
     The held-out files are drawn by their paths and the seed, independent of the order of the rows.
@@ -26,11 +28,13 @@ def split(source: Path, output: Path, num_held_out: int, seed: int = 0) -> None:
         output: The folder of the two manifests.
         num_held_out: Number of files in ``test.jsonl``.
         seed: Draws them.
+        root: A folder or address, besides the manifest's own folder, under which the files may lie
+            that it names.
     """
     source, output = Path(source), Path(output)
     folder = source if source.is_dir() else source.parent
     first_of: dict[object, str] = {}
-    rows = [(_file_of(row, place, folder, first_of), row) for place, row in read_rows(source)]
+    rows = [(_file_of(row, place, folder, first_of), row) for place, row in read_rows(source, root)]
     names = sorted({name for name, _ in rows}, key=lambda name: (_draw(name, seed), name))
     if not 0 < num_held_out < len(names):
         raise ValueError(

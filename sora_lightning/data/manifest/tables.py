@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sora_lightning.data.decoding.images import IMAGES
+from sora_lightning.data.manifest.roots import Roots
 
 SUFFIXES = (".jsonl", ".csv", ".parquet", ".arrow")
 ARROW_ROWS = 2**14
@@ -36,8 +37,18 @@ def is_caption(column: str) -> bool:
     return column in ("text", "prompt") or column.startswith("caption")
 
 
-def read_rows(source: Path) -> Iterator[tuple[str, Row]]:
+def read_rows(source: Path, root: str | None = None) -> Iterator[tuple[str, Row]]:
+    """Yield the rows of ``parse_rows``. Raises ``ValueError`` for one that names a file outside of
+    the manifest's folder and of ``root``.
+    """
+    source = Path(source)
+    return parse_rows(source, Roots(source, root))
+
+
+def parse_rows(source: Path, roots: Roots | None = None) -> Iterator[tuple[str, Row]]:
     """Yield each row with its place for messages: ``file:line``, or the file's path in a folder.
+
+    Without ``roots`` rows may name any file: for readers that open none of them.
 
     Text is UTF-8, with or without a byte order mark. CSV cells are separated by commas; numbers are
     parsed, empty cells are absent, and a caption may be a JSON list. Folders are searched to any
@@ -46,9 +57,13 @@ def read_rows(source: Path) -> Iterator[tuple[str, Row]]:
     warning. Raises ``ValueError`` for anything else.
     """
     source = Path(source)
-    if source.is_dir():
-        yield from _folder(source)
-        return
+    for place, row in _folder(source, roots) if source.is_dir() else _table(source):
+        if roots is not None:
+            roots.require(place, row)
+        yield place, row
+
+
+def _table(source: Path) -> Iterator[tuple[str, Row]]:
     if not source.is_file():
         raise ValueError(f"{source}: no such manifest")
     suffix = source.suffix.lower()
@@ -72,7 +87,7 @@ def read_rows(source: Path) -> Iterator[tuple[str, Row]]:
         raise ValueError(f"{source}: not a {kind} manifest in UTF-8: {error}") from error
 
 
-def _folder(folder: Path) -> Iterator[tuple[str, Row]]:
+def _folder(folder: Path, roots: Roots | None) -> Iterator[tuple[str, Row]]:
     passed_over: Counter[str] = Counter()
     for path in sorted(_files(folder)):
         if path.suffix.lower() not in MEDIA:
@@ -81,6 +96,8 @@ def _folder(folder: Path) -> Iterator[tuple[str, Row]]:
         row: Row = {"path": path.relative_to(folder).as_posix()}
         text = _text_beside(path)
         if text is not None:
+            if roots is not None:
+                roots.require(str(text), {"path": text.relative_to(folder).as_posix()})
             try:
                 row["caption"] = text.read_text(encoding="utf-8-sig").strip()
             except UnicodeDecodeError as error:

@@ -23,6 +23,7 @@ def simulate_captions(
     colour_errors: float = 0.0,
     unnamed: str | None = None,
     seed: int = 0,
+    root: str | None = None,
 ) -> None:
     """Write a copy of a manifest of synthesize with three columns of captions from its scenes.
 
@@ -39,6 +40,7 @@ def simulate_captions(
             of another colour.
         unnamed: A colour that synthetic captions never name.
         seed: Draws wordings and errors, for each row by itself.
+        root: A folder, besides the manifest's own, under which the files may lie that it names.
     """
     _check_share("--by-people", by_people)
     _check_share("--colour-errors", colour_errors)
@@ -47,7 +49,7 @@ def simulate_captions(
         raise ValueError(f"--unnamed {unnamed}: must be one of {', '.join(COLOURS)}")
     how = f"colour_errors={colour_errors}, unnamed={unnamed}, seed={seed}"
     rows = []
-    for index, row in enumerate(read_table(manifest)):
+    for index, row in enumerate(read_table(manifest, root)):
         rng = np.random.default_rng([seed, index])
         short, varied, *_, long = captions(_scene(row), rng)
         moved = _without_captions(row.columns, manifest.parent, output.parent)
@@ -68,7 +70,7 @@ def simulate_captions(
     print(f"{output}: {len(rows)} rows, {num_right} with captions by people")
 
 
-def hide_captions(manifest: Path, output: Path, kept: float) -> None:
+def hide_captions(manifest: Path, output: Path, kept: float, root: str | None = None) -> None:
     """Write a copy of a manifest in which only some clips have captions.
 
     The clips are those of the manifest, so that their latents serve every copy.
@@ -77,11 +79,12 @@ def hide_captions(manifest: Path, output: Path, kept: float) -> None:
         manifest: The manifest to copy.
         output: The manifest to write.
         kept: Share of the clips that keep their captions, evenly spread.
+        root: A folder, besides the manifest's own, under which the files may lie that it names.
     """
     _check_share("--kept", kept)
     _check_copy(manifest, output)
     rows = []
-    for index, row in enumerate(read_table(manifest)):
+    for index, row in enumerate(read_table(manifest, root)):
         moved = _without_captions(row.columns, manifest.parent, output.parent)
         if _chosen(index, kept):
             moved |= {name: cell for name, cell in row.columns.items() if name not in moved}

@@ -137,8 +137,8 @@ def test_a_clip_that_cannot_be_read_is_left_out_of_its_pack(
     shapes: dict[str, Path], tmp_path: Path
 ) -> None:
     manifest = with_bad_clips(shapes, tmp_path, declared=True)
-    data = data_module(manifest, packing=packing(), run_length=1, max_bad_share=0.5)
-    records = {r.clip_id: r.path.name for r in read_manifest(manifest)}
+    data = data_module(manifest, packing=packing(), run_length=1, max_bad_share=0.5, root="/")
+    records = {r.clip_id: r.path.name for r in read_manifest(manifest, root="/")}
 
     class Packs(L.LightningModule):
         def __init__(self) -> None:

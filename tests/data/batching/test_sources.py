@@ -267,12 +267,11 @@ def test_manifests_that_move_take_their_sources_along(
     index(manifest, tmp_path / "there" / "indexed.jsonl", num_workers=1)
     split(manifest, tmp_path / "there", 2)
     shards = write_shards(manifest, tmp_path / "shards")
-    halves = [read_manifest(tmp_path / "there" / f"{name}.jsonl") for name in ("train", "test")]
-    for records in (
-        read_manifest(tmp_path / "there" / "indexed.jsonl"),
-        read_manifest(shards),
-        halves[0] + halves[1],
-    ):
+    train, test, indexed, sharded = (
+        read_manifest(path, root=str(tmp_path / "clips"))
+        for path in (*(tmp_path / f"there/{n}.jsonl" for n in ("train", "test", "indexed")), shards)
+    )
+    for records in (indexed, sharded, train + test):
         there = [record for record in records if record.source.is_file()]
         assert len(there) == 7
         assert {r.source.resolve() for r in there} == {

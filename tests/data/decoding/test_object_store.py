@@ -66,7 +66,7 @@ def test_an_object_store_is_asked_for_each_clip_once_and_for_its_bytes_alone(
     remote = [{**row, "shard": f"{store.address}/{row['shard']}"} for row in places]
     (tmp_path / "remote.jsonl").write_text("".join(json.dumps(row) + "\n" for row in remote))
     of_both = (tmp_path / "remote.jsonl", manifest)
-    served, local = (list(loader(one, False, (0, 1))) for one in of_both)
+    served, local = (list(loader(one, False, (0, 1), root=store.address)) for one in of_both)
     for one, other in zip(served, local, strict=True):
         assert one.clip_ids == other.clip_ids
         assert torch.equal(one.pixels, other.pixels)

@@ -13,6 +13,7 @@ import tarfile
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def rows(manifest: Path) -> list[dict]:
     return [json.loads(line) for line in manifest.read_text().splitlines()]
 
 
-def loader(manifest: Path, packed: bool, place: tuple[int, int], **options: int) -> StreamLoader:
+def loader(manifest: Path, packed: bool, place: tuple[int, int], **options: Any) -> StreamLoader:
     class Share(VideoDataModule):
         def _ranks(self) -> tuple[int, int]:
             return place
@@ -196,7 +197,7 @@ def test_rows_that_cannot_be_are_refused(
     row = {**rows(sharded)[0], "shard": str(sharded.parent / rows(sharded)[0]["shard"]), **change}
     (tmp_path / "clips.jsonl").write_text(json.dumps(row))
     with pytest.raises(ValueError, match=message):
-        read_manifest(tmp_path / "clips.jsonl")
+        read_manifest(tmp_path / "clips.jsonl", root=str(sharded.parent))
 
 
 def test_a_shard_that_ends_too_soon_is_named(sharded: Path) -> None:

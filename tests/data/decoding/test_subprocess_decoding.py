@@ -202,7 +202,7 @@ def fed(
     rows += [{**rows[0], "path": str(path)} for path in also]
     manifest = folder / "clips.jsonl"
     manifest.write_text("\n".join(map(json.dumps, rows)))
-    options = {"sizes": ["5x64x128"], "reader": Unruly()} | settings
+    options = {"sizes": ["5x64x128"], "reader": Unruly(), "root": "/"} | settings
     data = data_module(
         manifest, fps=5.0, pixels_per_batch=2 * 5 * 64 * 128, decode_timeout_s=1.0,
         **options,  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ from sora_lightning.data.manifest.curation import (
     scene_cuts,
     score,
 )
-from sora_lightning.data.manifest.tables import read_rows
+from sora_lightning.data.manifest.tables import parse_rows
 from tests.data.barcodes import numbers_in
 from tests.data.modules import data_module
 
@@ -37,7 +37,7 @@ OPEN = {"g": "12", "bf": "3", "x264-params": "open-gop=1:scenecut=0:b-adapt=0"}
 
 
 def rows_of(path: Path) -> list[dict]:
-    return [row for _, row in read_rows(path)]
+    return [row for _, row in parse_rows(path)]
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_index_fills_in_what_a_probe_says(suffix: str, raw_videos: Path, tmp_pat
         pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
     output = tmp_path / "out" / f"clips.{suffix}"
     indexing.index(raw_videos, output)
-    records = {record.path.name: record for record in read_manifest(output)}
+    records = {record.path.name: record for record in read_manifest(output, root=str(tmp_path))}
     assert set(records) == {"closed.mp4", "open.mp4", "still.png"}
     for name, record in records.items():
         assert record.metadata == probe(raw_videos / name)

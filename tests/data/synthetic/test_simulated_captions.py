@@ -43,7 +43,7 @@ def test_every_caption_says_what_the_clip_shows(manifest: Path, tmp_path: Path) 
             assert named(text) == shown(row)
         assert max(map(len, short)) < len(row["caption_descriptive"])
     captions = Captions(synthetic="caption_synthetic")
-    records = read_manifest(tmp_path / "new" / "train.jsonl", captions)
+    records = read_manifest(tmp_path / "new" / "train.jsonl", captions, str(manifest.parent))
     originals = read_manifest(manifest)
     assert [one.path.resolve() for one in records] == [one.path.resolve() for one in originals]
 
@@ -89,7 +89,7 @@ def test_a_part_of_the_clips_keeps_its_captions_unchanged(manifest: Path, tmp_pa
     output = tmp_path / "new" / "third.jsonl"
     hide_captions(manifest, output, kept=1 / 3)
     originals = read_manifest(manifest)
-    records = read_manifest(output, Captions())
+    records = read_manifest(output, Captions(), str(manifest.parent))
     assert [one.path.resolve() for one in records] == [one.path.resolve() for one in originals]
     kept = [(a.captions, b.captions) for a, b in zip(records, originals, strict=True) if a.captions]
     assert len(kept) == 40
