@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from evaluation.inputs import read_entries
+from sora_lightning.callbacks.samples import SampleVideos
 from sora_lightning.cli.contact_sheet import contact_sheet, moving_sheet, save_animation
 from sora_lightning.cli.functions import run_function
 from sora_lightning.cli.sample import Request, sample, to_frames
@@ -24,6 +26,7 @@ from sora_lightning.layers.patch import Patch
 from sora_lightning.tokenizers import ConvTokenizer, Tiling
 from sora_lightning.tokenizers.tiling import TiledTokenizer
 from sora_lightning.types import Compression, VideoSize
+from tests.hostile import HOSTILE
 
 _PROMPTS = ["a red circle moves left", "a blue square", "a green triangle moves up"]
 
@@ -382,3 +385,28 @@ def test_the_contact_sheet_shows_first_and_last_frame_of_every_row() -> None:
         assert (sheet == colour).all(1).sum() >= 50 * 90
     with pytest.raises(ValueError, match="1 videos and 2 captions"):
         contact_sheet([first], ["one", "two"], fps=8.0)
+
+
+@pytest.mark.parametrize("prompt", ["a\0b", "\ud800", "", " \n\u2003"])
+def test_what_is_no_text_is_no_prompt(prompt: str, painter: Painter) -> None:
+    with pytest.raises(ValueError, match=r"prompts\[0\] = "):
+        SampleVideos([prompt], "1x8x8")
+    Path("prompts.jsonl").write_text(json.dumps({"path": "x", "caption": prompt}))
+    with pytest.raises(ValueError, match=r"prompts\.jsonl:1: caption"):
+        _sample(prompts="prompts.jsonl")
+    assert not Path("out").exists()
+
+
+def test_files_of_samples_have_plain_names(painter: Painter) -> None:
+    rows = [{"path": "../x.mp4", "caption": prompt} for prompt in HOSTILE]
+    Path("hostile.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    before = set(Path().rglob("*"))
+    _sample(prompts="hostile.jsonl", num_frames=1)
+    written = {str(path) for path in set(Path().rglob("*")) - before}
+    own = {"out", "out/prompts.jsonl", "out/contact_sheet.png", "out/contact_sheet.gif"}
+    videos = written - own
+    assert len(videos) == len(HOSTILE)
+    assert all(re.fullmatch(r"out/\d{4}(-[a-z0-9-]{1,48})?\.mp4", one) for one in videos)
+    found = [json.loads(line) for line in Path("out/prompts.jsonl").read_text().splitlines()]
+    assert {row["prompt"] for row in found} == {prompt.strip() for prompt in HOSTILE}
+    assert painter.asked

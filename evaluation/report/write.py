@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from evaluation.inputs import Video, Videos
 from evaluation.report.page import page, shown
+from sora_lightning.data.manifest.records import label_of
 
 _TENSORBOARD_VIDEOS = 16
 _LEAST_SIDE = 128
@@ -89,6 +90,6 @@ def _write_tensorboard(report: Mapping[str, Any], videos: Videos, fps: float, ou
                 colorspace=3,
                 encoded_image_string=animated_png(video, fps),
             )
-            tag = f"samples/{row['prompt'] or Path(row['path']).name}"
+            tag = f"samples/{label_of(row['prompt'] or Path(row['path']).name)}"
             summary = Summary(value=[Summary.Value(tag=tag, image=image)])
             writer.file_writer.add_summary(summary, step)

@@ -26,6 +26,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor, nn
 
 from sora_lightning.data.manifest import read_prompts
+from sora_lightning.data.manifest.records import NO_TEXT, label_of
 from sora_lightning.generation import SamplingConfig
 from sora_lightning.systems import DiffusionSystem, TokenizerSystem
 from sora_lightning.types import VideoBatch, VideoSize, as_levels
@@ -58,6 +59,8 @@ class AfterValidations(Callback, ABC):
         for index, prompt in enumerate(prompts if isinstance(prompts, list) else []):
             if not prompt.strip():
                 raise ValueError(f"{name}: prompts[{index}] = {prompt!r}: is empty")
+            if NO_TEXT.search(prompt):
+                raise ValueError(f"{name}: prompts[{index}] = {prompt!r}: holds what is no text")
         self.prompts = prompts if isinstance(prompts, list) else []
         self.prompts_file = None if isinstance(prompts, list) else prompts
         self.num_videos = num_videos
@@ -137,7 +140,7 @@ class SampleVideos(AfterValidations):
         with undisturbed(system):
             videos = system.generate(self.prompts, self.size, seeds, self.sampling)
         for prompt, video in zip(self.prompts, videos, strict=True):
-            log_video(trainer, f"samples/{prompt}", video, system.fps)
+            log_video(trainer, f"samples/{label_of(prompt)}", video, system.fps)
 
 
 class ReconstructVideos(Callback):

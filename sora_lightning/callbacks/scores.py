@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from sora_lightning.callbacks.samples import AfterValidations, log_video, undisturbed
+from sora_lightning.data.manifest.records import label_of
 from sora_lightning.generation import SamplingConfig
 from sora_lightning.systems import DiffusionSystem
 from sora_lightning.types import as_levels
@@ -141,7 +142,7 @@ class ScoreVideos(AfterValidations):
                 score.update(as_levels(videos), ids)
             for index, prompt, video in zip(ids, prompts, videos, strict=True):
                 if index < _NUM_SHOWN:
-                    log_video(trainer, f"scores/{prompt}", video, system.fps)
+                    log_video(trainer, f"scores/{label_of(prompt)}", video, system.fps)
 
 
 def _lay_out_intervals(trainer: Trainer, names: Sequence[str]) -> None:

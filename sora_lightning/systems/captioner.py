@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from sora_lightning.captioner.retrieval import Retrieval, caption_hashes
 from sora_lightning.checkpoints import load_system, plain_hyperparameters
 from sora_lightning.data import VideoDataModule
 from sora_lightning.data.batching.native_sizes import check_geometry
+from sora_lightning.data.manifest.records import one_line
 from sora_lightning.systems.batches import data_spec, mean_loss, no_losses, of_all_ranks
 from sora_lightning.systems.draws import make_rng
 from sora_lightning.systems.optimizers import OptimizerFactory, adamw, configure
@@ -233,7 +235,7 @@ class CaptionerSystem(RecaptioningSystem):
 
     def _show(self, captions: list[str], right: list[str]) -> None:
         pairs = [*zip(captions, right, strict=False)]
-        cells = [[" ".join(text.split()).replace("|", "\\|") for text in pair] for pair in pairs]
+        cells = [[_literal(one_line(text)) for text in pair] for pair in pairs]
         rows = [f"| {a} | {b} |" for a, b in cells]
         table = "\n".join(["| by the captioner | by people |", "|---|---|", *rows])
         for logger in self.loggers:
@@ -262,3 +264,8 @@ def _captions(data: VideoDataModule, manifest: Path) -> Iterator[tuple[Path, str
         for record in clips:
             for caption in record.captions:
                 yield record.path, caption
+
+
+def _literal(text: str) -> str:
+    """Return Markdown that shows the text as it is: a caption cannot bring images or links."""
+    return re.sub(r"[&<>|\\`*_\[\]!#~]", lambda mark: f"&#{ord(mark[0])};", text)

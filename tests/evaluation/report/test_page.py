@@ -9,22 +9,7 @@ import numpy as np
 import pytest
 
 from evaluation.report.page import page
-
-HOSTILE = [
-    "<img src=x onerror=alert(1)>",
-    "<script>alert(1)</script>",
-    '"><svg onload=alert(1)>',
-    "'><a href='javascript:alert(1)'>x</a>",
-    "</td></tr></table><iframe src=//example.org></iframe>",
-    "<style>*{display:none}</style>",
-    "--><!--<script>",
-    "]]><script>alert(1)</script>",
-    "&lt;script&gt;alert(1)&lt;/script&gt;",
-    "{0.__class__} {} %s $title ${scores}",
-    "\u202e<b onmouseover=alert(1)>\x00",
-    "<math><mtext></form><form><mglyph><style></math><img src onerror=alert(1)>",
-    '<meta http-equiv="refresh" content="0;url=//example.org">',
-]
+from tests.hostile import HOSTILE
 
 
 class _Seen(HTMLParser):
