@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -177,6 +178,51 @@ def test_a_command_that_is_killed_leaves_nothing_running_and_finishes_the_next_t
     for _ in range(2):  # the second time there is nothing left to do
         _end(forks.start(function, tmp_path, *arguments), tmp_path)
         assert result() == whole
+
+
+def _as_rank(rank: int, port: int, call: list[str]) -> int:
+    places = {"RANK": rank, "NODE_RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": 2}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in (places | address).items()}
+    return main([*call, "--trainer.devices=1", "--trainer.num_nodes=2", "--trainer.strategy=ddp"])
+
+
+def _ranks(forks: Forks, folder: Path, call: list[str]) -> list[BaseProcess]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [forks.start(_as_rank, folder, rank, port, call) for rank in range(2)]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("name", ["encode", "recaption"])
+def test_two_ranks_of_which_one_is_killed_finish_the_next_time(
+    name: str, rank: int, command: Callable[[str, Path], Command], forks: Forks, tmp_path: Path
+) -> None:
+    (_, call), output, result = command(name, tmp_path)
+
+    def finish() -> Any:
+        for process in _ranks(forks, tmp_path, call):
+            _end(process, tmp_path)
+        return result()
+
+    def begun() -> bool:
+        parts = output.parent.glob(f".{output.name}.captions-*")
+        return (output / "index.json").exists() or any(parts)
+
+    whole = finish()
+    assert whole
+    _remove(output)
+    ranks = _ranks(forks, tmp_path, call)
+    _wait_for(begun, ranks[rank], tmp_path)
+    os.kill(ranks[rank].pid, signal.SIGKILL)  # type: ignore[arg-type]
+    for process in ranks:  # the other does not wait for it
+        process.join(60)
+        assert not process.is_alive()
+        assert process.exitcode
+        require_none_left(process.pid)  # type: ignore[arg-type]
+    assert finish() == whole
+    assert finish() == whole  # nothing is left to do
 
 
 def _wait_for(condition: Callable[[], bool], process: BaseProcess, folder: Path) -> None:
