@@ -225,6 +225,7 @@ def as_batch(videos: Sequence[Video]) -> UInt8[Tensor, "b 3 F H W"]:
 
 
 BATCH = 16
+DECODED_AHEAD = 4
 # Maximal number of clips that wait for others of their size, in batches.
 _WAITING = 4
 
@@ -280,12 +281,12 @@ def look_through(videos: Videos, look: Look, description: str) -> dict[str, list
 
 
 def decoded(videos: Videos) -> Iterator[Video]:
-    """Yield the videos in order. Threads decode the next ones, at most a batch of them."""
+    """Yield the videos in order. Threads decode the next few."""
     waiting: deque[Future[Video]] = deque()
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(DECODED_AHEAD) as pool:
         for place in range(len(videos)):
             waiting.append(pool.submit(videos.__getitem__, place))
-            if len(waiting) > BATCH:
+            if len(waiting) > DECODED_AHEAD:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -267,5 +267,6 @@ def test_a_seed_reaches_weights_draws_and_order_of_all_trainings_and_nothing_els
     given = tuple(part for key in keys for part in (key, "2"))
     usual, seeded = (demo_stages(Path("runs/demo"), seed=seed) for seed in (0, 2))
     for before, after in zip(usual, seeded, strict=True):
-        trains = before.name in ("tokenizer", "captioner", "text_to_video")
-        assert after.command == before.command + (given if trains else ())
+        added = {"tokenizer": given, "captioner": given, "text_to_video": given}
+        added["expansion"] = ("--seed", "2")
+        assert after.command == before.command + added.get(before.name, ())

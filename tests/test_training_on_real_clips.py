@@ -28,7 +28,13 @@ def test_real_video_trains_both_models_and_samples(
     manifest.write_text("\n".join(_moved(row) for row in rows))
     data = ("--data.manifest", str(manifest), "--data.val_manifest", str(manifest))
     small = ("--data.batching.sizes=[9x32x48]", "--data.batching.pixels_per_batch=56000")
-    common = (*data, *small, "--trainer.log_every_n_steps=1", "--trainer.max_steps=16")
+    common = (
+        *data,
+        *small,
+        f"--data.reading.root={_CLIPS}",
+        "--trainer.log_every_n_steps=1",
+        "--trainer.max_steps=16",
+    )
     often = ("--trainer.val_check_interval=16",)
     tokenizer = ("--config", "experiments/own_clips/tokenizer_gpu.yaml")
     narrow = (

@@ -79,7 +79,8 @@ class _Entries:
             header.pop("__metadata__", None)
             for one in header.values():
                 begin, stop = one["data_offsets"]
-                if stop - begin != math.prod(one["shape"]) * _NAMES[one["dtype"]].itemsize:
+                num_bytes = math.prod(one["shape"]) * _NAMES[one["dtype"]].itemsize
+                if stop - begin != num_bytes or min(one["shape"], default=0) < 0:
                     raise ValueError("a shape has another number of bytes")
             end = 8 + length + max((one["data_offsets"][1] for one in header.values()), default=0)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

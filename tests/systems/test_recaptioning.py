@@ -29,4 +29,4 @@ def test_predict_writes_its_captions_without_a_checkpoint(fit, clips, tmp_path):
     assert len(rows) > 6
     assert {row["caption_synthetic_model"] for row in rows} == {digest}
     (how,) = {row["caption_synthetic_decoding"] for row in rows}
-    assert how.startswith("Greedy(max_tokens=4), seed=0, fps=")
+    assert how.startswith("Greedy(max_tokens=4), seed=0, captions_per_clip=1, fps=")

@@ -326,7 +326,12 @@ def test_a_folder_without_the_right_to_write_is_refused(tmp_path: Path) -> None:
     code = f"from sora_lightning.files import *; check_writable(Path({str(tmp_path / 'new')!r}))"
     drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
     root = Path(__file__).parents[2]
+    packages = {**os.environ, "PYTHONPATH": str(Path(yaml.__file__).parents[1])}
     ended = subprocess.run(
-        [*drop, sys.executable, "-S", "-c", code], cwd=root, capture_output=True, text=True
+        [*drop, sys.executable, "-S", "-c", code],
+        cwd=root,
+        env=packages,
+        capture_output=True,
+        text=True,
     )
     assert f"ValueError: {tmp_path / 'new'}: cannot be written to: Perm" in ended.stderr

@@ -32,12 +32,12 @@ class LitDataItems:
         except (OSError, ValueError, RuntimeError) as error:
             raise ValueError(f"{dataset}: item {number} cannot be read: {error}") from error
         content = item.get(VIDEO) if isinstance(item, Mapping) else item
-        if not isinstance(content, bytes):
+        if not isinstance(content, bytes | memoryview):
             raise ValueError(
                 f"{dataset}: item {number}: must be the bytes of a video file, or a dict that has "
                 f"them under {VIDEO!r}"
             )
-        return content
+        return bytes(content)
 
 
 class Unread:
