@@ -26,6 +26,7 @@ from evaluation.fingerprint import texts_sha256
 from evaluation.protocol import ClipSpec
 from sora_lightning.data.manifest import ManifestRow, read_table
 from sora_lightning.data.manifest.records import CAPTION_COLUMNS
+from sora_lightning.data.manifest.roots import HOLDERS
 from sora_lightning.data.manifest.tables import file_identity
 
 PROMPTS_FILE = "prompts.jsonl"
@@ -85,7 +86,7 @@ def read_entries(listing: Path, prompts: bool = True, root: str | None = None) -
 
 
 def _entry(row: ManifestRow, folder: Path, prompts: bool) -> VideoEntry:
-    for holder in ("shard", "litdata"):
+    for holder in HOLDERS:
         if holder in row.columns:
             raise row.error(holder, "only videos that are files of their own can be evaluated")
     path = folder / row.path()

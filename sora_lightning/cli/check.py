@@ -145,12 +145,12 @@ def _report(manifest: Path, filters: list[Filter], root: str | None) -> str:
     """Return the numbers of rows by filter, and by how their files are read."""
     records = read_manifest(manifest, root=root)
     kept, removed = sift(records, filters)
-    in_files = [record for record in kept if not HOLDERS & record.columns.keys()]
+    in_files = [record for record in kept if not HOLDERS.keys() & record.columns]
     paths = list(dict.fromkeys(record.path for record in in_files))
     timelines = dict(zip(paths, subprocess_map(read_timeline, paths, 4, 60.0), strict=True))
 
     def verdict(record: ClipRecord) -> str:
-        if HOLDERS & record.columns.keys():
+        if HOLDERS.keys() & record.columns:
             return "in shards, which are not opened"
         timeline = timelines[record.path]
         if isinstance(timeline, Exception):

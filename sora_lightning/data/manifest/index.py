@@ -154,7 +154,7 @@ class _Job:
 
 def _check_row(row: Row, place: str, folder: Path, work: Work) -> None:
     """Raise ``ValueError`` for a row that there cannot be a job for."""
-    for holder in HOLDERS & row.keys():
+    for holder in HOLDERS.keys() & row:
         raise ValueError(
             f"{place}: {holder} = {row[holder]!r}: only files of their own can be indexed"
         )

@@ -18,7 +18,7 @@ from typing import Any
 from sora_lightning.data.decoding.litdata_items import require_litdata
 from sora_lightning.data.decoding.video_metadata import VideoMetadata
 from sora_lightning.data.manifest.captions import Captions
-from sora_lightning.data.manifest.roots import is_address, local_path
+from sora_lightning.data.manifest.roots import HOLDERS, is_address, local_path
 from sora_lightning.data.manifest.tables import MEDIA, Row, parse_rows, read_rows
 
 # The first that is there is read.
@@ -26,9 +26,6 @@ CAPTION_COLUMNS = ("caption", "text", "prompt")
 LABEL = 200  # characters
 # Of UTF-16 read as UTF-8, and halves of a character, which no file can hold.
 NO_TEXT = re.compile("[\0\ud800-\udfff]")
-# Columns that say in what a clip lies that is no file by itself: the kind of thing, and the file in
-# it that must be there.
-_HOLDERS = {"shard": ("tar file", ""), "litdata": ("folder of litdata", "index.json")}
 
 
 @dataclass(frozen=True)
@@ -252,8 +249,8 @@ class ManifestRow:
 
     def _columns(self, folder: Path) -> Row:
         """Return the row, with the whole path or address of its shard or litdata dataset."""
-        columns = {k: v for k, v in self.columns.items() if k not in _HOLDERS or v is not None}
-        holders = [key for key in _HOLDERS if key in columns]
+        columns = {k: v for k, v in self.columns.items() if k not in HOLDERS or v is not None}
+        holders = [key for key in HOLDERS if key in columns]
         if len(holders) > 1:
             raise self.error("litdata", "shard is given as well: a clip lies in one of them")
         for key in holders:
@@ -262,7 +259,7 @@ class ManifestRow:
 
     def _holder(self, key: str, folder: Path) -> str:
         """Return the whole path or address of the shard or dataset that holds the clip."""
-        kind, file = _HOLDERS[key]
+        kind, file = HOLDERS[key]
         holder = self.columns[key]
         if not isinstance(holder, str) or not holder:
             raise self.error(key, f"must name a {kind}")

@@ -9,8 +9,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-# Columns that say in what a clip lies that is no file by itself.
-HOLDERS = frozenset(("shard", "litdata"))
+# Columns that say in what a clip lies that is no file by itself: the kind of thing, and the file in
+# it that must be there.
+HOLDERS = {"shard": ("tar file", ""), "litdata": ("folder of litdata", "index.json")}
 _LOCAL = re.compile("^(file|local)://")
 _NAMES = re.compile("[^\0\ud800-\udc7f\udd00-\udfff]*")
 _PARENT = re.compile(r"(\.|%2e){2}", re.IGNORECASE)
