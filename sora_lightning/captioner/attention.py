@@ -61,15 +61,16 @@ class TextBlock(nn.Module):
         self.mlp_norm = LayerNorm(width, affine=True)
         self.mlp = FeedForward(width, size.hidden_width)
 
-    def video_keys_values(self, pooled: Float[Tensor, "b q d"]) -> KeysValues:
+    def video_keys_values(self, context: Float[Tensor, "b l d"]) -> KeysValues:
         assert self.video_attention is not None
-        return self.video_attention.keys_values(pooled)
+        return self.video_attention.keys_values(context)
 
     def forward(
         self,
         x: Float[Tensor, "b m d"],
         mask: Bool[Tensor, "*b m l"] | None,
         video: KeysValues | None = None,
+        video_mask: Bool[Tensor, "*b m l"] | None = None,
         past: KeysValues | None = None,
     ) -> tuple[Float[Tensor, "b m d"], KeysValues]:
         """Return the new tokens' outputs, and keys and values of all tokens, ``past`` ones too."""
@@ -81,5 +82,5 @@ class TextBlock(nn.Module):
         if self.video_attention is not None:
             assert self.video_norm is not None
             assert video is not None
-            x = x + self.video_attention(self.video_norm(x), video)
+            x = x + self.video_attention(self.video_norm(x), video, video_mask)
         return x + self.mlp(self.mlp_norm(x)), now

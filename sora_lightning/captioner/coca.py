@@ -13,7 +13,6 @@ from einops import repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from sora_lightning.captioner.attention import KeysValues
 from sora_lightning.captioner.base import Captioner
 from sora_lightning.captioner.bpe import BOS, BytePairEncoding
 from sora_lightning.captioner.decoding import Decoding
@@ -21,10 +20,15 @@ from sora_lightning.captioner.text import (
     Cache,
     CaptionDecoder,
     TextTower,
+    VideoContext,
     caption_losses,
-    select_rows,
 )
-from sora_lightning.captioner.video_encoder import AttentionPooler, VideoEncoder, Videos
+from sora_lightning.captioner.video_encoder import (
+    AttentionPooler,
+    ProjectedTokens,
+    VideoEncoder,
+    Videos,
+)
 from sora_lightning.layers.fingerprint import fingerprint
 from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.transformer import TransformerSize
@@ -48,7 +52,9 @@ class CoCa(Captioner):
     Args:
         encoder: Pixels to tokens.
         text: The size of the text tower, and of the caption decoder: each has ``depth`` blocks.
-        num_queries: Vectors to which the decoder attends for each clip; 256 in the paper.
+        num_queries: Vectors to which the decoder attends for each clip; 256 in the paper. ``None``
+            lets it attend to all the encoder's tokens: which of two objects has which colour is
+            then told apart by where they are.
         vocab_size: Rows of the embedding. The vocabulary is learned from the training's captions.
         context: The largest number of a caption's tokens, begin and end included.
         embedding_width: Width of the embeddings that are compared.
@@ -58,7 +64,7 @@ class CoCa(Captioner):
         self,
         encoder: VideoEncoder,
         text: TransformerSize,
-        num_queries: int = 32,
+        num_queries: int | None = 32,
         vocab_size: int = 1024,
         context: int = 64,
         embedding_width: int = 128,
@@ -68,7 +74,11 @@ class CoCa(Captioner):
         self.encoder = encoder
         # Task-specific poolers, one query for the embedding (section 3.2).
         pooled = (text.width, text.num_heads, encoder.width)
-        self.caption_pooler = AttentionPooler(num_queries, *pooled)
+        self.caption_context: AttentionPooler | ProjectedTokens = (
+            ProjectedTokens(text.width, encoder.width)
+            if num_queries is None
+            else AttentionPooler(num_queries, *pooled)
+        )
         self.embedding_pooler = AttentionPooler(1, *pooled)
         self.tower = TextTower(text, vocab_size, context)
         self.decoder = CaptionDecoder(text, vocab_size)
@@ -124,15 +134,15 @@ class CoCa(Captioner):
 
     def start(self, videos: Videos) -> Prefix:
         """Return the state from which captions of clips are decoded."""
-        pooled = self._caption_video(*self.encoder(videos))
-        b, device = pooled[0][0].shape[0], pooled[0][0].device
-        return Prefix(self, pooled, torch.full((b, 1), BOS, device=device))
+        context = self._caption_video(*self.encoder(videos))
+        keys, _ = context.blocks[0]
+        return Prefix(self, context, torch.full((len(keys), 1), BOS, device=keys.device))
 
     def _pooled(self, tokens: Tensor, sequence: PackedSequence) -> Float[Tensor, "b e"]:
-        return self.video_out(self.embedding_pooler(tokens, sequence)[:, 0])
+        return self.video_out(self.embedding_pooler(tokens, sequence)[0][:, 0])
 
-    def _caption_video(self, tokens: Tensor, sequence: PackedSequence) -> list[KeysValues]:
-        return self.decoder.videos(self.caption_pooler(tokens, sequence))
+    def _caption_video(self, tokens: Tensor, sequence: PackedSequence) -> VideoContext:
+        return self.decoder.videos(*self.caption_context(tokens, sequence))
 
 
 @dataclass(frozen=True)
@@ -143,7 +153,7 @@ class Prefix:
     """
 
     model: CoCa
-    videos: list[KeysValues]
+    videos: VideoContext
     ids: Int[Tensor, "b l"]
     cache: Cache | None = Cache()  # noqa: RUF009 (frozen)
 
@@ -166,8 +176,7 @@ class Prefix:
     def select(self, rows: Int[Tensor, " r"]) -> Prefix:
         """Return the prefixes of these rows, in this order, repeats included."""
         cache = None if self.cache is None else self.cache.select(rows)
-        videos = select_rows(self.videos, rows)
-        return replace(self, videos=videos, ids=self.ids[rows], cache=cache)
+        return replace(self, videos=self.videos.select(rows), ids=self.ids[rows], cache=cache)
 
 
 def contrastive_losses(

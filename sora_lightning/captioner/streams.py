@@ -105,8 +105,9 @@ class MotionStream(ConvolutionalStream):
 
 def _window_mean(products: Float[Tensor, "b 3 F H W"]) -> Float[Tensor, "b F H W"]:
     """Return the sum over the colours, and its mean over the window around each pixel."""
-    total = reduce(products, "b c F H W -> (b F) 1 H W", "sum")
-    means = F.avg_pool2d(total, _WINDOW, stride=1, padding=_WINDOW // 2)
+    means = reduce(products, "b c F H W -> (b F) 1 H W", "sum")
+    for rows, columns in ((_WINDOW, 1), (1, _WINDOW)):  # 18 additions a pixel, not 81
+        means = F.avg_pool2d(means, (rows, columns), stride=1, padding=(rows // 2, columns // 2))
     return rearrange(means, "(b F) 1 H W -> b F H W", b=len(products))
 
 

@@ -38,6 +38,22 @@ class Cache:
         return Cache(select_rows(self.tower, rows), select_rows(self.decoder, rows))
 
 
+@dataclass(frozen=True)
+class VideoContext:
+    """Keys and values of clips in each block of the decoder.
+
+    ``mask`` is True where a clip has a token; ``None`` where all have equally many.
+    """
+
+    blocks: list[KeysValues]
+    mask: Bool[Tensor, "b l"] | None
+
+    def select(self, rows: Int[Tensor, " r"]) -> VideoContext:
+        """Return the context of these rows of the batch, in this order, repeats included."""
+        mask = None if self.mask is None else self.mask[rows]
+        return VideoContext(select_rows(self.blocks, rows), mask)
+
+
 def causal_mask(num_past: int, num_new: int, device: torch.device) -> Bool[Tensor, "m l"]:
     """Return True where a new token sees one of the past or a new one up to itself."""
     ones = torch.ones(num_new, num_past + num_new, dtype=torch.bool, device=device)
@@ -101,7 +117,7 @@ class TextTower(nn.Module):
 
 
 class CaptionDecoder(nn.Module):
-    """Causal blocks that attend to a clip's pooled tokens, over the tower's tokens, to logits."""
+    """Causal blocks that attend to a clip's tokens, over the tower's tokens, to logits."""
 
     def __init__(self, size: TransformerSize, vocab_size: int):
         super().__init__()
@@ -109,20 +125,24 @@ class CaptionDecoder(nn.Module):
         self.norm = LayerNorm(size.width, affine=True)
         self.logits_out = nn.Linear(size.width, vocab_size, bias=False)
 
-    def videos(self, pooled: Float[Tensor, "b q d"]) -> list[KeysValues]:
-        """Return the clips' keys and values in each block, once for all tokens."""
-        return [block.video_keys_values(pooled) for block in self.blocks]  # type: ignore[operator]
+    def videos(
+        self, context: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None
+    ) -> VideoContext:
+        """Return the clips' keys and values in each block, once for all tokens of the captions."""
+        return VideoContext([block.video_keys_values(context) for block in self.blocks], mask)  # type: ignore[operator]
 
     def forward(
-        self, x: Float[Tensor, "b m d"], videos: list[KeysValues], past: list[KeysValues]
+        self, x: Float[Tensor, "b m d"], videos: VideoContext, past: list[KeysValues]
     ) -> tuple[Float[Tensor, "b m v"], list[KeysValues]]:
         """Return the next token's logits after each token, and the keys and values of all tokens,
         ``past`` ones included.
         """
         num_past = past[0][0].shape[2] if past else 0
-        mask, now = causal_mask(num_past, x.shape[1], x.device), []
-        for index, block in enumerate(self.blocks):
-            x, keys_values = block(x, mask, videos[index], past[index] if past else None)
+        mask, video_mask, now = causal_mask(num_past, x.shape[1], x.device), None, []
+        if videos.mask is not None:
+            video_mask = repeat(videos.mask, "b l -> b 1 m l", m=x.shape[1])
+        for index, (block, video) in enumerate(zip(self.blocks, videos.blocks, strict=True)):
+            x, keys_values = block(x, mask, video, video_mask, past[index] if past else None)
             now.append(keys_values)
         return self.logits_out(self.norm(x)), now
 

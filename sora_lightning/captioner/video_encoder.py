@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from einops import repeat
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sora_lightning.captioner.attention import Attention
@@ -76,6 +76,33 @@ class VideoEncoder(KeepsArguments, nn.Module):
         return torch.cat(parts, dim=2), sequence
 
 
+class ProjectedTokens(nn.Module):
+    """All tokens of each clip, projected to another width and normalised."""
+
+    def __init__(self, width: int, context_width: int):
+        super().__init__()
+        self.projection = nn.Linear(context_width, width)
+        self.norm = LayerNorm(width, affine=True)
+
+    def forward(
+        self, tokens: Float[Tensor, "b n c"], sequence: PackedSequence
+    ) -> tuple[Float[Tensor, "clips l d"], Bool[Tensor, "clips l"]]:
+        """Return the tokens, padded to those of the longest clip, and True where they are real."""
+        parts = sequence.grouping(JOINT).group(self.norm(self.projection(tokens)))
+        longest = max(part.shape[1] for part in parts)
+        padded = torch.cat([F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts])
+        lengths = torch.tensor([part.shape[1] for part in parts for _ in part])
+        mask = (torch.arange(longest) < lengths[:, None]).to(tokens.device)
+        return in_clip_order(padded, sequence), in_clip_order(mask, sequence)
+
+
+def in_clip_order(by_length: Tensor, sequence: PackedSequence) -> Tensor:
+    """Sort rows of clips, the shortest first, to the order of the clips in the sequence."""
+    if sequence.clips_by_length is None:
+        return by_length
+    return by_length[torch.argsort(sequence.clips_by_length)]
+
+
 class AttentionPooler(nn.Module):
     """Learned queries that attend to all tokens of their clip (CoCa, arXiv 2205.01917, section
     3.2).
@@ -94,12 +121,10 @@ class AttentionPooler(nn.Module):
 
     def forward(
         self, tokens: Float[Tensor, "b n c"], sequence: PackedSequence
-    ) -> Float[Tensor, "clips q d"]:
+    ) -> tuple[Float[Tensor, "clips q d"], None]:
+        """Return the vectors; ``None`` stands for a mask, since all are real."""
         parts = sequence.grouping(JOINT).group(tokens)  # clips of one length each
-        pooled = torch.cat([self._pooled(part) for part in parts])
-        if sequence.clips_by_length is None:
-            return pooled
-        return pooled[torch.argsort(sequence.clips_by_length)]
+        return in_clip_order(torch.cat([self._pooled(part) for part in parts]), sequence), None
 
     def _pooled(self, tokens: Float[Tensor, "b n c"]) -> Float[Tensor, "b q d"]:
         queries = repeat(self.queries, "q d -> b q d", b=len(tokens))

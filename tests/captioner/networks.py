@@ -12,13 +12,12 @@ from tests.conditioning.text_folders import words_tokenizer
 CAPTIONS = ["a red circle moves left", "a blue square", "Ein grüner Kreis 🟢 rollt", "up"]
 
 
-def coca(context=32, layout=None, streams=(), **sizes):
+def coca(context=32, layout=None, streams=(), num_queries=3, **sizes):
     """A captioner whose every weight matters: nothing is zero, and no attention is uniform."""
     torch.manual_seed(0)
     encoder = VideoEncoder(TransformerSize(2, 32, 2), (2, 8, 8), layout, streams=streams)
-    model = CoCa(
-        encoder, TransformerSize(2, 32, 2), num_queries=3, vocab_size=300, context=context, **sizes
-    )
+    text = TransformerSize(2, 32, 2)
+    model = CoCa(encoder, text, num_queries, vocab_size=300, context=context, **sizes)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim:

@@ -12,10 +12,11 @@ LAYOUTS = [Joint(), Alternating(), FactorisedSelfAttention(), Windows([[1, 2, 2]
 SIZES = [(5, 16, 16), (3, 24, 16), (5, 16, 16), (1, 16, 8)]
 
 
+@pytest.mark.parametrize("num_queries", [3, None])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: type(layout).__name__)
-def test_a_pack_of_mixed_sizes_equals_each_clip_alone(layout):
+def test_a_pack_of_mixed_sizes_equals_each_clip_alone(layout, num_queries):
     streams = [EdgeStream([4, 8]), MotionStream([4])]
-    model, videos = coca(layout=layout, streams=streams), clips(*SIZES)
+    model, videos = coca(layout=layout, streams=streams, num_queries=num_queries), clips(*SIZES)
     packed = model(videos, CAPTIONS)
     for i, video in enumerate(videos):
         alone = model(video[None], CAPTIONS[i : i + 1])
@@ -27,15 +28,33 @@ def test_a_pack_of_mixed_sizes_equals_each_clip_alone(layout):
     torch.testing.assert_close(model.embed_captions(CAPTIONS), packed.text)
 
 
+def test_the_decoder_attends_to_all_tokens_without_queries():
+    model, videos = coca(num_queries=None), clips(*SIZES)
+    context, mask = model.caption_context(*model.encoder(videos))
+    assert mask.sum(1).tolist() == [3 * 4, 2 * 6, 3 * 4, 1 * 2]
+    captions = CAPTIONS[:1] * len(SIZES)
+    for row, column in mask.nonzero()[[0, 11, 12, -1]].tolist():  # each moves its clip's loss alone
+        changed = context.clone()
+        changed[row, column] += 1
+        moved = _losses(model, changed, mask, captions) - _losses(model, context, mask, captions)
+        assert moved.abs().gt(1e-6).nonzero().flatten().tolist() == [row]
+
+
+def _losses(model, context, mask, captions):
+    ids = model.bpe.encode(captions)
+    logits, _ = model.decoder(model.tower(ids)[0][:, :-1], model.decoder.videos(context, mask), [])
+    return caption_losses(logits, ids[:, 1:])[0]
+
+
 def test_dropped_tokens_are_not_seen():
     model, (video, other) = coca(), clips((5, 16, 16), (5, 16, 16))
     kept = [torch.tensor([0, 1, 2, 3])]  # the first tubelet of frames: the first frame alone
     tokens, sequence = model.encoder([video], kept)
     assert tokens.shape[1] == 4
     changed = torch.cat([video[:, :1], other[:, 1:]], dim=1)
-    pooled = model.embedding_pooler(tokens, sequence)
-    torch.testing.assert_close(pooled, model.embedding_pooler(*model.encoder([changed], kept)))
-    assert not torch.allclose(pooled, model.embedding_pooler(*model.encoder([video])))
+    pooled, _ = model.embedding_pooler(tokens, sequence)
+    torch.testing.assert_close(pooled, model.embedding_pooler(*model.encoder([changed], kept))[0])
+    assert not torch.allclose(pooled, model.embedding_pooler(*model.encoder([video]))[0])
 
 
 def test_the_tower_is_causal_and_cls_sees_everything():

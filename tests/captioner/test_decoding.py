@@ -105,8 +105,9 @@ def test_a_draw_depends_on_the_clips_own_generator_alone(chain):
 
 
 @pytest.mark.parametrize("decoding", [Greedy(16), Beam(16, num_beams=3), Nucleus(16, top_p=0.99)])
-def test_a_cache_changes_nothing(decoding):
-    model = coca()
+@pytest.mark.parametrize("num_queries", [3, None])
+def test_a_cache_changes_nothing(decoding, num_queries):
+    model = coca(num_queries=num_queries)
     with torch.no_grad():
         cached = model.start(clips(*SIZES))
         whole = replace(cached, cache=None)
@@ -121,8 +122,9 @@ def test_a_cache_changes_nothing(decoding):
         assert whole.cache is None
 
 
-def test_a_batch_of_mixed_sizes_is_captioned_as_its_clips_alone():
-    model, videos = coca(), clips(*SIZES)
+@pytest.mark.parametrize("num_queries", [3, None])
+def test_a_batch_of_mixed_sizes_is_captioned_as_its_clips_alone(num_queries):
+    model, videos = coca(num_queries=num_queries), clips(*SIZES)
     with torch.no_grad():
         together = model.captions(videos, Nucleus(max_tokens=12), rngs(4))
         alone = [
