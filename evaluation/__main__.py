@@ -44,6 +44,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @dataclass(frozen=True)
+class PromptOptions:
+    """What a checkpoint is prompted with.
+
+    Args:
+        prompt_column: The reference's column of prompts (default: caption, text or prompt).
+        expand: A checkpoint of ``sora-lightning train-expansion``, or the folder of a causal
+            language model of transformers, that expands the prompts (default: they stay as they
+            are).
+    """
+
+    prompt_column: str | None = None
+    expand: Path | None = None
+
+
+@dataclass(frozen=True)
 class TokenizerOptions:
     """Options that only the checkpoint of a tokenizer's training takes.
 
@@ -70,6 +85,7 @@ def score(
     overwrite: bool = False,
     device: str = "cpu",
     root: str | None = None,
+    prompting: PromptOptions = PromptOptions(),
     tokenizer: TokenizerOptions = TokenizerOptions(),
 ) -> None:
     """Score a checkpoint, or a folder of videos and prompts, against real videos.
@@ -95,6 +111,7 @@ def score(
         device: Where the model computes: cpu, cuda.
         root: A folder, besides that of each manifest, in which the files may lie that it names
             (default: the run's ``data.reading.root``).
+        prompting: For a checkpoint that videos are sampled from.
         tokenizer: For the checkpoint of a tokenizer's training.
     """
     # Imported here, since torch takes seconds to load: --help and option errors need not wait.
@@ -104,16 +121,17 @@ def score(
     from evaluation.report.write import as_text
 
     paths = {"checkpoint": checkpoint, "videos": videos, "reference": reference}
-    _check_paths(**paths, networks=networks, lpips=tokenizer.lpips)
+    _check_paths(**paths, networks=networks, lpips=tokenizer.lpips, expand=prompting.expand)
     if checkpoint is not None and videos is None:
         from evaluation.models.tokenizers.run import holds_only_a_tokenizer
 
         if holds_only_a_tokenizer(checkpoint):
             given = checkpoint, protocol or "demo", reference, networks, output, device, root
+            _check_unset("a checkpoint that videos are sampled from", prompting)
             return _score_tokenizer(*given, tokenizer)
-    for option, value in vars(tokenizer).items():
-        if value:
-            raise ValueError(f"--{option} only applies to the checkpoint of a tokenizer's training")
+    _check_unset("the checkpoint of a tokenizer's training", tokenizer)
+    if videos is not None:
+        _check_unset("a checkpoint that videos are sampled from", prompting)
     if checkpoint is None and videos is None:
         raise ValueError("neither --checkpoint nor --videos is given: there is nothing to evaluate")
     data = run_data(checkpoint)
@@ -126,7 +144,19 @@ def score(
         networks = small_networks(folder, data, chosen)
     output = output or folder / "report" / chosen.name
     report = evaluate(
-        Request(chosen, reference, output, networks, checkpoint, videos, device, overwrite, root)
+        Request(
+            protocol=chosen,
+            reference=reference,
+            output=output,
+            networks=networks,
+            checkpoint=checkpoint,
+            videos=videos,
+            device=device,
+            overwrite=overwrite,
+            root=root,
+            prompt_column=prompting.prompt_column,
+            expand=prompting.expand,
+        )
     )
     print(f"{as_text(report)}\n\n{output}/report.html")
     return None
@@ -178,6 +208,12 @@ def _score_tokenizer(
     )
     left_out = [f"left out: {reason}" for reason in report["left_out"]]
     print("\n".join([as_text(report), *left_out, f"\n{output}/report.html"]))
+
+
+def _check_unset(owner: str, options: PromptOptions | TokenizerOptions) -> None:
+    for option, value in vars(options).items():
+        if value:
+            raise ValueError(f"--{option.replace('_', '-')} only applies to {owner}")
 
 
 def _check_paths(**paths: Path | None) -> None:

@@ -32,6 +32,8 @@ class Request:
 
     With both, the tokenizer of the checkpoint is evaluated too. ``reference`` is a folder or a
     listing of real videos. ``root`` is a further folder in which listings may name files.
+    ``prompt_column`` is the reference's column of prompts, ``expand`` the model that expands them
+    before they are sampled from.
     """
 
     protocol: Protocol
@@ -43,6 +45,8 @@ class Request:
     device: str = "cpu"
     overwrite: bool = False
     root: str | None = None
+    prompt_column: str | None = None
+    expand: Path | None = None
 
     @property
     def prompts(self) -> Path:
@@ -52,8 +56,7 @@ class Request:
 
 def read_reference(request: Request) -> tuple[list[VideoEntry], int]:
     """Return the real videos, and how many were left out because they are too short."""
-    protocol = request.protocol
-    entries = read_listing(request.reference, protocol.reads_prompts, request.root)
+    protocol, entries = request.protocol, _listed(request)
     whole = len(entries)
     if protocol.clips.drop_short_reference:
         entries = [e for e in entries if long_enough(e, protocol.clips)]
@@ -67,13 +70,17 @@ def read_spare(request: Request, num_generated: int, num_reference: int) -> list
 
     The list is empty if there are not enough that are long enough.
     """
-    protocol = request.protocol
-    entries = read_listing(request.reference, protocol.reads_prompts, request.root)
+    protocol, entries = request.protocol, _listed(request)
     if protocol.clips.drop_short_reference:
         entries = [e for e in entries if long_enough(e, protocol.clips)]
     rest = (e for e in entries[num_reference:] if long_enough(e, protocol.clips))
     spare = list(islice(rest, num_generated))
     return spare if len(spare) == num_generated else []
+
+
+def _listed(request: Request) -> list[VideoEntry]:
+    reads_prompts, column = request.protocol.reads_prompts, request.prompt_column
+    return read_listing(request.reference, reads_prompts, request.root, column)
 
 
 def read_generated(request: Request) -> list[VideoEntry]:
@@ -177,7 +184,9 @@ def _check_prompts(request: Request) -> None:
             f"--reference {request.reference}: holds no {PROMPTS_FILE}, whose captions are sampled"
         )
     number = request.protocol.scores.num_generated
-    held = len(read_listing(request.reference, root=request.root))
+    held = len(
+        read_listing(request.reference, root=request.root, prompt_column=request.prompt_column)
+    )
     if number is not None and held < number:
         raise ValueError(
             f"--reference {request.reference}: holds {held} captions to sample from; "

@@ -40,7 +40,8 @@ class VideoEntry:
     """A video to evaluate: its file, its prompt in one or more wordings, and how it was sampled.
 
     ``sampling`` holds the row's values for ``SAMPLING_KEYS``, and the options of the row's
-    ``sampling`` by name. The ``scale`` of its ``guidance`` is named ``guidance_scale``.
+    ``sampling`` by name. The ``scale`` of its ``guidance`` is named ``guidance_scale``, and
+    ``expanded_by`` is the fingerprint of the model that expanded its prompt.
     """
 
     file: VideoFile
@@ -57,14 +58,20 @@ class VideoEntry:
         return self.wordings[0] if self.wordings else ""
 
 
-def read_listing(path: Path, prompts: bool = True, root: str | None = None) -> list[VideoEntry]:
+def read_listing(
+    path: Path, prompts: bool = True, root: str | None = None, prompt_column: str | None = None
+) -> list[VideoEntry]:
     """Return the videos of a folder or manifest. With ``prompts``, each video needs a prompt."""
     read = read_folder if path.is_dir() else read_entries
-    return read(path, prompts, root)
+    return read(path, prompts, root, prompt_column)
 
 
-def read_entries(listing: Path, prompts: bool = True, root: str | None = None) -> list[VideoEntry]:
+def read_entries(
+    listing: Path, prompts: bool = True, root: str | None = None, prompt_column: str | None = None
+) -> list[VideoEntry]:
     """Return the rows of a manifest, read by ``sora_lightning.data.manifest``.
+
+    ``prompt_column`` holds the prompts; by default the first of ``CAPTION_COLUMNS`` that a row has.
 
     A folder of frames and a tensor need ``fps`` in their row, and a tensor also ``layout`` and
     ``range``, as in ``VideoFile``. The videos lie in the manifest's folder, or under ``root``.
@@ -75,7 +82,7 @@ def read_entries(listing: Path, prompts: bool = True, root: str | None = None) -
         raise ValueError(f"{listing}: no such file")
     entries, places = [], dict[tuple[object, ...], str]()
     for row in read_table(listing, root):
-        entry = _entry(row, listing.parent, prompts)
+        entry = _entry(row, listing.parent, prompts, prompt_column)
         file = entry.file
         clip = (file_identity(file.path), file.start_s, file.end_s)
         if clip in places:
@@ -85,20 +92,25 @@ def read_entries(listing: Path, prompts: bool = True, root: str | None = None) -
     return entries
 
 
-def _entry(row: ManifestRow, folder: Path, prompts: bool) -> VideoEntry:
+def _entry(row: ManifestRow, folder: Path, prompts: bool, prompt_column: str | None) -> VideoEntry:
     for holder in HOLDERS:
         if holder in row.columns:
             raise row.error(holder, "only videos that are files of their own can be evaluated")
     path = folder / row.path()
     if not path.exists():
         raise row.error("path", f"{path} does not exist")
-    captioned = any(key in row.columns for key in CAPTION_COLUMNS)
-    wordings = row.captions()[0] if prompts or captioned else ()
+    wordings: tuple[str, ...] = ()
+    if prompt_column is not None:
+        wordings = row.wordings(prompt_column)[0]
+    elif prompts or any(key in row.columns for key in CAPTION_COLUMNS):
+        wordings = row.captions()[0]
     fps = row.number("fps", at_least=1e-3) if path.suffix.lower() not in CONTAINERS else None
     columns = row.columns
     file = VideoFile(path, fps, columns.get("layout"), columns.get("range"), *row.window())
     sampling = dict(_options(columns.get("sampling")))
     sampling |= {key: columns[key] for key in SAMPLING_KEYS if key in columns}
+    if columns.get("expanded") is not None:
+        sampling["expanded_by"] = (columns.get("files_sha256") or {}).get("expand", "unknown")
     return VideoEntry(file, tuple(text.strip() for text in wordings), sampling)
 
 
@@ -113,7 +125,9 @@ def _options(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def read_folder(folder: Path, prompts: bool = True, root: str | None = None) -> list[VideoEntry]:
+def read_folder(
+    folder: Path, prompts: bool = True, root: str | None = None, prompt_column: str | None = None
+) -> list[VideoEntry]:
     """Return the videos of a folder, with the prompts of its ``prompts.jsonl``.
 
     If there is no such file and no prompts are needed, all videos are returned, sorted by name.
@@ -127,7 +141,7 @@ def read_folder(folder: Path, prompts: bool = True, root: str | None = None) -> 
         known = ", ".join(CONTAINERS + TENSORS)
         raise ValueError(f"{folder}: holds no video; known are {known} and folders of frames")
     if (folder / PROMPTS_FILE).is_file():
-        return read_entries(folder / PROMPTS_FILE, prompts, root)
+        return read_entries(folder / PROMPTS_FILE, prompts, root, prompt_column)
     if prompts:
         raise ValueError(
             f"{folder}: holds {len(videos)} videos and no {PROMPTS_FILE}; "

@@ -11,6 +11,7 @@ from torch import Tensor
 from evaluation.checks import Request
 from evaluation.video_features import Reconstruct
 from sora_lightning.checkpoints import load_tokenizer, read_checkpoint
+from sora_lightning.cli.expansion import Expansion
 from sora_lightning.cli.sample import Request as SampleRequest
 from sora_lightning.cli.sample import sample
 from sora_lightning.files import file_sha256
@@ -43,11 +44,13 @@ def sample_videos(request: Request) -> None:
             size=",".join(clips.sizes),
             num_frames=clips.num_frames,
             seed=sampling.seed,
+            prompt_column=request.prompt_column,
         ),
         sampling=SamplingConfig(
             num_steps=sampling.num_steps, guidance=GuidanceConfig(sampling.guidance_scale)
         ),
         device=request.device,
+        expansion=Expansion(expand=request.expand, no_expand=request.expand is None),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from evaluation.__main__ import main
 from evaluation.inputs import read_entries
+from sora_lightning.cli.expansion import Expansion
 from sora_lightning.data.decoding.encode import write_video
 
 
@@ -160,6 +161,46 @@ def _break_off(folder: Path, number: int) -> list[Path]:
     return videos[:number]
 
 
+class _Lengthened:
+    """Stands for a model that expands prompts."""
+
+    def expand(self, prompts: Sequence[str]) -> list[str]:
+        return [f"{prompt} in the rain" for prompt in prompts]
+
+    def fingerprint(self) -> str:
+        return "lengthened"
+
+
+def test_prompts_stand_in_the_column_that_is_named_and_are_expanded_only_if_asked(
+    checkpoint: Path,
+    quick: Path,
+    dataset: dict[str, Path],
+    evaluate: Callable[..., tuple[Path, dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = [json.loads(line) for line in dataset["test"].read_text().splitlines()]
+    long = [row["caption"][-1] for row in rows]
+    listed = [row | {"long": text} for row, text in zip(rows, long, strict=True)]
+    reference = dataset["test"].with_name("long.jsonl")
+    reference.write_text("".join(json.dumps(row) + "\n" for row in listed))
+    model = quick.with_name("expansion.ckpt")
+    model.touch()
+    monkeypatch.setattr(
+        Expansion, "load", lambda self, *_: None if self.expand is None else _Lengthened()
+    )
+    asked = ("--checkpoint", checkpoint, "--protocol", quick, "--reference", reference)
+    asked += ("--prompt-column", "long")
+    _, report = evaluate(*asked)
+    expanded_output, expanded = evaluate(*asked, "--expand", model)
+    for one in (report, expanded):
+        assert [row["prompt"] for row in one["videos"]] == long
+    drawn = read_entries(expanded_output / "videos/prompts.jsonl")
+    assert "expanded_by" not in report["settings"]["sampling"]
+    assert expanded["settings"]["sampling"]["expanded_by"] == ["lengthened"]
+    assert all(entry.sampling["expanded_by"] == "lengthened" for entry in drawn)
+    assert report["fingerprint"] != expanded["fingerprint"]
+
+
 def test_only_as_many_videos_are_sampled_as_are_evaluated(
     checkpoint: Path, quick: Path, evaluate: Callable[..., tuple[Path, dict[str, Any]]]
 ) -> None:
@@ -196,6 +237,8 @@ def test_only_as_many_videos_are_sampled_as_are_evaluated(
             "small/x.mp4: is 16x16 pixels, .* evaluates 32x32: too smal",
         ),
         (("--videos", "{spoilt}/empty_prompt"), "jsonl:1: prompt = ' ': ' ' is not a caption"),
+        (("--videos", "{samples}", "--prompt-column", "x"), "--prompt-column only applies to a ch"),
+        (("--checkpoint", "{checkpoint}", "--prompt-column", "x"), "test.jsonl:1: x: must be a string"),
         (("--videos", "{spoilt}/tensor"), "x.pt: its row says no 'layout'; it must be one of F H"),
     ],
 )
