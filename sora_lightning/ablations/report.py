@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,6 +28,10 @@ from sora_lightning.ablations.statistics import (
     paired_difference,
     t_interval,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _NUM_STRATA = 3
 _AXES = {
@@ -202,8 +207,8 @@ def _power_law(
 def _draw_plots(
     ablation: Ablation, arms: Sequence[PlannedArm], results: Sequence[RunResult]
 ) -> dict[str, str]:
-    """Draw the scores against FLOPs, seconds and attention distance, as far as they are known.
-    Return what the files show, by their names.
+    """Draw the scores against FLOPs, seconds and attention distance, as far as they are known, and
+    those of several protocols together. Return what the files show, by their names.
     """
     intervals = {
         score: {
@@ -215,6 +220,9 @@ def _draw_plots(
     }
     intervals = {score: found for score, found in intervals.items() if found}
     drawn = {}
+    if isinstance(ablation.protocol, dict) and intervals:
+        _draw_protocols(ablation.output / "protocols.png", list(ablation.protocol), intervals)
+        drawn["protocols.png"] = "Scores by arm and protocol"
     for name, axis in _AXES.items():
         places = {arm.name: _place(name, arm, results) for arm in arms}
         known = {arm: x for arm, x in places.items() if x and math.isfinite(x)}
@@ -247,10 +255,7 @@ def _draw(
     laws: Mapping[str, PowerLaw | None],
 ) -> None:
     """Draw a panel for each score."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5 * len(values), 4), layout="constrained", dpi=110)
-    panels = np.ravel(figure.subplots(1, len(values)))
+    figure, panels = _figure(len(values))
     for axes, (score, of_arms) in zip(panels, values.items(), strict=True):
         for arm, value in of_arms.items():
             if arm not in places:
@@ -266,6 +271,32 @@ def _draw(
         axes.grid(which="both", alpha=0.2)
         axes.legend(frameon=False)
     figure.savefig(path)
+
+
+def _draw_protocols(
+    path: Path, protocols: Sequence[str], values: Mapping[str, Mapping[str, Interval]]
+) -> None:
+    """Draw a panel for each score over the arms, with a line for each protocol that has it."""
+    names = dict.fromkeys(score.partition("/")[2] for score in values)
+    figure, panels = _figure(len(names))
+    for axes, name in zip(panels, names, strict=True):
+        for protocol in protocols:
+            of_arms = values.get(f"{protocol}/{name}", {})
+            means = [one.mean for one in of_arms.values()]
+            errors = [one.high - one.mean for one in of_arms.values()]
+            errors = [error if math.isfinite(error) else 0.0 for error in errors]
+            axes.errorbar(list(of_arms), means, yerr=errors, marker="o", capsize=4, label=protocol)
+        axes.set(ylabel=f"{name}, mean and 95 % over seeds")
+        axes.grid(alpha=0.2)
+        axes.legend(frameon=False)
+    figure.savefig(path)
+
+
+def _figure(num_panels: int) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5 * num_panels, 4), layout="constrained", dpi=110)
+    return figure, list(np.ravel(figure.subplots(1, num_panels)))
 
 
 def _shown(value: Interval) -> str:

@@ -67,7 +67,8 @@ def _read(run: Run) -> RunResult:
         for tag, better in _BETTER.items()
         if tag in curves
     }
-    scores |= dict(_evaluated(run.folder / "report" / "report.json"))
+    for prefix, folder in reports(run.folder):
+        scores |= {prefix + name: score for name, score in _evaluated(folder / "report.json")}
     losses, displacements = _clip_losses(run.folder / "clip_losses.csv")
     if losses:
         scores["clip_loss"] = RunScore(losses, "lower")
@@ -84,10 +85,17 @@ def _clip_losses(path: Path) -> tuple[list[float], list[float]]:
     return [float(row["loss"]) for row in rows], moved if len(moved) == len(rows) else []
 
 
+def reports(folder: Path) -> list[tuple[str, Path]]:
+    """Return the folders of the reports of ``python -m evaluation`` on a run, each after what
+    begins the names of its scores (``Ablation.protocols``).
+    """
+    found = [("", folder / "report")]
+    found += [(f"{one.name}/", one) for one in sorted(folder.glob("reports/*"))]
+    return [(prefix, one) for prefix, one in found if (one / "report.json").is_file()]
+
+
 def _evaluated(path: Path) -> Iterator[tuple[str, RunScore]]:
-    """Yield the scores of a report of ``python -m evaluation``, by video where it has them."""
-    if not path.is_file():
-        return
+    """Yield the scores of a report, by video where it has them."""
     report = json.loads(path.read_text(encoding="utf-8"))
     for name, score in report["details"].items():
         yield name, RunScore(_items(name, score, report["videos"]), score["better"])

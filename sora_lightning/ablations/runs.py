@@ -72,8 +72,8 @@ def _stages(ablation: Ablation, arm: PlannedArm, seed: int) -> tuple[Stage, ...]
     stages = [replace(training, reads=arm.configs)]
     if ablation.clip_losses:
         stages.append(_clip_losses(ablation.run_folder(arm.name, seed), run))
-    if ablation.protocol is not None:
-        stages.append(_evaluation(ablation, ablation.run_folder(arm.name, seed), run))
+    for prefix, arguments, report in ablation.protocols(ablation.run_folder(arm.name, seed)):
+        stages.append(_evaluation(prefix, arguments, report, run))
     return tuple(stages)
 
 
@@ -84,14 +84,13 @@ def _clip_losses(folder: Path, run: Path) -> Stage:
     return Stage("clip_losses", command, makes=(output,), records=(output,))
 
 
-def _evaluation(ablation: Ablation, folder: Path, run: Path) -> Stage:
-    assert ablation.protocol is not None
-    output = folder / "report"
+def _evaluation(prefix: str, arguments: Sequence[str], report: Path, run: Path) -> Stage:
     command = (
         *("python", "-m", "evaluation", "--checkpoint", f"{last_checkpoint(run)}"),
-        *(*ablation.protocol, "--output", f"{output}"),
+        *(*arguments, "--output", f"{report}"),
     )
-    return Stage("evaluation", command, makes=(output,), records=(output / "report.json",))
+    name = "_".join(["evaluation", prefix.rstrip("/")]).rstrip("_")
+    return Stage(name, command, makes=(report,), records=(report / "report.json",))
 
 
 def run_all(ablation: Ablation, runs: Sequence[Run]) -> None:

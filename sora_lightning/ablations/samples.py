@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from sora_lightning.ablations.results import reports
 from sora_lightning.ablations.runs import Run
 from sora_lightning.cli.contact_sheet import moving_sheet, save_animation
 from sora_lightning.data.decoding import read_frames
@@ -14,15 +15,15 @@ _NUM_PROMPTS, _CELL = 4, 96
 
 
 def draw_samples(runs: Sequence[Run], path: Path) -> bool:
-    """Write an animation: four prompts, evenly spread over the protocol's, in rows, and arms in
-    columns, each of its first seed that was scored.
+    """Write an animation: four prompts, evenly spread over those of a run's first report, in rows,
+    and arms in columns, each of its first seed that was scored.
 
     Returns False, and writes nothing, unless two arms have scored samples of equal prompts.
     """
     folders: dict[str, Path] = {}
     for run in runs:
-        if (run.folder / "report" / "report.json").is_file():
-            folders.setdefault(run.arm, run.folder / "report")
+        for _, report in reports(run.folder)[:1]:
+            folders.setdefault(run.arm, report)
     videos = {arm: _videos(folder) for arm, folder in folders.items()}
     prompts = [list(of_arm) for of_arm in videos.values()]
     if len(videos) < 2 or not prompts[0] or any(one != prompts[0] for one in prompts):

@@ -74,8 +74,9 @@ class Ablation:
         overrides: Values by dotted key for all arms.
         scores: Names of the scores that are compared, say ``clip_loss`` or
             ``alignment/direction``.
-        protocol: Arguments of ``python -m evaluation`` that score each run's last checkpoint;
-            ``None`` samples and scores no videos.
+        protocol: Arguments of ``python -m evaluation`` that score each run's last checkpoint, or
+            several such lists by name, say of prompts in several styles, whose scores are then
+            called ``name/score``; ``None`` samples and scores no videos.
         clip_losses: Measure the loss of each validation clip, at times and noise that are the same
             for all runs; for arms with the same objective.
         schedule: Where runs are started.
@@ -91,16 +92,19 @@ class Ablation:
     width_keys: list[str] = field(default_factory=list)
     overrides: dict[str, Any] = field(default_factory=dict)
     scores: list[str] = field(default_factory=lambda: ["clip_loss"])
-    protocol: list[str] | None = None
+    protocol: list[str] | dict[str, list[str]] | None = None
     clip_losses: bool = True
     schedule: Schedule = Schedule()
 
     def __post_init__(self) -> None:
         if len(self.arms) < 2:
             raise ValueError(f"arms = {list(self.arms)}: a comparison needs at least two")
-        for name in self.arms:
+        for name in (*self.arms, *(self.protocol if isinstance(self.protocol, dict) else ())):
             if not _NAME.fullmatch(name):
-                raise ValueError(f"arms.{name}: a name has letters, digits, and . _ - after those")
+                owner = "arms" if name in self.arms else "protocol"
+                raise ValueError(
+                    f"{owner}.{name}: a name has letters, digits, and . _ - after those"
+                )
         if self.reference is not None and self.reference not in self.arms:
             near = suggestion(self.reference, self.arms)
             raise ValueError(f"reference = {self.reference!r}: there is no such arm. {near}")
@@ -137,6 +141,16 @@ class Ablation:
         """Return what an arm's trainings give to ``fit`` beside YAMLs, seed, folder and size."""
         values = self.overrides | self.arms[arm].overrides
         return [argument(key, value) for key, value in values.items()]
+
+    def protocols(self, folder: Path) -> Iterator[tuple[str, list[str], Path]]:
+        """Yield what begins the names of a protocol's scores, its arguments, and the folder of its
+        report on the run in ``folder``.
+        """
+        if isinstance(self.protocol, dict):
+            for name, arguments in self.protocol.items():
+                yield f"{name}/", arguments, folder / "reports" / name
+        elif self.protocol is not None:
+            yield "", self.protocol, folder / "report"
 
     def run_dir(self, arm: str, seed: int) -> Path:
         """Return the ``run_dir`` of a training."""

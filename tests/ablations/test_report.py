@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import shutil
 import socket
@@ -89,6 +90,30 @@ def test_results_hold_items_curves_and_displacements(spec: Ablation) -> None:
     assert result.scores["val/loss"].values == pytest.approx([20.1])
     assert result.displacements == list(_MOVED)
     assert result.step_s == 0.5
+
+
+def test_protocols_by_name_are_scored_and_plotted_apart(place: Path, spec: Ablation) -> None:
+    protocol = {"short": ["--protocol", "demo"], "long": ["--prompt-column", "caption_long"]}
+    spec = replace(
+        spec, protocol=protocol, scores=["short/alignment/colour", "long/alignment/colour"]
+    )
+    runs = plan_runs(spec, _ARMS)
+    commands = [stage.command for stage in runs[0].stages if stage.name.startswith("evaluation")]
+    assert [command[-4:-2] for command in commands] == list(map(tuple, protocol.values()))
+    for run, command in itertools.product(runs, commands):
+        report = run.folder / Path(command[-1]).relative_to(runs[0].folder)
+        report.mkdir(parents=True)
+        value = 0.25 if "caption_long" in command else 0.75
+        details = {"alignment/colour": {"value": value, "n": 4, "better": "higher"}}
+        (report / "report.json").write_text(json.dumps({"details": details, "videos": []}))
+    results = read_results(runs)
+    assert {name: score.mean for name, score in results[0].scores.items()} == {
+        "short/alignment/colour": 0.75,
+        "long/alignment/colour": 0.25,
+    }
+    text = write_report(spec, _ARMS, runs, results).read_text()
+    assert "## short/alignment/colour" in text
+    assert (spec.output / "protocols.png").is_file()
 
 
 def test_differences_are_paired_by_seed(spec: Ablation) -> None:
