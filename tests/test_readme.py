@@ -8,12 +8,10 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from lightning.pytorch import LightningModule
 
 import sora_lightning.__main__ as program
 from sora_lightning.cli.functions import parse_function
 from sora_lightning.cli.training import COMMANDS, PARSER, TrainingCLI
-from sora_lightning.data import VideoDataModule
 
 _ROOT = Path(__file__).resolve().parents[1]
 _PAGES = (
@@ -36,12 +34,11 @@ class ParsingCLI(TrainingCLI):
 def parse(arguments: list[str]) -> None:
     """Parse a training's command. Raises ``Parsed`` where that is accepted."""
     ParsingCLI(
-        LightningModule,
-        VideoDataModule,
+        arguments[0],
         subclass_mode_model=True,
         seed_everything_default=False,
         auto_configure_optimizers=False,
-        parser_kwargs={**PARSER, **{one: dict(PARSER) for one in COMMANDS}},
+        parser_kwargs={**PARSER, arguments[0]: dict(PARSER)},
         args=arguments,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Mapping
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
@@ -40,7 +41,7 @@ class RunRecord(SaveConfigCallback):
         super().setup(trainer, pl_module, "fit")
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        text = self._text()
+        text = self._text
         run_dir = Path(trainer.default_root_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / self.config_filename).write_text(text, encoding="utf-8")
@@ -59,14 +60,15 @@ class RunRecord(SaveConfigCallback):
     ) -> None:
         """Keep what ``sora-lightning inspect`` prints in the checkpoint."""
         self._provenance = self._provenance or {
-            "configuration": yaml.safe_load(self._text()),
+            "configuration": yaml.safe_load(self._text),
             "commit": commit(),
             "versions": {"python": python_version(), **{name: version(name) for name in _PACKAGES}},
         }
         checkpoint["provenance"] = self._provenance
 
+    @cached_property
     def _text(self) -> str:
-        return self.parser.dump(self.config, skip_none=False)
+        return self.parser.dump(self.config, skip_none=False, skip_validation=True)
 
 
 def commit() -> str | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
@@ -74,12 +75,16 @@ class TrainingCLI(LightningCLI):
 
     Keys beside Lightning's own: ``run_dir`` (TensorBoard events, ``config.yaml`` and
     ``checkpoints/last.ckpt`` go there) and ``checkpoint`` (how often). A system that takes ``fps``
-    gets the data's.
+    gets the data's. Of the commands, only the given one gets a parser: to build one takes as long
+    as to parse with it.
     """
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        return {command: LightningCLI.subcommands()[command] for command in COMMANDS}
+    def __init__(self, command: str, **settings: Any) -> None:
+        self._command = command
+        super().__init__(LightningModule, VideoDataModule, **settings)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        return {self._command: LightningCLI.subcommands()[self._command]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=Path, help="the folder of this run, one for each run")
@@ -98,6 +103,15 @@ class TrainingCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Keep the configuration as given: Lightning would let the checkpoint's hyperparameters
         override it."""
+
+    def _dump_config(self) -> None:
+        """Keep the configuration for the hyperparameters, as Lightning does, without parsing it
+        once more."""
+        if not hasattr(self, "config_dump"):
+            text = self.parser.dump(
+                self.config, skip_none=False, skip_link_targets=False, skip_validation=True
+            )
+            self.config_dump = yaml.safe_load(text)[self.subcommand]
 
     def before_instantiate_classes(self) -> None:
         command = str(self.subcommand)
@@ -190,8 +204,7 @@ def run_training(argv: list[str], cli: type[TrainingCLI] = TrainingCLI) -> Train
     num_threads = torch.get_num_threads()
     try:
         return cli(
-            LightningModule,
-            VideoDataModule,
+            argv[0],
             subclass_mode_model=True,
             trainer_defaults={
                 "use_distributed_sampler": False
@@ -200,7 +213,7 @@ def run_training(argv: list[str], cli: type[TrainingCLI] = TrainingCLI) -> Train
             save_config_callback=RunRecord,
             save_config_kwargs={"save_to_log_dir": False},
             auto_configure_optimizers=False,
-            parser_kwargs={**PARSER, **{command: dict(PARSER) for command in COMMANDS}},
+            parser_kwargs={**PARSER, argv[0]: dict(PARSER)},
             args=argv,
         )
     except ArgumentError as error:
