@@ -238,7 +238,10 @@ def test_only_as_many_videos_are_sampled_as_are_evaluated(
         ),
         (("--videos", "{spoilt}/empty_prompt"), "jsonl:1: prompt = ' ': ' ' is not a caption"),
         (("--videos", "{samples}", "--prompt-column", "x"), "--prompt-column only applies to a ch"),
-        (("--checkpoint", "{checkpoint}", "--prompt-column", "x"), "test.jsonl:1: x: must be a string"),
+        (
+            ("--checkpoint", "{checkpoint}", "--prompt-column", "x"),
+            "test.jsonl:1: x: must be a string",
+        ),
         (("--videos", "{spoilt}/tensor"), "x.pt: its row says no 'layout'; it must be one of F H"),
     ],
 )

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -61,16 +62,18 @@ def run_dir(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-@pytest.fixture
-def fit(clips: dict[str, Path], tokenizer_model: Any, run_dir: Path, tmp_path: Path) -> Fit:
-    """Run ``fit`` by the program's own ``main``, and return its exit code."""
+@pytest.fixture(scope="module")
+def fit_in(clips: dict[str, Path], tokenizer_model: Any) -> Fit:
+    """Run ``fit`` in a folder by the program's own ``main``, and return its exit code."""
 
     loss = {"class_path": "sora_lightning.tokenizers.ReconstructionLoss", "init_args": {"kl": 0.01}}
     model = tokenizer_model | {"init_args": tokenizer_model["init_args"] | {"loss": loss}}
 
-    def run(*arguments: str, callbacks: list[Any] | None = None, max_steps: int = 6) -> int:
+    def run(
+        folder: Path, *arguments: str, callbacks: list[Any] | None = None, max_steps: int = 6
+    ) -> int:
         config = {
-            "run_dir": str(run_dir),
+            "run_dir": str(folder / "run"),
             "data": {
                 "manifest": str(clips["train"]),
                 "val_manifest": str(clips["val"]),
@@ -93,11 +96,16 @@ def fit(clips: dict[str, Path], tokenizer_model: Any, run_dir: Path, tmp_path: P
             "checkpoint": {"every_n_steps": 2},
             "model": model,
         }
-        path = tmp_path / "experiment.yaml"
+        path = folder / "experiment.yaml"
         path.write_text(yaml.safe_dump(config))
         return main(["fit", "--config", str(path), *arguments, "--trust", __name__])
 
     return run
+
+
+@pytest.fixture
+def fit(fit_in: Fit, tmp_path: Path) -> Fit:
+    return partial(fit_in, tmp_path)
 
 
 def _part(kind: type, **init_args: Any) -> dict[str, Any]:
@@ -160,9 +168,17 @@ def test_a_learning_rate_far_too_high_ends_the_training_with_a_sentence(
     assert "the loss is nan at step 1 on the clips" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.fixture(scope="module")
+def finished(fit_in: Fit, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    assert fit_in(folder, max_steps=5) == 0
+    return folder / "run"
+
+
 @pytest.fixture
-def trained(fit: Fit, run_dir: Path) -> Path:
-    assert fit(max_steps=5) == 0
+def trained(finished: Path, run_dir: Path) -> Path:
+    """The checkpoints of a training of five steps, in a folder of the test's own."""
+    shutil.copytree(finished, run_dir)
     return run_dir / "checkpoints"
 
 

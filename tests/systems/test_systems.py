@@ -42,27 +42,11 @@ def assert_same_weights(first, second):
 def test_a_resumed_training_is_the_uninterrupted_one_to_the_bit(system, fit, tmp_path, request):
     # Another rate than the default of the system, which takes it from the data.
     model = {"model": request.getfixturevalue(f"{system}_model"), "data": {"fps": 6}}
-    whole = fit(model, tmp_path / "whole", "--trainer.max_steps", "8")
-    # The schedule depends on the last step: the first part is stopped, not planned shorter.
-    part = fit(
-        model,
-        tmp_path / "parts",
-        "--trainer.max_steps",
-        "8",
-        "--checkpoint.keep_every_n_steps",
-        "4",
-    )
-    middle = part.parent / "step-00000004.ckpt"
-    shutil.copy(middle, tmp_path / "middle.ckpt")
-    shutil.rmtree(tmp_path / "parts")
-    resumed = fit(
-        model,
-        tmp_path / "parts",
-        "--trainer.max_steps",
-        "8",
-        "--ckpt_path",
-        str(tmp_path / "middle.ckpt"),
-    )
+    # The schedule depends on the last step: the first part is of the whole, not planned shorter.
+    steps = ("--trainer.max_steps", "8")
+    whole = fit(model, tmp_path / "whole", *steps, "--checkpoint.keep_every_n_steps", "4")
+    middle = whole.parent / "step-00000004.ckpt"
+    resumed = fit(model, tmp_path / "resumed", *steps, "--ckpt_path", str(middle))
     assert_same_weights(whole, resumed)
     assert torch.load(resumed, weights_only=True)["global_step"] == 8
 
