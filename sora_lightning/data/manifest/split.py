@@ -6,6 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
+from sora_lightning.data.manifest.roots import HOLDERS, is_address, local_path
 from sora_lightning.data.manifest.tables import (
     Row,
     file_identity,
@@ -64,9 +65,14 @@ def _draw(name: str, seed: int) -> str:
 
 
 def _moved(row: Row, folder: Path, output: Path) -> Row:
-    """Return the row with its paths relative to another folder."""
+    """Return the row with its paths relative to another folder.
+
+    The ``path`` of a clip in a shard is a name, by which its latents are found, and stays.
+    """
     row = with_moved_source(row, folder, output)
-    path = Path(row["path"])
-    if path.is_absolute():
-        return row
-    return {**row, "path": os.path.relpath((folder / path).absolute(), output.absolute())}
+    for key in [key for key in HOLDERS if row.get(key) is not None] or ["path"]:
+        place = str(row[key])
+        path = Path(local_path(place))
+        if not is_address(place) and not path.is_absolute():
+            row = {**row, key: os.path.relpath((folder / path).absolute(), output.absolute())}
+    return row

@@ -6,6 +6,7 @@ import pytest
 
 from sora_lightning.__main__ import main
 from sora_lightning.data import read_manifest
+from sora_lightning.data.decoding.shards import ShardFiles, write_shards
 from sora_lightning.data.manifest.split import split
 
 ROOT = "/"  # the halves lie apart from the clips
@@ -49,6 +50,23 @@ def test_the_draw_is_of_names_and_seed(source, tmp_path):
     split(source, tmp_path / "c", 3, seed=1)
     drawn = [files(tmp_path / part / "test.jsonl") for part in "abc"]
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_clips_in_shards_keep_their_names_and_are_read_from_another_folder(barcodes, tmp_path):
+    for frames, name in enumerate("abc", start=8):  # files of one content would count as one
+        barcodes(f"{name}.mp4", range(0, 100 * frames, 100))
+    (tmp_path / "all.jsonl").write_text(
+        "".join(json.dumps({"path": f"{name}.mp4", "caption": name}) + "\n" for name in "abc")
+    )
+    sharded = write_shards(tmp_path / "all.jsonl", tmp_path / "shards")
+    output = tmp_path / "deep" / "er"
+    split(sharded, output, 1)
+    parts = [read_manifest(output / f"{part}.jsonl", root=ROOT) for part in ("train", "test")]
+    assert [len(part) for part in parts] == [2, 1]
+    files = ShardFiles()
+    held = {record.clip_id: files.local(record).read_bytes() for part in parts for record in part}
+    originals = read_manifest(tmp_path / "all.jsonl")
+    assert held == {record.clip_id: record.path.read_bytes() for record in originals}
 
 
 @pytest.mark.parametrize("number", [0, 10])
