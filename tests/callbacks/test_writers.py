@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,14 @@ import torch
 
 from sora_lightning.callbacks.writers import LatentWriter
 from sora_lightning.data import LatentCache, VideoDataModule
+from sora_lightning.data.decoding.shards import write_shards
 from sora_lightning.systems import TokenizerSystem
 from sora_lightning.tokenizers import ConvTokenizer
 from sora_lightning.types import VideoBatch
 from tests.data.conftest import shapes
 from tests.data.modules import data_module
 from tests.data.test_datamodule import trainer
+from tests.hostile import HOSTILE
 
 __all__ = ["shapes"]
 
@@ -115,3 +118,21 @@ def test_another_tokenizer_is_refused_even_where_nothing_is_left(
     with pytest.raises(ValueError, match="the latents were made by tokenizer"):
         predict(Counting(seed=1), shapes["train"], tmp_path / "whole")
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "whole").iterdir()}
+
+
+def test_no_caption_and_no_name_of_a_clip_decides_where_its_latents_are_written(
+    shapes: dict[str, Path], tmp_path: Path
+) -> None:
+    """In a shard a clip may have any name."""
+    manifest = write_shards(shapes["train"], tmp_path / "shards")
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for row, text in zip(rows, HOSTILE, strict=False):
+        row |= {"path": text, "caption": text}
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    root = tmp_path / "latents"
+    before = {path for path in tmp_path.rglob("*") if path != root}
+    predict(Counting(), manifest, root)
+    written = {path for path in tmp_path.rglob("*") if path != root} - before
+    assert len(LatentCache.open(root)) == 2 * len(rows)
+    assert {path.parent for path in written} == {root}
+    assert all(re.fullmatch(r"index.json|[0-9a-f]{32}\.safetensors", path.name) for path in written)

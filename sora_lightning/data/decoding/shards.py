@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import shutil
 import tarfile
 import tempfile
@@ -69,7 +70,9 @@ class ShardFiles:
             Finalize(self, shutil.rmtree, (self._folder, True), exitpriority=0)
         name = hashlib.sha256(str(holder).encode()).hexdigest()[:8]
         place = columns["offset" if "shard" in columns else "item"]
-        path = self._folder / f"{name}-{place}-{record.path.name}"
+        # A clip in a shard may have a name that no file can have. Its end says the format.
+        named = re.sub(r"[^\w.-]", "_", record.path.name)[-50:]
+        path = self._folder / f"{name}-{place}-{named}"
         if path in self._kept:
             self._kept.move_to_end(path)
             return path
