@@ -120,3 +120,11 @@ def read_network(folder: Path, name: str, dtype: torch.dtype = torch.float32) ->
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{folder}: lacks weights of a {name}, such as {missing[0]}")
     return network
+
+
+def cast_as_read(network: Any, dtype: torch.dtype) -> None:
+    """Cast a network's weights as ``read_network`` does, which leaves some in float32."""
+    kept = set(network._keep_in_fp32_modules or ())
+    for name, parameter in network.named_parameters():
+        if not kept.intersection(name.split(".")):
+            parameter.data = parameter.data.to(dtype)

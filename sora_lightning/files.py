@@ -1,6 +1,7 @@
 """Paths of this package's experiments; checksums, bounds and write access of files."""
 
 import hashlib
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,16 @@ def load_yaml(text: str) -> Any:
         raise yaml.MarkedYAMLError(problem="it is nested too deeply") from None
     finally:
         loader.dispose()
+
+
+def follow_umask(path: Path) -> None:
+    """Give a file, or the files in a folder, the permissions of files that ``open`` makes:
+    safetensors writes for the owner alone.
+    """
+    os.umask(umask := os.umask(0o077))
+    for file in [path] if path.is_file() else path.rglob("*"):
+        if file.is_file():
+            file.chmod(0o666 & ~umask)
 
 
 def file_sha256(path: Path) -> str:

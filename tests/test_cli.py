@@ -58,6 +58,8 @@ def test_help_of_commands_does_not_wait_for_lightning() -> None:
         (["fit"], "model is missing: fit needs an experiment, e.g. --config experiments/demo/tok"),
         (["validate", "--run_dir=x"], "model is missing: validate needs an experiment"),
         (["fit", "--config=ablations/factorised"], "model has no class_path: a YAML that varies"),
+        (["check", "--config=a", "--config=b"], "that varies it is given as --delta"),
+        (["plan", "--config=a", "--config=b"], "that varies it is given as --delta"),
     ],
 )
 def test_a_command_without_what_it_needs_says_what_to_give(
@@ -84,6 +86,7 @@ def test_a_wrong_command_is_answered_with_the_right_one(capsys: pytest.CaptureFi
         (["--num-frames=three", "--output=x"], "--num-frames = 'three': expected a whole number"),
         (["--num-frames=3"], "--output is missing"),
         (["--output=x", "stray"], "stray"),
+        (["--output=x", "--rate=1", "--rate", "2"], "--rate is given twice: paint takes one"),
     ],
 )
 def test_a_command_refuses_what_it_does_not_take(arguments: list[str], said: str) -> None:

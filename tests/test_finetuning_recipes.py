@@ -130,7 +130,7 @@ def test_a_recipe_runs_from_clips_to_adapters_samples_and_scores(
         _rename(Path(f"clips/{split}.jsonl"))
     pipeline_folder(RECIPES[recipe], Path("models", recipe))
     config, run = f"experiments/finetune/{recipe}.yaml", Path("runs/finetune", recipe)
-    frames, height, width = {"ltx": (9, 64, 64), "i2vgen_xl": (3, 32, 32)}.get(recipe, (9, 32, 32))
+    frames, height, width = {"ltx": (9, 64, 64), "i2vgen_xl": (4, 32, 32)}.get(recipe, (9, 32, 32))
     callbacks = yaml.safe_load(Path(config).read_text())["trainer"]["callbacks"]
     for sampled in callbacks[1:]:
         sampled["init_args"]["size"] = f"{frames}x{height}x{width}"

@@ -9,12 +9,12 @@ import hashlib
 import os
 import re
 import shutil
-import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
@@ -171,15 +171,14 @@ def _fetched(url: str, digest: str) -> Path:
         return path
     folder.mkdir(parents=True, exist_ok=True)
     # A temporary name until the file is complete and checked, since ranks may download at once.
-    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as unfinished:
-        try:
-            with urllib.request.urlopen(url) as answer:
-                shutil.copyfileobj(answer, unfinished)
-            unfinished.flush()
-            check_digest(Path(unfinished.name), digest)
-            Path(unfinished.name).replace(path)
-        except urllib.error.URLError as error:
-            raise ValueError(f"weights {url!r}: cannot be fetched ({error.reason})") from error
-        finally:
-            Path(unfinished.name).unlink(missing_ok=True)
+    unfinished = folder / f".{uuid4().hex}"
+    try:
+        with urllib.request.urlopen(url) as answer, unfinished.open("wb") as file:
+            shutil.copyfileobj(answer, file)
+        check_digest(unfinished, digest)
+        unfinished.replace(path)
+    except urllib.error.URLError as error:
+        raise ValueError(f"weights {url!r}: cannot be fetched ({error.reason})") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
     return path

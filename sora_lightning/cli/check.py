@@ -102,6 +102,7 @@ def _cost(training: Training, data: VideoDataModule) -> str:
     """Return a line for each size of a training's steps, or why its cost cannot be counted."""
     from sora_lightning.cli.training_cost import (
         activations_of_clip,
+        autocast_dtype,
         device_bytes,
         flops_per_s,
         num_parameters,
@@ -119,6 +120,7 @@ def _cost(training: Training, data: VideoDataModule) -> str:
     shares = [len(clips.get(cost.size, ())) / cost.num_clips for cost in costs]
     shares = shares if sum(shares) else [1.0] * len(costs)
     device, system = training.trainer.strategy.root_device, training.system
+    dtype = autocast_dtype(training.trainer)
     head = (
         f"a step, forward and backward, on {device.type} ({num_parameters(training):,} parameters)"
     )
@@ -126,11 +128,11 @@ def _cost(training: Training, data: VideoDataModule) -> str:
     for (size, num_clips, flops), share in zip(costs, shares, strict=True):
         if share:
             step = f"{num_clips:6d} clips of {size}:"
-            memory = num_clips * activations_of_clip(system, size)
+            memory = num_clips * activations_of_clip(system, size, dtype)
             largest = max(largest, memory)
             lines.append(f"{step} {flops:.3g} FLOPs, {flops / speed:.2f} s, {memory / 1e9:.2f} GB")
     states, there = state_bytes(system), device_bytes(device)
-    needed = f"{(states + largest) / 1e9:.2f} GB in float32 with weights, gradients and optimizer"
+    needed = f"{(states + largest) / 1e9:.2f} GB with weights, gradients and optimizer"
     lines.append(f"{'':6s} {needed}; the device has {there / 1e9:.1f} GB")
     if states + largest > there:
         lines[-1] += ": too little. Make batches smaller, or recompute (activation_checkpointing)"

@@ -17,7 +17,7 @@ from sora_lightning.checkpoints import (
     read_checkpoint,
 )
 from sora_lightning.cli.inspecting import describe
-from sora_lightning.files import check_writable, file_sha256
+from sora_lightning.files import check_writable, file_sha256, follow_umask
 
 _KEPT = ("hyper_parameters", "training_sizes", "global_step", "provenance")
 
@@ -47,6 +47,7 @@ def write_model(
     config["states"] = _split(weights, False)
     output.mkdir(parents=True)
     save_file(tensors, output / MODEL_WEIGHTS)
+    follow_umask(output)
     (output / MODEL_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     (output / "README.md").write_text(_card(output.name, facts, scores))
     written = f"{output}: {len(tensors)} tensors of {facts['system']}, step {facts['step']}"

@@ -25,10 +25,14 @@ from sora_lightning.data import VideoDataModule
 from sora_lightning.data.batching.buckets import num_pixels
 from sora_lightning.denoisers import Denoiser, DiT
 from sora_lightning.denoisers.pretrained_base import PretrainedDenoiser
-from sora_lightning.denoisers.pretrained_transformers import VideoTransformer
 from sora_lightning.diffusion import with_own_estimate
 from sora_lightning.flops import FlopCounter
-from sora_lightning.live_memory import LiveMemory, fused_attention, without_gradients
+from sora_lightning.live_memory import (
+    LiveMemory,
+    cuda_autocast,
+    fused_attention,
+    without_gradients,
+)
 from sora_lightning.systems import DiffusionSystem, TokenizerSystem
 from sora_lightning.types import Condition, VideoSize
 
@@ -143,9 +147,15 @@ def _seconds(training: Training, system: LightningModule, size: VideoSize, num_c
 
 def state_bytes(system: LightningModule) -> int:
     """Return the bytes of weights, and of gradients, two moments and an average of those that
-    train, in float32.
+    train.
     """
-    return sum(4 * p.numel() * (5 if p.requires_grad else 1) for p in system.parameters())
+    return sum(p.nbytes * (5 if p.requires_grad else 1) for p in system.parameters())
+
+
+def autocast_dtype(trainer: Trainer) -> torch.dtype:
+    """Return the type of a trainer's mixed precision, float32 for every other precision."""
+    mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+    return mixed.get(trainer.precision, torch.float32)
 
 
 def device_bytes(device: torch.device) -> int:
@@ -207,50 +217,29 @@ def condition_of_zeros(system: DiffusionSystem, num_clips: int) -> Condition:
     return Condition(tokens, mask, zeros(num_clips, system.conditioner.pooled_width))
 
 
-def activations_of_clip(system: LightningModule, size: VideoSize) -> float:
-    """Return the bytes of a clip's activations in float32, at the peak of its forward and backward
-    passes, with fused attention. ``system`` is on the meta device; its activation checkpointing is
-    switched off.
+def activations_of_clip(
+    system: LightningModule, size: VideoSize, dtype: torch.dtype = torch.float32
+) -> float:
+    """Return the bytes of a clip's activations at the peak of its forward and backward passes, with
+    fused attention, under autocast to ``dtype``. ``system`` is on the meta device.
 
     Raises ``ValueError`` for another system than those of this package.
     """
-    was_checkpointed = isinstance(system, DiffusionSystem) and switch_checkpointing_off(
-        system.denoiser
-    )
-    with LiveMemory() as memory, fused_attention(), without_gradients(system):
+    with LiveMemory() as memory, fused_attention(), cuda_autocast(dtype), without_gradients(system):
         _forward(system, size, 1).sum().backward()
-    if not was_checkpointed:
-        return float(memory.peak)
-    assert isinstance(system, DiffusionSystem)
-    grid = system.tokenizer.compression.grid(size)
-    tokens = system.denoiser.patch.grid(grid.f, grid.h, grid.w).num_tokens
-    return checkpointed_activations(system.denoiser, tokens, memory.peak, 4)
+    return float(memory.peak)
 
 
-def switch_checkpointing_off(denoiser: Denoiser) -> bool:
-    """Switch activation checkpointing off. Return True if it was on."""
-    if not isinstance(denoiser, DiT | PretrainedDenoiser):
-        return False
-    was_on, denoiser.activation_checkpointing = denoiser.activation_checkpointing, False
-    if was_on and isinstance(denoiser, PretrainedDenoiser):
-        denoiser.network.disable_gradient_checkpointing()
-    return was_on
-
-
-def checkpointed_activations(
-    denoiser: Denoiser, tokens: int, activations: float, itemsize: int
-) -> float:
-    """Return the activations of a DiT, or of a public one, that keeps the input of each block, and
-    computes one block at a time again (arXiv 2205.05198, section 5); of other networks
-    ``activations`` as they are.
-    """
+def set_checkpointing(denoiser: Denoiser, on: bool) -> bool:
+    """Switch activation checkpointing on or off. Return False for a network that has none."""
     if isinstance(denoiser, DiT):
-        depth, width = len(denoiser.blocks), denoiser.x_in.out_features
-    elif isinstance(denoiser, VideoTransformer):
-        depth, width = denoiser.depth, denoiser.width
-    else:
-        return activations
-    return depth * tokens * width * itemsize + activations / depth
+        denoiser.activation_checkpointing = on
+        return True
+    if not isinstance(denoiser, PretrainedDenoiser) or not denoiser.has_checkpointing:
+        return False
+    network = denoiser.network
+    (network.enable_gradient_checkpointing if on else network.disable_gradient_checkpointing)()
+    return True
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sora_lightning.conditioning.base import Conditioner, without_dropped
 from sora_lightning.conditioning.known_fingerprints import KnownFingerprint
+from sora_lightning.files import follow_umask
 from sora_lightning.types import Condition
 
 
@@ -130,6 +131,7 @@ class CachedText(Conditioner):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{uuid4().hex}")
         save_file(tensors, partial)
+        follow_umask(partial)
         partial.replace(path)
 
 

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from sora_lightning.denoisers.base import Denoiser
 from sora_lightning.denoisers.blocks import (
@@ -181,7 +180,9 @@ class DiT(Denoiser):
             if i > 0:
                 x = self.positions.add(x, i, context.sequence)
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(self.blocks[i], x, context, use_reentrant=False)
+                x = torch.utils.checkpoint.checkpoint(
+                    self.blocks[i], x, context, use_reentrant=False
+                )
             else:
                 x = self.blocks[i](x, context)
         return x

@@ -19,7 +19,13 @@ from sora_lightning.denoisers.pretrained_transformers import (
     WanDenoiser,
 )
 from sora_lightning.denoisers.pretrained_unets import I2VGenXLDenoiser, UNet3DDenoiser
-from sora_lightning.diffusers_folders import Config, part_of_pipeline, read_config, read_network
+from sora_lightning.diffusers_folders import (
+    Config,
+    cast_as_read,
+    part_of_pipeline,
+    read_config,
+    read_network,
+)
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -73,7 +79,9 @@ def pretrained_denoiser(
     on_meta = torch.empty(0).is_meta
     with torch.device("meta"):  # no weights are drawn before others are read
         denoiser = configured_denoiser(config, activation_checkpointing, fps)
-    if not on_meta:
+    if on_meta:
+        cast_as_read(denoiser.network, getattr(torch, dtype))
+    else:
         denoiser.network = read_network(path, denoiser.network_class, getattr(torch, dtype))
         denoiser.set_activation_checkpointing()
     if lora is not None:

@@ -65,11 +65,16 @@ class PretrainedDenoiser(Denoiser):
         """Make the network recompute its blocks, if ``activation_checkpointing`` says so."""
         if not self.activation_checkpointing:
             return
-        if not self.network._supports_gradient_checkpointing:
+        if not self.has_checkpointing:
             raise ValueError(
                 f"activation_checkpointing: {self.network_class} cannot recompute its blocks"
             )
         self.network.enable_gradient_checkpointing()
+
+    @property
+    def has_checkpointing(self) -> bool:
+        """Whether the network can recompute its blocks."""
+        return self.network._supports_gradient_checkpointing
 
     def factory(self, latent_channels: int, condition_width: int) -> partial[Denoiser]:
         """See ``Denoiser``."""

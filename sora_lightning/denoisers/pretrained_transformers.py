@@ -24,21 +24,7 @@ from sora_lightning.layers.patch import Patch
 from sora_lightning.types import Condition
 
 
-class VideoTransformer(PretrainedDenoiser):
-    """A public network of equal blocks."""
-
-    @property
-    def depth(self) -> int:
-        """Number of transformer blocks."""
-        return self.network.config.num_layers
-
-    @property
-    def width(self) -> int:
-        """Channels of the tokens within the blocks."""
-        return self.network.config.num_attention_heads * self.network.config.attention_head_dim
-
-
-class WanDenoiser(VideoTransformer):
+class WanDenoiser(PretrainedDenoiser):
     """``WanTransformer3DModel`` of Wan 2.1 and 2.2 (arXiv 2503.20314), from text or image to video.
 
     It attends to 512 text tokens, of which those after a caption's end are zeros. Wan 2.2 5B, whose
@@ -111,7 +97,7 @@ class WanDenoiser(VideoTransformer):
         return tokens[:, :-num], tokens[:, -num:, :width]
 
 
-class LTXDenoiser(VideoTransformer):
+class LTXDenoiser(PretrainedDenoiser):
     """``LTXVideoTransformer3DModel`` of LTX-Video (arXiv 2501.00103), from text to video.
 
     Its positions are in seconds and pixels: ``compression`` is that of its autoencoder in frames,
@@ -155,7 +141,7 @@ class LTXDenoiser(VideoTransformer):
         return rearrange(output, pattern, f=grid.f, h=grid.h, w=grid.w, **parts)
 
 
-class CogVideoXDenoiser(VideoTransformer):
+class CogVideoXDenoiser(PretrainedDenoiser):
     """``CogVideoXTransformer3DModel`` of CogVideoX 2B and 5B (arXiv 2408.06072), text to video.
 
     It attends to all of its text tokens, those of padding included: the conditioner should encode
@@ -203,7 +189,7 @@ class CogVideoXDenoiser(VideoTransformer):
         )
 
 
-class HunyuanVideoDenoiser(VideoTransformer):
+class HunyuanVideoDenoiser(PretrainedDenoiser):
     """``HunyuanVideoTransformer3DModel`` of HunyuanVideo (arXiv 2412.03603), from text to video.
 
     The condition's tokens are those of its language model, the pooled vector is CLIP's. The public
@@ -225,11 +211,6 @@ class HunyuanVideoDenoiser(VideoTransformer):
         return Patch(config.patch_size_t, config.patch_size, config.patch_size)
 
     @property
-    def depth(self) -> int:
-        """Number of blocks of both kinds."""
-        return self.network.config.num_layers + self.network.config.num_single_layers
-
-    @property
     def text_width(self) -> int:
         return self.network.config.text_embed_dim
 
@@ -249,7 +230,7 @@ class HunyuanVideoDenoiser(VideoTransformer):
         )[0]
 
 
-class LatteDenoiser(VideoTransformer):
+class LatteDenoiser(PretrainedDenoiser):
     """``LatteTransformer3DModel`` of Latte (arXiv 2401.03048), from text to video.
 
     It attends to a caption's tokens alone, as its pipeline does for one prompt, and takes clips of
@@ -263,11 +244,6 @@ class LatteDenoiser(VideoTransformer):
     @staticmethod
     def patch_of(config: Any) -> Patch:
         return Patch(1, config.patch_size, config.patch_size)
-
-    @property
-    def depth(self) -> int:
-        """Number of blocks, spatial and temporal."""
-        return 2 * self.network.config.num_layers
 
     @property
     def text_width(self) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 from sora_lightning.denoisers.lora import adapter_state, merge_adapters
 from sora_lightning.denoisers.pretrained_base import PretrainedDenoiser
 from sora_lightning.diffusers_folders import diffusers_class
-from sora_lightning.files import check_writable
+from sora_lightning.files import check_writable, follow_umask
 from sora_lightning.systems import DiffusionSystem, PretrainedSystem
 
 
@@ -47,6 +47,7 @@ def write_diffusers(checkpoint: Path, output: Path) -> str:
             _write_pipeline(system.pipeline.path, denoiser.network, output)
             return f"{output}: a {system.pipeline.name} with the trained {denoiser.network_class}"
         denoiser.network.save_pretrained(output)
+        follow_umask(output)
         return f"{output}: {denoiser.network_class}, in place of that in a pipeline's folder"
     pipeline = diffusers_class(denoiser.pipeline_class)
     pipeline.save_lora_weights(
@@ -54,6 +55,7 @@ def write_diffusers(checkpoint: Path, output: Path) -> str:
         transformer_lora_layers=adapters,
         transformer_lora_adapter_metadata=metadata,
     )
+    follow_umask(output)
     return f"{output}: {len(adapters)} tensors for load_lora_weights of {denoiser.pipeline_class}"
 
 
@@ -67,6 +69,7 @@ def _write_pipeline(folder: Path, network: Any, output: Path) -> None:
     for name in index:
         if name in ("transformer", "unet"):
             network.save_pretrained(output / name)
+            follow_umask(output / name)
         elif (folder / name).is_dir():
             shutil.copytree(folder / name, output / name, copy_function=_link_weights)
     shutil.copy(folder / "model_index.json", output)

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sora_lightning.checkpoints import build
-from sora_lightning.files import check_archive
+from sora_lightning.files import check_archive, follow_umask
 from sora_lightning.tokenizers import VideoTokenizer
 from sora_lightning.types import TokenGrid
 
@@ -71,6 +71,7 @@ class Pretrained:
         path.parent.mkdir(parents=True, exist_ok=True)
         held = {"parts": self.parts, "grid": None if self.grid is None else asdict(self.grid)}
         save_file(self.weights, path, metadata={_METADATA: json.dumps(held)})
+        follow_umask(path)
 
     @classmethod
     def load(cls, path: Path) -> Pretrained:
@@ -152,5 +153,6 @@ def write_foreign(weights: Mapping[str, Tensor], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
         save_file(dict(weights), path)
+        follow_umask(path)
     else:
         torch.save(dict(weights), path)

@@ -48,7 +48,7 @@ def calibrate(
     model: dict[str, Any], size: VideoSize, num_clips: int, source: Path
 ) -> list[Comparison]:
     """Compare estimate and measurement for a batch of clips of a YAML's ``model``, in float32 on
-    the CPU, or in bfloat16 on a GPU if there is one.
+    the CPU, or under autocast to bfloat16 on a GPU if there is one.
 
     Raises ``ValueError`` naming ``source`` for a model that cannot be built, and for a size that
     has no half.
@@ -59,10 +59,9 @@ def calibrate(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*saved during checkpointing.*")
         system = build_system(model, source)
-    if torch.cuda.is_available():
-        system = system.to("cuda", torch.bfloat16)
+    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    system = system.to(_device())
     num_halves = round(num_clips * num_pixels(size) / num_pixels(half))
-    dtype = next(system.denoiser.parameters()).dtype
     whole_count, half_count = (count(counted, one, dtype) for one in (size, half))
     calls = _calls(system, size, num_clips)
     halves = _calls(system, half, num_halves)
@@ -72,7 +71,7 @@ def calibrate(
         half_s, whole_s = _seconds(halves[part], calls[part])
         speed = half_flops * num_halves / half_s
         rows.append(Comparison(part, whole_flops * num_clips / speed, whole_s))
-    with LiveMemory() as memory, without_gradients(system.denoiser):
+    with LiveMemory() as memory, without_gradients(system.denoiser), _precision():
         calls["forward and backward"]()
     activations = whole_count.activations * num_clips
     return [*rows, Comparison("activations", activations, float(memory.peak))]
@@ -83,8 +82,7 @@ def _calls(
 ) -> dict[str, Callable[[], Any]]:
     """Return the parts of a training, in the order of ``_flops``."""
     denoiser, tokenizer = system.denoiser, system.tokenizer
-    weight = next(denoiser.parameters())
-    zeros = partial(torch.zeros, dtype=weight.dtype, device=weight.device)
+    zeros = partial(torch.zeros, device=_device())
     grid = tokenizer.compression.grid(size)
     x_t = zeros(num_clips, tokenizer.latent_channels, grid.f, grid.h, grid.w)
     frames = zeros(num_clips, 3, size.num_frames, size.height, size.width)
@@ -120,11 +118,20 @@ def _seconds(*calls: Callable[[], Any]) -> list[float]:
         for call, own in zip(calls, seconds, strict=True):
             _wait()
             begun_s = time.perf_counter()
-            call()
+            with _precision():
+                call()
             _wait()
             if repeat > 0:
                 own.append(time.perf_counter() - begun_s)
     return [statistics.median(own) for own in seconds]
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _precision() -> torch.autocast:
+    return torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_available())
 
 
 def _wait() -> None:

@@ -1,8 +1,8 @@
 """FLOPs, parameters and live memory of a diffusion system, counted on the meta device.
 
 Attention is counted as the fused kernel that a GPU runs: FLOPs of its two matrix products, and no
-matrix of scores in memory. FLOPs of the backward pass are twice those of the forward pass, without
-what the kernel computes again.
+matrix of scores in memory. Types are those of mixed precision, where norms are in float32. FLOPs of
+the backward pass are twice those of the forward pass, without what the kernel computes again.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sora_lightning.cli.training_cost import (
-    checkpointed_activations,
-    condition_of_zeros,
-    switch_checkpointing_off,
-)
+from sora_lightning.cli.training_cost import condition_of_zeros, set_checkpointing
 from sora_lightning.flops import FlopCounter
-from sora_lightning.live_memory import LiveMemory, fused_attention, without_gradients
+from sora_lightning.live_memory import (
+    LiveMemory,
+    cuda_autocast,
+    fused_attention,
+    without_gradients,
+)
 from sora_lightning.systems import DiffusionSystem
 from sora_lightning.types import VideoSize
 
@@ -32,8 +33,9 @@ class Count:
 
     ``trained`` is the number of the denoiser's parameters that train, such as adapters'.
     ``activations`` is the peak of the denoiser's forward and backward passes beside
-    weights and gradients, without activation checkpointing; ``checkpointed`` is an estimate with
-    it. ``working_set`` is the peak of a forward pass without gradients.
+    weights, their casts and gradients, without activation checkpointing, and ``checkpointed`` with
+    it; both are equal for a network that has none. ``working_set`` is the peak of a forward pass
+    without gradients.
     """
 
     tokens: int
@@ -51,32 +53,34 @@ class Count:
 
 
 def count(system: DiffusionSystem, size: VideoSize, dtype: torch.dtype = torch.bfloat16) -> Count:
-    """Count one clip of ``size``. ``system`` is built on the meta device and is cast to ``dtype``;
-    its activation checkpointing is switched off.
+    """Count one clip of ``size`` under autocast to ``dtype``. ``system`` is built on the meta
+    device; its activation checkpointing is switched off.
 
     The text encoder's FLOPs are left out.
 
     Raises ``ValueError`` for a size that tokenizer and patches do not divide.
     """
-    system.to(dtype)
     tokenizer, denoiser = system.tokenizer, system.denoiser
-    switch_checkpointing_off(denoiser)
     grid = tokenizer.compression.grid(size)
     tokens = denoiser.patch.grid(grid.f, grid.h, grid.w).num_tokens
-    zeros = partial(torch.zeros, dtype=dtype, device="meta")
+    zeros = partial(torch.zeros, device="meta")
     x_t = zeros(1, tokenizer.latent_channels, grid.f, grid.h, grid.w)
+    frames = zeros(1, 3, size.num_frames, size.height, size.width)
     condition = condition_of_zeros(system, 1)
 
-    def forward() -> Tensor:
-        return denoiser(x_t, zeros(1), condition)
+    def step() -> None:
+        denoiser(x_t, zeros(1), condition).sum().backward()
 
-    frames = zeros(1, 3, size.num_frames, size.height, size.width)
-    with torch.no_grad():
-        encode, _ = _measured(lambda: tokenizer.posterior(frames).mean)
-        decode, _ = _measured(lambda: tokenizer.decode_raw(x_t))
-        once, working_set = _measured(forward)
+    measured = partial(_measured, dtype)
     with without_gradients(denoiser):
-        step, activations = _measured(lambda: torch.autograd.backward(forward().sum()))
+        can_recompute = set_checkpointing(denoiser, True)
+        _, checkpointed = measured(step) if can_recompute else (0.0, 0.0)
+        set_checkpointing(denoiser, False)
+        both, activations = measured(step)
+    with torch.no_grad():
+        encode, _ = measured(lambda: tokenizer.posterior(frames).mean)
+        decode, _ = measured(lambda: tokenizer.decode_raw(x_t))
+        forward, working_set = measured(lambda: denoiser(x_t, zeros(1), condition))
     return Count(
         tokens=tokens,
         parameters=_num_parameters(denoiser),
@@ -85,17 +89,17 @@ def count(system: DiffusionSystem, size: VideoSize, dtype: torch.dtype = torch.b
         conditioner_parameters=_num_parameters(system.conditioner),
         encode_flops=encode,
         decode_flops=decode,
-        forward_flops=once,
-        backward_flops=step - once,
+        forward_flops=forward,
+        backward_flops=both - forward,
         working_set=working_set,
         activations=activations,
-        checkpointed=checkpointed_activations(denoiser, tokens, activations, dtype.itemsize),
+        checkpointed=checkpointed if can_recompute else activations,
     )
 
 
-def _measured(call: Callable[[], Any]) -> tuple[float, float]:
+def _measured(dtype: torch.dtype, call: Callable[[], Any]) -> tuple[float, float]:
     """Return the FLOPs of a call, and the peak of the memory that it allocates."""
-    with FlopCounter() as counter, LiveMemory() as memory, fused_attention():
+    with FlopCounter() as counter, LiveMemory() as memory, fused_attention(), cuda_autocast(dtype):
         call()
     return float(counter.total), float(memory.peak)
 

@@ -130,6 +130,9 @@ def test_weights_that_did_not_train_are_linked(tmp_path: Path) -> None:
     write_diffusers(_trained(tmp_path / "public"), tmp_path / "out")
     linked = tmp_path / "out/text_encoder/model.safetensors"
     assert os.path.samefile(linked, blob)
+    trained = next((tmp_path / "out/transformer").glob("*.safetensors"))
+    (readable := tmp_path / "readable").touch()
+    assert trained.stat().st_mode == readable.stat().st_mode
     assert not linked.is_symlink()
     config = Path("vae/config.json")
     assert not os.path.samefile(tmp_path / "out" / config, tmp_path / "public" / config)

@@ -1,18 +1,32 @@
 """Counts on the meta device: fused attention, live memory, parts."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
 from sora_lightning.cli.training_cost import (
     activations_of_clip,
+    condition_of_zeros,
     losses_of_zeros,
 )
 from sora_lightning.conditioning import Unconditional
 from sora_lightning.denoisers import DiT, DiTParts
 from sora_lightning.denoisers.conditions import NoCondition
+from sora_lightning.denoisers.lora import add_lora
 from sora_lightning.denoisers.pretrained import configured_denoiser
+from sora_lightning.diffusers_folders import cast_as_read, read_network
 from sora_lightning.layers.partitions import Alternating, Joint
-from sora_lightning.live_memory import LiveMemory, without_gradients
+from sora_lightning.live_memory import (
+    FLOAT32,
+    FLOAT32_RESULT,
+    LOWER,
+    WIDEST,
+    LiveMemory,
+    cuda_autocast,
+    without_gradients,
+)
 from sora_lightning.planner.counting import _measured, count
 from sora_lightning.systems import DiffusionSystem
 from sora_lightning.tokenizers.ldm import LDMTokenizer
@@ -47,8 +61,8 @@ def test_live_memory_is_the_peak_of_what_is_still_referred_to():
         del a
         return b, c
 
-    assert _measured(chain)[1] == 3 * 4000
-    assert _measured(lambda: ((x + 1) + 1) + 1)[1] == 2 * 4000
+    assert _measured(torch.float32, chain)[1] == 3 * 4000
+    assert _measured(torch.float32, lambda: ((x + 1) + 1) + 1)[1] == 2 * 4000
 
 
 def test_attention_is_counted_and_keeps_no_matrix_of_scores():
@@ -58,8 +72,8 @@ def test_attention_is_counted_and_keeps_no_matrix_of_scores():
         return torch.nn.functional.scaled_dot_product_attention(q, q, q).sum()
 
     forward = 2 * 2 * 2 * 512**2 * 64  # two products of 2 heads, two FLOPs a multiply-accumulate
-    assert _measured(attend)[0] == forward
-    flops, peak = _measured(lambda: torch.autograd.backward(attend()))
+    assert _measured(torch.float32, attend)[0] == forward
+    flops, peak = _measured(torch.float32, lambda: torch.autograd.backward(attend()))
     assert flops == 3 * forward
     assert peak < 2 * 512**2 * 4
 
@@ -78,7 +92,7 @@ def test_memory_grows_with_tokens_alone_and_checkpointing_saves_it():
     short, long = (count(system(Joint()), VideoSize(f, 256, 256)) for f in (4, 8))
     assert long.activations == pytest.approx(2 * short.activations, rel=0.01)
     inputs = _DEPTH * long.tokens * _WIDTH * 2
-    assert long.checkpointed == inputs + long.activations / _DEPTH
+    assert inputs + long.activations / _DEPTH < long.checkpointed < long.activations / 2
     assert long.working_set < long.checkpointed
 
 
@@ -106,6 +120,83 @@ def test_what_a_public_network_recomputes_is_not_counted_twice():
     assert with_it == without
     assert without.checkpointed < without.activations
     assert without.trained == without.parameters
+
+
+def _saved_bytes(network, call):
+    """Bytes of what autograd keeps for the backward pass, beside the network's weights."""
+    own = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    saved = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage  # alive, so that its address stays its own
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        call()
+    return sum(storage.nbytes() for storage in saved.values())
+
+
+@pytest.mark.parametrize("name", ["Wan", "LTX", "CogVideoX"])
+def test_activations_are_what_autograd_saves_under_autocast(name):
+    pytest.importorskip("diffusers")
+    from peft import LoraConfig
+
+    from tests.denoisers.pipelines import PARTS
+
+    kind, config = PARTS[name][2]
+    config = {**config, "_class_name": kind.__name__, "num_layers": 6}
+    lora = LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
+
+    def made(device):
+        with torch.device(device):
+            denoiser = configured_denoiser(config)
+            cast_as_read(denoiser.network.requires_grad_(False), torch.bfloat16)
+            add_lora(denoiser, lora)
+            return DiffusionSystem(LDMTokenizer(), Unconditional(16), denoiser)
+
+    size = VideoSize(9, 128, 128)
+    planned = count(made("meta"), size)
+    denoiser = made("cpu").denoiser
+    condition = condition_of_zeros(made("cpu"), 1)
+    with cuda_autocast(torch.bfloat16):
+        x_t, t = torch.zeros(1, 4, 9, 16, 16), torch.zeros(1)
+        saved = _saved_bytes(denoiser, lambda: denoiser(x_t, t, condition))
+    assert planned.activations == pytest.approx(saved, rel=0.1)
+    pure = made("meta")
+    pure.denoiser.to(torch.bfloat16)
+    assert count(pure, size, torch.float32).activations < 0.85 * planned.activations
+
+
+def test_casts_are_those_of_autocast_on_cuda():
+    """The lists are in a header that torch installs."""
+    header = Path(torch.__file__).parent / "include/ATen/autocast_mode.h"
+    lists, current = {}, None
+    for line in header.read_text().splitlines():
+        if found := re.match(r"#define AT_FORALL_(\w+)\(_\)", line):
+            current = lists.setdefault(found[1], set())
+        elif current is not None and (found := re.match(r"  _\((\w+)", line)):
+            current.add(found[1].strip("_"))
+        elif not line.endswith("\\"):
+            current = None
+    assert lists["LOWER_PRECISION_FP"] >= LOWER
+    assert lists["FP32"] >= FLOAT32
+    assert lists["FP32_SET_OPT_DTYPE"] >= FLOAT32_RESULT
+    assert lists["PROMOTE"] >= WIDEST
+
+
+def test_adapters_on_meta_have_the_types_of_those_that_are_read(tmp_path):
+    pytest.importorskip("diffusers")
+    from tests.denoisers.pipelines import network
+
+    network("Wan").save_pretrained(tmp_path)
+    read = read_network(tmp_path, "WanTransformer3DModel", torch.bfloat16)
+    cast = network("Wan")
+    cast_as_read(cast, torch.bfloat16)
+    types = {name: p.dtype for name, p in cast.named_parameters()}
+    assert types == {name: p.dtype for name, p in read.named_parameters()}
+    assert set(types.values()) == {torch.float32, torch.bfloat16}
 
 
 @pytest.mark.parametrize(("checkpointing", "tolerance"), [(False, 0.05), (True, 0.35)])

@@ -105,7 +105,7 @@ def test_check_says_beforehand_what_a_step_costs(
     assert main(["check", "--config", str(path)]) == 0
     said = capsys.readouterr().out
     clips, flops, seconds, memory, held, there, minutes = re.search(
-        r"(\d+) clips of 5x16x16: (\S+) FLOPs, (\S+) s, (\S+) GB\n +(\S+) GB in float32 with "
+        r"(\d+) clips of 5x16x16: (\S+) FLOPs, (\S+) s, (\S+) GB\n +(\S+) GB with "
         r"weights.*; the device has (\S+) GB\n +600 steps: (\S+) minutes",
         said,
     ).groups()
