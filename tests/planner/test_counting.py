@@ -166,7 +166,7 @@ def test_activations_are_what_autograd_saves_under_autocast(name):
     assert planned.activations == pytest.approx(saved, rel=0.1)
     pure = made("meta")
     pure.denoiser.to(torch.bfloat16)
-    assert count(pure, size, torch.float32).activations < 0.85 * planned.activations
+    assert count(pure, size, torch.float32).activations < 0.9 * planned.activations
 
 
 def test_casts_are_those_of_autocast_on_cuda():
