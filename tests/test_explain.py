@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from torch import nn
 
+from sora_lightning.cli.errors import refused_as
 from sora_lightning.cli.explain import condense, explain_refusal
 from sora_lightning.cli.geometry import check_size
 from sora_lightning.cli.sources import merge, read_sources
@@ -187,3 +189,17 @@ def _fits(size: VideoSize, compression: Compression, patch: Patch) -> bool:
     except ValueError:
         return False
     return True
+
+
+def test_what_is_refused_is_told_in_our_words_with_the_folder(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    from sora_lightning.diffusers_folders import read_network
+    from tests.denoisers.pipelines import network
+
+    network("Wan").save_pretrained(tmp_path / "wan")
+    network("LTX").save_pretrained(tmp_path / "ltx")
+    (weights,) = (tmp_path / "ltx").glob("*.safetensors")
+    shutil.copy(weights, tmp_path / "wan")
+    said = rf"^model: {tmp_path}/wan: the weights cannot be read: "
+    with pytest.raises(ValueError, match=said), refused_as("model"):
+        read_network(tmp_path / "wan", "WanTransformer3DModel")

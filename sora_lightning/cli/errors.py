@@ -66,7 +66,7 @@ def stopped_by_signals(saves: bool) -> Iterator[None]:
 def exit_code(error: Exception) -> int | None:
     """Return the exit code for an error that its message explains; ``None`` for a defect, which
     keeps its traceback."""
-    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    raised_in = _raised_in(error)
     ours = isinstance(error, ValueError) and raised_in.is_relative_to(_OURS)
     if ours or isinstance(error, FileNotFoundError) or _is_misconfiguration(error):
         return REFUSED
@@ -76,6 +76,10 @@ def exit_code(error: Exception) -> int | None:
     if callback or isinstance(error, OSError) or type(error).__name__ in _FOR_USERS:
         return FAILED
     return None
+
+
+def _raised_in(error: BaseException) -> Path:
+    return Path(traceback.extract_tb(error.__traceback__)[-1].filename)
 
 
 @contextmanager
@@ -95,13 +99,14 @@ def _is_misconfiguration(error: BaseException) -> bool:
 
 
 def _first_cause(error: BaseException) -> str:
-    """Return the constructor's message, without those of jsonargparse's search."""
-    innermost = error
-    while (cause := innermost.__cause__ or innermost.__context__) is not None:
-        if not isinstance(cause, ValueError):
-            break
-        innermost = cause
-    return " ".join(str(innermost).split())
+    """Return the constructor's message, without those of jsonargparse's search: the outermost of
+    ours, which may name what a library's message does not.
+    """
+    causes = [error]
+    while isinstance(cause := causes[-1].__cause__ or causes[-1].__context__, ValueError):
+        causes.append(cause)
+    ours = (one for one in causes if _raised_in(one).is_relative_to(_OURS))
+    return " ".join(str(next(ours, causes[-1])).split())
 
 
 def filter_warnings() -> None:
