@@ -165,7 +165,13 @@ DROPPING = {
 }
 
 
-@pytest.mark.parametrize("dropping", [None, DROPPING], ids=["whole", "dropping"])
+@pytest.mark.parametrize(
+    "dropping",
+    [
+        pytest.param(None, id="whole"),
+        pytest.param(DROPPING, id="dropping", marks=pytest.mark.slow),
+    ],
+)
 def test_a_packed_training_resumes_to_the_bit(
     dropping: dict | None,
     fit: Callable,

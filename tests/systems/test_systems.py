@@ -296,7 +296,9 @@ def test_workers_have_cores_of_their_own_where_none_are_asked_for(
     assert set_to == threads  # the last: what they were before
 
 
-@pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])
+@pytest.mark.parametrize(
+    "precision", [pytest.param("bf16-true", marks=pytest.mark.slow), "64-true", "bf16-mixed"]
+)
 def test_a_system_trains_and_validates_in_every_precision(
     precision, fit, diffusion_model, tmp_path
 ):
