@@ -87,6 +87,7 @@ def test_a_wrong_section_is_answered_with_those_there_are(
     assert "denoisers" in sections()
 
 
+@pytest.mark.slow
 def test_denoisers_are_measured_beside_diffusers_and_the_matrix_product(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -169,6 +170,7 @@ def test_the_guard_measures_what_lost_again_and_names_what_loses_every_time() ->
     assert missing_fast == "a: new, fast: is not among the committed rows"
 
 
+@pytest.mark.slow
 def test_packing_and_the_cache_of_captions_save_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A small part of `make bench-quick` that any machine can run: ratios within one process, well
     above these bounds on a quiet machine, measured again before they fail.
@@ -206,6 +208,7 @@ def test_rows_of_a_gpu_say_that_they_are_not_measured_without_one(tmp_path: Path
     assert "| DiT-XL/2 | 65536 | not measured | 5.0 |" in table
 
 
+@pytest.mark.slow
 def test_a_case_of_the_gpu_is_measured_on_a_cpu() -> None:
     device = torch.device("cpu")
     cases = {case.name: case for case in gpu.cases(gpu.TINY, device)}

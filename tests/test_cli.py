@@ -86,7 +86,6 @@ def test_a_wrong_command_is_answered_with_the_right_one(capsys: pytest.CaptureFi
         (["--num-frames=three", "--output=x"], "--num-frames = 'three': expected a whole number"),
         (["--num-frames=3"], "--output is missing"),
         (["--output=x", "stray"], "stray"),
-        (["--output=x", "--rate=1", "--rate", "2"], "--rate is given twice: paint takes one"),
     ],
 )
 def test_a_command_refuses_what_it_does_not_take(arguments: list[str], said: str) -> None:

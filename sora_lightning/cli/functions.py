@@ -48,9 +48,11 @@ def parse_function(program: str, function: Callable[..., Any], argv: list[str]) 
         if name and name not in (*paths, "help"):
             near = suggestion(_flag(name), [_flag(known) for known in paths])
             raise ValueError(f"--{name}: no such argument. {near}")
-        if name and given.count(name) > 1:
+        # As elsewhere the last one of a flag counts; of --config, of which fit takes several, a
+        # user would expect both.
+        if name == "config" and given.count(name) > 1:
             delta = "; a YAML that varies it is given as --delta" if "delta" in paths else ""
-            raise ValueError(f"{_flag(name)} is given twice: {program} takes one{delta}")
+            raise ValueError(f"--config is given twice: {program} takes one{delta}")
     for name in signature.required:
         is_group = _group(signature.hints[name]) is not None
         if not (is_group or name in given or {"help"} & set(given) or "-h" in argv):

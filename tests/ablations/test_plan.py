@@ -42,7 +42,7 @@ def test_flops_of_a_step_are_those_of_the_formula(place: Path) -> None:
     assert step_flops(training) == pytest.approx(expected, rel=0.1)
 
 
-@pytest.mark.parametrize("quantity", ["parameters", "flops"])
+@pytest.mark.parametrize("quantity", ["parameters", pytest.param("flops", marks=pytest.mark.slow)])
 def test_arms_are_matched_within_two_per_cent(place: Path, quantity: str) -> None:
     wide = {"configs": ["factorised.yaml"], "overrides": {f"{DENOISER}.size.mlp_ratio": 6}}
     changes = {"arms": {"joint": {"configs": ["joint.yaml"]}, "factorised": wide}}
@@ -150,8 +150,8 @@ def test_a_mistake_is_one_sentence(
 def test_an_arm_that_no_width_matches_is_refused(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    deep = {f"{DENOISER}.size.depth": 60, f"{DENOISER}.size.num_heads": 16}
+    deep = {f"{DENOISER}.size.depth": 12, f"{DENOISER}.size.num_heads": 16}
     arms = {"joint": {}, "deep": {"overrides": deep}}
     path = str(write("ablation.yaml", ablation(arms=arms, equal="parameters")))
     assert main(["ablate", path, "--plan"]) == 2
-    assert "at depth 60: change the arm's depth" in capsys.readouterr().err
+    assert "at depth 12: change the arm's depth" in capsys.readouterr().err

@@ -185,6 +185,9 @@ def test_prompts_stand_in_the_column_that_is_named_and_are_expanded_only_if_aske
     reference.write_text("".join(json.dumps(row) + "\n" for row in listed))
     model = quick.with_name("expansion.ckpt")
     model.touch()
+    content = yaml.safe_load(quick.read_text())
+    content["scores"] |= {"num_generated": 8, "num_reference": 8, "jackknife_groups": 4}
+    quick.write_text(yaml.safe_dump(content))
     monkeypatch.setattr(
         Expansion, "load", lambda self, *_: None if self.expand is None else _Lengthened()
     )
@@ -193,7 +196,7 @@ def test_prompts_stand_in_the_column_that_is_named_and_are_expanded_only_if_aske
     _, report = evaluate(*asked)
     expanded_output, expanded = evaluate(*asked, "--expand", model)
     for one in (report, expanded):
-        assert [row["prompt"] for row in one["videos"]] == long
+        assert [row["prompt"] for row in one["videos"]] == long[:8]
     drawn = read_entries(expanded_output / "videos/prompts.jsonl")
     assert "expanded_by" not in report["settings"]["sampling"]
     assert expanded["settings"]["sampling"]["expanded_by"] == ["lengthened"]
