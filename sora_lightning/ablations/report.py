@@ -278,14 +278,17 @@ def _draw_protocols(
 ) -> None:
     """Draw a panel for each score over the arms, with a line for each protocol that has it."""
     names = dict.fromkeys(score.partition("/")[2] for score in values)
+    arms = list(dict.fromkeys(arm for of_arms in values.values() for arm in of_arms))
     figure, panels = _figure(len(names))
     for axes, name in zip(panels, names, strict=True):
-        for protocol in protocols:
+        for index, protocol in enumerate(protocols):
             of_arms = values.get(f"{protocol}/{name}", {})
+            places = [arms.index(arm) + 0.06 * index for arm in of_arms]  # side by side
             means = [one.mean for one in of_arms.values()]
             errors = [one.high - one.mean for one in of_arms.values()]
             errors = [error if math.isfinite(error) else 0.0 for error in errors]
-            axes.errorbar(list(of_arms), means, yerr=errors, marker="o", capsize=4, label=protocol)
+            axes.errorbar(places, means, yerr=errors, marker="o", capsize=4, label=protocol)
+        axes.set_xticks(range(len(arms)), arms)
         axes.set(ylabel=f"{name}, mean and 95 % over seeds")
         axes.grid(alpha=0.2)
         axes.legend(frameon=False)
