@@ -138,7 +138,9 @@ def _saved_bytes(network, call):
     return sum(storage.nbytes() for storage in saved.values())
 
 
-@pytest.mark.parametrize("name", ["Wan", "LTX", "CogVideoX"])
+@pytest.mark.parametrize(
+    "name", ["Wan", *(pytest.param(one, marks=pytest.mark.slow) for one in ("LTX", "CogVideoX"))]
+)
 def test_activations_are_what_autograd_saves_under_autocast(name):
     pytest.importorskip("diffusers")
     from peft import LoraConfig
