@@ -72,8 +72,8 @@ def _stages(ablation: Ablation, arm: PlannedArm, seed: int) -> tuple[Stage, ...]
     stages = [replace(training, reads=arm.configs)]
     if ablation.clip_losses:
         stages.append(_clip_losses(ablation.run_folder(arm.name, seed), run))
-    for prefix, arguments, report in ablation.protocols(ablation.run_folder(arm.name, seed)):
-        stages.append(_evaluation(prefix, arguments, report, run))
+    for name, arguments, report in ablation.protocols(ablation.run_folder(arm.name, seed)):
+        stages.append(_evaluation(name, arguments, report, run))
     return tuple(stages)
 
 
@@ -84,13 +84,13 @@ def _clip_losses(folder: Path, run: Path) -> Stage:
     return Stage("clip_losses", command, makes=(output,), records=(output,))
 
 
-def _evaluation(prefix: str, arguments: Sequence[str], report: Path, run: Path) -> Stage:
+def _evaluation(name: str, arguments: Sequence[str], report: Path, run: Path) -> Stage:
     command = (
         *("python", "-m", "evaluation", "--checkpoint", f"{last_checkpoint(run)}"),
         *(*arguments, "--output", f"{report}"),
     )
-    name = "_".join(["evaluation", prefix.rstrip("/")]).rstrip("_")
-    return Stage(name, command, makes=(report,), records=(report / "report.json",))
+    stage = f"evaluation_{name}" if name else "evaluation"
+    return Stage(stage, command, makes=(report,), records=(report / "report.json",))
 
 
 def run_all(ablation: Ablation, runs: Sequence[Run]) -> None:

@@ -143,12 +143,12 @@ class Ablation:
         return [argument(key, value) for key, value in values.items()]
 
     def protocols(self, folder: Path) -> Iterator[tuple[str, list[str], Path]]:
-        """Yield what begins the names of a protocol's scores, its arguments, and the folder of its
+        """Yield a protocol's name, empty for the only one, its arguments, and the folder of its
         report on the run in ``folder``.
         """
         if isinstance(self.protocol, dict):
             for name, arguments in self.protocol.items():
-                yield f"{name}/", arguments, folder / "reports" / name
+                yield name, arguments, folder / "reports" / name
         elif self.protocol is not None:
             yield "", self.protocol, folder / "report"
 

@@ -86,9 +86,13 @@ class ProjectedTokens(nn.Module):
 
     def forward(
         self, tokens: Float[Tensor, "b n c"], sequence: PackedSequence
-    ) -> tuple[Float[Tensor, "clips l d"], Bool[Tensor, "clips l"]]:
-        """Return the tokens, padded to those of the longest clip, and True where they are real."""
+    ) -> tuple[Float[Tensor, "clips l d"], Bool[Tensor, "clips l"] | None]:
+        """Return the tokens, padded to those of the longest clip, and True where they are real;
+        ``None`` for clips of one length, whose tokens all are.
+        """
         parts = sequence.grouping(JOINT).group(self.norm(self.projection(tokens)))
+        if len(parts) == 1:
+            return in_clip_order(parts[0], sequence), None
         longest = max(part.shape[1] for part in parts)
         padded = torch.cat([F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts])
         lengths = torch.tensor([part.shape[1] for part in parts for _ in part])

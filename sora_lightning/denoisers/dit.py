@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -180,6 +181,7 @@ class DiT(Denoiser):
             if i > 0:
                 x = self.positions.add(x, i, context.sequence)
             if self.activation_checkpointing and torch.is_grad_enabled():
+                # Looked up in its module at each call, where ``cuda_autocast`` replaces it.
                 x = torch.utils.checkpoint.checkpoint(
                     self.blocks[i], x, context, use_reentrant=False
                 )

@@ -76,13 +76,13 @@ def pretrained_denoiser(
     config = read_config(path, _KINDS, "a denoiser", "a video network", "transformer or unet")
     if lora is None and dtype != "float32":
         raise ValueError(f"dtype = {dtype!r}: all weights train, in float32; it is for lora alone")
-    on_meta = torch.empty(0).is_meta
+    on_meta, weights = torch.empty(0).is_meta, getattr(torch, dtype)
     with torch.device("meta"):  # no weights are drawn before others are read
         denoiser = configured_denoiser(config, activation_checkpointing, fps)
     if on_meta:
-        cast_as_read(denoiser.network, getattr(torch, dtype))
+        cast_as_read(denoiser.network, weights)
     else:
-        denoiser.network = read_network(path, denoiser.network_class, getattr(torch, dtype))
+        denoiser.network = read_network(path, denoiser.network_class, weights)
         denoiser.set_activation_checkpointing()
     if lora is not None:
         add_lora(denoiser, lora)

@@ -73,7 +73,7 @@ class PretrainedDenoiser(Denoiser):
 
     @property
     def has_checkpointing(self) -> bool:
-        """Whether the network can recompute its blocks."""
+        """Return True if the network can recompute its blocks."""
         return self.network._supports_gradient_checkpointing
 
     def factory(self, latent_channels: int, condition_width: int) -> partial[Denoiser]:
