@@ -189,9 +189,14 @@ def alignment_scores(seen: Sequence[Detections], of: str) -> dict[str, Score]:
             parts | ({"extra_shapes"} if a.num_extra else set())
             for parts, a in zip(found, alignments, strict=True)
         ]
+    unread["cut"] = "a shape partly out of view"
+    for parts, one in zip(found, seen, strict=True):
+        if one.cut:
+            parts.add("cut")
     for name, what in unread.items():
         number, n = sum(name in parts for parts in found), len(found)
-        meaning = f"Share of videos that show {what}; they count as wrong; {_OF_WHAT[of]}."
+        counted = "" if name == "cut" else "they count as wrong; "
+        meaning = f"Share of videos that show {what}; {counted}{_OF_WHAT[of]}."
         low, high = wilson_interval(number, n)
         better = "" if of else "lower"
         scores[f"{of}alignment/{name}"] = Score(number / n, n, meaning, better, low, high)
@@ -235,7 +240,8 @@ def make_scores(
     if generated.detections is not None:
         scores |= alignment_scores(generated.detections, "")
         for row, one in zip(rows, generated.detections, strict=True):
-            row |= {"found": [str(shape) for shape in one.found], **asdict(one.alignment)}
+            row |= {"found": [str(shape) for shape in one.found], "cut": one.cut}
+            row |= asdict(one.alignment)
     names = score_name("fvd", extractors.videos), score_name("kvd", extractors.videos)
     paired = _paired(generated.prompts, real.prompts)
     enough = not too_few(generated, real, spec)

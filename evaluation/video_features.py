@@ -15,7 +15,7 @@ from evaluation.inputs import Videos, look_through
 from evaluation.metrics.alignment import Alignment, align, parse_prompt
 from evaluation.metrics.motion import motion_scores
 from evaluation.metrics.reconstruction import psnr_per_clip, ssim_per_clip
-from evaluation.metrics.shapes import FoundShape, find_shapes
+from evaluation.metrics.shapes import FoundShape, find_shapes, is_cut
 from evaluation.networks import FeatureExtractors
 
 Reconstruct = Callable[[UInt8[Tensor, "b 3 F H W"]], UInt8[Tensor, "b 3 F H W"]]
@@ -23,10 +23,13 @@ Reconstruct = Callable[[UInt8[Tensor, "b 3 F H W"]], UInt8[Tensor, "b 3 F H W"]]
 
 @dataclass(frozen=True)
 class Detections:
-    """Shapes found in a video, and their alignment with its prompt."""
+    """Shapes found in a video, their alignment with its prompt, and whether one is cut off by the
+    border.
+    """
 
     found: list[FoundShape]
     alignment: Alignment
+    cut: bool
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,10 @@ def extract_features(
 def _look_for_shapes(batch: UInt8[Tensor, "b 3 F H W"], prompts: Sequence[str]) -> list[Detections]:
     detections = []
     for video, prompt in zip(batch, prompts, strict=True):
-        found = find_shapes(rearrange(video, "c F H W -> F H W c").numpy())
-        detections.append(Detections(found, align(found, parse_prompt(prompt))))
+        frames = rearrange(video, "c F H W -> F H W c").numpy()
+        found = find_shapes(frames)
+        alignment = align(found, parse_prompt(prompt))
+        detections.append(Detections(found, alignment, is_cut(frames)))
     return detections
 
 

@@ -102,8 +102,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         _run("fit", "--config", "experiments/captioner/short.yaml", "--data.fps=8", *_SMALL, *_FEW)
         (folder / "runs/demo/captioner").symlink_to("../captioner/short")
         (folder / "runs/ablations").mkdir()
-        for name in ("data", "latents"):
-            (folder / "runs/ablations" / name).symlink_to(f"../demo/{name}")
+        for name, target in (("data", "data"), ("latents", "latents"), ("real_latents", "latents")):
+            (folder / "runs/ablations" / name).symlink_to(f"../demo/{target}")
+        (folder / "runs/framing").symlink_to("demo")
+        (folder / "runs/tokenizer").mkdir()
+        (folder / "runs/tokenizer/quality").symlink_to("../demo/tokenizer")
         t5_folder(folder / "encoders/t5")
         clip_folder(folder / "encoders/clip")
         for recipe, name in RECIPES.items():

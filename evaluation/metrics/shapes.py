@@ -59,6 +59,10 @@ _LEAST_LEAD = 0.002
 _LEAD_PER_NOISE = 0.3
 _NUM_PARTS = 3  # of a video, each classified separately
 AMBIGUOUS = "ambiguous"
+# A pixel on the edge of a whole shape is half covered at most. A shape is cut off if it is so in
+# this share of the frames.
+_FULL_COLOUR = 0.6
+_LEAST_CUT = 0.1
 _RELATIVE_SIZES = tuple(np.linspace(0.88, 1.12, 5))
 _FEW_SIZES = _RELATIVE_SIZES[1:4]
 _EDGE_WIDTHS = (1.0, 2.0, 3.5)  # in pixels
@@ -170,6 +174,15 @@ def coloured(video: UInt8[np.ndarray, "F H W 3"]) -> Float[np.ndarray, "F H W"]:
     peak = _peak(chroma)
     cover = np.linalg.norm(chroma, axis=-1) / max(peak, _LEAST_CHROMA)
     return np.where(cover > _FOREGROUND, cover, 0.0) if peak >= _LEAST_CHROMA else 0 * cover
+
+
+def is_cut(video: UInt8[np.ndarray, "F H W 3"]) -> bool:
+    """Return True if a shape is partly out of view: if its colour reaches the border in full, in
+    two pixels of a tenth of the frames.
+    """
+    full = coloured(video) > _FULL_COLOUR
+    full[:, 1:-1, 1:-1] = False
+    return bool((full.sum(axis=(1, 2)) >= 2).mean() >= _LEAST_CUT)
 
 
 def regions(video: UInt8[np.ndarray, "F H W 3"]) -> list[list[str]]:

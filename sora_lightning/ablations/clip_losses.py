@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,14 @@ from sora_lightning.systems.draws import GroupDraws, make_rng
 from sora_lightning.types import Compression, PackedLatents, VideoBatch, VideoSize
 from sora_lightning.workflows.stages import last_checkpoint
 
-FIELDS = ("clip", "loss", "displacement")
+FIELDS = ("clip", "loss", "displacement", "size")
 
 
-def write_clip_losses(run: Path, output: Path, num_draws: int = 16) -> None:
-    """Write a CSV with the loss of each validation clip of a run, and how far its shapes move.
+def write_clip_losses(
+    run: Path, output: Path, num_draws: int = 16, overrides: dict[str, Any] | None = None
+) -> None:
+    """Write a CSV with the loss of each validation clip of a run, how far its shapes move, and the
+    size it is seen at.
 
     The averaged weights of the last checkpoint are measured. Draw k of a clip has a time in the
     k-th of ``num_draws`` equal parts of [0, 1]; time and noise depend on the clip's name and k
@@ -35,10 +39,11 @@ def write_clip_losses(run: Path, output: Path, num_draws: int = 16) -> None:
         run: The run_dir of a training of a ``DiffusionSystem``.
         output: The CSV.
         num_draws: Times and noises for each clip.
+        overrides: Values by dotted key, ``data.`` first, in place of those that the run had.
     """
     system = DiffusionSystem.from_checkpoint(last_checkpoint(run))
-    data = _validation_data(run)
-    displacements = dict(_displacements(system, data))
+    data = _validation_data(run, overrides or {})
+    facts = dict(_facts(system, data))
     with output.open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS)
         writer.writeheader()
@@ -46,7 +51,7 @@ def write_clip_losses(run: Path, output: Path, num_draws: int = 16) -> None:
         for batch in batches:
             losses = clip_losses(system, batch, num_draws)
             for clip, loss in zip(batch.clip_ids, losses.tolist(), strict=True):
-                writer.writerow({"clip": clip, "loss": loss, "displacement": displacements[clip]})
+                writer.writerow({"clip": clip, "loss": loss} | facts[clip])
 
 
 @torch.no_grad()
@@ -76,17 +81,23 @@ def displacement(
     return rate * side * token.frames / fps
 
 
-def _displacements(system: DiffusionSystem, data: VideoDataModule) -> Iterator[tuple[str, Any]]:
+def _facts(system: DiffusionSystem, data: VideoDataModule) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each validation clip's name with its displacement and its size."""
     token = system.denoiser.patch.compress(system.tokenizer.compression)
     assert data.val_manifest is not None
     for size, records in data.check()[data.val_manifest].clips.items():
         for record in records:
             scene = record.columns.get("scene")
-            yield record.clip_id, displacement(scene, token, size, data.fps) if scene else None
+            moved = displacement(scene, token, size, data.fps) if scene else None
+            yield record.clip_id, {"displacement": moved, "size": size}
 
 
-def _validation_data(run: Path) -> VideoDataModule:
-    values = read_yaml(run / "config.yaml")["data"]
+def _validation_data(run: Path, overrides: Mapping[str, Any]) -> VideoDataModule:
+    config = read_yaml(run / "config.yaml")
+    for key, value in overrides.items():
+        *owners, last = key.split(".")
+        functools.reduce(lambda node, owner: node[owner], owners, config)[last] = value
+    values = config["data"]
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(VideoDataModule, "data")
     data = parser.instantiate(parser.parse_object({"data": values})).data

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Bool
 
 from sora_lightning.ablations.plan import PlannedArm
 from sora_lightning.ablations.power_law import PowerLaw, fit_power_law
@@ -149,32 +150,52 @@ def _scores_table(ablation: Ablation, score: str, results: Sequence[RunResult]) 
 
 
 def _strata_tables(ablation: Ablation, results: Sequence[RunResult]) -> list[Table]:
-    """Return the difference of ``clip_loss`` by how far shapes move, where that is known."""
-    moved = next((one.displacements for one in results if one.displacements), [])
+    """Return the difference of ``clip_loss`` by how far shapes move, where that is known, and by
+    the size of the clips, where there are several.
+    """
+    of = f"Difference of clip_loss from {ablation.reference_arm}, over seeds, for "
+    tables = []
+    if moved := next((one.displacements for one in results if one.displacements), []):
+        bounds = np.quantile(moved, np.linspace(0, 1, _NUM_STRATA + 1))
+        stratum = np.searchsorted(bounds[1:-1], moved, side="right")
+        names = [f"{low:.2f} to {high:.2f}" for low, high in itertools.pairwise(bounds)]
+        note = (
+            f"{of}equal numbers of clips whose fastest shape moves so many tokens from one latent "
+            "frame to the next."
+        )
+        strata = {name: stratum == number for number, name in enumerate(names)}
+        tables += _strata_table(ablation, results, "displacement", strata, note)
+    sizes = np.array(next((one.sizes for one in results if one.sizes), []))
+    strata = {name: sizes == name for name in sorted(set(sizes.tolist()))}
+    if len(strata) > 1:
+        tables += _strata_table(ablation, results, "size", strata, f"{of}the clips of each size.")
+    return tables
+
+
+def _strata_table(
+    ablation: Ablation,
+    results: Sequence[RunResult],
+    quantity: str,
+    strata: Mapping[str, Bool[np.ndarray, " n"]],
+    note: str,
+) -> list[Table]:
+    """Return a table with a column for each stratum, of those clips where it is True; none before
+    an arm and the reference have finished with a seed in common.
+    """
     reference = _values(results, ablation.reference_arm, "clip_loss")
-    if not moved or not reference:
-        return []
-    bounds = np.quantile(moved, np.linspace(0, 1, _NUM_STRATA + 1))
-    stratum = np.searchsorted(bounds[1:-1], moved, side="right")
     rows = []
     for arm in ablation.other_arms:
         values = _values(results, arm, "clip_loss")
         if not values.keys() & reference.keys():
             continue
         cells = [arm]
-        for number in range(_NUM_STRATA):
-            a, b = ({s: list(np.array(v)[stratum == number]) for s, v in side.items()}
+        for chosen in strata.values():
+            a, b = ({seed: np.array(of_seed)[chosen].tolist() for seed, of_seed in side.items()}
                     for side in (values, reference))  # fmt: skip
             cells.append(_shown(paired_difference(arm, "clip_loss", a, b, "lower").over_seeds))
         rows.append(tuple(cells))
-    if not rows:
-        return []
-    names = [f"{low:.2f} to {high:.2f}" for low, high in itertools.pairwise(bounds)]
-    note = (
-        f"Difference of clip_loss from {ablation.reference_arm}, over seeds, for equal numbers of "
-        "clips whose fastest shape moves so many tokens from one latent frame to the next."
-    )
-    return [Table("clip_loss by displacement", ("arm", *names), rows, note)]
+    heading = f"clip_loss by {quantity}"
+    return [Table(heading, ("arm", *strata), rows, note)] if rows else []
 
 
 def _power_law_tables(

@@ -37,7 +37,8 @@ class RunScore:
 class RunResult:
     """Scores by name and curves by tag of one run; those of an unfinished run as far as they go.
 
-    ``displacements`` are those of the validation clips, in the order of ``clip_loss``.
+    ``displacements`` and ``sizes`` are those of the validation clips, in the order of
+    ``clip_loss``.
     """
 
     arm: str
@@ -46,6 +47,7 @@ class RunResult:
     scores: dict[str, RunScore] = field(default_factory=dict)
     curves: dict[str, Curve] = field(default_factory=dict)
     displacements: list[float] = field(default_factory=list)
+    sizes: list[str] = field(default_factory=list)
 
     @property
     def step_s(self) -> float | None:
@@ -69,20 +71,22 @@ def _read(run: Run) -> RunResult:
     }
     for prefix, folder in reports(run.folder):
         scores |= {prefix + name: score for name, score in _evaluated(folder / "report.json")}
-    losses, displacements = _clip_losses(run.folder / "clip_losses.csv")
+    losses, displacements, sizes = _clip_losses(run.folder / "clip_losses.csv")
     if losses:
         scores["clip_loss"] = RunScore(losses, "lower")
-    return RunResult(run.arm, run.seed, run.is_finished, scores, curves, displacements)
+    return RunResult(run.arm, run.seed, run.is_finished, scores, curves, displacements, sizes)
 
 
-def _clip_losses(path: Path) -> tuple[list[float], list[float]]:
-    """Return losses and displacements of the clips, by the clips' names."""
+def _clip_losses(path: Path) -> tuple[list[float], list[float], list[str]]:
+    """Return losses, displacements and sizes of the clips, by the clips' names."""
     if not path.is_file():
-        return [], []
+        return [], [], []
     with path.open(newline="") as file:
         rows = sorted(csv.DictReader(file), key=lambda row: row["clip"])
     moved = [float(row["displacement"]) for row in rows if row["displacement"]]
-    return [float(row["loss"]) for row in rows], moved if len(moved) == len(rows) else []
+    sizes = [row["size"] for row in rows if "size" in row]
+    losses = [float(row["loss"]) for row in rows]
+    return losses, moved if len(moved) == len(rows) else [], sizes
 
 
 def reports(folder: Path) -> list[tuple[str, Path]]:
@@ -105,6 +109,7 @@ def _items(name: str, score: dict[str, Any], videos: Sequence[dict[str, Any]]) -
     attribute = name.removeprefix("alignment/")
     if attribute in _ATTRIBUTES:  # over prompts of one shape
         videos = [row for row in videos if row.get("num_expected", 1) == 1]
+    if attribute in (*_ATTRIBUTES, "cut"):
         name = attribute
     values = [row[name] for row in videos if isinstance(row.get(name), bool | int | float)]
     return list(map(float, values)) if len(values) == score["n"] else [float(score["value"])]

@@ -4,10 +4,11 @@ own, started through submitit.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,16 +72,18 @@ def _stages(ablation: Ablation, arm: PlannedArm, seed: int) -> tuple[Stage, ...]
     training = fit("training", run, arm.configs, *arm.fit_arguments(seed), f"--run_dir={run}")
     stages = [replace(training, reads=arm.configs)]
     if ablation.clip_losses:
-        stages.append(_clip_losses(ablation.run_folder(arm.name, seed), run))
+        overrides = ablation.clip_overrides
+        stages.append(_clip_losses(ablation.run_folder(arm.name, seed), run, overrides))
     for name, arguments, report in ablation.protocols(ablation.run_folder(arm.name, seed)):
         stages.append(_evaluation(name, arguments, report, run))
     return tuple(stages)
 
 
-def _clip_losses(folder: Path, run: Path) -> Stage:
+def _clip_losses(folder: Path, run: Path, overrides: Mapping[str, Any]) -> Stage:
     output = folder / "clip_losses.csv"
     module = "sora_lightning.ablations.clip_losses"
-    command = ("python", "-m", module, "--run", f"{run}", "--output", f"{output}")
+    given = ("--overrides", json.dumps(overrides)) if overrides else ()
+    command = ("python", "-m", module, "--run", f"{run}", "--output", f"{output}", *given)
     return Stage("clip_losses", command, makes=(output,), records=(output,))
 
 

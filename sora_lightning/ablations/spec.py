@@ -79,6 +79,8 @@ class Ablation:
             called ``name/score``; ``None`` samples and scores no videos.
         clip_losses: Measure the loss of each validation clip, at times and noise that are the same
             for all runs; for arms with the same objective.
+        clip_overrides: Values by dotted key that replace those of the runs' data where clips are
+            measured: arms that train at different sizes are compared on clips of the same.
         schedule: Where runs are started.
     """
 
@@ -94,6 +96,7 @@ class Ablation:
     scores: list[str] = field(default_factory=lambda: ["clip_loss"])
     protocol: list[str] | dict[str, list[str]] | None = None
     clip_losses: bool = True
+    clip_overrides: dict[str, Any] = field(default_factory=dict)
     schedule: Schedule = Schedule()
 
     def __post_init__(self) -> None:
@@ -117,6 +120,9 @@ class Ablation:
             )
         if not self.scores:
             raise ValueError("scores = []: name at least one, such as clip_loss")
+        for key in self.clip_overrides:
+            if not key.startswith("data."):
+                raise ValueError(f"clip_overrides.{key}: only keys of data can be overridden")
         for key, path in self._configs():
             if not find_config(path).is_file():
                 raise ValueError(f"{key} = {str(path)!r}: there is no such file")
@@ -204,7 +210,8 @@ def load_ablation(path: Path) -> Ablation:
         name: replace(arm, overrides=(written["arms"][name] or {}).get("overrides") or {})
         for name, arm in found.arms.items()
     }
-    return replace(found, arms=arms, overrides=written.get("overrides") or {})
+    as_written = {key: written.get(key) or {} for key in ("overrides", "clip_overrides")}
+    return replace(found, arms=arms, **as_written)
 
 
 def _check_keys(values: Any, kind: type, where: str) -> None:

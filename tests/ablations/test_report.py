@@ -36,7 +36,8 @@ from sora_lightning.data.decoding.encode import write_video
 from tests.ablations.conftest import ablation, write
 
 _STEPS = (10, 20)
-_MOVED = (0.1, 0.2, 0.6, 0.7, 1.0, 1.1)
+_MOVED = (0.1, 0.2, 0.6, 0.7, 1.0, 1.5)
+_SIZES = ("9x32x32", "9x24x40")
 
 
 def _arm(name: str, *arguments: str) -> PlannedArm:
@@ -47,8 +48,8 @@ _ARMS = [_arm("joint"), _arm("factorised", "--x.width=8")]
 
 
 def _write_run(run: Run, offset: float) -> None:
-    """An arm is ``offset`` worse, thrice so for the clips that move furthest; a seed shifts both
-    arms."""
+    """An arm is ``offset`` worse, thrice so on average for the two clips that move furthest; a seed
+    shifts both arms."""
     training = run.folder / "training"
     training.mkdir(parents=True)
     with SummaryWriter(str(training)) as writer:
@@ -56,11 +57,12 @@ def _write_run(run: Run, offset: float) -> None:
             writer.add_scalar("val/loss", 100 * run.seed + offset + step, step)
             writer.add_scalar("throughput/step_s", 0.5, step)
     with (run.folder / "clip_losses.csv").open("w") as file:
-        file.write("clip,loss,displacement\n")
+        file.write("clip,loss,displacement,size\n")
         for index, moved in enumerate(_MOVED):
             noise = 0.001 * index * run.seed * offset
-            loss = 10 * run.seed + offset * (3 if moved >= 1 else 1) + noise
-            file.write(f"{index},{loss},{moved}\n")
+            worse = {1.0: 2, 1.5: 4}.get(moved, 1)
+            loss = 10 * run.seed + offset * worse + noise
+            file.write(f"{index},{loss},{moved},{_SIZES[index % 2]}\n")
     details = {"alignment/colour": {"value": 0.5, "n": 2, "better": "higher"}}
     videos = [{"colour": True}, {"colour": False}, {"colour": True, "num_expected": 2}]
     (run.folder / "report").mkdir()
@@ -85,10 +87,11 @@ def _written(spec: Ablation, left_out: Sequence[str] = ()) -> list[Run]:
 def test_results_hold_items_curves_and_displacements(spec: Ablation) -> None:
     result = read_results(_written(spec))[1]
     assert (result.arm, result.seed, result.finished) == ("factorised", 0, True)
-    assert result.scores["clip_loss"].values == pytest.approx([0.1] * 4 + [0.3] * 2)
+    assert result.scores["clip_loss"].values == pytest.approx([0.1] * 4 + [0.2, 0.4])
     assert result.scores["alignment/colour"].values == [1.0, 0.0]  # one shape
     assert result.scores["val/loss"].values == pytest.approx([20.1])
     assert result.displacements == list(_MOVED)
+    assert result.sizes == [*_SIZES] * 3
     assert result.step_s == 0.5
 
 
@@ -148,10 +151,12 @@ def test_the_report_shows_arms_verdicts_strata_and_commands(spec: Ablation) -> N
     assert "1.500" in row
     assert "25.0 %" in row
     assert [line for line in text.splitlines() if line.endswith("| worse |")]
-    strata = text.partition("## clip_loss by displacement")[2].splitlines()
-    (row,) = [line for line in strata if line.startswith("| factorised")]
-    means = [float(cell.split()[0]) for cell in row.split("|")[2:5]]
-    assert means == pytest.approx([0.1, 0.1, 0.3], abs=0.002)
+    expected = {"displacement": [0.1, 0.1, 0.3], "size": [0.2, 0.4 / 3]}
+    for quantity, of_strata in expected.items():
+        head, _, row = text.partition(f"## clip_loss by {quantity}")[2].splitlines()[2:5]
+        means = [float(cell.split()[0]) for cell in row.split("|")[2:-1]]
+        assert means == pytest.approx(of_strata, abs=0.002)
+    assert head == "| arm | 9x24x40 | 9x32x32 |"
     assert "sora-lightning fit --config base.yaml" in text
     page = path.with_suffix(".html").read_text()
     assert page.count("data:image/png;base64") == 3

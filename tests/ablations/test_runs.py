@@ -4,7 +4,9 @@ running, and interrupted trainings resume.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from sora_lightning.__main__ import main
+from sora_lightning.ablations.clip_losses import write_clip_losses
 from sora_lightning.ablations.runs import Run, plan_runs, run_all
 from sora_lightning.ablations.spec import load_ablation
 from sora_lightning.workflows.stages import Stage, StageFailed
@@ -151,3 +155,27 @@ def test_runs_go_through_all_arms_before_the_next_seed_and_give_fit_what_was_pla
     assert str(training.checkpoint) in evaluation.command
     assert losses.records == (Path("out/factorised/seed-1/clip_losses.csv"),)
     assert training.reads == (Path("base.yaml"), Path("factorised.yaml"))
+
+
+def test_arms_of_different_sizes_are_measured_on_clips_of_the_same(place: Path) -> None:
+    from sora_lightning.ablations.plan import make_plan
+
+    size = {"data.batching.sizes": ["9x32x32"], "data.batching.pixels_per_batch": 19000}
+    small = {"overrides": {"data.batching.sizes": ["5x24x24"]}}
+    packing = {"tokens": 64, "compression": "2x8x8", "patch": [1, 1, 1], "max_frames": 5}
+    none = {"data.batching.sizes": None, "data.batching.pixels_per_batch": None}
+    packed = {"overrides": {"data.packing": packing | {"max_pixels": 1024}, **none}}
+    arms = {"own": {}, "small": small, "packed": packed}
+    values = ablation(arms=arms, seeds=[0], clip_overrides={"data.packing": None, **size})
+    spec = load_ablation(write("ablation.yaml", values))
+    seen = []
+    for run in plan_runs(spec, make_plan(spec)):
+        training, losses = run.stages
+        assert main(training.command[1:]) == 0
+        given = json.loads(losses.command[-1])
+        write_clip_losses(run.folder / "training", Path("losses.csv"), 1, given)
+        with Path("losses.csv").open() as file:
+            seen.append([(row["clip"], row["size"]) for row in csv.DictReader(file)])
+    assert len(seen[0]) == 6
+    assert {size for _, size in seen[0]} == {"9x32x32"}
+    assert seen[0] == seen[1] == seen[2]

@@ -24,6 +24,7 @@ from sora_lightning.data.synthetic.scenes import (
     edited,
     edits_of,
     instructions,
+    off_centre,
     random_scene,
     triples,
     turning_scene,
@@ -85,6 +86,7 @@ def write_dataset(
     num_workers: int = 2,
     edits: bool = False,
     turns: float = 0.0,
+    anywhere: bool = False,
 ) -> dict[str, Path]:
     """Render ``train``, ``val`` and ``test`` below ``root``; return the paths of the three
     manifests by split.
@@ -98,6 +100,9 @@ def write_dataset(
 
     ``turns`` is the share of the training's clips of one shape in which it turns once or twice.
 
+    With ``anywhere`` shapes move anywhere in the frame, and a square crop cuts many of them off; by
+    default they stay in its central square.
+
     With ``edits`` each clip shows one shape and has a ``source``: the same scene with
     another shape, colour or direction, a combination of the training in every split. The captions
     are then instructions, and the edited clips of the test split are held out.
@@ -110,6 +115,10 @@ def write_dataset(
         raise ValueError(f"turns = {turns}: must lie in [0, 1]")
     if turns and edits:
         raise ValueError(f"turns = {turns}, edits = {edits}: edited shapes keep to one direction")
+    if anywhere and edits:
+        raise ValueError(
+            f"anywhere = {anywhere}, edits = {edits}: edited shapes stay in the centre"
+        )
     root = Path(root)
     jobs = []
     for split, count in counts.items():
@@ -117,7 +126,9 @@ def write_dataset(
         contents = (_edits if edits else _contents)(split, count, seed)
         jobs += [(split, index, content) for index, content in enumerate(contents)]
     rows: dict[str, list[dict[str, object]]] = {split: [] for split in SPLITS}
-    write = partial(_write_pair, root, seed) if edits else partial(_write_clip, root, seed, turns)
+    write = partial(_write_pair, root, seed)
+    if not edits:
+        write = partial(_write_clip, root, seed, turns, anywhere)
     with ThreadPoolExecutor(num_workers) as pool:
         written = pool.map(write, jobs)
         for (split, _, _), row in zip(
@@ -157,7 +168,7 @@ def _in_rounds(allowed: list[Triple], count: int, rng: np.random.Generator) -> l
 
 
 def _write_clip(
-    root: Path, seed: int, turns: float, job: tuple[str, int, list[Triple]]
+    root: Path, seed: int, turns: float, anywhere: bool, job: tuple[str, int, list[Triple]]
 ) -> dict[str, object]:
     split, index, content = job
     rng = np.random.default_rng([seed, SPLITS.index(split), 1 + index])
@@ -165,9 +176,11 @@ def _write_clip(
     # Spread evenly, so that each combination turns equally often.
     turning = may_turn and int((index + 1) * turns) > int(index * turns)
     scene = turning_scene(content[0], rng) if turning else random_scene(content, rng)
+    wordings = captions(scene, rng)
+    scene = off_centre(scene, rng) if anywhere else scene
     path = Path(split) / f"{index:05d}.mp4"
     write_video(root / path, render(scene), scene.fps)
-    return _row(path, scene, _turned(captions(scene, rng), split, index))
+    return _row(path, scene, _turned(wordings, split, index))
 
 
 def _write_pair(root: Path, seed: int, job: tuple[str, int, list[Triple]]) -> dict[str, object]:

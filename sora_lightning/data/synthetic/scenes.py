@@ -1,8 +1,9 @@
 """Scenes of moving shapes that synthetic clips show, their captions, and
 the held-out combinations.
 
-Lengths are fractions of a clip's short side, and every shape stays inside the central square of
-that side, so that a caption stays true whatever a centre crop to another aspect ratio cuts off.
+Lengths are fractions of a clip's short side. Every shape stays inside the central square of that
+side, so that a caption stays true whatever a centre crop to another aspect ratio cuts off; only
+``off_centre`` moves it away from there.
 """
 
 from __future__ import annotations
@@ -184,6 +185,23 @@ def turning_scene(content: Triple, rng: np.random.Generator) -> Scene:
             num_frames = int(np.ceil(duration_s * scene.fps))
             placed = replace(turning, x=float(x), y=float(y))
             return replace(scene, shapes=(placed,), num_frames=num_frames)
+
+
+def off_centre(scene: Scene, rng: np.random.Generator) -> Scene:
+    """Return the scene with its shapes moved together along the long side, by as much as keeps them
+    whole in view. The central square may then cut them off.
+    """
+    times_s = np.arange(scene.num_frames, dtype=np.float32) / scene.fps
+    axis = int(scene.height > scene.width)
+    reach = [(s, (s.x, s.y)[axis] + s.moved(times_s)[:, axis]) for s in scene.shapes]
+    first = min(float(path.min()) - shape.diameter / 2 for shape, path in reach)
+    last = max(float(path.max()) + shape.diameter / 2 for shape, path in reach)
+    short, long = sorted((scene.height, scene.width))
+    outside = (long / short - 1) / 2 - MARGIN  # of the central square, on either side
+    shift = float(rng.uniform(-outside - first, 1 + outside - last)) if long > short else 0.0
+    dx, dy = (0.0, shift) if axis else (shift, 0.0)
+    moved = tuple(replace(shape, x=shape.x + dx, y=shape.y + dy) for shape in scene.shapes)
+    return replace(scene, shapes=moved)
 
 
 def can_share(first: Triple, second: Triple) -> bool:

@@ -27,6 +27,7 @@ from sora_lightning.data.synthetic.scenes import (
     edited,
     edits_of,
     instructions,
+    off_centre,
     random_scene,
     triples,
     turning_scene,
@@ -262,6 +263,44 @@ def test_a_negative_number_of_clips_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="num_val = -1"):
         write_dataset(tmp_path, num_val=-1)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_off_centre_shapes_stay_whole_and_most_leave_the_square_crop(pairs: bool) -> None:
+    rng = np.random.default_rng(3)
+    cut = []
+    for scene in scenes(60, pairs):
+        moved = off_centre(scene, rng)
+        side = min(scene.height, scene.width)
+        if scene.height == scene.width:
+            assert moved == scene
+            continue
+        shown = masks(moved, render(moved))
+        before = masks(scene, render(scene))
+        assert np.allclose(shown.sum((2, 3)), before.sum((2, 3)), rtol=0.12)  # as large as it was
+        assert not shown[..., [0, -1], :].any()
+        assert not shown[..., [0, -1]].any()
+        top, left = (scene.height - side) // 2, (scene.width - side) // 2
+        crop = shown[..., top : top + side, left : left + side]
+        cut.append(crop.sum() < 0.99 * shown.sum())
+    assert 0.3 < np.mean(cut) < 0.9
+
+
+def test_clips_with_shapes_anywhere_have_the_captions_of_those_in_the_centre(
+    tmp_path: Path,
+) -> None:
+    counts = {"num_train": 6, "num_val": 0, "num_test": 0}
+    near, far = (
+        [json.loads(line) for line in paths["train"].read_text().splitlines()]
+        for paths in (
+            write_dataset(tmp_path / "near", **counts),
+            write_dataset(tmp_path / "far", **counts, anywhere=True),
+        )
+    )
+    assert [row["caption"] for row in near] == [row["caption"] for row in far]
+    assert [row["scene"] for row in near] != [row["scene"] for row in far]
+    with pytest.raises(ValueError, match="anywhere = True, edits = True"):
+        write_dataset(tmp_path / "edits", edits=True, anywhere=True)
 
 
 def test_an_edit_changes_one_thing_and_stays_in_the_picture() -> None:

@@ -11,7 +11,14 @@ from PIL import Image
 from scipy import ndimage
 
 from evaluation.metrics.alignment import align, parse_prompt
-from evaluation.metrics.shapes import AMBIGUOUS, COLOURS, DIRECTIONS, SHAPES, find_shapes
+from evaluation.metrics.shapes import (
+    AMBIGUOUS,
+    COLOURS,
+    DIRECTIONS,
+    SHAPES,
+    find_shapes,
+    is_cut,
+)
 from sora_lightning.data.synthetic import scenes
 from sora_lightning.data.synthetic.scenes import Triple
 from tests.evaluation.conftest import Known, draw
@@ -208,6 +215,15 @@ def test_other_blobs_are_none_of_the_shapes(outline: Callable[..., np.ndarray]) 
         video[frame, outline(columns - 9 - frame * 0.7, rows - 15.5)] = (225, 30, 30)
     (found,) = find_shapes(video)
     assert (found.colour, found.shape, found.direction) == ("red", None, "right")
+
+
+@pytest.mark.parametrize(("x", "cut"), [(16.0, False), (7.0, False), (4.0, True), (27.0, True)])
+def test_a_shape_is_cut_once_it_crosses_the_border(x: float, cut: bool) -> None:
+    video = drawn(regular(40, 6.4), lambda frame: (x, 16.0 - 0.2 * frame))
+    assert is_cut(video) is cut
+    assert is_cut(noisy(video)) is cut
+    assert is_cut(blurred(video)) is cut
+    assert not is_cut(np.full_like(video, 128))
 
 
 def test_a_shape_almost_without_colour_is_not_found(known: list[Known]) -> None:
