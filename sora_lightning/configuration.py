@@ -9,8 +9,6 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any, Self
 
-from torch.distributed.fsdp import FSDPModule
-
 
 class KeepsArguments:
     """Base of parts that keep the ``arguments`` of their constructor, for ``configuration``.
@@ -68,6 +66,9 @@ def _construction(value: Any) -> tuple[Any, dict[str, Any] | None]:
     if is_dataclass(value):
         names = [field.name for field in fields(value) if field.init]
         return type(value), {name: getattr(value, name) for name in names}
+    # Imported here: every process that decodes would pay its half second.
+    from torch.distributed.fsdp import FSDPModule
+
     kind = type(value)
     if issubclass(kind, FSDPModule):  # fully_shard changes a module's class to a subclass
         kind = kind.__bases__[-1]

@@ -205,7 +205,10 @@ def test_a_folder_with_files_of_somebody_else_is_refused_and_left_alone(
 
 @pytest.mark.parametrize(
     ("number", "whole_group", "code", "said"),
-    [(signal.SIGINT, True, 130, "interrupted"), (signal.SIGTERM, False, 143, "stopped by SIGTERM")],
+    [
+        (signal.SIGINT, True, 130, "interrupted"),
+        pytest.param(signal.SIGTERM, False, 143, "stopped by SIGTERM", marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_ends_with_a_sentence_and_lets_the_command_save(
     tmp_path: Path, number: int, whole_group: bool, code: int, said: str

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 # In a process of its own: the hook that checks shapes in the other tests breaks graphs itself.
 _PROGRAM = """
 import torch
@@ -36,6 +38,7 @@ for each, y in zip((few, more), expected):
 """
 
 
+@pytest.mark.slow
 def test_a_denoiser_compiles_into_one_graph_and_its_blocks_with_times_of_tokens():
     ran = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-3000:]

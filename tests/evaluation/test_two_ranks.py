@@ -162,6 +162,7 @@ def _other_rank(init: str, answers: multiprocessing.Queue[Any]) -> None:
     answers.put(_as_rank(1, init))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Fréchet distance of", "ignore:The ``compute`` method")
 def test_two_uneven_ranks_equal_one(tmp_path: Path) -> None:
     alone = compute_all(ALONE[0])

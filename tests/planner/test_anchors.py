@@ -27,7 +27,11 @@ def dit_xl(size):
 
 # side, steps, FLOPs: arXiv 2212.09748, twice its forward "Gflops" x batch 256 x steps x 3
 @pytest.mark.parametrize(
-    ("side", "steps", "flops"), [(256, 7_000_000, 1.276e21), (512, 3_000_000, 2.417e21)]
+    ("side", "steps", "flops"),
+    [
+        (256, 7_000_000, 1.276e21),
+        pytest.param(512, 3_000_000, 2.417e21, marks=pytest.mark.slow),
+    ],
 )
 def test_training_dit_xl_costs_what_its_paper_states(side, steps, flops):
     work = Workload(batch=1, steps=steps, utilisation=1.0, **_BARE)

@@ -71,7 +71,7 @@ def test_a_pass_shows_every_clip_once_at_its_own_size(shapes: dict[str, Path]) -
     assert len(different) > 1
 
 
-@pytest.mark.parametrize("stop", [1, 5])
+@pytest.mark.parametrize("stop", [pytest.param(1, marks=pytest.mark.slow), 5])
 @pytest.mark.parametrize(
     ("before", "after"),
     [((1, 0), (1, 2)), ((1, 2), (1, 0)), ((2, 0), (2, 0)), ((2, 2), (1, 0)), ((1, 0), (2, 0))],

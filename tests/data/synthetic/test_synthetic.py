@@ -265,7 +265,7 @@ def test_a_negative_number_of_clips_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("pairs", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_off_centre_shapes_stay_whole_and_most_leave_the_square_crop(pairs: bool) -> None:
     rng = np.random.default_rng(3)
     cut = []

@@ -152,7 +152,7 @@ def test_what_has_no_distance_is_refused(first: Tensor, second: Tensor, rule: st
         frechet_distance(first, second)
 
 
-@pytest.mark.parametrize("shift", [0.0, 0.3])
+@pytest.mark.parametrize("shift", [pytest.param(0.0, marks=pytest.mark.slow), 0.3])
 def test_the_interval_is_as_wide_as_the_distance_spreads(shift: float) -> None:
     """Over 120 pairs of sets of 120 videos: half widths about 1.96 standard deviations of the
     distance, and intervals that hold its mean in about 95 of 100.
