@@ -108,7 +108,7 @@ def train_expansion(
         gradient_clip_val=1.0, accelerator="cpu",
     )  # fmt: skip
     trainer.fit(system, loader)
-    trainer.save_checkpoint(output)
+    trainer.save_checkpoint(output, weights_only=True)
     loss = float(trainer.callback_metrics["train/loss"])
     print(f"{output}: {len(pairs)} pairs, {steps} steps, cross-entropy {loss:.3f} at the end")
 
