@@ -48,6 +48,9 @@ def _planned(ablation: Ablation, name: str, reference: PlannedArm | None) -> Pla
     arguments = ablation.arguments(name)
     try:
         training = _build(ablation, configs, arguments)
+        if ablation.clip_overrides:  # what measuring the clips would refuse after the training
+            clips = [argument(*item) for item in ablation.clip_overrides.items()]
+            _build(ablation, configs, [*arguments, *clips])
         cost = cost_of(training)
         steps = training.max_steps
         if ablation.equal == "seconds":

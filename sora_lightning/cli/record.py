@@ -68,7 +68,7 @@ class RunRecord(SaveConfigCallback):
 
     @cached_property
     def _text(self) -> str:
-        return self.parser.dump(self.config, skip_none=False, skip_validation=True)
+        return self.parser.dump(self.config, skip_unset=False, skip_validation=True)
 
 
 def commit() -> str | None:

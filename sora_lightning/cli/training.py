@@ -109,7 +109,7 @@ class TrainingCLI(LightningCLI):
         once more."""
         if not hasattr(self, "config_dump"):
             text = self.parser.dump(
-                self.config, skip_none=False, skip_link_targets=False, skip_validation=True
+                self.config, skip_unset=False, skip_link_targets=False, skip_validation=True
             )
             self.config_dump = yaml.safe_load(text)[self.subcommand]
 

@@ -131,6 +131,7 @@ def _arm(**change: Any) -> dict[str, Any]:
         ({"reference": "jont"}, "reference = 'jont': there is no such arm. Did you mean joint?"),
         ({"scores": []}, "scores = []: name at least one"),
         ({"clip_overrides": {"model.x": 1}}, "clip_overrides.model.x: only keys of data"),
+        ({"clip_overrides": {"data.siz": 1}}, "arms.joint: data.siz: no such key in"),
         ({"schedule": {"at_once": 0}}, "schedule.at_once = 0: must be at least 1"),
         ({"schedule": {"at_one": 1}}, "schedule.at_one: no such key. Did you mean at_once?"),
         ({"base": "bse.yaml"}, "base = 'bse.yaml': there is no such file"),
