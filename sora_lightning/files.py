@@ -3,6 +3,7 @@
 import hashlib
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile, is_zipfile
@@ -67,6 +68,16 @@ def load_yaml(text: str) -> Any:
         raise yaml.MarkedYAMLError(problem="it is nested too deeply") from None
     finally:
         loader.dispose()
+
+
+def save_tensors(
+    tensors: Mapping[str, Any], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a file of safetensors."""
+    from safetensors.torch import save_file  # here: it imports torch, which a --help need not
+
+    save_file(dict(tensors), path, metadata)
+    follow_umask(path)
 
 
 def follow_umask(path: Path) -> None:

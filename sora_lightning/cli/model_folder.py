@@ -7,7 +7,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sora_lightning.checkpoints import (
@@ -17,7 +16,7 @@ from sora_lightning.checkpoints import (
     read_checkpoint,
 )
 from sora_lightning.cli.inspecting import describe
-from sora_lightning.files import check_writable, file_sha256, follow_umask
+from sora_lightning.files import check_writable, file_sha256, save_tensors
 
 _KEPT = ("hyper_parameters", "training_sizes", "global_step", "provenance")
 
@@ -46,8 +45,7 @@ def write_model(
     config = {name: content[name] for name in _KEPT if name in content}
     config["states"] = _split(weights, False)
     output.mkdir(parents=True)
-    save_file(tensors, output / MODEL_WEIGHTS)
-    follow_umask(output)
+    save_tensors(tensors, output / MODEL_WEIGHTS)
     (output / MODEL_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     (output / "README.md").write_text(_card(output.name, facts, scores))
     written = f"{output}: {len(tensors)} tensors of {facts['system']}, step {facts['step']}"

@@ -12,12 +12,12 @@ from uuid import uuid4
 import torch
 from jaxtyping import Bool
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sora_lightning.conditioning.base import Conditioner, without_dropped
 from sora_lightning.conditioning.known_fingerprints import KnownFingerprint
-from sora_lightning.files import follow_umask
+from sora_lightning.files import save_tensors
 from sora_lightning.types import Condition
 
 
@@ -130,8 +130,7 @@ class CachedText(Conditioner):
         path = self._path(caption)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{uuid4().hex}")
-        save_file(tensors, partial)
-        follow_umask(partial)
+        save_tensors(tensors, partial)
         partial.replace(path)
 
 

@@ -13,11 +13,10 @@ from zipfile import BadZipFile
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sora_lightning.checkpoints import build
-from sora_lightning.files import check_archive, follow_umask
+from sora_lightning.files import check_archive, save_tensors
 from sora_lightning.tokenizers import VideoTokenizer
 from sora_lightning.types import TokenGrid
 
@@ -70,8 +69,7 @@ class Pretrained:
         """Write a safetensors file whose metadata holds the parts."""
         path.parent.mkdir(parents=True, exist_ok=True)
         held = {"parts": self.parts, "grid": None if self.grid is None else asdict(self.grid)}
-        save_file(self.weights, path, metadata={_METADATA: json.dumps(held)})
-        follow_umask(path)
+        save_tensors(self.weights, path, {_METADATA: json.dumps(held)})
 
     @classmethod
     def load(cls, path: Path) -> Pretrained:
@@ -152,7 +150,6 @@ def write_foreign(weights: Mapping[str, Tensor], path: Path) -> None:
     """Write a ``.safetensors`` file, or for any other suffix one for ``torch.load``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
-        save_file(dict(weights), path)
-        follow_umask(path)
+        save_tensors(weights, path)
     else:
         torch.save(dict(weights), path)

@@ -6,12 +6,11 @@ import hashlib
 import os
 from pathlib import Path
 
-from sora_lightning.data.manifest.roots import HOLDERS, is_address, local_path
 from sora_lightning.data.manifest.tables import (
     Row,
     file_identity,
+    moved_row,
     read_rows,
-    with_moved_source,
     write_rows,
 )
 
@@ -44,7 +43,8 @@ def split(
         )
     held_out = set(names[:num_held_out])
     for part, taken in (("train", False), ("test", True)):
-        chosen = [_moved(row, folder, output) for name, row in rows if (name in held_out) == taken]
+        rows_of_part = [row for name, row in rows if (name in held_out) == taken]
+        chosen = [moved_row(row, folder, output) for row in rows_of_part]
         write_rows(output / f"{part}.jsonl", chosen)
         print(f"{output / part}.jsonl: {len(chosen)} of {len(rows)} rows")
 
@@ -62,17 +62,3 @@ def _file_of(row: Row, place: str, folder: Path, first_of: dict[object, str]) ->
 
 def _draw(name: str, seed: int) -> str:
     return hashlib.sha256(f"{seed} {name}".encode()).hexdigest()
-
-
-def _moved(row: Row, folder: Path, output: Path) -> Row:
-    """Return the row with its paths relative to another folder.
-
-    The ``path`` of a clip in a shard is a name, by which its latents are found, and stays.
-    """
-    row = with_moved_source(row, folder, output)
-    for key in [key for key in HOLDERS if row.get(key) is not None] or ["path"]:
-        place = str(row[key])
-        path = Path(local_path(place))
-        if not is_address(place) and not path.is_absolute():
-            row = {**row, key: os.path.relpath((folder / path).absolute(), output.absolute())}
-    return row

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sora_lightning.data.decoding.images import IMAGES
-from sora_lightning.data.manifest.roots import Roots
+from sora_lightning.data.manifest.roots import HOLDERS, Roots, is_address, local_path
 
 SUFFIXES = (".jsonl", ".csv", ".parquet", ".arrow")
 ARROW_ROWS = 2**14
@@ -351,3 +351,17 @@ def with_moved_source(row: Row, folder: Path, output: Path) -> Row:
         return row
     moved = os.path.relpath((folder / row["source"]).absolute(), output.absolute())
     return {**row, "source": moved}
+
+
+def moved_row(row: Row, folder: Path, output: Path) -> Row:
+    """Return the row with its paths relative to another folder.
+
+    The ``path`` of a clip in a shard is a name, by which its latents are found, and stays.
+    """
+    row = with_moved_source(row, folder, output)
+    for key in [key for key in HOLDERS if row.get(key) is not None] or ["path"]:
+        place = str(row[key])
+        path = Path(local_path(place))
+        if not is_address(place) and not path.is_absolute():
+            row = {**row, key: os.path.relpath((folder / path).absolute(), output.absolute())}
+    return row

@@ -4,7 +4,6 @@ which few clips have captions.
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sora_lightning.data.manifest.records import ManifestRow, read_table
-from sora_lightning.data.manifest.tables import Row, write_rows
+from sora_lightning.data.manifest.tables import Row, moved_row, write_rows
 from sora_lightning.data.synthetic.scenes import COLOURS, MovingShape, Scene, Turn, captions
 
 
@@ -52,7 +51,7 @@ def simulate_captions(
     for index, row in enumerate(read_table(manifest, root)):
         rng = np.random.default_rng([seed, index])
         short, varied, *_, long = captions(_scene(row), rng)
-        moved = _without_captions(row.columns, manifest.parent, output.parent)
+        moved = _without_captions(moved_row(row.columns, manifest.parent, output.parent))
         if _chosen(index, by_people):
             moved |= {"caption": [short, varied], "caption_descriptive": long}
         faulty = _with_errors(long, colour_errors, rng)
@@ -85,7 +84,7 @@ def hide_captions(manifest: Path, output: Path, kept: float, root: str | None = 
     _check_copy(manifest, output)
     rows = []
     for index, row in enumerate(read_table(manifest, root)):
-        moved = _without_captions(row.columns, manifest.parent, output.parent)
+        moved = _without_captions(moved_row(row.columns, manifest.parent, output.parent))
         if _chosen(index, kept):
             moved |= {name: cell for name, cell in row.columns.items() if name not in moved}
         rows.append(moved)
@@ -120,11 +119,8 @@ def _scene(row: ManifestRow) -> Scene:
     return Scene(**{**scene, "shapes": tuple(shapes)})
 
 
-def _without_captions(columns: Row, folder: Path, output: Path) -> Row:
-    """Return the row without captions, its path relative to another folder."""
-    path = os.path.relpath((folder / columns["path"]).absolute(), output.absolute())
-    kept = {name: cell for name, cell in columns.items() if not name.startswith("caption")}
-    return {**kept, "path": path}
+def _without_captions(row: Row) -> Row:
+    return {name: cell for name, cell in row.items() if not name.startswith("caption")}
 
 
 def _with_errors(caption: str, rate: float, rng: np.random.Generator) -> str:

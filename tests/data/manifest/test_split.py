@@ -5,9 +5,10 @@ import json
 import pytest
 
 from sora_lightning.__main__ import main
-from sora_lightning.data import read_manifest
+from sora_lightning.data import Captions, read_manifest
 from sora_lightning.data.decoding.shards import ShardFiles, write_shards
 from sora_lightning.data.manifest.split import split
+from sora_lightning.data.synthetic import hide_captions
 
 ROOT = "/"  # the halves lie apart from the clips
 
@@ -64,9 +65,13 @@ def test_clips_in_shards_keep_their_names_and_are_read_from_another_folder(barco
     parts = [read_manifest(output / f"{part}.jsonl", root=ROOT) for part in ("train", "test")]
     assert [len(part) for part in parts] == [2, 1]
     files = ShardFiles()
+    originals = {record.clip_id: record.path for record in read_manifest(tmp_path / "all.jsonl")}
+    contents = {name: path.read_bytes() for name, path in originals.items()}
     held = {record.clip_id: files.local(record).read_bytes() for part in parts for record in part}
-    originals = read_manifest(tmp_path / "all.jsonl")
-    assert held == {record.clip_id: record.path.read_bytes() for record in originals}
+    assert held == contents
+    hide_captions(sharded, output / "few.jsonl", kept=0.5)
+    few = read_manifest(output / "few.jsonl", Captions(), ROOT)
+    assert {record.clip_id: files.local(record).read_bytes() for record in few} == contents
 
 
 @pytest.mark.parametrize("number", [0, 10])
