@@ -74,7 +74,7 @@ def write_report(
         plots["samples.gif"] = "Samples of equal prompts and seeds"
     finished = sum(one.finished for one in results)
     facts = f"{finished} of {len(runs)} runs are finished. Commit {_commit()}."
-    commands = [shlex.join(run.stages[0].command) for run in runs]
+    commands = _commands(ablation, runs)
     _write_csv(results, output / "report.csv")
     title = f"Ablation {output.name}"
     (output / "report.md").write_text(_markdown(title, facts, tables, plots, commands))
@@ -338,6 +338,19 @@ def _commit() -> str:
         return "unknown"
 
 
+def _commands(ablation: Ablation, runs: Sequence[Run]) -> str:
+    """Return the training of each arm with the first seed, an option a line."""
+    first = ablation.seeds[0]
+    lines = [f"# seed {first}; of another, its number in place of {first}, and its run_dir"]
+    for run in runs:
+        if run.seed == first:
+            words = map(shlex.quote, run.stages[0].command)
+            lines.append(
+                " ".join(f"\\\n    {word}" if word[:2] == "--" else word for word in words)
+            )
+    return "\n".join(lines)
+
+
 def _write_csv(results: Sequence[RunResult], path: Path) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -349,7 +362,7 @@ def _write_csv(results: Sequence[RunResult], path: Path) -> None:
 
 
 def _markdown(
-    title: str, facts: str, tables: Sequence[Table], plots: dict[str, str], commands: list[str]
+    title: str, facts: str, tables: Sequence[Table], plots: dict[str, str], commands: str
 ) -> str:
     parts = [f"# {title}", facts]
     for table in tables:
@@ -357,7 +370,7 @@ def _markdown(
         body = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
         parts += [f"## {table.heading}", body, table.note]
     parts += [f"![{alt}]({name})" for name, alt in plots.items()]
-    parts += ["## Commands", "```sh\n" + "\n".join(commands) + "\n```"]
+    parts += ["## Commands", f"```sh\n{commands}\n```"]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -367,7 +380,7 @@ def _html(
     tables: Sequence[Table],
     folder: Path,
     plots: dict[str, str],
-    commands: list[str],
+    commands: str,
 ) -> str:
     parts = [f"<h1>{escape(title)}</h1><p>{escape(facts)}</p>"]
     for table in tables:
@@ -380,6 +393,6 @@ def _html(
         data = base64.b64encode((folder / name).read_bytes()).decode()
         kind = Path(name).suffix[1:]
         parts.append(f'<img alt="{escape(alt)}" src="data:image/{kind};base64,{data}">')
-    parts.append(f"<h2>Commands</h2><pre>{escape(chr(10).join(commands))}</pre>")
+    parts.append(f"<h2>Commands</h2><pre>{escape(commands)}</pre>")
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
     return f"<!doctype html><html><head>{head}</head><body>{''.join(parts)}</body></html>\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import shlex
 import shutil
 import socket
 import subprocess
@@ -157,7 +158,10 @@ def test_the_report_shows_arms_verdicts_strata_and_commands(spec: Ablation) -> N
         means = [float(cell.split()[0]) for cell in row.split("|")[2:-1]]
         assert means == pytest.approx(of_strata, abs=0.002)
     assert head == "| arm | 9x24x40 | 9x32x32 |"
-    assert "sora-lightning fit --config base.yaml" in text
+    commands = text.partition("```sh\n")[2].partition("```")[0].replace("\\\n", "").splitlines()[1:]
+    assert [shlex.split(one) for one in commands] == [
+        list(run.stages[0].command) for run in runs if run.seed == spec.seeds[0]
+    ]
     page = path.with_suffix(".html").read_text()
     assert page.count("data:image/png;base64") == 3
     assert "worse" in page
