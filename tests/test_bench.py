@@ -14,7 +14,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.bench import captions, denoisers, gpu, layouts, memory, packing, tokenizers, training
+from tests.bench import (
+    captions,
+    denoisers,
+    gpu,
+    latte,
+    layouts,
+    memory,
+    packing,
+    scaling,
+    tokenizers,
+    training,
+)
 from tests.bench.__main__ import main, sections
 from tests.bench.guard import guard
 from tests.bench.report import Report
@@ -85,6 +96,9 @@ def test_a_wrong_section_is_answered_with_those_there_are(
         main(["denoiser"])
     assert "there is no section denoiser; there are" in capsys.readouterr().err
     assert "denoisers" in sections()
+    with pytest.raises(SystemExit):
+        main(["latte", "--latte", "nowhere"])
+    assert "--latte nowhere: no checkout of Vchitect/Latte" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -92,7 +106,7 @@ def test_denoisers_are_measured_beside_diffusers_and_the_matrix_product(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(denoisers, "IMAGE_SIZES", ("tiny",))
-    monkeypatch.setattr(denoisers, "LATTE_SIZE", "tiny")
+    monkeypatch.setattr(latte, "SIZE", "tiny")
     monkeypatch.setattr(denoisers, "VARIANTS", ())
     monkeypatch.setattr(layouts, "FRAMES", (1, 3))
     monkeypatch.setattr(layouts, "LONGEST", 2)
@@ -102,7 +116,7 @@ def test_denoisers_are_measured_beside_diffusers_and_the_matrix_product(
     monkeypatch.setattr(packing, "EQUAL", (1, 4, 4))
     monkeypatch.setattr("tests.bench.report._PRODUCT_SIDE", 256)
     report = Report(seconds=0, min_rounds=1)
-    for section in (denoisers, layouts, packing):
+    for section in (denoisers, latte, layouts, packing):
         section.run(report)
     cases = {(row.case, row.candidate): row for row in report.rows}
     assert len(cases) == 2 * (2 + 1) + (2 * 2 * 3 + 2) + 2 * 2 * (2 + 2)
@@ -245,6 +259,27 @@ def test_a_training_step_and_sampling_are_measured_beside_their_passes() -> None
             assert 0.5 < row.ratio < 1.5
     waiting = [one for one in report.quantities if "waiting" in one.name]
     assert len(waiting) == 2
+
+
+@pytest.mark.slow
+def test_exponents_are_fitted_of_time_and_memory_in_each_kind_of_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scaling, "TOKENS", {64: (1, 1, 16), 256: (1, 4, 16)})
+    monkeypatch.setattr(scaling, "FRAMES", {2: (1, 2, 16), 4: (1, 4, 16)})
+    monkeypatch.setattr(scaling, "CLIPS", {1: (1, 4, 16), 4: (4, 4, 16)})
+    report = Report(seconds=0, min_rounds=1)
+    scaling.run(report)
+    exponents = {(one.name, one.case): one.value for one in report.quantities}
+    assert {name for name, _ in exponents} == {
+        f"exponent of the {cost} in {of}"
+        for cost in ("time", "memory")
+        for of in ("tokens", "frames", "clips", "ranks")
+    }
+    for (name, case), value in exponents.items():
+        if "memory" in name:  # what two ranks do not share is weights, gradients and DDP's buckets
+            low, high = (-1, -0.5) if "ranks" in name else (0.9, 1.05)
+            assert low < value < high, (name, case)
 
 
 @pytest.mark.slow

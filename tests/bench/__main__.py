@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 import tests.bench
+from tests.bench import latte
 from tests.bench.report import Report
 
 RESULTS = Path("experiments/results/bench")
@@ -25,11 +26,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("sections", nargs="*", metavar="section", help=", ".join(sections()))
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of JSON and table")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each case")
-    parser.add_argument("--latte", type=Path, help="checkout of Vchitect/Latte, which needs timm")
+    parser.add_argument("--latte", type=Path, help="checkout of Vchitect/Latte")
     arguments = parser.parse_args(argv)
     for name in arguments.sections:
         if name not in sections():
             parser.error(f"there is no section {name}; there are {', '.join(sections())}")
+    if arguments.latte is not None and not (arguments.latte / latte.SOURCE).is_file():
+        parser.error(f"--latte {arguments.latte}: no checkout of Vchitect/Latte: no {latte.SOURCE}")
     checkouts = {"latte": arguments.latte} if arguments.latte else {}
     report = Report(seconds=arguments.seconds, checkouts=checkouts)
     for name in arguments.sections or sections():

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sora_lightning.types import Condition
+from tests.bench.report import Report
 
 CHANNELS = 4
 
@@ -46,3 +48,23 @@ def backward(model: nn.Module, call: Callable[[], Tensor]) -> Callable[[], objec
         call().sum().backward()
 
     return step
+
+
+def compare_passes(
+    report: Report,
+    case: str,
+    models: Mapping[str, tuple[nn.Module, Callable[[], Tensor]]],
+    gmac: float | None,
+    **items: Any,
+) -> None:
+    """Compare networks forward, and forward with backward. ``gmac`` is that of a forward pass."""
+    for what, times in (("forward", 1), ("forward and backward", 3)):
+        report.compare(
+            f"{case}, {what}",
+            {
+                name: forward(call) if times == 1 else backward(model, call)
+                for name, (model, call) in models.items()
+            },
+            gmac=None if gmac is None else dict.fromkeys(models, times * gmac),
+            **items,
+        )

@@ -132,13 +132,18 @@ class Report:
         print(f"  {name}: {value:,.4g} {unit}".rstrip(), flush=True)
 
     def exponent(
-        self, case: str, of: str, sizes: Sequence[float], seconds: Sequence[float]
+        self,
+        case: str,
+        of: str,
+        sizes: Sequence[float],
+        costs: Sequence[float],
+        cost: str = "time",
     ) -> None:
-        """Keep the exponent of the seconds in the sizes, by least squares on logarithms."""
+        """Keep the exponent of the costs in the sizes, by least squares on logarithms."""
         slope = statistics.linear_regression(
-            [math.log(size) for size in sizes], [math.log(one) for one in seconds]
+            [math.log(size) for size in sizes], [math.log(one) for one in costs]
         ).slope
-        self.quantity(case, f"exponent of the time in {of}", slope)
+        self.quantity(case, f"exponent of the {cost} in {of}", slope)
 
     def _rows(
         self,
