@@ -92,7 +92,9 @@ def _real_folder(recipe: str, folder: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(one, marks=[pytest.mark.slow] * (one != "ltx")) for one in RECIPES]
+)
 @pytest.mark.filterwarnings("ignore")
 def test_a_recipe_builds_at_the_public_size(recipe: str, workplace: Path) -> None:
     _real_folder(recipe, Path("models", recipe))

@@ -79,7 +79,9 @@ def growth(optimizer: Any, widths: list[int], mup: bool) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(one, marks=[pytest.mark.slow] * (one != "muon")) for one in OPTIMIZERS]
+)
 def test_activations_keep_their_size_over_widths(name: str) -> None:
     check_growth(OPTIMIZERS[name], [64, 128, 256])
 

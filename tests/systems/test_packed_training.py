@@ -231,7 +231,10 @@ def test_convolutions_do_not_train_on_packs(
         fit({"model": tokenizer_model, "data": PACKED}, tmp_path / "run")
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+@pytest.mark.parametrize(
+    "packed",
+    [pytest.param(False, marks=pytest.mark.slow, id="dense"), pytest.param(True, id="packed")],
+)
 def test_training_from_the_cache_is_training_from_the_pixels(
     packed: bool,
     fit: Callable,

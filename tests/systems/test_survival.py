@@ -116,8 +116,15 @@ def _step(path: Path) -> int:
     return torch.load(path, weights_only=True)["global_step"]
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-@pytest.mark.parametrize("validating", [False, True])
+@pytest.mark.parametrize(
+    ("name", "validating"),
+    [
+        ("SIGTERM", False),
+        ("SIGHUP", True),
+        pytest.param("SIGTERM", True, marks=pytest.mark.slow),
+        pytest.param("SIGHUP", False, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_saves_the_newest_state_and_says_how_to_resume(
     fit: Fit,
     run_dir: Path,

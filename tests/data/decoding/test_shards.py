@@ -115,7 +115,7 @@ def test_a_shard_that_was_written_anew_is_read_anew(sharded: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_two_ranks_stream_what_the_clips_show_and_resume(
     packed: bool, workers: int, sharded: Path, shapes: dict[str, Path]
 ) -> None:
