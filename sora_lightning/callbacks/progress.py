@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary, TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_summary import get_human_readable_count
 
 from sora_lightning.callbacks.throughput import parameter_counts
+
+_SECONDS_IN_FILE = 10.0
 
 
 class ParameterSummary(ModelSummary):
@@ -27,7 +31,8 @@ class ParameterSummary(ModelSummary):
 
 class Progress(TQDMProgressBar):
     """tqdm over optimizer steps where ``max_steps`` bounds a training, else over batches of an
-    epoch. Values are read every ``trainer.log_every_n_steps`` steps: to read one waits for the GPU.
+    epoch; in a file it is written every ten seconds. Values are read every
+    ``trainer.log_every_n_steps`` steps: to read one waits for the GPU.
 
     It is chosen explicitly because Lightning takes rich wherever that is installed.
     """
@@ -35,6 +40,12 @@ class Progress(TQDMProgressBar):
     def __init__(self) -> None:
         super().__init__()
         self._shown: dict[str, int | str | float | dict[str, float]] = {}
+
+    def init_train_tqdm(self) -> Tqdm:
+        bar = super().init_train_tqdm()
+        if not sys.stdout.isatty():
+            bar.mininterval = _SECONDS_IN_FILE
+        return bar
 
     def on_train_start(self, *args: Any) -> None:
         super().on_train_start(*args)
@@ -59,13 +70,10 @@ class Progress(TQDMProgressBar):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        if trainer.max_steps < 0:
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-            return
-        bar, step = self.train_progress_bar, trainer.global_step
-        if step % self.refresh_rate == 0 or step == trainer.max_steps:
-            bar.n = step
-            bar.set_postfix(self.get_metrics(trainer, pl_module))
+        bar = self.train_progress_bar
+        done = batch_idx + 1 if trainer.max_steps < 0 else trainer.global_step
+        bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=False)
+        bar.update(done - bar.n)
 
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule

@@ -57,3 +57,23 @@ def test_a_training_resumed_within_an_epoch_knows_its_total(
     fit(tmp_path / "step-00000003.ckpt", Shown(), **limit)
     assert {shown for _, shown in seen} == {total}
     assert seen[0][0] == 4
+
+
+def test_a_file_is_not_filled_with_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bar = Progress()
+    trainer = Trainer(
+        default_root_dir=tmp_path,
+        callbacks=[bar],
+        logger=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        accelerator="cpu",
+        max_steps=40,
+        limit_val_batches=0,
+    )
+    trainer.fit(BoringModel())
+    shown = capsys.readouterr().out
+    assert "40/40" in shown
+    assert shown.count("steps:") < 6
