@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sora_lightning.callbacks.samples import AfterValidations, log_video, undisturbed
 from sora_lightning.data.manifest.records import label_of
+from sora_lightning.data.ranks import data_ranks
 from sora_lightning.generation import SamplingConfig
 from sora_lightning.systems import DiffusionSystem
 from sora_lightning.types import as_levels
@@ -130,9 +131,10 @@ class ScoreVideos(AfterValidations):
 
     def _sample(self, trainer: Trainer, system: DiffusionSystem) -> None:
         """Sample this rank's share of the prompts and add the videos to the scores."""
-        mine = list(range(trainer.global_rank, len(self.prompts), trainer.world_size))
+        rank, num_ranks = data_ranks(trainer)  # those that share a layer sample the same prompts
+        mine = list(range(rank, len(self.prompts), num_ranks))
         # All ranks sample the same number of batches, since sharded weights need all of them.
-        share = -(-len(self.prompts) // trainer.world_size)
+        share = -(-len(self.prompts) // num_ranks)
         for start in range(0, share, self.batch_size):
             ids = mine[start : start + self.batch_size] or [len(self.prompts) - 1]
             prompts = [self.prompts[i] for i in ids]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sora_lightning.data import VideoDataModule
+from sora_lightning.data.ranks import data_ranks
 from sora_lightning.flops import FlopCounter
 from sora_lightning.layers.patch import Patch
 from sora_lightning.systems import CaptionerSystem, DiffusionSystem, TokenizerSystem
@@ -130,7 +131,9 @@ class Throughput(Callback):
         if self._counter is not None and len(batch):  # of a pack, no clip may have been readable
             self._flops[_shape(batch)] = self._counter.total
         self._counter = None
-        counts = [*extent(pl_module, batch), self._flops.get(_shape(batch), 0)]
+        alike = trainer.world_size / data_ranks(trainer)[1]  # ranks that read this batch
+        seen = [count / alike for count in extent(pl_module, batch)]
+        counts = [*seen, self._flops.get(_shape(batch), 0)]
         own = torch.tensor(counts, dtype=torch.float64, device=self._totals.device)
         self._totals += trainer.strategy.reduce(own, reduce_op="sum")
         if trainer.global_step > self._step:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sora_lightning.layers.context_parallel import TokenShards
 from sora_lightning.layers.packed_sequence import PackedSequence
 
 
@@ -98,3 +99,13 @@ class BlockContext:
     angles: Float[Tensor, "n a"] | None = None
     text: Float[Tensor, "clips l d"] | None = None
     mask: Bool[Tensor, "clips l"] | None = None
+
+    def divided(self, shards: TokenShards) -> BlockContext:
+        """Return what the blocks take beside the tokens of this rank."""
+        rows, angles = self.c.row_of_token, self.angles
+        return replace(
+            self,
+            sequence=self.sequence.divided(shards),
+            c=self.c if rows is None else replace(self.c, row_of_token=rows[:, shards.own]),
+            angles=None if angles is None else angles[shards.own],
+        )

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from sora_lightning.denoisers.base import Denoiser
 from sora_lightning.denoisers.blocks import (
@@ -30,6 +31,7 @@ from sora_lightning.denoisers.conditioning_embedding import (
 from sora_lightning.denoisers.conditions import ConditionInput, TextAndPooled
 from sora_lightning.denoisers.modulation import zero_init
 from sora_lightning.denoisers.sizes import named_size
+from sora_lightning.layers.context_parallel import TokenShards
 from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.partitions import AttentionLayout, Joint
 from sora_lightning.layers.patch import Patch
@@ -68,6 +70,9 @@ class DiT(Denoiser):
     input (W.A.L.T); ``concat_channels`` concatenates ``Condition.concat_latents``, one channel more
     than the latents have. ``activation_checkpointing`` keeps the input of each block and recomputes
     the rest in the backward pass.
+
+    The ranks of ``context_group``, which see the same latents, divide the tokens among them from
+    the first block to the last; ``None`` is one process.
     """
 
     drops_tokens = True
@@ -91,6 +96,7 @@ class DiT(Denoiser):
         self.self_conditioning = self_conditioning
         self.num_concat_channels = latent_channels + 1 if concat_channels else 0
         self.activation_checkpointing = activation_checkpointing
+        self.context_group: ProcessGroup | None = None
         in_channels = latent_channels * (2 if self_conditioning else 1) + self.num_concat_channels
         out_channels = latent_channels * (2 if learned_sigma else 1)
         self.x_in = nn.Linear(in_channels * self.patch.volume, size.width)
@@ -165,7 +171,11 @@ class DiT(Denoiser):
         c = self._conditioning(Timesteps.of(t, sequence), self.condition.pooled(condition))
         text = self.condition.text(condition)  # clips l d
         context = BlockContext(sequence, c, self.angles(sequence), text, condition.mask)
-        return self.with_condition_tokens(x, context)
+        x, context = self.with_condition_tokens(x, context)
+        if self.context_group is None:
+            return x, context
+        shards = TokenShards(self.context_group, x.shape[1])
+        return x[:, shards.own].clone(), context.divided(shards)  # b own d
 
     def with_condition_tokens(
         self, x: Float[Tensor, "b n d"], context: BlockContext
@@ -198,8 +208,10 @@ class DiT(Denoiser):
         """Return the prediction from the tokens after the last block, as a batch or pack as
         ``x_t`` is.
         """
-        x = self.final(context.sequence.remove_context(x), context.c)  # b n p
-        return self.patch.from_tokens(x, context.sequence, x_t)
+        sequence = context.sequence
+        x = self.final(x, context.c)  # b m p
+        x = sequence.remove_context(sequence.all_tokens(x))  # b n p
+        return self.patch.from_tokens(x, sequence, x_t)
 
     def angles(self, sequence: PackedSequence) -> Float[Tensor, "n a"] | None:
         """Return the rotary angles of the tokens."""

@@ -27,7 +27,16 @@ def attend(
     sequence: PackedSequence,
 ) -> Float[Tensor, "b k n e"]:
     """Attend within the groups of a partition, or with a share of the heads in each of several."""
-    parts = partition.head_partitions
+    parts, shards = partition.head_partitions, sequence.shards
+    if shards is None:
+        return _attend_to_all(q, k, v, parts, sequence)
+    q, k, v = shards.to_heads(torch.stack([q, k, v]), len(parts))
+    return shards.to_tokens(_attend_to_all(q, k, v, parts, sequence), len(parts))
+
+
+def _attend_to_all(
+    q: Tensor, k: Tensor, v: Tensor, parts: Sequence[TokenPartition], sequence: PackedSequence
+) -> Tensor:
     if len(parts) == 1:
         return attend_in_groups(q, k, v, sequence.grouping(parts[0]))
     queries, keys, values = (x.chunk(len(parts), dim=1) for x in (q, k, v))
@@ -184,10 +193,12 @@ class CrossAttention(nn.Module):
     ) -> Tensor:
         """Attend with one fused call for all clips of a length."""
         assert sequence.clips_by_length is not None
-        clips = sequence.grouping(JOINT)
+        clips, shards = sequence.grouping(JOINT), sequence.shards
+        if shards is not None:
+            q, k, v = shards.to_heads(q), shards.own_heads(k), shards.own_heads(v)
         parts = clips.group(q)
         texts = sequence.clips_by_length.split([len(part) for part in parts])
-        return clips.ungroup(
+        y = clips.ungroup(
             [
                 F.scaled_dot_product_attention(
                     part, k[text], v[text], attn_mask=mask[text][:, None, None, :]
@@ -195,6 +206,7 @@ class CrossAttention(nn.Module):
                 for part, text in zip(parts, texts, strict=True)
             ]
         )
+        return y if shards is None else shards.to_tokens(y)
 
 
 class JointTextAttention(CrossAttention):

@@ -5,11 +5,13 @@ sequence, and their groups under each partition.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from sora_lightning.layers.context_parallel import TokenShards
 from sora_lightning.layers.groupings import Grouping, SortedGroups, Whole
 from sora_lightning.layers.partitions import TokenPartition
 from sora_lightning.layers.positions.coordinates import grid_coordinates
@@ -26,6 +28,9 @@ class PackedSequence:
 
     ``coordinates`` are ``(frame, row, column)`` of every token. ``clips_by_length`` holds the
     indices of the clips of a packed sequence as ``SortedGroups`` sorts them, the shortest first.
+
+    ``shards`` divide the tokens over ranks. All else then still describes all tokens, and tensors
+    hold those of this rank.
     """
 
     def __init__(
@@ -43,6 +48,7 @@ class PackedSequence:
         self.kept = None if kept is None else tuple(kept)
         self.coordinates = self._all_coordinates()
         self.clips_by_length = self._sorted_clips()
+        self.shards: TokenShards | None = None
         self._groupings: dict[TokenPartition, Grouping] = {}
 
     @property
@@ -113,6 +119,20 @@ class PackedSequence:
             return x
         clips = x.split(self.lengths, dim=1)
         return torch.cat([clip[:, self.num_context :] for clip in clips], dim=1)
+
+    def divided(self, shards: TokenShards) -> PackedSequence:
+        """Return the sequence with its tokens divided over ranks."""
+        divided = copy(self)
+        divided.shards = shards
+        return divided
+
+    def own_tokens(self, x: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "own ..."]:
+        """Return this rank's rows of what has one for each token."""
+        return x if self.shards is None else x[self.shards.own]
+
+    def all_tokens(self, x: Float[Tensor, "b own d"]) -> Float[Tensor, "b n d"]:
+        """Return the tokens of all ranks from those of each."""
+        return x if self.shards is None else self.shards.gather(x)
 
     def select(self, clips: Sequence[Float[Tensor, "b _n d"]]) -> list[Float[Tensor, "b _k d"]]:
         """Return the kept tokens of each clip from all of its tokens."""

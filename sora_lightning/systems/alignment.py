@@ -110,7 +110,7 @@ class RepresentationAlignment(KeepsArguments, nn.Module):
 
         def keep(_block: nn.Module, inputs: tuple[Any, ...], tokens: Tensor) -> None:
             sequence = inputs[1].sequence
-            observed[:] = [(sequence.remove_context(tokens), sequence)]
+            observed[:] = [(tokens, sequence)]
 
         assert isinstance(denoiser, DiT)
         handle = denoiser.blocks[self.block - 1].register_forward_hook(keep)
@@ -127,6 +127,7 @@ class RepresentationAlignment(KeepsArguments, nn.Module):
         ``clips`` are pixels in [-1, 1]: one batch, or a batch of one for each clip of a pack.
         """
         tokens, sequence = observed
+        tokens = sequence.remove_context(sequence.all_tokens(tokens))
         tokens = torch.lerp(tokens.detach(), tokens, self.weight)  # the value is that of tokens
         with torch.no_grad():
             features = [

@@ -38,12 +38,7 @@ from sora_lightning.systems.batches import blank_clip, data_spec, mean_loss, pac
 from sora_lightning.systems.data_checks import check_diffusion_data, warn_of_later_frames
 from sora_lightning.systems.draws import GroupDraws, batch_rng, training_draws
 from sora_lightning.systems.optimizers import MaximalUpdate, OptimizerFactory, adamw, configure
-from sora_lightning.systems.parallel import (
-    clip_grad_norm,
-    is_sharded,
-    shard_parameters,
-    split_heads,
-)
+from sora_lightning.systems.parallel import clip_grad_norm, is_sharded, share_out
 from sora_lightning.systems.time_bins import LossPerTime, fixed_draws
 from sora_lightning.systems.weak_model import load_weak_model
 from sora_lightning.tokenizers import VideoTokenizer
@@ -159,11 +154,10 @@ class DiffusionSystem(L.LightningModule):
     def configure_model(self) -> None:
         """Share the parts out over the ranks of a ``ModelParallelStrategy``, before training."""
         if self.device_mesh is not None and not is_sharded(self):
-            split_heads(self.denoiser, self.device_mesh["tensor_parallel"])
             projector = None if self.alignment is None else self.alignment.projector
             encoder = self.known_frames.image_encoder
             trained = (self.conditioner, encoder, self.denoiser, projector)
-            shard_parameters(trained, self.device_mesh["data_parallel"])
+            share_out(self.denoiser, trained, self.device_mesh)
 
     def configure_gradient_clipping(
         self,

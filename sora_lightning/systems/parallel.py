@@ -1,5 +1,5 @@
 """Shares a model out over ranks: FSDP2 (``fully_shard``) over the ranks that read different clips,
-tensor parallelism (DTensor) over those that share their clips.
+tensor parallelism (DTensor) or context parallelism over those that share their clips.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from einops import rearrange
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_tensor
 from torch.distributed.tensor.parallel import (
@@ -29,14 +29,18 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from sora_lightning.conditioning.images import ImageEncoder
-from sora_lightning.denoisers import Denoiser
+from sora_lightning.denoisers import Denoiser, DiT
 from sora_lightning.denoisers.blocks import Block
 from sora_lightning.layers.attention import CrossAttention, SelfAttention
 from sora_lightning.layers.transformer import FeedForward
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """FSDP2, and tensor parallelism over groups of ``tensor_parallel_size`` ranks.
+    """FSDP2, and parallelism of two kinds over groups of ranks that read the same clips.
+
+    The ranks of a ``tensor_parallel_size`` divide the heads and hidden channels of every layer
+    among them, those of a ``context_parallel_size`` the tokens of every clip, and the heads within
+    attention. With both, a group has as many ranks as their product.
 
     Checkpoints are gathered on the first rank into one file, equal to that of one device: one
     device, DDP and any number of shards load it.
@@ -44,23 +48,36 @@ class ShardedStrategy(ModelParallelStrategy):
 
     lightning_restore_optimizer = True
 
-    def __init__(self, tensor_parallel_size: int = 1):
-        if tensor_parallel_size < 1:
-            raise ValueError(f"tensor_parallel_size = {tensor_parallel_size}: must be at least 1")
-        super().__init__(
-            tensor_parallel_size=tensor_parallel_size, save_distributed_checkpoint=False
-        )
-        self.tensor_parallel_size = tensor_parallel_size
+    def __init__(self, tensor_parallel_size: int = 1, context_parallel_size: int = 1):
+        self.sizes = {
+            "tensor_parallel_size": tensor_parallel_size,
+            "context_parallel_size": context_parallel_size,
+        }
+        for name, size in self.sizes.items():
+            if size < 1:
+                raise ValueError(f"{name} = {size}: must be at least 1")
+        ranks_per_clip = tensor_parallel_size * context_parallel_size
+        super().__init__(tensor_parallel_size=ranks_per_clip, save_distributed_checkpoint=False)
+        self.ranks_per_clip = ranks_per_clip
 
     def setup_environment(self) -> None:
         num_ranks = self.num_nodes * self.num_processes
-        if num_ranks % self.tensor_parallel_size:
+        if num_ranks % self.ranks_per_clip:
+            sizes = ", ".join(f"{k} = {size}" for k, size in self.sizes.items() if size > 1)
             raise ValueError(
-                f"trainer.strategy: tensor_parallel_size = {self.tensor_parallel_size}: the "
-                f"{num_ranks} ranks are not a multiple"
+                f"trainer.strategy: {sizes}: the {num_ranks} ranks are not a multiple of "
+                f"{self.ranks_per_clip}"
             )
-        self._data_parallel_size = num_ranks // self.tensor_parallel_size
+        self._data_parallel_size = num_ranks // self.ranks_per_clip
         super().setup_environment()
+        tensor, context = self.sizes.values()
+        self._device_mesh = init_device_mesh(
+            self.root_device.type,
+            (self._data_parallel_size, context, tensor),
+            mesh_dim_names=("data_parallel", "context_parallel", "tensor_parallel"),
+        )
+        assert self.lightning_module is not None
+        self.lightning_module._device_mesh = self._device_mesh
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert self.lightning_module is not None
@@ -114,6 +131,51 @@ def _alike(value: Any, parameter: Tensor) -> bool:
 def is_sharded(module: nn.Module) -> bool:
     """Return True if ranks hold shares of a module's parameters."""
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def share_out(denoiser: Denoiser, trained: Iterable[nn.Module | None], mesh: DeviceMesh) -> None:
+    """Share the denoiser's layers and tokens, and the parameters of ``trained``, out over the mesh
+    of a ``ShardedStrategy``.
+    """
+    split_heads(denoiser, mesh["tensor_parallel"])
+    split_tokens(denoiser, mesh["context_parallel"])
+    if mesh["context_parallel"].size() == 1:
+        shard_parameters(trained, mesh["data_parallel"])
+    else:  # gradients are of a part of the tokens: their mean is taken over these ranks, too
+        shard_parameters(trained, mesh["data_parallel", "context_parallel"]._flatten("sharded"))
+
+
+def split_tokens(denoiser: Denoiser, mesh: DeviceMesh) -> None:
+    """Have the ranks of ``mesh`` divide the tokens of each clip among them.
+
+    Raises ``ValueError`` for another network than a ``DiT``, and heads that cannot be shared out.
+    """
+    if mesh.size() == 1:
+        return
+    refusal = f"trainer.strategy: context_parallel_size = {mesh.size()}"
+    if not isinstance(denoiser, DiT):
+        raise ValueError(
+            f"{refusal}: a {type(denoiser).__name__} does not divide its tokens over ranks, as a "
+            "DiT does; give 1"
+        )
+    for block in denoiser.blocks:
+        assert isinstance(block, Block)
+        for attention in [*block.attentions, *([] if block.text is None else [block.text])]:
+            if type(attention) not in (SelfAttention, CrossAttention):
+                raise ValueError(
+                    f"{refusal}: the heads of a {type(attention).__name__} differ; give 1"
+                )
+            assert isinstance(attention, SelfAttention | CrossAttention)
+            shares = 1
+            if isinstance(attention, SelfAttention):
+                shares = len(attention.partition.head_partitions)
+            if attention.num_heads % (shares * mesh.size()):
+                many = "" if shares == 1 else f", since {shares} partitions share the heads"
+                raise ValueError(
+                    f"{refusal}: num_heads = {attention.num_heads} must be a multiple of "
+                    f"{shares * mesh.size()}{many}"
+                )
+    denoiser.context_group = mesh.get_group()
 
 
 def split_heads(denoiser: Denoiser, mesh: DeviceMesh) -> None:

@@ -44,7 +44,7 @@ def part(class_path: str, **init_args: Any) -> dict[str, Any]:
     return {"class_path": class_path, "init_args": init_args}
 
 
-def config(folder: Path, clips: Path, devices: int) -> dict[str, Any]:
+def config(folder: Path, clips: Path, devices: int, strategy: Any) -> dict[str, Any]:
     """One step at rate 0: the weights that are scored are those that the seed drew."""
     lightning = "sora_lightning"
     scored = part(
@@ -84,6 +84,7 @@ def config(folder: Path, clips: Path, devices: int) -> dict[str, Any]:
         "num_sanity_val_steps": 0,
         "accelerator": "cpu",
         "devices": devices,
+        "strategy": strategy,
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "callbacks": [scored],
@@ -103,10 +104,14 @@ def config(folder: Path, clips: Path, devices: int) -> dict[str, Any]:
     }
 
 
-def trained(folder: Path, clips: Path, devices: int) -> tuple[float, dict[str, Tensor]]:
+def trained(
+    folder: Path, clips: Path, devices: int, strategy: Any = "auto"
+) -> tuple[float, dict[str, Tensor]]:
     """The score in the log, and the videos by id and rank."""
     (folder / "videos").mkdir(parents=True)
-    (folder / "experiment.yaml").write_text(yaml.safe_dump(config(folder, clips, devices)))
+    (folder / "experiment.yaml").write_text(
+        yaml.safe_dump(config(folder, clips, devices, strategy))
+    )
     command = [sys.executable, "-m", "sora_lightning", "fit", "--config"]
     environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "WORLD_SIZE")}
     root = str(Path.cwd())
@@ -127,9 +132,20 @@ def by_id(videos: dict[str, Tensor]) -> dict[int, Tensor]:
     return {int(name.split("-")[0]): video for name, video in videos.items()}
 
 
-def test_two_ranks_of_lightning_score_as_one(tmp_path: Path) -> None:
-    clips = write_dataset(tmp_path / "clips", 8, 0, 0, num_workers=1)["train"]
-    alone, of_one = trained(tmp_path / "one", clips, devices=1)
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("clips"), 8, 0, 0, num_workers=1)["train"]
+
+
+@pytest.fixture(scope="module")
+def one(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[float, dict[str, Tensor]]:
+    return trained(tmp_path_factory.mktemp("runs") / "one", clips, devices=1)
+
+
+def test_two_ranks_of_lightning_score_as_one(
+    one: tuple[float, dict[str, Tensor]], clips: Path, tmp_path: Path
+) -> None:
+    alone, of_one = one
     score, of_two = trained(tmp_path / "two", clips, devices=2)
     assert {name[-1] for name in of_two} == {"0", "1"}  # both ranks made some of them
     assert {name[-1] for name in of_one} == {"0"}
@@ -139,4 +155,20 @@ def test_two_ranks_of_lightning_score_as_one(tmp_path: Path) -> None:
         # Other batches, other rounding: a level of 255 at most.
         assert int((video.int() - shared[index].int()).abs().max()) <= 1, index
     assert not torch.equal(made[0], made[1])
+    assert score == pytest.approx(alone, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["tensor", "context"])
+def test_ranks_that_share_a_network_sample_the_same_prompts(
+    kind: str, one: tuple[float, dict[str, Tensor]], clips: Path, tmp_path: Path
+) -> None:
+    alone, of_one = one
+    sharded = "sora_lightning.systems.parallel.ShardedStrategy"
+    strategy = part(sharded, **{f"{kind}_parallel_size": 2})
+    score, of_two = trained(tmp_path / "two", clips, 2, strategy)
+    assert of_two.keys() == {f"{index}-{rank}" for index in range(len(PROMPTS)) for rank in "01"}
+    made = by_id(of_one)
+    for name, video in of_two.items():
+        same = made[int(name.split("-")[0])]
+        assert int((video.int() - same.int()).abs().max()) <= 1, name
     assert score == pytest.approx(alone, rel=1e-3)

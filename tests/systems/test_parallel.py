@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,13 +10,22 @@ import pytest
 
 from sora_lightning.data.ranks import require_even
 from sora_lightning.denoisers import Denoiser, DiT, UViT
+from sora_lightning.denoisers.blocks import AdaLNBlock
+from sora_lightning.denoisers.dit import DiTParts
 from sora_lightning.denoisers.pretrained import configured_denoiser
 from sora_lightning.layers.partitions import FactorisedDotProduct
+from sora_lightning.layers.positions.relative import RelativeSelfAttention
 from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.systems import parallel
-from sora_lightning.systems.parallel import ShardedStrategy, shard_parameters, split_heads
+from sora_lightning.systems.parallel import (
+    ShardedStrategy,
+    shard_parameters,
+    split_heads,
+    split_tokens,
+)
 
 MESH: Any = SimpleNamespace(size=lambda: 2)
+_RELATIVE = partial(AdaLNBlock, self_attention=RelativeSelfAttention)
 
 
 @pytest.mark.parametrize(
@@ -34,9 +44,30 @@ def test_layers_that_cannot_be_shared_out_are_refused(denoiser: Denoiser, said: 
         split_heads(denoiser, MESH)
 
 
-def test_a_group_of_no_ranks_is_refused() -> None:
-    with pytest.raises(ValueError, match="tensor_parallel_size = 0: must be at least 1"):
-        ShardedStrategy(0)
+@pytest.mark.parametrize(
+    ("denoiser", "said"),
+    [
+        (UViT(4, 8, TransformerSize(1, 8, 2)), "a UViT does not divide its tokens over ranks"),
+        (DiT(4, 8, TransformerSize(1, 24, 3)), "num_heads = 3 must be a multiple of 2"),
+        (
+            DiT(4, 8, TransformerSize(1, 24, 2), layout=FactorisedDotProduct()),
+            "num_heads = 2 must be a multiple of 4, since 2 partitions share the heads",
+        ),
+        (
+            DiT(4, 8, TransformerSize(1, 24, 2), parts=DiTParts(_RELATIVE)),
+            "the heads of a RelativeSelfAttention differ; give 1",
+        ),
+    ],
+)
+def test_tokens_that_cannot_be_divided_are_refused(denoiser: Denoiser, said: str) -> None:
+    with pytest.raises(ValueError, match=f"context_parallel_size = 2: {said}"):
+        split_tokens(denoiser, MESH)
+
+
+@pytest.mark.parametrize("key", ["tensor_parallel_size", "context_parallel_size"])
+def test_a_group_of_no_ranks_is_refused(key: str) -> None:
+    with pytest.raises(ValueError, match=f"{key} = 0: must be at least 1"):
+        ShardedStrategy(**{key: 0})
 
 
 @pytest.mark.parametrize(

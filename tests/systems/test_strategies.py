@@ -1,5 +1,5 @@
-"""FSDP2, tensor parallelism and DDP on two processes (gloo) train as one process does; each goes on
-from the others' checkpoints.
+"""FSDP2, tensor and context parallelism and DDP on two processes (gloo) train as one process does;
+each goes on from the others' checkpoints.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ import torch
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
-from sora_lightning.callbacks import EMA
+from sora_lightning.callbacks import EMA, Throughput
 from sora_lightning.callbacks.checkpoint import RunCheckpoint
+from sora_lightning.checkpoints import read_checkpoint
 from sora_lightning.conditioning import TextConditioner
 from sora_lightning.data import Packing, write_dataset
 from sora_lightning.denoisers import DiT
+from sora_lightning.layers.partitions import FactorisedSelfAttention
 from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.systems import DiffusionSystem
 from sora_lightning.systems.draws import GroupDraws
@@ -37,6 +39,7 @@ DENSE = {"sizes": ["5x16x16", "5x24x16"], "pixels_per_batch": 2 * 5 * 16 * 16}
 PACKED = {"packing": Packing(40, "2x8x8", 5, 24 * 24, (1, 1, 1))}
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 STRATEGIES = {"fsdp2": partial(ShardedStrategy), "tensor": partial(ShardedStrategy, 2)}
+STRATEGIES["context"] = partial(ShardedStrategy, context_parallel_size=2)
 
 
 def strategy_of(name: str) -> Strategy | str:
@@ -68,6 +71,10 @@ def diffusion_system(
         optimizer=optimizer,
         warmup_steps=4,
     )
+    return with_random_gates(system)
+
+
+def with_random_gates(system: DiffusionSystem) -> DiffusionSystem:
     for parameter in system.parameters():  # gates of zero would hide half of the gradients
         parameter.data.normal_(std=0.1)
     return system
@@ -99,11 +106,12 @@ def train(
 ) -> None:  # fmt: skip
     """One process of a run, which goes on from ``folder`` where it holds a checkpoint."""
     num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    record, checkpoint = Record(steps), RunCheckpoint(folder)
+    record, checkpoint, throughput = Record(steps), RunCheckpoint(folder), Throughput()
     trainer = L.Trainer(
         accelerator="cpu", devices=1, num_nodes=num_ranks, strategy=strategy_of(strategy),
-        max_steps=10, accumulate_grad_batches=accumulate, gradient_clip_val=0.5,
-        callbacks=[EMA(decay=0.8), record, checkpoint], default_root_dir=folder, logger=False,
+        max_steps=12, accumulate_grad_batches=accumulate, gradient_clip_val=0.5,
+        callbacks=[EMA(decay=0.8), record, checkpoint, throughput], logger=False,
+        default_root_dir=folder,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
         check_val_every_n_epoch=None, val_check_interval=100, use_distributed_sampler=False,
         limit_val_batches=4 if accumulate == 2 else 2,
@@ -116,6 +124,7 @@ def train(
     trainer.fit(system, data, ckpt_path=checkpoint.last if checkpoint.last.exists() else None)
     record.validation = trainer.validate(system, data, verbose=False)[0]
     kept = {k: getattr(record, k) for k in ("losses", "gradients", "validation")}
+    kept["seen"] = throughput.state_dict()["totals"][:3]  # clips, frames, tokens
     torch.save(kept, folder / f"{strategy}-{trainer.global_rank}.pt")
 
 
@@ -147,8 +156,8 @@ def test_a_dense_training_moves_between_strategies_and_stays_the_same(
     """Losses, gradients, weights, averages and validations equal those of one process that
     accumulates two batches; every checkpoint is one file that the next strategy resumes."""
     alone, moved = tmp_path / "alone", tmp_path / "moved"
-    (one,) = run(None, alone, "auto", manifests, DENSE, 10, 2)
-    ways = [("fsdp2", 1), ("tensor", 2), ("ddp", 1), ("auto", 2), ("fsdp2", 1)]
+    (one,) = run(None, alone, "auto", manifests, DENSE, 12, 2)
+    ways = [("fsdp2", 1), ("tensor", 2), ("ddp", 1), ("context", 2), ("auto", 2), ("fsdp2", 1)]
     for number, (strategy, accumulate) in enumerate(ways):
         ranks = None if strategy == "auto" else pair
         two = run(ranks, moved, strategy, manifests, DENSE, 2 * number + 2, accumulate)
@@ -169,7 +178,7 @@ def test_a_dense_training_moves_between_strategies_and_stays_the_same(
         torch.testing.assert_close(second, first, **CLOSE)
 
 
-@pytest.mark.parametrize("strategy", ["fsdp2", "tensor"])
+@pytest.mark.parametrize("strategy", ["fsdp2", "tensor", "context"])
 def test_a_packed_step_has_the_loss_and_gradients_of_its_clips(
     strategy: str, pair: Pair, manifests: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -189,19 +198,62 @@ def test_a_packed_step_has_the_loss_and_gradients_of_its_clips(
         torch.testing.assert_close(record["gradients"], expected, **CLOSE)
 
 
-@pytest.mark.parametrize("strategy", ["fsdp2", "tensor"])
+@pytest.mark.parametrize("strategy", ["fsdp2", "tensor", "context"])
 def test_muon_steps_as_on_one_process(
     strategy: str, pair: Pair, manifests: dict[str, Path], tmp_path: Path
 ) -> None:
     """Muon's update depends on a whole matrix, and the later losses on the updates."""
     muon = partial(diffusion_system, partial(MuonAdamW, lr=1e-2, eps=1e-3))
     (one,) = run(None, tmp_path / "one", "auto", manifests, DENSE, 3, 2, muon)
-    accumulate = 2 if strategy == "tensor" else 1
+    accumulate = 1 if strategy == "fsdp2" else 2
     records = run(pair, tmp_path / "two", strategy, manifests, DENSE, 3, accumulate, muon)
     for rank, record in enumerate(records):
-        share = slice(None) if strategy == "tensor" else slice(rank, None, 2)
+        share = slice(rank, None, 2) if strategy == "fsdp2" else slice(None)
         torch.testing.assert_close(record["losses"], one["losses"][share], **CLOSE)
         torch.testing.assert_close(record["validation"], one["validation"], **CLOSE)
+
+
+def factorised_system() -> DiffusionSystem:
+    """Blocks with two attentions each, whose activations are computed a second time."""
+    torch.manual_seed(0)
+    layout = FactorisedSelfAttention()
+    size, recompute = TransformerSize(2, 24, 2), {"activation_checkpointing": True}
+    denoiser = partial(DiT, size=size, patch=(1, 1, 1), layout=layout, **recompute)
+    return with_random_gates(
+        DiffusionSystem(
+            ConvTokenizer(4, [8, 16], [True], [True], patch=4, blocks_per_level=1),
+            TextConditioner(width=16, depth=1, num_heads=2),
+            denoiser,
+            drop_condition=0.5,
+            optimizer=ADAMW,
+            warmup_steps=4,
+        )
+    )
+
+
+def test_parts_of_the_tokens_train_as_all_of_them(
+    pair: Pair, manifests: dict[str, Path], tmp_path: Path
+) -> None:
+    """Clips of 27 and 12 tokens, of which a rank has 14 or 13, or 6: stopped and resumed, the
+    training has the losses, gradients, averages and validation of one process."""
+    odd = {"sizes": ["5x24x24", "5x16x16"], "pixels_per_batch": 5 * 24 * 24}
+    (one,) = run(None, tmp_path / "one", "auto", manifests, odd, 4, 1, factorised_system)
+    whole_losses: list[list[float]] = [[], []]
+    for stop in (2, 4):
+        records = run(pair, tmp_path / "two", "context", manifests, odd, stop, 1, factorised_system)
+        for losses, record in zip(whole_losses, records, strict=True):
+            losses += record["losses"]
+            if stop == 2:
+                torch.testing.assert_close(record["gradients"], one["gradients"], **CLOSE)
+    for losses, record in zip(whole_losses, records, strict=True):
+        torch.testing.assert_close(losses, one["losses"], **CLOSE)
+        torch.testing.assert_close(record["validation"], one["validation"], **CLOSE)
+        assert record["seen"] == one["seen"]
+    first, second = (read_checkpoint(tmp_path / name / "last.ckpt") for name in ("one", "two"))
+    for part in ("state_dict", "optimizer_states"):
+        torch.testing.assert_close(second[part], first[part], **CLOSE)
+    averages = [content["callbacks"]["ema"]["weights"] for content in (first, second)]
+    torch.testing.assert_close(averages[1], averages[0], **CLOSE)
 
 
 def test_a_rank_without_clips_does_not_count_where_parameters_are_sharded(

@@ -82,7 +82,7 @@ class PositionEmbeddings(nn.ModuleList):
         """Return the tokens with the positions that are added before this block."""
         for embedding in self:
             if embedding.before_block == block:
-                x = x + embedding(sequence).to(x.dtype)
+                x = x + sequence.own_tokens(embedding(sequence)).to(x.dtype)
         return x
 
 
