@@ -47,7 +47,7 @@ def train(report: Report, folder: Path) -> None:
     for name in STAGES:
         command, *arguments = stages[name].command[1:]
         if command == "fit":
-            arguments += _few_steps(report, folder, name)
+            arguments += timed_steps(report, folder, name)
         if name == "text_to_video":
             turns = {"class_path": "tests.bench.training.Turns",
                      "init_args": {"path": str(folder / "turns.json")}}  # fmt: skip
@@ -65,7 +65,8 @@ def train(report: Report, folder: Path) -> None:
     report.measured(case, {name: one[WARM_UP_STEPS:] for name, one in turns.items()})
 
 
-def _few_steps(report: Report, folder: Path, name: str) -> list[str]:
+def timed_steps(report: Report, folder: Path, name: str) -> list[str]:
+    """Return arguments of ``fit`` for a few steps, whose seconds go to ``fit-<name>.txt``."""
     profiler = {"class_path": "tests.bench.training.Durations",
                 "init_args": {"dirpath": str(folder), "filename": name}}  # fmt: skip
     steps = str(WARM_UP_STEPS + report.min_rounds * STEPS_PER_ROUND)
