@@ -31,6 +31,13 @@ def test_words_of_many_scripts(text: str, words: list[str]) -> None:
     assert split_words(text) == words
 
 
+def test_ascii_is_split_as_any_text() -> None:
+    """A letter that is not ASCII, as a word of its own, turns the shorter way off."""
+    codes = torch.randint(128, (500, 20), generator=torch.Generator().manual_seed(0))
+    for text in ("".join(map(chr, row)) for row in codes.tolist()):
+        assert [*split_words(text), "é"] == split_words(f"{text} é")
+
+
 def test_composed_and_decomposed_letters_are_one_word() -> None:
     composed, decomposed = (unicodedata.normalize(form, "Café") for form in ("NFC", "NFD"))
     assert composed != decomposed
