@@ -242,12 +242,18 @@ class LatentCache:
     def _at(self, index: int) -> Float[Tensor, "c f h w"]:
         """Raise ``ValueError`` naming the shard for values that are cut off or not finite."""
         place = self._entries.place(index)
-        path, count = self.root / place.shard, int(np.prod(place.shape))
+        path = os.path.join(self.root, place.shard)
+        count, itemsize = math.prod(place.shape), place.dtype.itemsize
         # Not memory-mapped: where a file is cut off meanwhile, that ends the process.
-        flat = np.fromfile(path, place.dtype, count, offset=place.offset)
-        if len(flat) < count or not np.isfinite(flat).all():
+        file = os.open(path, os.O_RDONLY)
+        try:
+            raw = os.pread(file, count * itemsize, place.offset)
+        finally:
+            os.close(file)
+        values = np.frombuffer(raw, place.dtype, len(raw) // itemsize).astype(np.float32)
+        if len(values) < count or not np.isfinite(values).all():
             raise ValueError(f"{path}: latents at byte {place.offset} are damaged. {_REMEDY}")
-        return torch.from_numpy(flat.reshape(place.shape).astype(np.float32))
+        return torch.from_numpy(values.reshape(place.shape))
 
     def close(self) -> None:
         """Write the latents that are still in memory. The cache can still be used."""
