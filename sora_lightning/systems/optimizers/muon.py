@@ -68,7 +68,8 @@ def _iterate_gram(x: Float[Tensor, "b n m"]) -> Float[Tensor, "b n m"]:
         if i + 1 < NUM_ITERATIONS:
             gram = gram @ factor @ factor
     assert product is not None
-    return product @ x
+    # In the layout of x: weights are then added to in the order of their memory.
+    return product @ x if x.is_contiguous() else (x.mT @ product.mT).mT
 
 
 class MuonAdamW(Optimizer):
@@ -152,6 +153,7 @@ class MuonAdamW(Optimizer):
                 state["exp_avg"] = torch.zeros_like(parameter)
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
         states = [self.state[parameter] for parameter in parameters]
+        on_cpu = parameters[0].device.type == "cpu"
         adamw(
             list(parameters),
             [p.grad for p in parameters if p.grad is not None],
@@ -159,7 +161,8 @@ class MuonAdamW(Optimizer):
             [state["exp_avg_sq"] for state in states],
             [],
             [state["step"] for state in states],
-            foreach=True,
+            foreach=not on_cpu,
+            fused=on_cpu,  # elsewhere it would want the counts of steps on the device
             amsgrad=False,
             beta1=group["betas"][0],
             beta2=group["betas"][1],
