@@ -56,8 +56,7 @@ class Drawn(nn.Module):
 def trainer(rank: int = 0, world_size: int = 1) -> Any:
     return SimpleNamespace(
         sanity_checking=False,
-        world_size=world_size,
-        global_rank=rank,
+        distributed_sampler_kwargs={"rank": rank, "num_replicas": world_size},
         is_global_zero=rank == 0,
         loggers=[],
         global_step=1,
