@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import repeat
+from einops import einsum, rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -122,11 +122,33 @@ class CoCa(Captioner):
         num_captions: int = 1,
     ) -> list[list[str]]:
         """See ``Captioner``. Clips are encoded once."""
-        state = self.start(videos)
+        tokens, sequence = self.encoder(videos)
+        state = self._start(tokens, sequence)
+        num_drawn = num_captions * decoding.num_candidates
         clips = torch.arange(len(state.ids), device=state.ids.device)
-        state = state.select(repeat(clips, "b -> (b n)", n=num_captions))
-        texts = self.bpe.decode(decoding(state, [rng for rng in rngs for _ in range(num_captions)]))
+        state = state.select(repeat(clips, "b -> (b n)", n=num_drawn))
+        ids = decoding(state, [rng for rng in rngs for _ in range(num_drawn)])
+        if num_drawn > num_captions:
+            ids = self._nearest(ids, self._pooled(tokens, sequence), num_captions)
+        texts = self.bpe.decode(ids)
         return [texts[i : i + num_captions] for i in range(0, len(texts), num_captions)]
+
+    def _nearest(
+        self, ids: Int[Tensor, "bn l"], videos: Float[Tensor, "b e"], number: int
+    ) -> Int[Tensor, "bk l"]:
+        """Return of each clip's captions the ``number`` whose embeddings are nearest to the clip's,
+        repeated ones last.
+        """
+        cls = self.tower(F.pad(ids, (1, 0), value=BOS))[1]
+        texts = rearrange(
+            F.normalize(self.text_out(cls), dim=-1), "(b n) e -> b n e", b=len(videos)
+        )
+        similarity = einsum(texts, F.normalize(videos, dim=-1), "b n e, b e -> b n")
+        captions = rearrange(ids, "(b n) l -> b n l", b=len(videos))
+        repeated = (captions[:, :, None] == captions[:, None]).all(-1).tril(-1).any(-1)
+        best = similarity.masked_fill(repeated, -2.0).topk(number, dim=1).indices
+        clips = torch.arange(len(videos), device=ids.device)
+        return rearrange(captions[clips[:, None], best], "b k l -> (b k) l")
 
     def fingerprint(self) -> str:
         """See ``Captioner``."""
@@ -134,7 +156,10 @@ class CoCa(Captioner):
 
     def start(self, videos: Videos) -> Prefix:
         """Return the state from which captions of clips are decoded."""
-        context = self._caption_video(*self.encoder(videos))
+        return self._start(*self.encoder(videos))
+
+    def _start(self, tokens: Tensor, sequence: PackedSequence) -> Prefix:
+        context = self._caption_video(tokens, sequence)
         keys, _ = context.blocks[0]
         return Prefix(self, context, torch.full((len(keys), 1), BOS, device=keys.device))
 

@@ -37,6 +37,7 @@ class Decoding(ABC):
     """
 
     max_tokens: int = 64
+    num_candidates = 1  # captions that are computed for each that is asked for
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -66,10 +67,14 @@ class Greedy(Decoding):
 class Nucleus(Decoding):
     """A token drawn from the fewest most probable ones whose probabilities reach ``top_p`` (arXiv
     1904.09751, section 3.1), after dividing the logits by ``temperature``.
+
+    ``num_candidates`` captions are drawn for each that is asked for, and those are kept whose
+    contrastive embeddings are nearest to the clip's.
     """
 
     top_p: float = 0.9
     temperature: float = 1.0
+    num_candidates: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,6 +82,8 @@ class Nucleus(Decoding):
             raise ValueError(f"top_p = {self.top_p}: must lie in (0, 1]")
         if not self.temperature > 0:
             raise ValueError(f"temperature = {self.temperature}: must be positive")
+        if self.num_candidates < 1:
+            raise ValueError(f"num_candidates = {self.num_candidates}: must be at least 1")
 
     def __call__(self, state: DecodingState, rngs: Sequence[torch.Generator]) -> Int[Tensor, "b l"]:
         def draw(logits: Float[Tensor, "b v"]) -> Int[Tensor, " b"]:

@@ -43,7 +43,7 @@ class RecaptioningSystem(L.LightningModule):
         seed: Seed of a decoding that draws, by clip.
 
     Raises ``ValueError`` for several captions of a decoding that does not draw: they would be
-    equal.
+    equal; and for candidates of a captioner without contrastive embeddings.
     """
 
     captioner: Captioner
@@ -62,6 +62,11 @@ class RecaptioningSystem(L.LightningModule):
             raise ValueError(
                 f"captions_per_clip = {captions_per_clip}: {type(decoding).__name__} would write "
                 "the same caption each time; decoding must be Nucleus"
+            )
+        if decoding.num_candidates > 1 and not isinstance(captioner, CoCa):
+            raise ValueError(
+                f"num_candidates = {decoding.num_candidates}: a {type(captioner).__name__} has no "
+                "embeddings by which to compare captions with a clip; must be 1"
             )
         self.captioner = captioner
         self.decoding = decoding

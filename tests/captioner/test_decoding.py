@@ -146,6 +146,26 @@ def test_several_captions_of_a_clip_are_drawn_from_its_own_generator():
     assert all(first == second for first, second in greedy)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.01])  # different ones, and repeated ones
+def test_of_the_candidates_those_nearest_to_the_clip_are_kept(temperature):
+    model, videos = coca(), clips(*SIZES)
+    drawing = {"max_tokens": 12, "temperature": temperature}
+    with torch.no_grad():
+        kept = model.captions(videos, Nucleus(**drawing, num_candidates=4), rngs(4), 3)
+        for index, video in enumerate(videos):
+            state = model.start(video[None]).select(torch.zeros(12, dtype=torch.long))
+            ids = Nucleus(**drawing)(state, rngs(1, seed=index) * 12)
+            cls = model.tower(torch.cat([torch.full((12, 1), BOS), ids], dim=1))[1]
+            texts = torch.nn.functional.normalize(model.text_out(cls), dim=-1)
+            nearest = (texts @ model.embed_videos(video[None])[0]).argsort(descending=True)
+            in_order = [tuple(ids[i].tolist()) for i in nearest]
+            distinct = list(dict.fromkeys(in_order))
+            assert (len(distinct) < 3) == (temperature < 1)
+            expected = model.bpe.decode(torch.tensor(distinct[:3]))
+            assert kept[index][: len(expected)] == expected
+            assert set(kept[index]) == set(expected)
+
+
 def test_the_context_bounds_a_caption():
     model = coca(context=8)
     with torch.no_grad():
@@ -158,10 +178,12 @@ def test_the_context_bounds_a_caption():
         (lambda: Greedy(max_tokens=0), "max_tokens = 0"),
         (lambda: Nucleus(top_p=0.0), r"top_p = 0.0: must lie in \(0, 1\]"),
         (lambda: Nucleus(temperature=0.0), "temperature = 0.0"),
+        (lambda: Nucleus(num_candidates=0), "num_candidates = 0"),
         (lambda: Beam(num_beams=0), "num_beams = 0"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
-    assert str(Nucleus(8, top_p=0.5)) == "Nucleus(max_tokens=8, top_p=0.5, temperature=1.0)"
+    written = "Nucleus(max_tokens=8, top_p=0.5, temperature=1.0, num_candidates=1)"
+    assert str(Nucleus(8, top_p=0.5)) == written

@@ -9,6 +9,7 @@ import torch
 
 from sora_lightning.captioner import PretrainedCaptioner
 from sora_lightning.captioner.decoding import Beam, Decoding, Greedy, Nucleus
+from sora_lightning.systems import RecaptioningSystem
 from sora_lightning.systems.draws import make_rng
 from tests.captioner.networks import llava_folder
 
@@ -49,6 +50,11 @@ def test_fingerprint_names_weights_and_question(llava: Path) -> None:
     with torch.no_grad():
         next(captioner.model.parameters()).add_(1)
     assert PretrainedCaptioner(llava).fingerprint() != captioner.fingerprint()
+
+
+def test_candidates_need_a_contrastive_captioner(llava: Path) -> None:
+    with pytest.raises(ValueError, match="num_candidates = 4: a PretrainedCaptioner has no"):
+        RecaptioningSystem(PretrainedCaptioner(llava), Nucleus(num_candidates=4))
 
 
 @pytest.mark.parametrize(
