@@ -196,8 +196,9 @@ class BatchPlan:
         batch_size, num_clips = self.batch_sizes[bucket], self.num_clips[bucket]
         first = (bucket_run * self.run_length + offset) * batch_size
         repeats, places = np.divmod(np.arange(first, first + batch_size), num_clips)
-        pairs = zip(repeats.tolist(), places, strict=True)
-        clips = tuple(int(self._order(bucket, repeat)[place]) for repeat, place in pairs)
+        orders = {repeat: self._order(bucket, repeat) for repeat in np.unique(repeats).tolist()}
+        pairs = zip(repeats.tolist(), places.tolist(), strict=True)
+        clips = tuple(int(orders[repeat][place]) for repeat, place in pairs)
         return BatchRequest(self.sizes[bucket], clips, tuple(repeats.tolist()))
 
     def _runs_before(self, epoch: int) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ class Window(NamedTuple):
     caption: str
 
 
+_EMPTY = np.zeros(4, dtype=np.uint64)  # a buffer of Philox without numbers left
 WindowSampler = Callable[[ClipRecord, int], Window]
 
 
@@ -30,10 +31,27 @@ class RandomWindows:
     """
 
     seed: int
+    _rng: np.random.Generator = field(
+        default_factory=lambda: np.random.Generator(np.random.Philox(0)),
+        init=False,
+        repr=False,
+        compare=False,
+    )
 
     def __call__(self, record: ClipRecord, repeat: int) -> Window:
-        key = np.array([self.seed, int(record.clip_id, 16)], dtype=np.uint64)
-        rng = np.random.Generator(np.random.Philox(key=key, counter=repeat))
+        rng = self._rng
+        # Philox(key=..., counter=...) of its own takes three times as long: it asks for entropy.
+        rng.bit_generator.state = {
+            "bit_generator": "Philox",
+            "state": {
+                "counter": np.array([repeat, 0, 0, 0], dtype=np.uint64),
+                "key": np.array([self.seed, int(record.clip_id, 16)], dtype=np.uint64),
+            },
+            "buffer": _EMPTY,
+            "buffer_pos": len(_EMPTY),
+            "has_uint32": 0,
+            "uinteger": 0,
+        }
         position = rng.random()
         if len(set(record.weights)) < 2:
             return Window(position, record.captions[rng.integers(len(record.captions))])

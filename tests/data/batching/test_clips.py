@@ -63,8 +63,12 @@ def test_even_windows_are_evenly_spaced_about_the_middle() -> None:
 
 def test_random_windows_and_wordings_are_spread_and_depend_on_seed_clip_and_turn() -> None:
     one, other = record(Path("a.mp4")), ClipRecord(Path("b.mp4"), ("one", "two", "three"), "f" * 16)
-    drawn = [RandomWindows(0)(one, repeat) for repeat in range(600)]
+    sampler, key = RandomWindows(0), np.array([0, int(one.clip_id, 16)], dtype=np.uint64)
+    drawn = [sampler(one, repeat) for repeat in range(600)]
     assert [RandomWindows(0)(one, repeat) for repeat in range(600)] == drawn
+    for repeat, window in enumerate(drawn):
+        rng = np.random.Generator(np.random.Philox(key=key, counter=repeat))
+        assert window == (rng.random(), one.captions[rng.integers(3)])
     for changed in (RandomWindows(1)(one, 0), RandomWindows(0)(other, 0), RandomWindows(0)(one, 1)):
         assert changed.position != drawn[0].position
     counts, _ = np.histogram([window.position for window in drawn], bins=6, range=(0, 1))
