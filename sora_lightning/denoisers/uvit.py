@@ -90,9 +90,10 @@ class UViT(Denoiser):
 
     The pooled vector of the condition is not used. Turn ``project_condition`` off for condition
     tokens of the network's own width, such as labels. ``smooth`` ends with a convolution over rows
-    and columns, which the paper's H models do not have. The time token embeds ``time_scale t``:
-    1000 for models that count steps, 999 for the reference's continuous models (CIFAR-10, ImageNet
-    64). A clip has one time.
+    and columns, which the paper's H models do not have. Without ``skips`` it is the plain
+    transformer of the paper's Figure 2a. The time token embeds ``time_scale t``: 1000 for models
+    that count steps, 999 for the reference's continuous models (CIFAR-10, ImageNet 64). A clip has
+    one time.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class UViT(Denoiser):
         project_condition: bool = True,
         smooth: bool = True,
         time_scale: float = 1000.0,
+        skips: bool = True,
     ):
         super().__init__(Patch.of(patch))
         size, self.extent = size or UVIT_SIZES["S"], extent or LearnedExtent()
@@ -129,7 +131,7 @@ class UViT(Denoiser):
         self.positions = LearnedPositions(e.frames, e.rows, e.columns, width)
         self.down, self.middle, self.up = (
             nn.ModuleList(UViTBlock(size, skip) for _ in range(count))
-            for count, skip in ((size.depth // 2, False), (1, False), (size.depth // 2, True))
+            for count, skip in ((size.depth // 2, False), (1, False), (size.depth // 2, skips))
         )
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, values)

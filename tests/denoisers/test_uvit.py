@@ -91,6 +91,15 @@ def test_skips_join_each_block_to_its_opposite():
     torch.testing.assert_close(uvit(x_2, t, condition), uvit(x, t, condition))
 
 
+@pytest.mark.parametrize("skips", [True, False])
+def test_without_skips_nothing_passes_by_the_middle(skips):
+    uvit = small_uvit(skips=skips)
+    uvit.middle[0].register_forward_hook(lambda _block, _inputs, x: torch.zeros_like(x))
+    t, condition = torch.rand(1), text(1)
+    y_1, y_2 = (uvit(torch.randn(1, 4, 2, 6, 4), t, condition) for _ in range(2))
+    assert torch.equal(y_1, y_2) != skips
+
+
 def test_clips_do_not_see_each_other_and_padding_is_not_seen():
     uvit = small_uvit()
     x, t, condition = torch.randn(3, 4, 2, 6, 4), torch.rand(3), text(3, 2)
