@@ -1,4 +1,4 @@
-"""What a checkpoint keeps of parts that were built in Python, to build them again."""
+"""Configurations of parts that were built in Python, for checkpoints that build them again."""
 
 from __future__ import annotations
 

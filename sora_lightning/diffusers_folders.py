@@ -7,11 +7,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from sora_lightning.checks import import_optional
 
 Config = dict[str, Any]
 
@@ -56,13 +57,7 @@ def local_folder(folder: Path, *parts: str) -> Path:
 
 
 def _snapshot(name: str, patterns: list[str]) -> Path:
-    try:
-        hub = import_module("huggingface_hub")
-    except ImportError as error:
-        raise ValueError(
-            f"{name}: no such folder; a name on the hub needs huggingface_hub: "
-            "pip install 'sora-lightning[reference]'"
-        ) from error
+    hub = import_optional("huggingface_hub", f"{name}: no such folder; a name on the hub")
     try:
         path = hub.snapshot_download(name, allow_patterns=patterns, ignore_patterns=_VARIANTS)
     except (OSError, ValueError) as error:  # requests that fail are OSErrors
@@ -77,12 +72,7 @@ def _snapshot(name: str, patterns: list[str]) -> Path:
 
 def diffusers_class(name: str) -> Any:
     """Return a class of diffusers. Raises ``ValueError`` where that is not installed."""
-    try:
-        return getattr(import_module("diffusers"), name)
-    except ImportError as error:
-        raise ValueError(
-            f"{name} needs diffusers: pip install 'sora-lightning[reference]'"
-        ) from error
+    return getattr(import_optional("diffusers", name), name)
 
 
 def read_config(folder: Path, kinds: Collection[str], role: str, network: str, part: str) -> Config:

@@ -10,6 +10,8 @@ from zipfile import ZipFile, is_zipfile
 
 import yaml
 
+from sora_lightning.checks import naming
+
 PACKAGE = Path(__file__).parent
 MOST_VALUES = 100_000  # in a YAML
 
@@ -103,10 +105,16 @@ def check_output(path: Path) -> None:
     """
     if path.is_dir():
         raise ValueError(f"--output {path}: is a folder, and a file is written")
-    try:
+    with naming("--output"):
         check_writable(path.parent)
-    except ValueError as error:
-        raise ValueError(f"--output {error}") from error
+
+
+def check_new_folder(path: Path) -> None:
+    """Raise ``ValueError`` if the folder that ``--output`` names exists or cannot be made."""
+    if path.exists():
+        raise ValueError(f"--output {path}: exists; name a folder to be made")
+    with naming("--output"):
+        check_writable(path)
 
 
 def check_writable(folder: Path) -> None:

@@ -17,6 +17,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from sora_lightning.checks import require_at_least
+
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, order=True)
 class VideoSize:
@@ -27,9 +31,8 @@ class VideoSize:
     width: int
 
     def __post_init__(self) -> None:
-        for name in ("num_frames", "height", "width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)} in {self}: must be at least 1")
+        numbers = {"num_frames": self.num_frames, "height": self.height, "width": self.width}
+        require_at_least(1, where=f"size {self}: ", **numbers)
 
     def __str__(self) -> str:
         return f"{self.num_frames}x{self.height}x{self.width}"
@@ -45,6 +48,14 @@ class VideoSize:
                 f"{text!r} is not a video size: write frames x height x width, e.g. 17x32x48"
             )
         return cls(*map(int, match.groups()))
+
+
+def height_and_width(text: str, key: str) -> tuple[int, int]:
+    """Return height and width of a size such as ``32x48``. Raises ``ValueError`` naming ``key``."""
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text.strip())
+    if match is None:
+        raise ValueError(f"{key} = {text!r}: must be height x width in pixels, e.g. 32x48")
+    return int(match[1]), int(match[2])
 
 
 @dataclass(frozen=True)
@@ -111,6 +122,12 @@ def as_levels(pixels: Float[Tensor, "*size"]) -> UInt8[Tensor, "*size"]:
     return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def _needed_pixels(pixels: T | None) -> T:
+    if pixels is None:
+        raise ValueError("data.latents serves latents, and pixels are needed: leave it out")
+    return pixels
+
+
 @dataclass
 class VideoBatch:
     """Clips of one size.
@@ -138,9 +155,7 @@ class VideoBatch:
     @property
     def pixels(self) -> Float[Tensor, "b 3 F H W"]:
         """Return the video. Raises ``ValueError`` for a batch of cached latents."""
-        if self.video is None:
-            raise ValueError("data.latents serves latents, and pixels are needed: leave it out")
-        return self.video
+        return _needed_pixels(self.video)
 
     def to(self, *args: Any, **kwargs: Any) -> VideoBatch:
         """Move every tensor. Takes what ``Tensor.to`` takes; Lightning calls this for each
@@ -270,9 +285,7 @@ class PackedBatch:
     @property
     def pixels(self) -> list[Float[Tensor, "3 _F _H _W"]]:
         """Return the videos. Raises ``ValueError`` for a batch of cached latents."""
-        if self.videos is None:
-            raise ValueError("data.latents serves latents, and pixels are needed: leave it out")
-        return self.videos
+        return _needed_pixels(self.videos)
 
     def to(self, *args: Any, **kwargs: Any) -> PackedBatch:
         """Move every tensor. Takes what ``Tensor.to`` takes; Lightning calls this for each
@@ -304,7 +317,7 @@ class ImageTokens(NamedTuple):
 
 @dataclass
 class Condition:
-    """What a denoiser is conditioned on: text tokens to attend to, and one pooled vector that joins
+    """Condition of a denoiser: text tokens to attend to, and one pooled vector that joins
     the time embedding.
 
     ``concat_latents`` are channels to concatenate to the noisy latents; ``None`` is zeros.

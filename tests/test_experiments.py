@@ -425,7 +425,7 @@ def test_a_text_to_video_training_with_frozen_encoders_samples_and_resumes_with_
         assert "PretrainedText(folder='encoders/t5') is " in capsys.readouterr().err
     shutil.rmtree("encoders/t5")
     assert main(make) == 2
-    assert "folder = 'encoders/t5': holds no config.json" in capsys.readouterr().err
+    assert "encoders/t5: holds no config.json of a text encoder" in capsys.readouterr().err
     Path("encoders/t5-first").rename("encoders/t5")
     _run("fit", *both, *small[:-3], *more)
 

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from sora_lightning.checks import require_in
 from sora_lightning.systems.optimizers.parameters import has_gradients
 from sora_lightning.systems.parallel import by_mesh, shared_out, whole
 
@@ -23,8 +24,7 @@ class EMA(Callback):
     """
 
     def __init__(self, decay: float = 0.9999):
-        if not 0 < decay < 1:
-            raise ValueError(f"decay = {decay} must lie between 0 and 1")
+        require_in("(0, 1)", decay=decay)
         self.decay = decay
         self.num_updates = 0
         self.weights: dict[str, Tensor] = {}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sora_lightning.callbacks.checkpoint import NonFiniteError, RunCheckpoint
+from sora_lightning.checks import require_at_least
 from sora_lightning.data import VideoDataModule
 from sora_lightning.systems.parallel import own_share
 
@@ -35,8 +36,7 @@ class SkipNonFinite(Callback):
     """
 
     def __init__(self, max_in_a_row: int = 3) -> None:
-        if max_in_a_row < 0:
-            raise ValueError(f"nonfinite.max_in_a_row = {max_in_a_row}: must not be negative")
+        require_at_least(0, where="nonfinite.", max_in_a_row=max_in_a_row)
         self.max_in_a_row = max_in_a_row
         self.num_skipped = 0
         self._in_a_row: list[str] = []

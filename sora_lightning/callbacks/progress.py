@@ -1,4 +1,4 @@
-"""What a training prints: a table of its parts, and a progress bar with the time left."""
+"""Terminal output of a training: a table of its parts, and a progress bar with the time left."""
 
 from __future__ import annotations
 

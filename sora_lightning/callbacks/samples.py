@@ -25,6 +25,7 @@ from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor, nn
 
+from sora_lightning.checks import naming, require_at_least
 from sora_lightning.data.manifest import read_prompts
 from sora_lightning.data.manifest.records import NO_TEXT, label_of
 from sora_lightning.generation import SamplingConfig
@@ -49,20 +50,20 @@ class AfterValidations(Callback, ABC):
         sampling: SamplingConfig,
     ) -> None:
         name = type(self).__name__
-        for key, value in (
-            ("every_n_validations", every_n_validations),
-            ("num_videos", num_videos),
-            ("prompts", len(prompts) if isinstance(prompts, list) else 1),
-        ):
-            if value < 1:
-                raise ValueError(f"{name}: {key} = {value}: must be at least 1")
-        for index, prompt in enumerate(prompts if isinstance(prompts, list) else []):
+        self.prompts = prompts if isinstance(prompts, list) else []
+        self.prompts_file = None if isinstance(prompts, list) else prompts
+        require_at_least(
+            1,
+            where=f"{name}: ",
+            every_n_validations=every_n_validations,
+            num_videos=num_videos,
+            prompts=None if self.prompts_file else len(self.prompts),
+        )
+        for index, prompt in enumerate(self.prompts):
             if not prompt.strip():
                 raise ValueError(f"{name}: prompts[{index}] = {prompt!r}: is empty")
             if NO_TEXT.search(prompt):
                 raise ValueError(f"{name}: prompts[{index}] = {prompt!r}: holds what is no text")
-        self.prompts = prompts if isinstance(prompts, list) else []
-        self.prompts_file = None if isinstance(prompts, list) else prompts
         self.num_videos = num_videos
         self.every_n_validations = every_n_validations
         self.size = VideoSize.parse(size)
@@ -75,16 +76,16 @@ class AfterValidations(Callback, ABC):
         """
         name = type(self).__name__
         if self.prompts_file is not None:
-            self.prompts = _read_prompts(name, self.prompts_file)
+            with naming(f"{name}: prompts ="):
+                rows = read_prompts(self.prompts_file)
+                self.prompts = [row.captions()[0][0] for row in rows]
         self.prompts = self.prompts[: self.num_videos]
         if not isinstance(module, DiffusionSystem):
             raise ValueError(f"{name} needs a DiffusionSystem, not {type(module).__name__}")
         video_generator = module.video_generator(self.sampling)
-        try:
+        with naming(f"{name}: size = {self.size}:"):
             grid = video_generator.tokenizer.compression.grid(self.size)
             video_generator.denoiser.patch.grid(grid.f, grid.h, grid.w)
-        except ValueError as error:
-            raise ValueError(f"{name}: size = {self.size}: {error}") from error
         return module
 
     @abstractmethod
@@ -151,8 +152,7 @@ class ReconstructVideos(Callback):
     """
 
     def __init__(self, num_clips: int = 4) -> None:
-        if num_clips < 1:
-            raise ValueError(f"num_clips = {num_clips}: must be at least 1")
+        require_at_least(1, num_clips=num_clips)
         self.num_clips = num_clips
 
     def on_validation_batch_end(
@@ -174,14 +174,6 @@ class ReconstructVideos(Callback):
         pairs = rearrange([original, rebuilt], "two b c F H W -> b c F H (two W)")
         for index, pair in enumerate(pairs):
             log_video(trainer, f"reconstructions/{index}", pair, float(batch.fps[index]))
-
-
-def _read_prompts(name: str, path: Path) -> list[str]:
-    """Return the lines of a text file, or the first caption of each row of a manifest."""
-    try:
-        return [row.captions()[0][0] for row in read_prompts(path)]
-    except ValueError as error:
-        raise ValueError(f"{name}: prompts = {error}") from error
 
 
 @contextmanager

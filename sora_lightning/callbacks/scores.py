@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from sora_lightning.callbacks.samples import AfterValidations, log_video, undisturbed
+from sora_lightning.checks import naming, require_at_least
 from sora_lightning.data.manifest.records import label_of
 from sora_lightning.data.ranks import data_ranks
 from sora_lightning.generation import SamplingConfig
@@ -84,9 +85,7 @@ class ScoreVideos(AfterValidations):
         seed: int = 0,
         batch_size: int = 16,
     ) -> None:
-        for key, value in (("batch_size", batch_size), ("scores", len(scores))):
-            if value < 1:
-                raise ValueError(f"ScoreVideos: {key} = {value}: must be at least 1")
+        require_at_least(1, where="ScoreVideos: ", batch_size=batch_size, scores=len(scores))
         super().__init__(prompts, num_videos, every_n_validations, size, sampling)
         self.scores = scores
         self.seed = seed
@@ -99,12 +98,10 @@ class ScoreVideos(AfterValidations):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check size and prompts and read the reference, on the first rank before the others."""
         fps = self.checked(pl_module).fps
-        try:
+        with naming("ScoreVideos:"):
             if not trainer.is_global_zero:
                 trainer.strategy.barrier("the first rank reads the reference")
             names = self._prepare(trainer.strategy.root_device, fps)
-        except ValueError as error:
-            raise ValueError(f"ScoreVideos: {error}") from error
         if trainer.is_global_zero:
             trainer.strategy.barrier("the first rank reads the reference")
         _lay_out_intervals(trainer, names)

@@ -32,7 +32,7 @@ _MUCH_WAITING = 0.25
 
 
 class Extent(NamedTuple):
-    """What a batch holds. Frames are those of the videos, also where latents stand for them."""
+    """Counts of a batch. Frames are those of the videos, also for cached latents."""
 
     clips: int = 0
     frames: int = 0

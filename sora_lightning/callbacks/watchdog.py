@@ -75,7 +75,7 @@ class Watchdog(Callback):
 
 
 class _Note(NamedTuple):
-    """Where a rank is: before or in a batch, which has a position in the plan, or -1."""
+    """Progress of a rank: waiting for a batch or in it, and its position in the plan, or -1."""
 
     batch: int
     is_loaded: int

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sora_lightning.captioner.bpe import EOS, NUM_SPECIAL, PAD
+from sora_lightning.checks import require_at_least, require_in, require_positive
 
 State = TypeVar("State", bound="DecodingState")
 
@@ -40,8 +41,7 @@ class Decoding(ABC):
     num_candidates = 1  # captions that are computed for each that is asked for
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens = {self.max_tokens}: must be at least 1")
+        require_at_least(1, max_tokens=self.max_tokens)
 
     def __str__(self) -> str:
         settings = ", ".join(f"{name}={value}" for name, value in asdict(self).items())
@@ -78,12 +78,9 @@ class Nucleus(Decoding):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p = {self.top_p}: must lie in (0, 1]")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature = {self.temperature}: must be positive")
-        if self.num_candidates < 1:
-            raise ValueError(f"num_candidates = {self.num_candidates}: must be at least 1")
+        require_in("(0, 1]", top_p=self.top_p)
+        require_positive(temperature=self.temperature)
+        require_at_least(1, num_candidates=self.num_candidates)
 
     def __call__(self, state: DecodingState, rngs: Sequence[torch.Generator]) -> Int[Tensor, "b l"]:
         def draw(logits: Float[Tensor, "b v"]) -> Int[Tensor, " b"]:
@@ -108,8 +105,7 @@ class Beam(Decoding):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_beams < 1:
-            raise ValueError(f"num_beams = {self.num_beams}: must be at least 1")
+        require_at_least(1, num_beams=self.num_beams)
 
     def __call__(self, state: DecodingState, rngs: Sequence[torch.Generator]) -> Int[Tensor, "b l"]:
         b, start = state.ids.shape

@@ -22,6 +22,7 @@ from sora_lightning.captioner.bpe import BOS, CLS, EOS, PAD, BytePairEncoding
 from sora_lightning.captioner.decoding import Greedy
 from sora_lightning.captioner.pretrained import load_pretrained
 from sora_lightning.captioner.text import TextTower, caption_losses, select_rows
+from sora_lightning.checks import require_at_least
 from sora_lightning.layers.fingerprint import fingerprint
 from sora_lightning.layers.transformer import TransformerSize
 
@@ -127,17 +128,16 @@ class _Prefix:
 
 
 class LanguageModelExpansion:
-    """Asks a causal language model of transformers, greedily.
+    """Expands prompts with a causal language model of transformers, by greedy decoding.
 
-    ``template`` holds ``{prompt}``; a model with a chat template is asked it as a user's message.
+    ``template`` contains ``{prompt}``; for a model with a chat template it is a user's message.
     Raises ``ValueError`` for a folder without such a model, its weights or its tokenizer.
     """
 
     def __init__(self, folder: Path, template: str = TEMPLATE, max_new_tokens: int = 128):
         if "{prompt}" not in template:
             raise ValueError(f"template = {template!r}: must hold {{prompt}}")
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens = {max_new_tokens}: must be at least 1")
+        require_at_least(1, max_new_tokens=max_new_tokens)
         self.folder, self.template = Path(folder), template
         self.max_new_tokens = max_new_tokens
         self.model, self.tokenizer = load_pretrained(

@@ -1,4 +1,4 @@
-"""How often a generated caption names what the caption by people names."""
+"""Agreement of generated captions with those by people in named words, such as colours."""
 
 from __future__ import annotations
 

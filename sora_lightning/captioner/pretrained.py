@@ -15,15 +15,17 @@ from torch import Tensor
 from sora_lightning.captioner.base import Captioner
 from sora_lightning.captioner.decoding import Beam, Decoding, Nucleus
 from sora_lightning.captioner.video_encoder import Videos
+from sora_lightning.checks import require_at_least
 from sora_lightning.layers.fingerprint import fingerprint
+from sora_lightning.transformers_folders import model_type, read_network, read_tokenizer
 
 PROMPT = "These are frames of one video, in order. Describe the video in one sentence."
 
 
 class PretrainedCaptioner(Captioner):
-    """Asks a model of images and text, such as LLaVA, Qwen2-VL or SmolVLM, about frames of a clip.
+    """Captions frames of a clip with a vision-language model, such as LLaVA, Qwen2-VL or SmolVLM.
 
-    Any model of ``AutoModelForImageTextToText`` whose processor has a chat template takes part.
+    Supports any model of ``AutoModelForImageTextToText`` whose processor has a chat template.
 
     Args:
         folder: Configuration, weights and processor, as transformers' ``save_pretrained`` writes
@@ -36,8 +38,7 @@ class PretrainedCaptioner(Captioner):
 
     def __init__(self, folder: Path, prompt: str = PROMPT, num_frames: int = 4):
         super().__init__()
-        if num_frames < 1:
-            raise ValueError(f"num_frames = {num_frames}: must be at least 1")
+        require_at_least(1, num_frames=num_frames)
         self.prompt, self.num_frames = prompt, num_frames
         self.model, self.processor = load_pretrained(
             Path(folder), "AutoModelForImageTextToText", "AutoProcessor", "vision-language model"
@@ -111,28 +112,8 @@ def load_pretrained(folder: Path, model: str, processor: str, kind: str) -> tupl
     ``model`` and ``processor`` are names of transformers' classes. Raises ``ValueError`` naming the
     folder for one that holds no such model, or lacks weights or the tokenizer.
     """
-    try:
-        import transformers
-    except ImportError as error:
-        raise ValueError(
-            f"a {kind}'s folder needs transformers: pip install 'sora-lightning[reference]'"
-        ) from error
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder}: holds no config.json of a {kind}")
-    options: dict[str, Any] = {"local_files_only": True}
-    try:
-        with torch.device("cpu"):  # also where a configuration is checked on the meta device
-            loaded: Any = getattr(transformers, model).from_pretrained(
-                folder, dtype="auto", output_loading_info=True, **options
-            )
-        processing = getattr(transformers, processor).from_pretrained(folder, **options)
-    except (OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{folder}: holds no {kind} to read: {reason}") from error
-    network, info = loaded
-    if missing := sorted(info["missing_keys"]):
-        raise ValueError(f"{folder}: lacks weights of its {kind}, such as {missing[0]}")
-    names = getattr(processing, "tokenizer", processing).vocab_files_names.values()
-    if not any((folder / name).is_file() for name in names):  # made up by transformers
-        raise ValueError(f"{folder}: has no tokenizer to read: none of {', '.join(names)}")
+    model_type(folder, kind)
+    processing = read_tokenizer(folder, processor)
+    with torch.device("cpu"):  # also where a configuration is checked on the meta device
+        network = read_network(folder, model, kind, dtype="auto")
     return network.eval(), processing

@@ -1,4 +1,4 @@
-"""How often the right caption of a clip, and the right clip of a caption, is found among others."""
+"""Retrieval accuracy: recall of the right caption of a clip, and of the right clip of a caption."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sora_lightning.captioner.attention import Attention
 from sora_lightning.captioner.streams import ConvolutionalStream
+from sora_lightning.checks import require_at_least
 from sora_lightning.configuration import KeepsArguments
 from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.partitions import JOINT, AttentionLayout, Joint
@@ -116,8 +117,7 @@ class AttentionPooler(nn.Module):
 
     def __init__(self, num_queries: int, width: int, num_heads: int, context_width: int):
         super().__init__()
-        if num_queries < 1:
-            raise ValueError(f"num_queries = {num_queries}: must be at least 1")
+        require_at_least(1, num_queries=num_queries)
         self.queries = nn.Parameter(torch.empty(num_queries, width))
         nn.init.trunc_normal_(self.queries, std=0.02)
         self.attention = Attention(width, num_heads, context_width)

@@ -149,7 +149,8 @@ def _report(manifest: Path, filters: list[Filter], root: str | None) -> str:
     kept, removed = sift(records, filters)
     in_files = [record for record in kept if not HOLDERS.keys() & record.columns]
     paths = list(dict.fromkeys(record.path for record in in_files))
-    timelines = dict(zip(paths, subprocess_map(read_timeline, paths, 4, 60.0), strict=True))
+    read = subprocess_map(read_timeline, paths, num_workers=4, timeout_s=60.0)
+    timelines = dict(zip(paths, read, strict=True))
 
     def verdict(record: ClipRecord) -> str:
         if HOLDERS.keys() & record.columns:

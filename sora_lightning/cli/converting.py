@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+from sora_lightning.checks import naming, require_file
 from sora_lightning.cli.model_folder import write_model
 from sora_lightning.cli.suggest import suggestion
 from sora_lightning.files import check_output
@@ -70,26 +71,21 @@ def convert(
         raise ValueError(f"--source and --target are both {source}: nothing to convert")
     if target == OURS and output.suffix != ".safetensors":
         raise ValueError(f"--output {output}: a file of {OURS} ends in .safetensors")
-    if not input.is_file():
-        raise ValueError(f"--input {input}: no such file")
+    require_file("--input", input)
     check_output(output)
-    try:
+    with naming(f"{input} as {source}:"):
         if source == OURS:
             pretrained = Pretrained.load(input)
         else:
             pretrained = _family(source).to_ours(read_foreign(input), num_heads)
-    except ValueError as error:
-        raise ValueError(f"{input} as {source}: {error}") from error
     if grid is not None:
         size = VideoSize.parse(grid)
         pretrained = replace(pretrained, grid=TokenGrid(size.num_frames, size.height, size.width))
     if target == OURS:
         pretrained.save(output)
     else:
-        try:
+        with naming(f"{input} as {target}:"):
             weights = _family(target).to_theirs(pretrained)
-        except ValueError as error:
-            raise ValueError(f"{input} as {target}: {error}") from error
         write_foreign(weights, output)
     print(f"{output}: {len(pretrained.weights)} weights of {', '.join(pretrained.parts)}")
 

@@ -15,6 +15,7 @@ from sora_lightning.captioner.expansion import (
     LanguageModelExpansion,
     PromptExpansion,
 )
+from sora_lightning.checks import naming
 from sora_lightning.cli.errors import filter_warnings
 from sora_lightning.data.manifest.records import read_texts
 from sora_lightning.files import check_output
@@ -52,15 +53,13 @@ class Expansion:
         path = self.expand or checkpoint.with_name(BESIDE)
         if self.no_expand or (self.expand is None and not path.is_file()):
             return None
-        try:
+        with naming("--expand"):
             if not path.is_dir():
                 from sora_lightning.checkpoints import load_system  # imports Lightning
                 from sora_lightning.systems.expansion import ExpansionSystem
 
                 return load_system(ExpansionSystem, path).to(device).model
             expansion = LanguageModelExpansion(path, self.template, self.max_new_tokens)
-        except ValueError as error:
-            raise ValueError(f"--expand {error}") from error
         expansion.model.to(device)
         return expansion
 

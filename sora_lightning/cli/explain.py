@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -94,6 +94,9 @@ def _value_mistakes(value: Any, hint: Any, path: str, linked: frozenset[str]) ->
     group = _group_class(hint)
     if isinstance(value, dict) and "class_path" in value:
         yield from _class_mistakes(value, hint, path, linked)
+    elif isinstance(value, dict) and get_origin(hint) is dict and group is not None:
+        for key, item in value.items():
+            yield from _value_mistakes(item, group, _below(path, key), linked)
     elif isinstance(value, dict) and group is not None:
         yield from _parameter_mistakes(value, Signature.of(group), path, linked)
     elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
@@ -150,7 +153,7 @@ def _below(path: str, key: object) -> str:
 
 def _group_class(hint: Any) -> type | None:
     """Return the class whose parameters a dict without ``class_path`` gives: the hint itself, or
-    the only dataclass of a union.
+    the only dataclass of a union or of a dict's values.
     """
     if isinstance(hint, type) and hint.__module__ != "builtins":
         return hint

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sora_lightning.checks import require_file
 from sora_lightning.cli.sample_tasks import TASKS
 from sora_lightning.systems import DiffusionSystem
 
 
 def load_for_task(checkpoint: Path, task: str) -> DiffusionSystem:
     """Load a system for a task. Raises ``ValueError`` where it was not trained for it."""
-    if not checkpoint.is_file():
-        raise ValueError(f"--checkpoint {checkpoint}: no such file")
+    require_file("--checkpoint", checkpoint)
     system = DiffusionSystem.from_checkpoint(checkpoint)
     if task == "instruct" and not system.known_frames.needs_source:
         raise ValueError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ from sora_lightning.checkpoints import (
     averaged_state_dict,
     read_checkpoint,
 )
+from sora_lightning.checks import import_optional
 from sora_lightning.cli.inspecting import describe
-from sora_lightning.files import check_writable, file_sha256, save_tensors
+from sora_lightning.files import check_new_folder, file_sha256, save_tensors
 
 _KEPT = ("hyper_parameters", "training_sizes", "global_step", "provenance")
 
@@ -34,9 +34,7 @@ def write_model(
     Raises ``ValueError`` for a file that is no checkpoint, for the report of another one, and where
     the output exists.
     """
-    if output.exists():
-        raise ValueError(f"--output {output}: exists; name a folder to be made")
-    check_writable(output)
+    check_new_folder(output)
     content = read_checkpoint(checkpoint)
     facts = describe(content, checkpoint)
     scores = None if report is None else _scores(report, checkpoint)
@@ -51,12 +49,7 @@ def write_model(
     written = f"{output}: {len(tensors)} tensors of {facts['system']}, step {facts['step']}"
     if push_to_hub is None:
         return written
-    try:
-        hub = import_module("huggingface_hub").HfApi()
-    except ImportError as error:
-        raise ValueError(
-            "--push-to-hub needs huggingface_hub: pip install 'sora-lightning[reference]'"
-        ) from error
+    hub = import_optional("huggingface_hub", "--push-to-hub").HfApi()
     hub.create_repo(push_to_hub, exist_ok=True)
     hub.upload_folder(repo_id=push_to_hub, folder_path=output)
     return f"{written}; pushed to {push_to_hub}"

@@ -1,4 +1,4 @@
-"""What a run records of itself when its training begins: configuration, commit and seed."""
+"""Record of a run, written when its training begins: configuration, commit and seed."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sora_lightning.captioner.expansion import PromptExpansion
+from sora_lightning.checks import naming, require_at_least
 from sora_lightning.cli.contact_sheet import contact_sheet, moving_sheet, save_animation
 from sora_lightning.cli.errors import filter_warnings
 from sora_lightning.cli.expansion import Expansion
@@ -32,7 +33,7 @@ from sora_lightning.data.decoding.readers import read_frames
 from sora_lightning.data.manifest import ManifestRow, read_prompts
 from sora_lightning.files import file_sha256
 from sora_lightning.generation import SamplingConfig, VideoGenerator
-from sora_lightning.types import VideoSize, as_levels
+from sora_lightning.types import VideoSize, as_levels, height_and_width
 
 _IMAGES = (".png", ".jpg", ".jpeg")
 _NUM_WORDS_SHOWN = 8
@@ -41,7 +42,7 @@ _NUM_SEEDS = 2**32  # the windows of a long video take seeds above
 
 @dataclass(frozen=True)
 class Request:
-    """What to make: prompts, a task, sizes and seeds.
+    """The videos to make: prompts, a task, sizes and seeds.
 
     Args:
         prompt: What the video shows, in a sentence.
@@ -76,8 +77,7 @@ class Request:
             raise ValueError('give either --prompt "..." or --prompts FILE')
         if self.prompt is not None and not self.prompt.strip():
             raise ValueError(f"--prompt {self.prompt!r}: is empty")
-        if self.num_frames is not None and self.num_frames < 1:
-            raise ValueError(f"--num-frames {self.num_frames}: must be at least 1")
+        require_at_least(1, num_frames=self.num_frames)
         self.heights_and_widths()
         if not 0 <= self.seed < _NUM_SEEDS:
             raise ValueError(
@@ -87,12 +87,7 @@ class Request:
     def heights_and_widths(self) -> list[tuple[int, int]]:
         """Return the requested heights and widths in pixels."""
         texts = [] if self.size is None else self.size.split(",")
-        matches = [re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text.strip()) for text in texts]
-        if not all(matches):
-            raise ValueError(
-                f"--size {self.size}: must be height x width in pixels, e.g. 32x48 or 32x48,48x32"
-            )
-        return [(int(match[1]), int(match[2])) for match in matches if match]
+        return [height_and_width(text, "size") for text in texts]
 
     def sizes(self, training: Sequence[VideoSize]) -> list[VideoSize]:
         """Return the video sizes to choose among; the training's where none is requested."""
@@ -108,10 +103,8 @@ class Request:
         """Read the prompts: a row for each."""
         if self.prompts is None:
             return [ManifestRow("--prompt", {self.prompt_column or "caption": str(self.prompt)})]
-        try:
+        with naming("--prompts"):
             return read_prompts(self.prompts, self.prompt_column)
-        except ValueError as error:
-            raise ValueError(f"--prompts {error}") from error
 
 
 @dataclass(frozen=True)

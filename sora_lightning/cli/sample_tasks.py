@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sora_lightning import generation
+from sora_lightning.checks import naming, require_file
 from sora_lightning.data.batching.buckets import fit_frames
 from sora_lightning.data.decoding.readers import read_frames
 from sora_lightning.generation import SamplingConfig, VideoGenerator
@@ -104,7 +105,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Task:
-    """How a task makes videos, and which of ``TaskInputs`` it needs and may take.
+    """A task: a function that makes videos, and which of ``TaskInputs`` it needs and may take.
 
     ``knows_frames`` is set where frames are known to the network. A ``still`` task makes images.
     """
@@ -132,8 +133,7 @@ def check_inputs(name: str, inputs: TaskInputs, sampling: SamplingConfig) -> Non
             f"{_flag(useless)} has no meaning for --task {name}, only for {', '.join(users)}"
         )
     for flag, path in inputs.files.items():
-        if not path.is_file():
-            raise ValueError(f"--{flag} {path}: no such file")
+        require_file(f"--{flag}", path)
 
 
 def _used(task: Task) -> set[str]:
@@ -151,10 +151,8 @@ def read_video(flag: str, path: Path, fps: float, size: VideoSize) -> Float[Tens
     Raises ``ValueError`` naming the flag for frames smaller than the size.
     """
     frames, _ = read_frames(path, fps=fps)
-    try:
+    with naming(f"{flag} {path}:"):
         return fit_frames(torch.from_numpy(frames.copy()), size.height, size.width)[None]
-    except ValueError as error:
-        raise ValueError(f"{flag} {path}: {error}") from error
 
 
 def _text(job: Job) -> Tensor:

@@ -11,8 +11,8 @@ from sora_lightning.types import Condition
 
 
 class Conditioner(KeepsArguments, nn.Module, ABC):
-    """Turns captions into a ``Condition``, whose tokens have this ``width``. That of the pooled
-    vector is the same, unless ``pooled_width`` is set.
+    """Turns captions into a ``Condition``, whose tokens have this ``width``. The pooled vector has
+    the same width, unless ``pooled_width`` is set.
     """
 
     def __init__(self, width: int):
@@ -28,7 +28,7 @@ class Conditioner(KeepsArguments, nn.Module, ABC):
         return self([""] * num_clips)
 
     def unseen_words(self, captions: Sequence[str]) -> list[str]:
-        """Return words of the captions that the training never saw; none where it is unknown."""
+        """Return the words that no training caption has; an empty list if these are unknown."""
         return []
 
 

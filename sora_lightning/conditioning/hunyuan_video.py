@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+from sora_lightning.checks import import_optional
 from sora_lightning.conditioning.frozen import FrozenTextEncoder
 from sora_lightning.conditioning.known_fingerprints import KnownFingerprint
 from sora_lightning.conditioning.pretrained import (
@@ -24,13 +24,13 @@ _CLASSES = {"llama": "LlamaModel"}
 
 
 class HunyuanVideoText(FrozenTextEncoder):
-    """Gives the states of a Llama before its last two layers as tokens, and the pooled vector of a
-    CLIP.
+    """Encodes captions with a Llama, whose hidden states before its last two layers are the tokens,
+    and with a CLIP, whose pooled vector is the pooled condition.
 
-    A caption stands within the pipeline's prompt, whose tokens before it are left out.
+    A caption is inserted into the pipeline's prompt; tokens before it are cropped.
 
     Args:
-        folder: That of the pipeline.
+        folder: Folder of the pipeline.
         max_tokens: Most tokens of a caption; those beyond are cut.
         dtype: Type that the embeddings are computed in.
         fingerprints: See ``PretrainedText``.
@@ -86,10 +86,5 @@ class HunyuanVideoText(FrozenTextEncoder):
 def _prompt() -> tuple[str, int]:
     """Return the pipeline's prompt around a caption, and the number of tokens before that."""
     name = "diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video"
-    try:
-        prompt: Any = import_module(name).DEFAULT_PROMPT_TEMPLATE
-    except ImportError as error:
-        raise ValueError(
-            "HunyuanVideoText needs diffusers: pip install 'sora-lightning[reference]'"
-        ) from error
+    prompt: Any = import_optional(name, "HunyuanVideoText").DEFAULT_PROMPT_TEMPLATE
     return prompt["template"], prompt["crop_start"]

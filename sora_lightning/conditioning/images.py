@@ -4,7 +4,6 @@ arXiv 2311.04145, section 3.1).
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +15,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sora_lightning.checks import require_at_least
 from sora_lightning.configuration import KeepsArguments
 from sora_lightning.diffusers_folders import part_of_pipeline
+from sora_lightning.transformers_folders import model_type, read_network, transformers_class
 from sora_lightning.types import ImageTokens, as_levels
 
 Decode = Callable[[Tensor], Tensor]
@@ -31,7 +32,7 @@ _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27
 class ImageEncoder(KeepsArguments, nn.Module, ABC):
     """Turns a clip's first latent frame into tokens of the conditioner's width.
 
-    Its input are latents in training and in sampling alike, since a cache serves no pixels.
+    Its inputs are latents in training and in sampling alike, since a cache serves no pixels.
     ``decode`` returns their pixels. The first latent frame of a causal tokenizer holds the first
     frame alone.
 
@@ -65,8 +66,7 @@ class GlobalEncoder(ImageEncoder):
 
     def __init__(self, latent_channels: int, width: int, hidden: int = 64, side: int = 4):
         super().__init__()
-        if side < 1:
-            raise ValueError(f"side = {side}: must be at least 1")
+        require_at_least(1, side=side)
         self.features = nn.Sequential(
             nn.Conv2d(latent_channels, hidden, 3, padding=1),
             nn.SiLU(),
@@ -87,7 +87,8 @@ class GlobalEncoder(ImageEncoder):
 
 
 class ClipEmbedding(ImageEncoder):
-    """Gives one token: a frozen CLIP's embedding, which the public I2VGen-XL projects itself.
+    """Encodes an image as one token, the embedding of a frozen CLIP, for the public I2VGen-XL,
+    which has a projection of its own.
 
     ``folder`` is that of a CLIP as transformers writes it, or of a pipeline with an
     ``image_encoder``; ``config`` is the configuration of its vision tower in place of a folder: the
@@ -117,8 +118,9 @@ class ClipEmbedding(ImageEncoder):
 
 
 class ClipPatches(ImageEncoder):
-    """Gives the states before the last layer of a frozen CLIP, one of the image and one of each
-    patch, which Wan from image to video attends to. Zeros fill them up to ``width``.
+    """Encodes an image as the hidden states before the last layer of a frozen CLIP, one for the
+    image and one for each patch, padded with zeros to ``width``. Wan's image-to-video models attend
+    to them.
 
     ``folder`` and ``config`` are those of ``ClipEmbedding``. Raises ``ValueError`` as it does, and
     for states wider than ``width``.
@@ -192,10 +194,9 @@ def _frozen_tower(
 ) -> Any:
     if (folder is None) == (config is None):
         raise ValueError(f"folder = {folder}, config = {config}: give one of them")
-    transformers = _transformers()
     if folder is not None:
         return _loaded(folder, kind).requires_grad_(False)
-    made = getattr(transformers, kind)(transformers.CLIPVisionConfig(**config or {}))
+    made = transformers_class(kind)(transformers_class("CLIPVisionConfig")(**config or {}))
     return made.requires_grad_(False)
 
 
@@ -228,29 +229,10 @@ def clip_pixels(images: Float[Tensor, "b 3 H W"], side: int) -> Float[Tensor, "b
     return (levels[:, :, top : top + side, left : left + side] / 255 - mean) / std
 
 
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise ValueError(
-            "ClipEncoder needs transformers: pip install 'sora-lightning[reference]'"
-        ) from error
-    return transformers
-
-
 def _loaded(folder: Path, name: str) -> Any:
     folder = part_of_pipeline(Path(folder), "image_encoder")
-    file = folder / "config.json"
-    if not file.is_file():
-        raise ValueError(f"folder = {str(folder)!r}: holds no config.json of a CLIP")
-    kind = json.loads(file.read_text()).get("model_type")
-    if kind not in ("clip", "clip_vision_model"):
-        raise ValueError(f"folder = {str(folder)!r}: holds a {kind}, not a CLIP")
-    transformers = _transformers()
-    tower = getattr(transformers, name)
+    model_type(folder, "CLIP", ("clip", "clip_vision_model"))
     if torch.empty(0).is_meta:  # where a configuration is checked
-        return tower(transformers.CLIPVisionConfig.from_pretrained(folder, local_files_only=True))
-    try:
-        return tower.from_pretrained(folder, local_files_only=True)
-    except OSError as error:
-        raise ValueError(f"folder = {str(folder)!r}: has no weights to read: {error}") from error
+        config = transformers_class("CLIPVisionConfig")
+        return transformers_class(name)(config.from_pretrained(folder, local_files_only=True))
+    return read_network(folder, name, "CLIP")

@@ -9,16 +9,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from sora_lightning.checks import require_at_least, require_in
 from sora_lightning.conditioning.images import ImageEncoder
 from sora_lightning.conditioning.masks import NUM_UNIFORMS, FrameMask, VideoEditing, draw_known
-from sora_lightning.configuration import KeepsArguments
+from sora_lightning.configuration import KeepsArguments, configuration
 from sora_lightning.diffusion import Known, Process
 from sora_lightning.layers.patch import Patch
 from sora_lightning.types import Condition, DenoiserFunction, Draws, Latents, dense_groups
@@ -29,9 +30,7 @@ Wrapper = Callable[[DenoiserFunction], DenoiserFunction]
 
 @dataclass(frozen=True)
 class LatentSpace:
-    """How noise joins the latents, which of them form a token, and how they are decoded and
-    encoded.
-    """
+    """Diffusion process, patch and codec of the latents, as known frames need them."""
 
     process: Process
     patch: Patch
@@ -54,8 +53,7 @@ class KnownFrames:
     keep: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.noise < 1:
-            raise ValueError(f"noise = {self.noise} on known frames: must lie in [0, 1)")
+        require_in("[0, 1)", where="known frames: ", noise=self.noise)
 
     def known(self, patch: Patch, device: torch.device) -> Known:
         """Return the known positions in whole tokens of ``patch``."""
@@ -84,6 +82,17 @@ class KnownFrameConditioning(KeepsArguments, nn.Module, ABC):
         of clips that train without text.
         """
         return self
+
+    @property
+    def specification(self) -> dict[str, Any] | None:
+        """The ``class_path`` and ``init_args`` of this part where its image encoder was loaded from
+        a folder, whose own configuration then takes the factory's place.
+        """
+        if self.image_encoder is None or self.image_encoder.specification is None:
+            return None
+        path = f"{type(self).__module__}.{type(self).__qualname__}"
+        arguments = self.arguments | {"image_encoder": self.image_encoder.specification}
+        return {"class_path": path, "init_args": configuration(arguments, "known_frames")}
 
     @property
     def needs_source(self) -> bool:
@@ -138,8 +147,7 @@ class KnownFrameConditioning(KeepsArguments, nn.Module, ABC):
 class TimeZeroConditioning(KnownFrameConditioning):
     """Known tokens are seen at diffusion time 0, or a little later where a mask has ``noise``.
 
-    The loss is that of the other tokens. Raises ``ValueError`` for a
-    mask that needs a source.
+    The loss is that of the other tokens. Raises ``ValueError`` for a mask that needs a source.
     """
 
     def __init__(self, masks: Sequence[FrameMask] = ()):
@@ -269,10 +277,7 @@ class ConcatConditioning(KnownFrameConditioning):
         super().__init__(masks)
         if not self.masks:
             raise ValueError("masks is empty: nothing would ever be known")
-        if min(drop_frames, drop_both) < 0:
-            raise ValueError(
-                f"drop_frames, drop_both = {(drop_frames, drop_both)}: must not be negative"
-            )
+        require_at_least(0, drop_frames=drop_frames, drop_both=drop_both)
         self.channels = channels or MaskedLatents()
         self.drop_frames, self.drop_both = drop_frames, drop_both
         self._image_encoder_factory = image_encoder

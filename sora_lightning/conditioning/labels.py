@@ -11,12 +11,11 @@ from sora_lightning.types import Condition
 
 
 class LabelConditioner(Conditioner):
-    """Reads a caption as the name of a class. The empty caption, and a dropped one, is a further
-    class, "none" (DiT, arXiv 2212.09748, section 4).
+    """Reads a caption as the name of a class. Empty and dropped captions are one more class (DiT,
+    arXiv 2212.09748, section 4), unless ``null_class`` is False.
 
-    The vector is the pooled vector and the only text token. Without ``null_class`` there is no
-    "none".
-    ``ValueError`` for a caption that names no class.
+    The class's vector is the pooled vector and the only text token. Raises ``ValueError`` for a
+    caption that names no class.
     """
 
     def __init__(self, classes: Sequence[str], width: int = 384, null_class: bool = True):

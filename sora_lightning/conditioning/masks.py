@@ -15,6 +15,7 @@ from einops import repeat
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sora_lightning.checks import require_at_least, require_in
 from sora_lightning.diffusion import Known
 from sora_lightning.layers.patch import Patch
 from sora_lightning.types import TokenGrid
@@ -35,12 +36,9 @@ class FrameMask(ABC):
     noise: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise ValueError(
-                f"weight = {self.weight} of {type(self).__name__}: must not be negative"
-            )
-        if not 0 <= self.noise < 1:
-            raise ValueError(f"noise = {self.noise} of {type(self).__name__}: must lie in [0, 1)")
+        where = f"{type(self).__name__}: "
+        require_at_least(0, where, weight=self.weight)
+        require_in("[0, 1)", where, noise=self.noise)
 
     @abstractmethod
     def known(self, grid: TokenGrid, uniforms: Sequence[float]) -> Bool[Tensor, "f h w"]:

@@ -18,6 +18,12 @@ from sora_lightning.conditioning.frozen import FrozenTextEncoder
 from sora_lightning.conditioning.known_fingerprints import KnownFingerprint
 from sora_lightning.diffusers_folders import part_of_pipeline
 from sora_lightning.layers.fingerprint import fingerprint
+from sora_lightning.transformers_folders import (
+    model_type,
+    read_network,
+    read_tokenizer,
+    transformers_class,
+)
 from sora_lightning.types import Condition
 
 _CLASSES = {
@@ -153,17 +159,8 @@ def text_config(folder: Path, classes: Mapping[str, str]) -> Any:
 
     Raises ``ValueError`` for another kind.
     """
-    transformers = _transformers()
-    file = folder / "config.json"
-    if not file.is_file():
-        raise ValueError(f"folder = {str(folder)!r}: holds no config.json of a text encoder")
-    kind = json.loads(file.read_text()).get("model_type")
-    if kind not in classes:
-        raise ValueError(
-            f"folder = {str(folder)!r}: holds a {kind}; a text encoder is one of "
-            f"{', '.join(classes)}"
-        )
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    kind = model_type(folder, "text encoder", classes)
+    config = transformers_class("AutoConfig").from_pretrained(folder, local_files_only=True)
     return config.text_config if kind == "clip" else config
 
 
@@ -172,51 +169,15 @@ def text_network(folder: Path, dtype: str, classes: Mapping[str, str]) -> Any:
 
     Raises ``ValueError`` for another kind, and for missing weights.
     """
-    config, transformers = text_config(folder, classes), _transformers()
-    name = classes[json.loads((folder / "config.json").read_text())["model_type"]]
-    kind = getattr(transformers, name)
+    name = classes[model_type(folder, "text encoder", classes)]
     if torch.empty(0).is_meta:  # where a configuration is checked, its widths alone are needed
-        return kind(config)
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # no table of a whole model's other weights
-    try:
-        network, info = kind.from_pretrained(
-            folder, local_files_only=True, dtype=getattr(torch, dtype), output_loading_info=True
-        )
-    except OSError as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"folder = {str(folder)!r}: has no weights to read: {reason}") from error
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-    if missing := sorted(info["missing_keys"]):
-        raise ValueError(
-            f"folder = {str(folder)!r}: lacks weights of a {name}, such as {missing[0]}"
-        )
-    return network
+        return transformers_class(name)(text_config(folder, classes))
+    return read_network(folder, name, "text encoder", dtype=getattr(torch, dtype))
 
 
 def text_tokenizer(folder: Path) -> Any:
-    """Return the tokenizer of a folder. Raises ``ValueError`` where there is none."""
-    try:
-        tokenizer = _transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"folder = {str(folder)!r}: has no tokenizer to read: {reason}") from error
-    names = tokenizer.vocab_files_names.values()
-    if not any((folder / name).is_file() for name in names):  # made up by transformers
-        raise ValueError(
-            f"folder = {str(folder)!r}: has no tokenizer to read: none of {', '.join(names)}"
-        )
+    """Return the tokenizer of a folder. Raises ``ValueError`` where there is none that pads."""
+    tokenizer = read_tokenizer(folder)
     if tokenizer.pad_token is None:
-        raise ValueError(f"folder = {str(folder)!r}: its tokenizer has no token of padding")
+        raise ValueError(f"{folder}: its tokenizer has no token of padding")
     return tokenizer
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise ValueError(
-            "PretrainedText needs transformers: pip install 'sora-lightning[reference]'"
-        ) from error
-    return transformers

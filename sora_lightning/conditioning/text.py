@@ -13,6 +13,7 @@ from einops import repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from sora_lightning.checks import require_at_least
 from sora_lightning.conditioning.base import Conditioner, without_dropped
 from sora_lightning.layers.positions.absolute import sinusoidal
 from sora_lightning.layers.transformer import TransformerBlock
@@ -79,8 +80,8 @@ class TextConditioner(Conditioner):
         num_rows: int = 4096,
     ):
         super().__init__(width)
-        if max_words < 1 or num_rows < 2:
-            raise ValueError(f"max_words = {max_words} must be >= 1, num_rows = {num_rows} >= 2")
+        require_at_least(1, max_words=max_words)
+        require_at_least(2, num_rows=num_rows)
         self.max_words = max_words
         self.num_rows = num_rows
         self._warned = False

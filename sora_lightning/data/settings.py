@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from sora_lightning.checks import require_at_least, require_in
 from sora_lightning.data.batching.buckets import Buckets, SizeFamily, SizeRule
 from sora_lightning.data.batching.native_sizes import NativeSizes, Packing
 from sora_lightning.data.decoding.readers import Reader
@@ -42,10 +43,8 @@ class Reading:
     verify_content: bool = False
 
     def __post_init__(self) -> None:
-        if self.num_workers < 0:
-            raise ValueError(f"num_workers = {self.num_workers}: must be at least 0")
-        if not 0 <= self.max_bad_share <= 1:
-            raise ValueError(f"max_bad_share = {self.max_bad_share}: must be from 0 to 1")
+        require_at_least(0, num_workers=self.num_workers)
+        require_in("[0, 1]", max_bad_share=self.max_bad_share)
         if self.verify_content and self.sources:
             raise ValueError(
                 "verify_content and sources are both given: a row records what its clip holds, and "
@@ -87,12 +86,13 @@ class Batching:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("windows_per_clip", "run_length", "steps_per_epoch"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} = {value}: must be at least 1")
-        if self.seed < 0:
-            raise ValueError(f"seed = {self.seed}: must not be negative")
+        require_at_least(
+            1,
+            windows_per_clip=self.windows_per_clip,
+            run_length=self.run_length,
+            steps_per_epoch=self.steps_per_epoch,
+        )
+        require_at_least(0, seed=self.seed)
 
     def size_rule(self, fps: float, packing: Packing | None) -> SizeRule:
         """Return the rule of sizes. Raises ``ValueError`` unless there is exactly one."""

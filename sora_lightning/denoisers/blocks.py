@@ -29,7 +29,7 @@ CrossAttentionFactory = Callable[[int, int, NormFactory | None, bool], CrossAtte
 
 @dataclass(frozen=True)
 class BlockShape:
-    """What a network decides about one of its blocks; a block's other arguments are its own."""
+    """Arguments of a block that the network derives from its size and layout."""
 
     width: int
     num_heads: int

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from jaxtyping import Float
 from torch import Tensor
 
+from sora_lightning.checks import require_at_least
 from sora_lightning.denoisers.conditioning_embedding import BlockContext
 from sora_lightning.denoisers.dit import DiT
 from sora_lightning.types import Condition
@@ -29,12 +30,8 @@ class FeatureCaching:
     last: int = 1
 
     def __post_init__(self) -> None:
-        if self.interval < 1:
-            raise ValueError(f"interval = {self.interval} of the cache: must be at least 1")
-        if min(self.first, self.last) < 0:
-            raise ValueError(
-                f"first = {self.first}, last = {self.last} of the cache: must not be negative"
-            )
+        require_at_least(1, where="cache.", interval=self.interval)
+        require_at_least(0, where="cache.", first=self.first, last=self.last)
 
     def around(self, denoiser: object) -> CachedDenoiser:
         """Return the cached denoiser for one sampling run.

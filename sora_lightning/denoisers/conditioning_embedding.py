@@ -88,7 +88,7 @@ class ConditioningEmbedding:
 
 @dataclass(frozen=True)
 class BlockContext:
-    """What a block takes beside the tokens, computed once for a forward pass.
+    """Inputs of a block besides the tokens, computed once in a forward pass.
 
     ``angles`` are rotary positions. ``text`` has a row for each clip; it and its mask are ``None``
     if no block attends to text.

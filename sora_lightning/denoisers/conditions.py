@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sora_lightning.checks import require_at_least
 from sora_lightning.types import Condition
 
 
@@ -42,8 +43,7 @@ class TextAndPooled(ConditionInput):
 
     def __init__(self, condition_width: int, width: int, text_every: int = 1):
         super().__init__()
-        if text_every < 1:
-            raise ValueError(f"text_every = {text_every} must be at least 1")
+        require_at_least(1, text_every=text_every)
         self.text_every = text_every
         self.text_in = nn.Linear(condition_width, width)
         self.pooled_in = nn.Linear(condition_width, width)
@@ -62,8 +62,7 @@ class TextOnly(ConditionInput):
 
     def __init__(self, condition_width: int, width: int, text_every: int = 1):
         super().__init__()
-        if text_every < 1:
-            raise ValueError(f"text_every = {text_every} must be at least 1")
+        require_at_least(1, text_every=text_every)
         self.text_every = text_every
         self.hidden = nn.Linear(condition_width, width)
         self.out = nn.Linear(width, width)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from sora_lightning.checks import import_optional
 from sora_lightning.layers.fingerprint import fingerprint
 from sora_lightning.layers.left_out import leave_out_frozen
 
@@ -32,7 +33,7 @@ def add_lora(owner: nn.Module, lora: LoraConfig) -> None:
     _check_targets(lora, [name for name, _ in network.named_modules()])
     digest = fingerprint(network)
     try:
-        _peft().inject_adapter_in_model(lora, network)
+        import_optional("peft", "lora").inject_adapter_in_model(lora, network)
     except ValueError as error:
         raise ValueError(f"lora: {str(error).splitlines()[0]}") from error
     _check_patterns(lora, _adapted(network))
@@ -55,7 +56,7 @@ def adapter_state(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]
     if not (configs := getattr(network, "peft_config", {})):
         return {}, {}
     (config,) = configs.values()
-    return _peft().get_peft_model_state_dict(network), config.to_dict()
+    return import_optional("peft", "lora").get_peft_model_state_dict(network), config.to_dict()
 
 
 def merge_adapters(network: nn.Module) -> None:
@@ -134,10 +135,3 @@ def _check_targets(lora: LoraConfig, names: list[str]) -> None:
                 f"lora.target_modules: no layer ends with {target!r}; layers of attention end with "
                 f"{', '.join(end for end in ends if not end.isdigit())}"
             )
-
-
-def _peft() -> Any:
-    try:
-        return import_module("peft")
-    except ImportError as error:
-        raise ValueError("lora needs peft: pip install 'sora-lightning[reference]'") from error

@@ -7,6 +7,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sora_lightning.checks import require_at_least
 from sora_lightning.denoisers.conditioning_embedding import ConditioningEmbedding
 
 
@@ -61,8 +62,7 @@ class AdaLNLoRA(Modulation):
 
     def __init__(self, width: int, num_parts: int, rank: int = 2):
         super().__init__()
-        if rank < 1:
-            raise ValueError(f"rank = {rank} must be at least 1")
+        require_at_least(1, rank=rank)
         self.down = nn.Linear(width, rank, bias=False)
         self.up = nn.Linear(rank, num_parts * width, bias=False)
 

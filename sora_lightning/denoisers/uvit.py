@@ -13,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from sora_lightning.checks import require_at_least
 from sora_lightning.denoisers.base import Denoiser, clip_by_clip
 from sora_lightning.layers.patch import Patch
 from sora_lightning.layers.positions.absolute import LearnedPositions, sinusoidal
@@ -43,8 +44,7 @@ class LearnedExtent:
     columns: int = 16
 
     def __post_init__(self) -> None:
-        if self.condition < 0 or min(self.frames, self.rows, self.columns) < 1:
-            raise ValueError(f"{self}: condition must be 0 or more, the other lengths 1 or more")
+        require_at_least(0, where="extent.", condition=self.condition)
 
 
 class UViTBlock(nn.Module):

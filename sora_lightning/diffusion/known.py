@@ -19,8 +19,8 @@ from sora_lightning.types import Condition, DenoiserFunction
 
 @dataclass(frozen=True)
 class Known:
-    """Which latent positions are known, in whole tokens, and at which time each clip's are seen: 0,
-    or a little later where they carry noise.
+    """A mask of known latent positions, in whole tokens, and the diffusion time that each clip's
+    are seen at: 0, or above if noise is added to them.
     """
 
     mask: Bool[Tensor, "b 1 f h w"]

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sora_lightning.checks import require_at_least, require_in, require_positive
 from sora_lightning.diffusion.known import Known, mean_where
 from sora_lightning.diffusion.paths import Transition, VariancePreserving, broadcast_time
 from sora_lightning.diffusion.predictions import Coefficients, Process
@@ -35,8 +36,7 @@ class MinSNR(Weighting):
     gamma: float = 5.0
 
     def __post_init__(self) -> None:
-        if self.gamma <= 0:
-            raise ValueError(f"gamma = {self.gamma} must be positive")
+        require_positive(gamma=self.gamma)
 
     def __call__(self, c: Coefficients) -> Tensor:
         return (c.alpha / c.sigma).square().clamp(max=self.gamma)
@@ -158,10 +158,8 @@ class SquaredError(Objective):
     self_conditioning: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.offset_noise < 0:
-            raise ValueError(f"offset_noise = {self.offset_noise} must not be negative")
-        if not 0 <= self.self_conditioning <= 1:
-            raise ValueError(f"self_conditioning = {self.self_conditioning}: must lie in [0, 1]")
+        require_at_least(0, offset_noise=self.offset_noise)
+        require_in("[0, 1]", self_conditioning=self.self_conditioning)
 
     def error(
         self,

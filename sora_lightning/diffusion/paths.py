@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sora_lightning.checks import require_at_least, require_positive
+
 
 def broadcast_time(t: Float[Tensor, " b *s"], like: Float[Tensor, "b ..."]) -> Tensor:
     """Reshape a time for each clip to multiply the clips' tensor; a time for each position is
@@ -146,8 +148,7 @@ class ShiftedBetas(Betas):
     shift: float
 
     def __post_init__(self) -> None:
-        if self.shift <= 0:
-            raise ValueError(f"shift = {self.shift} must be positive")
+        require_positive(shift=self.shift)
 
     def __call__(self, num_steps: int) -> Float[Tensor, " {num_steps}"]:
         alpha_squared = (1 - self.betas(num_steps)).cumprod(0)
@@ -169,8 +170,7 @@ class VariancePreserving(Path):
     zero_terminal_snr: bool = False
 
     def __post_init__(self) -> None:
-        if self.num_steps < 2:
-            raise ValueError(f"num_steps = {self.num_steps}: must be at least 2")
+        require_at_least(2, num_steps=self.num_steps)
         betas = self.betas(self.num_steps)
         if not bool(((betas > 0) & (betas < 1)).all()):
             raise ValueError(f"{self.betas} gives variances that do not lie between 0 and 1")
@@ -218,10 +218,8 @@ class VarianceExploding(Path):
     rho: float = 7.0
 
     def __post_init__(self) -> None:
-        if self.sigma_max <= 0 or self.rho < 1:
-            raise ValueError(
-                f"sigma_max = {self.sigma_max} must be positive, rho = {self.rho} >= 1"
-            )
+        require_positive(sigma_max=self.sigma_max)
+        require_at_least(1, rho=self.rho)
 
     def alpha(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
         return torch.ones_like(t)

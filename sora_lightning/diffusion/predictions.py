@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sora_lightning.checks import require_positive
 from sora_lightning.diffusion.paths import Path, RectifiedFlow, broadcast_time
 from sora_lightning.types import Condition, DenoiserFunction
 
@@ -138,8 +139,7 @@ class Preconditioned(Prediction):
     data_std: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.data_std <= 0:
-            raise ValueError(f"data_std = {self.data_std} must be positive")
+        require_positive(data_std=self.data_std)
 
     def target(self, x_0: Tensor, noise: Tensor, c: Coefficients) -> Tensor:
         alpha, sigma = c.alpha, c.sigma

@@ -1,4 +1,4 @@
-"""What a public model was trained on, from the ``scheduler_config.json`` that diffusers wrote.
+"""Path, prediction and times of a public model, from the ``scheduler_config.json`` of diffusers.
 
 A folder is that of a scheduler or of a whole pipeline.
 """
@@ -6,12 +6,12 @@ A folder is that of a scheduler or of a whole pipeline.
 from __future__ import annotations
 
 import json
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sora_lightning.checks import import_optional
 from sora_lightning.diffusers_folders import part_of_pipeline
 from sora_lightning.diffusion.objectives import SquaredError
 from sora_lightning.diffusion.paths import (
@@ -76,12 +76,7 @@ def _scheduler(folder: Path) -> Any:
             "scheduler"
         )
     name = json.loads(file.read_text()).get("_class_name", "")
-    try:
-        kind = getattr(import_module("diffusers"), name, None)
-    except ImportError as error:
-        raise ValueError(
-            "a scheduler's folder needs diffusers: pip install 'sora-lightning[reference]'"
-        ) from error
+    kind = getattr(import_optional("diffusers", "a scheduler's folder"), name, None)
     if kind is None or not hasattr(kind, "set_timesteps"):
         raise ValueError(f"{file}: {name!r} is no scheduler of diffusers")
     with torch.device("cpu"):

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sora_lightning.checks import require_in
 from sora_lightning.diffusion.objectives import interpolated_log_variance
 from sora_lightning.diffusion.paths import Path, Transition
 from sora_lightning.diffusion.predictions import Process
@@ -95,8 +96,7 @@ class DDIM:
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta = {self.eta} must lie in [0, 1]")
+        require_in("[0, 1]", eta=self.eta)
 
     def __call__(
         self,

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sora_lightning.checks import require_at_least, require_positive
 from sora_lightning.diffusion.paths import VarianceExploding, shift_time
 
 NumTokens = int | Tensor | None
@@ -44,10 +45,8 @@ class ShiftedTimes(TrainingTimes):
     base_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if self.shift <= 0:
-            raise ValueError(f"shift = {self.shift} must be positive")
-        if self.base_tokens is not None and self.base_tokens < 1:
-            raise ValueError(f"base_tokens = {self.base_tokens} must be positive")
+        require_positive(shift=self.shift)
+        require_at_least(1, base_tokens=self.base_tokens)
 
     def sampling_shift(self, num_tokens: int) -> float:
         return float(self._shift(num_tokens))
@@ -115,8 +114,7 @@ class LogitNormal(ShiftedTimes):
         super().__post_init__()
         if self.by_size is not None and (self.shift != 1 or self.base_tokens is not None):
             raise ValueError(f"by_size = {self.by_size}: takes the place of shift and base_tokens")
-        if self.std <= 0:
-            raise ValueError(f"std = {self.std} must be positive")
+        require_positive(std=self.std)
 
     def __call__(
         self, normal: Float[Tensor, " b"], num_tokens: NumTokens = None
@@ -143,8 +141,7 @@ class LogNormalSigma(TrainingTimes):
     path: VarianceExploding = field(default_factory=VarianceExploding)
 
     def __post_init__(self) -> None:
-        if self.std <= 0:
-            raise ValueError(f"std = {self.std} must be positive")
+        require_positive(std=self.std)
 
     def __call__(
         self, normal: Float[Tensor, " b"], num_tokens: NumTokens = None
@@ -154,8 +151,7 @@ class LogNormalSigma(TrainingTimes):
 
 def uniform_times(num_steps: int, shift: float = 1.0) -> Float[Tensor, " s"]:
     """Return ``num_steps + 1`` times from 1 to 0, shifted towards noise for ``shift`` > 1."""
-    if num_steps < 1:
-        raise ValueError(f"num_steps = {num_steps}: must be at least 1")
+    require_at_least(1, num_steps=num_steps)
     return shift_time(torch.linspace(1, 0, num_steps + 1), shift)
 
 

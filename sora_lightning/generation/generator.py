@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sora_lightning.checks import require_in
 from sora_lightning.conditioning import (
     Conditioner,
     KnownFrameConditioning,
@@ -61,8 +62,7 @@ class InitLatents:
     strength: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.strength <= 1:
-            raise ValueError(f"strength = {self.strength}: must lie in (0, 1]")
+        require_in("(0, 1]", strength=self.strength)
 
 
 @dataclass(frozen=True)

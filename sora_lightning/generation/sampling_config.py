@@ -12,6 +12,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
+from sora_lightning.checks import require_at_least, require_file, require_in, require_positive
 from sora_lightning.denoisers import FeatureCaching
 from sora_lightning.diffusion import (
     DDIM,
@@ -76,8 +77,7 @@ class TimeGrid:
             raise ValueError(f"time_grid.kind = {self.kind}: must be uniform, karras or spaced")
         if self.shift is not None and self.kind != "uniform":
             raise ValueError(f"time_grid.shift = {self.shift}: is for uniform times alone")
-        if self.shift is not None and self.shift <= 0:
-            raise ValueError(f"time_grid.shift = {self.shift}: must be positive")
+        require_positive(where="time_grid.", shift=self.shift)
 
     def times(
         self, num_steps: int, path: NoisePath, training_shift: Callable[[], float]
@@ -125,12 +125,10 @@ class GuidanceConfig:
 
     def __post_init__(self) -> None:
         check_interval("guidance.interval", self.interval)
-        if not 0 <= self.rescale <= 1:
-            raise ValueError(f"guidance.rescale = {self.rescale}: must lie in [0, 1]")
-        if self.channels is not None and self.channels < 1:
-            raise ValueError(f"guidance.channels = {self.channels}: must be at least 1")
-        if self.weak_model is not None and not self.weak_model.is_file():
-            raise ValueError(f"guidance.weak_model = {self.weak_model}: no such file")
+        require_in("[0, 1]", where="guidance.", rescale=self.rescale)
+        require_at_least(1, where="guidance.", channels=self.channels)
+        if self.weak_model is not None:
+            require_file("guidance.weak_model =", self.weak_model)
         changed = self._changed()
         if changed and self.frame_guidance is not None:
             raise ValueError(
@@ -182,9 +180,6 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
             raise ValueError(f"sampler = {self.sampler!r}: must be one of {', '.join(SAMPLERS)}")
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps = {self.num_steps}: must be at least 1")
-        if not 0 <= self.frame_noise < 1:
-            raise ValueError(f"frame_noise = {self.frame_noise}: must lie in [0, 1)")
-        if not 0 <= self.resample_strength <= 1:
-            raise ValueError(f"resample_strength = {self.resample_strength}: must lie in [0, 1]")
+        require_at_least(1, num_steps=self.num_steps)
+        require_in("[0, 1)", frame_noise=self.frame_noise)
+        require_in("[0, 1]", resample_strength=self.resample_strength)

@@ -12,7 +12,7 @@ from typing import Any
 from sora_lightning.denoisers.lora import adapter_state, merge_adapters
 from sora_lightning.denoisers.pretrained_base import PretrainedDenoiser
 from sora_lightning.diffusers_folders import diffusers_class
-from sora_lightning.files import check_writable, follow_umask
+from sora_lightning.files import check_new_folder, follow_umask
 from sora_lightning.systems import DiffusionSystem, PretrainedSystem
 
 
@@ -27,12 +27,7 @@ def write_diffusers(checkpoint: Path, output: Path) -> str:
     Raises ``ValueError`` for a checkpoint whose denoiser is not one of diffusers, and where the
     output exists.
     """
-    if output.exists():
-        raise ValueError(f"--output {output}: exists; name a folder to be made")
-    try:
-        check_writable(output)
-    except ValueError as error:
-        raise ValueError(f"--output {error}") from error
+    check_new_folder(output)
     system = DiffusionSystem.from_checkpoint(checkpoint)
     denoiser = system.denoiser
     if not isinstance(denoiser, PretrainedDenoiser):

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from sora_lightning.checks import require_at_least
 from sora_lightning.configuration import KeepsArguments
 from sora_lightning.layers.groupings import Regrouping
 from sora_lightning.types import TokenGrid
@@ -65,9 +66,8 @@ class Partition(TokenPartition):
     images_apart: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("frames", "rows", "columns"):
-            if (length := getattr(self, name)) is not None and length < 1:
-                raise ValueError(f"{name} = {length} of {self}: must be at least 1")
+        lengths = {"frames": self.frames, "rows": self.rows, "columns": self.columns}
+        require_at_least(1, where="Partition: ", **lengths)
 
     def box(self, grid: TokenGrid) -> tuple[int, int, int]:
         """Return the extent of the first box on a grid."""
@@ -129,8 +129,7 @@ class Skip(TokenPartition):
     run: int = 1
 
     def __post_init__(self) -> None:
-        if self.ratio < 1 or self.run < 1:
-            raise ValueError(f"{self}: ratio and run must be at least 1")
+        require_at_least(1, where="Skip: ", ratio=self.ratio, run=self.run)
 
     def is_whole(self, grid: TokenGrid) -> bool:
         return self.ratio == 1
@@ -258,8 +257,7 @@ class Skiparse(AttentionLayout):
     """
 
     def __init__(self, ratio: int = 4, num_joint: int = 2):
-        if num_joint < 0:
-            raise ValueError(f"num_joint = {num_joint} must be at least 0")
+        require_at_least(0, num_joint=num_joint)
         self.skips = (Skip(ratio), Skip(ratio, run=ratio))
         self.num_joint = num_joint
 

@@ -10,6 +10,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from sora_lightning.checks import require_three
 from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.types import Compression, PackedLatents, TokenGrid
 
@@ -25,10 +26,7 @@ class Patch:
     @classmethod
     def of(cls, patch: Sequence[int], name: str = "patch") -> Patch:
         """Return the patch of three numbers. Raises ``ValueError`` naming it for anything else."""
-        if len(patch) != 3 or min(patch) < 1:
-            raise ValueError(
-                f"{name} = {list(patch)} must be three positive numbers: frames, rows, columns"
-            )
+        require_three(1, **{name: patch})
         return cls(*patch)
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from sora_lightning.checks import require_at_least, require_in
 from sora_lightning.planner.counting import Count
 from sora_lightning.planner.devices import Device
 
@@ -26,8 +27,7 @@ class Parallelism:
     context: int = 1
 
     def __post_init__(self) -> None:
-        if min(self.gpus, self.tensor, self.context) < 1:
-            raise ValueError(f"{self}: gpus, tensor and context must be at least 1")
+        require_at_least(1, gpus=self.gpus, tensor=self.tensor, context=self.context)
         if self.gpus % (self.tensor * self.context):
             raise ValueError(
                 f"gpus = {self.gpus} is not a multiple of tensor x context = "
@@ -58,11 +58,14 @@ class Workload:
     ema: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("batch", "steps", "sampling_steps", "guidance_passes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
-        if not 0 < self.utilisation <= 1:
-            raise ValueError(f"utilisation = {self.utilisation} must lie in (0, 1]")
+        require_at_least(
+            1,
+            batch=self.batch,
+            steps=self.steps,
+            sampling_steps=self.sampling_steps,
+            guidance_passes=self.guidance_passes,
+        )
+        require_in("(0, 1]", utilisation=self.utilisation)
 
 
 @dataclass(frozen=True)

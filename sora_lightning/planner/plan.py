@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch import LightningModule
 
 from sora_lightning.checkpoints import build
-from sora_lightning.cli.explain import condense
+from sora_lightning.cli import explain
 from sora_lightning.cli.sources import merge
 from sora_lightning.cli.training_cost import on_meta
 from sora_lightning.planner.counting import Count, count
@@ -87,12 +86,7 @@ def settings_of(values: Mapping[str, Any]) -> PlanSettings:
     """
     given = dict(values.get("plan") or {})
     given.setdefault("sizes", ((values.get("data") or {}).get("batching") or {}).get("sizes") or [])
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(PlanSettings, "plan")
-    try:
-        settings = parser.instantiate(parser.parse_object(Namespace(plan=given))).plan
-    except ArgumentError as error:
-        raise ValueError(condense(str(error))) from error
+    settings = explain.build(PlanSettings, given, "plan")
     if not settings.sizes and any("size" not in one for one in settings.variants.values() or [{}]):
         raise ValueError("plan.sizes is missing: say which sizes are planned, e.g. [17x256x256]")
     for index, claim in enumerate(settings.claims):
@@ -139,7 +133,7 @@ def build_system(model: dict[str, Any], source: Path) -> DiffusionSystem:
         system = build(LightningModule, model, source)
     except ValueError as error:
         message = str(error).removeprefix(f"{source}: ")
-        raise ValueError(f"{source}: {condense(message)}") from error
+        raise ValueError(f"{source}: {explain.condense(message)}") from error
     if not isinstance(system, DiffusionSystem):
         raise ValueError(f"{source}: model is a {type(system).__name__}: plan a DiffusionSystem")
     return system

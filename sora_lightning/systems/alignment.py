@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sora_lightning.captioner import VideoEncoder
+from sora_lightning.checks import require_at_least
 from sora_lightning.configuration import KeepsArguments, configuration
 from sora_lightning.denoisers import Denoiser, DiT
 from sora_lightning.layers.packed_sequence import PackedSequence
@@ -62,11 +63,8 @@ class RepresentationAlignment(KeepsArguments, nn.Module):
         hidden_width: int = 2048,
     ):
         super().__init__()
-        for name, value in (("block", block), ("frame_stride", frame_stride)):
-            if value < 1:
-                raise ValueError(f"alignment.{name} = {value}: must be at least 1")
-        if weight < 0:
-            raise ValueError(f"alignment.weight = {weight}: must not be negative")
+        require_at_least(1, where="alignment.", block=block, frame_stride=frame_stride)
+        require_at_least(0, where="alignment.", weight=weight)
         self.encoder = encoder.requires_grad_(False)
         self.block = block
         self.weight = weight

@@ -21,6 +21,7 @@ from sora_lightning.captioner.decoding import Decoding, Greedy, Nucleus
 from sora_lightning.captioner.named_words import NamedWords
 from sora_lightning.captioner.retrieval import Retrieval, caption_hashes
 from sora_lightning.checkpoints import load_system, plain_hyperparameters
+from sora_lightning.checks import naming, require_at_least
 from sora_lightning.data import VideoDataModule
 from sora_lightning.data.batching.native_sizes import check_geometry
 from sora_lightning.data.manifest.records import one_line
@@ -56,8 +57,7 @@ class RecaptioningSystem(L.LightningModule):
         seed: int = 0,
     ):
         super().__init__()
-        if captions_per_clip < 1:
-            raise ValueError(f"captions_per_clip = {captions_per_clip}: must be at least 1")
+        require_at_least(1, captions_per_clip=captions_per_clip)
         if captions_per_clip > 1 and not isinstance(decoding, Nucleus):
             raise ValueError(
                 f"captions_per_clip = {captions_per_clip}: {type(decoding).__name__} would write "
@@ -116,9 +116,7 @@ class CaptionerSystem(RecaptioningSystem):
         named_words: dict[str, list[str]] | None = None,
     ):
         super().__init__(captioner, decoding, captions_per_clip, seed)
-        for name, weight in (("contrastive", contrastive), ("captioning", captioning)):
-            if weight < 0:
-                raise ValueError(f"{name} = {weight}: must not be negative")
+        require_at_least(0, contrastive=contrastive, captioning=captioning)
         self.save_hyperparameters()
         self.contrastive = contrastive
         self.captioning = captioning
@@ -166,11 +164,9 @@ class CaptionerSystem(RecaptioningSystem):
             return
         if spec.packing is not None:
             check_geometry(spec.packing.compression, spec.packing.patch, compression, None)
-        for size in spec.sizes:
-            try:
+        with naming("data.batching.sizes:"):
+            for size in spec.sizes:
                 compression.grid(size)
-            except ValueError as error:
-                raise ValueError(f"data.batching.sizes: {error}") from error
 
     def _check_captions(self, data: VideoDataModule, manifest: Path) -> None:
         context = self.captioner.tower.context

@@ -1,4 +1,4 @@
-"""What a system asks of the data that it trains on; refused when both are known, before a step."""
+"""Checks that data fit the system that trains on them, made before the first step."""
 
 from __future__ import annotations
 

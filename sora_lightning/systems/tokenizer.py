@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sora_lightning.checkpoints import load_system, plain_hyperparameters
+from sora_lightning.checks import require_at_least
 from sora_lightning.data import VideoDataModule
 from sora_lightning.systems.batches import data_spec, mean_loss, no_losses
 from sora_lightning.systems.data_checks import check_packable
@@ -79,8 +80,7 @@ class TokenizerSystem(L.LightningModule):
         self.save_hyperparameters()
         self.tokenizer = tokenizer
         if decoder_noise is not None:
-            if decoder_noise < 0:
-                raise ValueError(f"decoder_noise = {decoder_noise} must not be negative")
+            require_at_least(0, decoder_noise=decoder_noise)
             tokenizer.requires_grad_(False)
             for part in tokenizer.decoder_parts():
                 part.requires_grad_(True)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from sora_lightning.checks import require_at_least, require_positive
 from sora_lightning.configuration import KeepsArguments
 from sora_lightning.tokenizers.discriminator import PatchDiscriminator3d
 
@@ -49,11 +50,8 @@ class Adversarial(KeepsArguments, nn.Module):
         learning_rate: float = 1e-4,
     ):
         super().__init__()
-        for name, value in (("weight", weight), ("r1", r1), ("start_step", start_step)):
-            if value < 0:
-                raise ValueError(f"{name} = {value} must not be negative")
-        if learning_rate <= 0:
-            raise ValueError(f"learning_rate = {learning_rate} must be positive")
+        require_at_least(0, weight=weight, r1=r1, start_step=start_step)
+        require_positive(learning_rate=learning_rate)
         self.discriminator = discriminator or PatchDiscriminator3d()
         self.weight = weight
         self.adaptive = adaptive

@@ -11,6 +11,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sora_lightning.checks import require_positive
 from sora_lightning.layers.attention import SelfAttention
 from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.tokenizers.framewise import FramewiseTokenizer
@@ -40,8 +41,7 @@ class LDMTokenizer(FramewiseTokenizer):
             raise ValueError("multipliers is empty: there must be one level at least")
         if channels % _NUM_GROUPS:
             raise ValueError(f"channels = {channels} is not a multiple of {_NUM_GROUPS} groups")
-        if scaling_factor <= 0:
-            raise ValueError(f"scaling_factor = {scaling_factor} must be positive")
+        require_positive(scaling_factor=scaling_factor)
         space = 2 ** (len(multipliers) - 1)
         super().__init__(Compression(1, space, space), latent_channels)
         self.latent_std.fill_(1 / scaling_factor)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sora_lightning.checks import require_at_least, require_positive
 from sora_lightning.tokenizers.perceptual import PerceptualDistance
 from sora_lightning.tokenizers.posterior import DiagonalGaussian
 
@@ -45,8 +46,7 @@ class Charbonnier(PixelError):
     epsilon: float = 1e-2
 
     def __post_init__(self) -> None:
-        if self.epsilon <= 0:
-            raise ValueError(f"epsilon = {self.epsilon} must be positive")
+        require_positive(epsilon=self.epsilon)
 
     def __call__(self, error: Float[Tensor, "b 3 F H W"]) -> Float[Tensor, ""]:
         return (error.square() + self.epsilon**2).sqrt().mean() - self.epsilon
@@ -60,9 +60,7 @@ class L1AndL2(PixelError):
     l2: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("l1", "l2"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"weight {name} = {getattr(self, name)} must not be negative")
+        require_at_least(0, l1=self.l1, l2=self.l2)
         if self.l1 == self.l2 == 0:
             raise ValueError("l1 and l2 are both 0: nothing asks for a reconstruction")
 
@@ -84,9 +82,7 @@ class WithEdges(PixelError):
     time: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("weight", "time"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} = {getattr(self, name)} of edges must not be negative")
+        require_at_least(0, where="edges: ", weight=self.weight, time=self.time)
 
     def __call__(self, error: Float[Tensor, "b 3 F H W"]) -> Float[Tensor, ""]:
         edges = error.diff(dim=-1).square().mean() + error.diff(dim=-2).square().mean()
@@ -105,8 +101,7 @@ class Perceptual:
     """
 
     def __init__(self, weights: Path | None = None, weight: float = 1.0):
-        if weight < 0:
-            raise ValueError(f"weight = {weight} must not be negative")
+        require_at_least(0, weight=weight)
         self.weight = weight
         self._network: PerceptualDistance | None = None
         if weight and weights is not None and Path(weights).is_file():
@@ -138,8 +133,7 @@ class ReconstructionLoss:
     perceptual: Perceptual | None = None
 
     def __post_init__(self) -> None:
-        if self.kl < 0:
-            raise ValueError(f"weight kl = {self.kl} must not be negative")
+        require_at_least(0, kl=self.kl)
 
     def __call__(
         self,

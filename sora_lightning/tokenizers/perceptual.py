@@ -13,6 +13,7 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sora_lightning.checks import naming, require_file
 from sora_lightning.files import check_archive
 
 Backbone = Literal["alex", "vgg"]
@@ -80,13 +81,10 @@ class PerceptualDistance(nn.Module):
     def __init__(self, weights: Path | str):
         super().__init__()
         path = Path(weights)
-        if not path.is_file():
-            raise ValueError(f"weights of VGG-16 for LPIPS: no such file: {path}")
+        require_file("weights of VGG-16 for LPIPS:", path)
         self.network = LpipsNetwork("vgg")
-        try:
+        with naming(f"weights of VGG-16 for LPIPS: {path}:"):
             check_archive(path)
-        except ValueError as error:
-            raise ValueError(f"weights of VGG-16 for LPIPS: {path}: {error}") from error
         content = without_classifier(torch.load(path, map_location="cpu", weights_only=True))
         own = self.network.features.state_dict()
         wrong = sorted(set(content) ^ set(own))

@@ -14,6 +14,7 @@ from einops import rearrange, reduce, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sora_lightning.checks import require_at_least
 from sora_lightning.layers.attention import NormFactory, SelfAttention
 from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.partitions import AttentionLayout, BlockPartitions, Joint
@@ -156,8 +157,7 @@ class FactorisedViViT(nn.Module):
         temporal_depth: int = 4,
     ):
         super().__init__()
-        if temporal_depth < 0:
-            raise ValueError(f"temporal_depth = {temporal_depth} must be at least 0")
+        require_at_least(0, temporal_depth=temporal_depth)
         size, tubelets = size or VIT_SIZES["B"], tubelets or Tubelets()
         self.patch, self.width = tubelets.patch, size.width
         grid, width, joint = tubelets.grid, size.width, Joint().partitions(0)

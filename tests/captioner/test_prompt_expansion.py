@@ -196,7 +196,7 @@ def test_a_prompt_beyond_the_context_is_named(checkpoint: Path, gpt2: Path) -> N
     [
         ("config.json", "holds no config.json of a language model"),
         ("model.safetensors", "holds no language model to read"),
-        ("tokenizer.json", "holds no language model to read: Couldn't instantiate"),
+        ("tokenizer.json", "has no tokenizer to read: Couldn't instantiate"),
     ],
 )
 def test_a_folder_that_is_no_language_model_is_named(

@@ -223,10 +223,10 @@ def test_what_is_no_clip_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no config\.json of a CLIP"):
         ClipEncoder(4, WIDTH, tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ValueError, match="holds a bert, not a CLIP"):
+    with pytest.raises(ValueError, match="holds a bert; a CLIP is one of clip, clip_vision_model"):
         ClipEncoder(4, WIDTH, tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "clip_vision_model"}')
-    with pytest.raises(ValueError, match="has no weights to read"):
+    with pytest.raises(ValueError, match="holds no CLIP to read"):
         ClipEncoder(4, WIDTH, tmp_path)
     with pytest.raises(ValueError, match="side = 0"):
         GlobalEncoder(4, WIDTH, side=0)

@@ -153,7 +153,7 @@ def without(*names: str) -> Callable[[Path], object]:
     ("spoil", "message"),
     [
         (without("config.json"), "holds no config.json of a text encoder"),
-        (without("model.safetensors"), "has no weights to read"),
+        (without("model.safetensors"), "holds no text encoder to read"),
         (without("tokenizer.json", "tokenizer_config.json"), "has no tokenizer to read"),
         (
             lambda folder: change_config(folder, model_type="gpt2"),
@@ -161,7 +161,7 @@ def without(*names: str) -> Callable[[Path], object]:
         ),
         (
             lambda folder: change_config(folder, num_layers=3),
-            "lacks weights of a T5EncoderModel, su",
+            "lacks weights of its text encoder, such as encoder",
         ),
     ],
 )
@@ -170,7 +170,7 @@ def test_a_folder_that_is_no_encoder_is_named(
 ) -> None:
     folder = shutil.copytree(folders["T5"], tmp_path / "spoiled")
     spoil(folder)
-    with pytest.raises(ValueError, match=f"folder = '{folder}': {message}"):
+    with pytest.raises(ValueError, match=f"{folder}: {message}"):
         PretrainedText(folder)
 
 

@@ -138,5 +138,5 @@ def test_what_does_not_fit_is_refused():
         small_uvit(patch=(2, 2))
     with pytest.raises(ValueError, match="4 condition tokens, and positions for 3"):
         small_uvit()(torch.zeros(1, 4, 1, 6, 4), torch.rand(1), text(1, 4))
-    with pytest.raises(ValueError, match="condition must be 0 or more"):
+    with pytest.raises(ValueError, match=r"extent\.condition = -1: must not be negative"):
         LearnedExtent(-1)

@@ -61,7 +61,7 @@ def test_what_would_train_nothing_is_refused(
         fit({"model": untrained}, tmp_path / "a", *STEPS)
     with pytest.raises(ValueError, match="nothing trains: the tokenizer is loaded and frozen"):
         fit({"model": of_decoder(tokenizer_checkpoint, None)}, tmp_path / "b", *STEPS)
-    with pytest.raises(ValueError, match=r"decoder_noise = -1\.0 must not be negative"):
+    with pytest.raises(ValueError, match=r"decoder_noise = -1\.0: must not be negative"):
         TokenizerSystem(ConvTokenizer(4, [8], [], [], patch=4), decoder_noise=-1.0)
 
 

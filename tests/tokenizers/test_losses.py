@@ -69,13 +69,13 @@ def test_loss_is_the_weighted_sum_of_its_terms():
     ("build", "said"),
     [
         (lambda: L1AndL2(0.0, 0.0), "nothing asks for a reconstruction"),
-        (lambda: L1AndL2(l1=-1.0), r"weight l1 = -1\.0"),
-        (lambda: WithEdges(weight=-1.0), r"weight = -1\.0 of edges"),
-        (lambda: WithEdges(time=-1.0), r"time = -1\.0 of edges"),
+        (lambda: L1AndL2(l1=-1.0), r"l1 = -1\.0: must not be negative"),
+        (lambda: WithEdges(weight=-1.0), r"edges: weight = -1\.0"),
+        (lambda: WithEdges(time=-1.0), r"edges: time = -1\.0"),
         (lambda: Charbonnier(0.0), r"epsilon = 0\.0"),
-        (lambda: ReconstructionLoss(kl=-1.0), r"weight kl = -1\.0"),
+        (lambda: ReconstructionLoss(kl=-1.0), r"kl = -1\.0: must not be negative"),
         (lambda: Perceptual(weight=-1.0), r"weight = -1\.0"),
-        (lambda: PerceptualDistance("nowhere.pth"), r"no such file: nowhere\.pth"),
+        (lambda: PerceptualDistance("nowhere.pth"), r"nowhere\.pth: no such file"),
     ],
 )
 def test_wrong_weights_are_refused(build, said):

@@ -18,6 +18,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
+from sora_lightning.checks import require_at_least, require_positive
 from sora_lightning.data.decoding.video_metadata import VideoMetadata
 from sora_lightning.data.manifest.filters import Filter
 from sora_lightning.data.manifest.memory_mapped import chosen
@@ -91,8 +92,7 @@ class SizeFamily:
         match = re.fullmatch(r"(\d+(?:\.\d+)?):(\d+(?:\.\d+)?)", text.strip())
         if match is None or not min(columns_rows := tuple(map(float, match.groups()))):
             raise ValueError(f"aspect_ratios: {text!r} is no ratio: write columns:rows, e.g. 16:9")
-        if self.multiple < 1:
-            raise ValueError(f"multiple = {self.multiple}: must be at least 1")
+        require_at_least(1, multiple=self.multiple)
         ratio = columns_rows[0] / columns_rows[1]
         most = self.pixels_per_frame // self.multiple**2  # in squares of the multiple
         rows = max(1, math.floor(math.sqrt(most / ratio)))
@@ -122,8 +122,7 @@ class Buckets(SizeRule):
             raise ValueError(
                 f"sizes = {[str(s) for s in sizes]}: must be one or more different sizes"
             )
-        if not (math.isfinite(fps) and fps > 0):
-            raise ValueError(f"fps = {fps}: must be positive")
+        require_positive(fps=fps)
         for size in sizes:
             if num_pixels(size) > pixels_per_batch:
                 raise ValueError(

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float64, Int
 from numpy import ndarray
 
+from sora_lightning.checks import require_at_least, require_in, require_positive
 from sora_lightning.data.batching.buckets import RATE_TOLERANCE, Removal, SizeRule
 from sora_lightning.data.decoding.video_metadata import VideoMetadata
 from sora_lightning.layers.patch import Patch
@@ -60,8 +61,7 @@ class NormalSide(Resolution):
 
     def __post_init__(self) -> None:
         _require_range(self.smallest, self.largest)
-        if self.std <= 0:
-            raise ValueError(f"std = {self.std}: must be positive")
+        require_positive(std=self.std)
 
     def sides(self, rng: np.random.Generator, num_clips: int) -> Float64[ndarray, " n"]:
         drawn = truncated_normal(rng, np.full(num_clips, self.mean), self.std, -1, 1)
@@ -88,10 +88,7 @@ class BetaDropping(Dropping):
     largest: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.mean < 1 or not 0 < self.largest < 1:
-            raise ValueError(
-                f"mean = {self.mean} and largest = {self.largest}: must lie between 0 and 1"
-            )
+        require_in("(0, 1)", mean=self.mean, largest=self.largest)
 
     def rates(
         self, rng: np.random.Generator, tokens: Int[ndarray, " n"], first: int
@@ -112,9 +109,8 @@ class LengthDropping(Dropping):
     longest: int
 
     def __post_init__(self) -> None:
-        _require_rates(self.lowest, self.highest)
-        if self.longest < 1:
-            raise ValueError(f"longest = {self.longest}: must be at least 1 token")
+        require_in("[0, 1)", lowest=self.lowest, highest=self.highest)
+        require_at_least(1, longest=self.longest)
 
     def rates(
         self, rng: np.random.Generator, tokens: Int[ndarray, " n"], first: int
@@ -136,9 +132,8 @@ class ScheduledDropping(Dropping):
     width: float
 
     def __post_init__(self) -> None:
-        _require_rates(self.before, self.after)
-        if self.width <= 0:
-            raise ValueError(f"width = {self.width}: must be a positive number of clips")
+        require_in("[0, 1)", before=self.before, after=self.after)
+        require_positive(width=self.width)
 
     def rates(
         self, rng: np.random.Generator, tokens: Int[ndarray, " n"], first: int
@@ -202,8 +197,7 @@ class Packing:
             raise ValueError(
                 f"max_pixels = {self.max_pixels}: a token covers {step.height}x{step.width}"
             )
-        if self.attention_tokens < 1:
-            raise ValueError(f"attention_tokens = {self.attention_tokens}: must be at least 1")
+        require_at_least(1, attention_tokens=self.attention_tokens)
         longest = self._latent_frames(self.max_frames) * (
             self.max_pixels // (step.height * step.width)
         )
@@ -249,8 +243,7 @@ class NativeSizes(SizeRule):
     """Assigns each clip the largest size that its own frames fill, in whole tokens."""
 
     def __init__(self, packing: Packing, fps: float) -> None:
-        if not (math.isfinite(fps) and fps > 0):
-            raise ValueError(f"fps = {fps}: must be positive")
+        require_positive(fps=fps)
         self.packing = packing
         self.fps = fps
         self.sizes: tuple[VideoSize, ...] = ()
@@ -331,8 +324,3 @@ def shown(
 def _require_range(smallest: float, largest: float) -> None:
     if not 0 < smallest <= largest < math.inf:
         raise ValueError(f"smallest = {smallest}, largest = {largest}: must be positive, in order")
-
-
-def _require_rates(*rates: float) -> None:
-    if not all(0 <= rate < 1 for rate in rates):
-        raise ValueError(f"rates of dropping {rates}: must be at least 0 and below 1")

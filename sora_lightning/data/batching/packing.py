@@ -250,7 +250,7 @@ class PackPlan:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with anything that changes what packs show, but for the length of runs."""
+        """Hash of everything that determines the packs, except the run length."""
         settings = repr(replace(self.packing, patch=tuple(self.packing.patch)))
         content = hashlib.sha256()
         for start in range(0, len(self.grids), CLIPS_AT_ONCE):
@@ -259,7 +259,7 @@ class PackPlan:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def with_run_length(self, run_length: int) -> PackPlan:
-        """Return a plan of the same clips and seed with other runs, which has another order."""
+        """Return the plan with another run length, and therefore another order of packs."""
         return PackPlan(self.grids, self.packing, self.seed, run_length, self.identity, self.places)
 
     def state_dict(self) -> dict[str, list[int]]:

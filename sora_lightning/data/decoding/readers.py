@@ -18,6 +18,7 @@ from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
+from sora_lightning.checks import require_positive
 from sora_lightning.data.decoding.display import upright_rgb
 from sora_lightning.data.decoding.errors import DecodeError
 from sora_lightning.data.decoding.images import is_image, read_image
@@ -46,8 +47,7 @@ def read_frames(
     Returns the frames, RGB as a player shows them, and their rate: ``fps`` or the file's mean.
     Raises ``DecodeError`` for a file that cannot be decoded and for a window without frames.
     """
-    if fps is not None and not 0 < fps < math.inf:
-        raise ValueError(f"fps = {fps}: must be positive")
+    require_positive(fps=fps)
     timeline = read_timeline(path)
     end_s = min(end_s, timeline.end_s)
     if not 0 <= start_s < end_s:

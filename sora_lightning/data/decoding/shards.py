@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import fsspec
 
+from sora_lightning.checks import require_at_least
 from sora_lightning.data.decoding.errors import DecodeError
 from sora_lightning.data.decoding.litdata_items import LitDataItems
 from sora_lightning.data.decoding.readers import probe
@@ -214,8 +215,7 @@ def write_shards(
     Raises ``ValueError`` for a budget below 1, ``DecodeError`` for a clip that cannot be
     probed, or whose bytes are not those that its ``content`` names.
     """
-    if shard_bytes < 1:
-        raise ValueError(f"shard_bytes = {shard_bytes}: must be positive")
+    require_at_least(1, shard_bytes=shard_bytes)
     records, files = read_manifest(manifest, root=root), ShardFiles()
     base = Path(manifest) if Path(manifest).is_dir() else Path(manifest).parent
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sora_lightning.checks import require_in
+
 if TYPE_CHECKING:
     from sora_lightning.data.manifest.records import ClipRecord
 
@@ -33,8 +35,7 @@ class Captions:
     required: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.synthetic_share <= 1:
-            raise ValueError(f"synthetic_share = {self.synthetic_share}: must be from 0 to 1")
+        require_in("[0, 1]", synthetic_share=self.synthetic_share)
         if self.column == self.synthetic:
             raise ValueError(
                 f"synthetic = {self.synthetic!r}: is the column of the captions by people as well"

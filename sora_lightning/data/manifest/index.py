@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Int
 from tqdm import tqdm
 
+from sora_lightning.checks import require_at_least
 from sora_lightning.data.decoding.encode import reencode
 from sora_lightning.data.decoding.errors import DecodeError
 from sora_lightning.data.decoding.readers import PyAVReader
@@ -31,6 +32,7 @@ from sora_lightning.data.manifest.curation import (
     scene_cuts,
     score,
 )
+from sora_lightning.data.manifest.records import ManifestRow
 from sora_lightning.data.manifest.roots import HOLDERS
 from sora_lightning.data.manifest.tables import (
     Row,
@@ -92,8 +94,7 @@ def index(
         root: A folder, besides the manifest's own, under which the files may lie that it names.
     """
     source, output = Path(source), Path(output)
-    if num_workers < 1:
-        raise ValueError(f"num_workers = {num_workers}: must be at least 1")
+    require_at_least(1, num_workers=num_workers)
     if short_side is not None and (reencode_to is None or short_side < 1):
         raise ValueError(f"short_side = {short_side}: the pixels of the copies of reencode_to")
     check_target(output)
@@ -145,7 +146,7 @@ class _Job:
 
     @classmethod
     def of(cls, row: Row, place: str, folder: Path, work: Work) -> _Job:
-        path = (folder / _path_of(row, place)).absolute()
+        path = (folder / ManifestRow(place, row).path()).absolute()
         state = path.stat() if path.is_file() else None
         stamp = [state.st_size, state.st_mtime_ns] if state else []
         identity = json.dumps([row, str(path), stamp, asdict(work)], sort_keys=True, default=str)
@@ -163,14 +164,7 @@ def _check_row(row: Row, place: str, folder: Path, work: Work) -> None:
             f"{place}: source = {row['source']!r}: the copies of reencode_to begin at another "
             "time than their sources: leave one of them out"
         )
-    _path_of(row, place)
-
-
-def _path_of(row: Row, place: str) -> str:
-    path = row.get("path")
-    if not isinstance(path, str) or not path:
-        raise ValueError(f"{place}: path: must name a video file")
-    return path
+    ManifestRow(place, row).path()
 
 
 def _reason(job: _Job, error: DecodeError) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
+from sora_lightning.data.manifest.records import ManifestRow
 from sora_lightning.data.manifest.tables import (
     Row,
     file_identity,
@@ -51,9 +52,7 @@ def split(
 
 def _file_of(row: Row, place: str, folder: Path, first_of: dict[object, str]) -> str:
     """Return the file of a row, relative to the folder; of files of one content, the first."""
-    if not isinstance(row.get("path"), str) or not row["path"]:
-        raise ValueError(f"{place}: path: must name a file")
-    real = os.path.realpath(folder / row["path"])
+    real = os.path.realpath(folder / ManifestRow(place, row).path())
     name = Path(os.path.relpath(real, os.path.realpath(folder))).as_posix()
     name = first_of.setdefault(file_identity(Path(real)), name)
     content = row.get("content")

@@ -11,9 +11,11 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from sora_lightning.checks import import_optional
 from sora_lightning.data.decoding.images import IMAGES
 from sora_lightning.data.manifest.roots import HOLDERS, Roots, is_address, local_path
 
@@ -227,13 +229,9 @@ def arrow_batches(source: Path, num_rows: int) -> Iterator[list[Row]]:
 
 
 def _pyarrow(path: Path) -> Any:
-    try:
-        import pyarrow.ipc
-        import pyarrow.parquet
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"{path}: Parquet and Arrow need pyarrow: pip install 'sora-lightning[parquet]'"
-        ) from error
+    pyarrow = import_optional("pyarrow", f"{path}: a table in Parquet or Arrow", "parquet")
+    for module in ("pyarrow.ipc", "pyarrow.parquet"):
+        import_module(module)
     return pyarrow
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from tqdm import tqdm
 
+from sora_lightning.checks import require_at_least, require_in
 from sora_lightning.data.decoding.encode import write_video
 from sora_lightning.data.synthetic.scenes import (
     COLOURS,
@@ -108,11 +109,8 @@ def write_dataset(
     are then instructions, and the edited clips of the test split are held out.
     """
     counts = dict(zip(SPLITS, (num_train, num_val, num_test), strict=True))
-    for split, count in counts.items():
-        if count < 0:
-            raise ValueError(f"num_{split} = {count}: must not be negative")
-    if not 0 <= turns <= 1:
-        raise ValueError(f"turns = {turns}: must lie in [0, 1]")
+    require_at_least(0, num_train=num_train, num_val=num_val, num_test=num_test)
+    require_in("[0, 1]", turns=turns)
     if turns and edits:
         raise ValueError(f"turns = {turns}, edits = {edits}: edited shapes keep to one direction")
     if anywhere and edits:

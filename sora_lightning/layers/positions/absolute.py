@@ -14,6 +14,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sora_lightning.checks import require_at_least, require_three
 from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.positions.coordinates import axis_widths
 from sora_lightning.types import TokenGrid
@@ -51,8 +52,7 @@ class PositionEmbedding(nn.Module, ABC):
 
     def __init__(self, before_block: int = 0):
         super().__init__()
-        if before_block < 0:
-            raise ValueError(f"before_block = {before_block} must be at least 0")
+        require_at_least(0, before_block=before_block)
         self.before_block = before_block
 
     @abstractmethod
@@ -138,8 +138,7 @@ class Learned(PositionEmbedding):
 
     def __init__(self, width: int, grid: Sequence[int], before_block: int = 0):
         super().__init__(before_block)
-        if len(grid) != 3 or min(grid) < 1:
-            raise ValueError(f"grid = {list(grid)} must be three positive numbers")
+        require_three(1, grid=grid)
         self.grid = tuple(grid)
         frames, rows, columns = grid
         self.time = nn.Parameter(torch.empty(frames, width))
@@ -165,8 +164,7 @@ class Fractional(PositionEmbedding):
 
     def __init__(self, width: int, num_points: int = 32, before_block: int = 0):
         super().__init__(before_block)
-        if num_points < 2:
-            raise ValueError(f"num_points = {num_points} must be at least 2")
+        require_at_least(2, num_points=num_points)
         self.curves = nn.Parameter(torch.empty(3, num_points, width))
         nn.init.trunc_normal_(self.curves, std=0.02)
 
@@ -187,8 +185,7 @@ class LearnedPositions(nn.Module):
 
     def __init__(self, frames: int, rows: int, columns: int, width: int):
         super().__init__()
-        if min(frames, rows, columns) < 1:
-            raise ValueError(f"{frames} x {rows} x {columns} positions: each must be at least 1")
+        require_at_least(1, where="positions: ", frames=frames, rows=rows, columns=columns)
         self.table = nn.Parameter(torch.empty(frames, rows, columns, width))
         nn.init.trunc_normal_(self.table, std=0.02)
 

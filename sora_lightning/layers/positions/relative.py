@@ -10,6 +10,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sora_lightning.checks import require_three
 from sora_lightning.layers.attention import NormFactory, SelfAttention
 from sora_lightning.layers.groupings import SortedGroups
 from sora_lightning.layers.packed_sequence import PackedSequence
@@ -34,8 +35,7 @@ class RelativeSelfAttention(SelfAttention):
         reach: Sequence[int] = (4, 15, 15),
     ):
         super().__init__(width, num_heads, partition, qk_norm, bias)
-        if len(reach) != 3 or min(reach) < 0:
-            raise ValueError(f"reach = {list(reach)} must be three numbers of at least 0")
+        require_three(0, reach=reach)
         if len(partition.head_partitions) > 1:
             raise ValueError("relative positions are for layouts whose heads share one partition")
         self.reach = tuple(reach)

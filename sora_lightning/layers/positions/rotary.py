@@ -10,6 +10,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sora_lightning.checks import require_at_least
 from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.positions.coordinates import axis_widths
 
@@ -68,8 +69,7 @@ class Rotary:
     def __post_init__(self) -> None:
         if self.base <= 1:
             raise ValueError(f"base = {self.base} must be above 1")
-        if self.trained_frames is not None and self.trained_frames < 1:
-            raise ValueError(f"trained_frames = {self.trained_frames} must be at least 1")
+        require_at_least(1, trained_frames=self.trained_frames)
 
     def angles(self, sequence: PackedSequence, head_width: int) -> Float[Tensor, "n a"]:
         """Return the angle of each pair of channels of a head, for each token."""

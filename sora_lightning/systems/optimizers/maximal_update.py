@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from sora_lightning.checks import naming, require_at_least
 from sora_lightning.configuration import KeepsArguments
 from sora_lightning.denoisers import DiT
 from sora_lightning.denoisers.blocks import TimeEmbedding
@@ -41,8 +42,7 @@ class MaximalUpdate(KeepsArguments):
     """
 
     def __init__(self, base_width: int, optimizer: OptimizerFactory = adamw):
-        if base_width < 1:
-            raise ValueError(f"base_width = {base_width} must be at least 1")
+        require_at_least(1, base_width=base_width)
         self.base_width = base_width
         self.optimizer = optimizer
 
@@ -91,11 +91,8 @@ def width_ratios(denoiser: DiT, base_width: int) -> dict[nn.Parameter, Ratios]:
             f"base_width = {base_width}"
         )
     base_size = replace(size, width=base_width, num_heads=base_width // size.head_width)
-    try:
-        with torch.device("meta"):
-            base = type(denoiser)(**denoiser.arguments | {"size": base_size})
-    except ValueError as error:
-        raise ValueError(f"base_width = {base_width}: {error}") from error
+    with naming(f"base_width = {base_width}:"), torch.device("meta"):
+        base = type(denoiser)(**denoiser.arguments | {"size": base_size})
     ratios = {}
     for (_, weight), (_, other) in zip(
         denoiser.named_parameters(), base.named_parameters(), strict=True

@@ -16,6 +16,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
+from sora_lightning.checks import require_in, require_positive
 from sora_lightning.systems.parallel import by_mesh, shared_out, whole
 
 # The quintic whose iteration pulls singular values towards 1 fastest (Jordan et al. 2024).
@@ -89,10 +90,8 @@ class MuonAdamW(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ):
-        if lr <= 0:
-            raise ValueError(f"lr = {lr} must be positive")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum = {momentum} must lie in [0, 1)")
+        require_positive(lr=lr)
+        require_in("[0, 1)", momentum=momentum)
         given = list(params)
         plain = [p for p in given if isinstance(p, Tensor)]
         groups = [g for g in given if isinstance(g, dict)] or [

@@ -1,4 +1,4 @@
-"""What an optimizer is built from: factories and parameter groups."""
+"""Arguments of optimizers: factories and parameter groups."""
 
 from collections.abc import Callable, Iterable
 from typing import Any

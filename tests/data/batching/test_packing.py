@@ -287,7 +287,7 @@ def test_settings_that_cannot_work_are_refused(settings: tuple, message: str) ->
         (NormalSide, (64, 32), "largest = 32"),
         (NormalSide, (64, 128, 0.0, 0.0), "std = 0"),
         (BetaDropping, (1.0, 0.5), r"mean = 1\.0"),
-        (LengthDropping, (0.1, 1.0, 5), "must be at least 0 and below 1"),
+        (LengthDropping, (0.1, 1.0, 5), r"highest = 1\.0: must lie in \[0, 1\)"),
         (LengthDropping, (0.1, 0.2, 0), "longest = 0"),
         (ScheduledDropping, (0.8, 0.2, 10, 0), "width = 0"),
     ],

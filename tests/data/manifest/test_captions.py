@@ -80,7 +80,7 @@ def test_the_share_is_that_of_the_draws_and_validation_sees_people(tmp_path: Pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"synthetic_share": 1.5}, r"synthetic_share = 1.5: must be from 0 to 1"),
+        ({"synthetic_share": 1.5}, r"synthetic_share = 1\.5: must lie in \[0, 1\]"),
         (
             {"synthetic": "caption"},
             "synthetic = 'caption': is the column of the captions by people",
