@@ -56,12 +56,8 @@ class Request:
 
 def read_reference(request: Request) -> tuple[list[VideoEntry], int]:
     """Return the real videos, and how many were left out because they are too short."""
-    protocol, entries = request.protocol, _listed(request)
-    whole = len(entries)
-    if protocol.clips.drop_short_reference:
-        entries = [e for e in entries if long_enough(e, protocol.clips)]
-    num_short = whole - len(entries)
-    return entries[: protocol.scores.num_reference], num_short
+    entries, num_short = _listed(request)
+    return entries[: request.protocol.scores.num_reference], num_short
 
 
 def read_spare(request: Request, num_generated: int, num_reference: int) -> list[VideoEntry]:
@@ -70,17 +66,24 @@ def read_spare(request: Request, num_generated: int, num_reference: int) -> list
 
     The list is empty if there are not enough that are long enough.
     """
-    protocol, entries = request.protocol, _listed(request)
-    if protocol.clips.drop_short_reference:
-        entries = [e for e in entries if long_enough(e, protocol.clips)]
-    rest = (e for e in entries[num_reference:] if long_enough(e, protocol.clips))
+    entries, _ = _listed(request)
+    rest = (e for e in entries[num_reference:] if long_enough(e, request.protocol.clips))
     spare = list(islice(rest, num_generated))
     return spare if len(spare) == num_generated else []
 
 
-def _listed(request: Request) -> list[VideoEntry]:
-    reads_prompts, column = request.protocol.reads_prompts, request.prompt_column
-    return read_listing(request.reference, reads_prompts, request.root, column)
+def _listed(request: Request) -> tuple[list[VideoEntry], int]:
+    """Return all real videos, without those that the protocol drops as too short, and the number
+    of these.
+    """
+    protocol = request.protocol
+    entries = read_listing(
+        request.reference, protocol.reads_prompts, request.root, request.prompt_column
+    )
+    if not protocol.clips.drop_short_reference:
+        return entries, 0
+    kept = [e for e in entries if long_enough(e, protocol.clips)]
+    return kept, len(entries) - len(kept)
 
 
 def read_generated(request: Request) -> list[VideoEntry]:

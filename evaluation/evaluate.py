@@ -22,7 +22,7 @@ from evaluation.networks import FeatureExtractors, build_extractors
 from evaluation.report.write import write_report
 from evaluation.scores import make_scores, too_few
 from evaluation.vbench import vbench_version
-from evaluation.video_features import VideoFeatures, extract_features
+from evaluation.video_features import Reconstruct, VideoFeatures, extract_features
 
 _PACKAGES = ("torch", "torchmetrics", "numpy", "scipy", "av")
 
@@ -41,17 +41,24 @@ def evaluate(request: Request) -> dict[str, Any]:
     if request.videos is None:
         sample_videos(request)
     entries = read_generated(request)
-    clips, seed = protocol.clips, protocol.scores.seed
+    clips, seed, alignment = protocol.clips, protocol.scores.seed, protocol.scores.alignment
     videos = CutClips(entries, clips, clips.generated_window, seed)
-    real_videos = CutClips(reference, clips, clips.reference_window, seed)
     prompts = [entry.prompt for entry in entries]
-    generated = extract_features(
-        videos, prompts, extractors, protocol.scores.alignment, "generated videos"
-    )
+    generated = extract_features(videos, prompts, extractors, alignment, "generated videos")
+    real_videos = CutClips(reference, clips, clips.reference_window, seed)
     reference_sha256 = dataset_sha256(reference)
-    real = _real(request, reference, real_videos, extractors, reference_sha256)
+    reconstruct = None
+    if request.checkpoint is not None:
+        reconstruct = through_tokenizer(request.checkpoint, request.device)
+    real = _features_of_real(
+        request, real_videos, reference_sha256, extractors, "real videos", alignment, reconstruct
+    )
     spare = read_spare(request, len(entries), len(reference))
-    others = _spare(request, spare, extractors) if spare else None
+    others = None
+    if spare:  # for floors alone
+        spare_videos = CutClips(spare, clips, clips.reference_window, seed)
+        sha256 = dataset_sha256(spare)
+        others = _features_of_real(request, spare_videos, sha256, extractors, "further real videos")
     scores, rows = make_scores(extractors, generated, real, protocol.scores, others)
     if protocol.scores.vbench:
         scores |= _by_vbench(request, entries, rows)
@@ -93,51 +100,31 @@ def _rate(entry: VideoEntry) -> float:
     return len(times) / max(end - times[0], 1e-6) if entry.file.has_clock else 8.0
 
 
-def _real(
+def _features_of_real(
     request: Request,
-    entries: Sequence[VideoEntry],
     videos: CutClips,
+    sha256: str,
     extractors: FeatureExtractors,
-    reference_sha256: str,
+    description: str,
+    alignment: bool = False,
+    reconstruct: Reconstruct | None = None,
 ) -> VideoFeatures:
-    """Features of the reference; those for the distance are cached beside the report's folder."""
-    cache = _cache(request, extractors, reference_sha256)
-    known, reconstruct = cache.read(), None
-    if request.checkpoint is not None:
-        reconstruct = through_tokenizer(request.checkpoint, request.device)
-    prompts = [entry.prompt for entry in entries]
-    alignment = request.protocol.scores.alignment
-    real = extract_features(
-        videos, prompts, extractors, alignment, "real videos", known, reconstruct
-    )
-    if known is None:
-        cache.write(real.features)
-    return real
-
-
-def _spare(
-    request: Request, entries: Sequence[VideoEntry], extractors: FeatureExtractors
-) -> VideoFeatures:
-    """Features of additional real videos, used for floors only."""
-    clips, seed = request.protocol.clips, request.protocol.scores.seed
-    videos = CutClips(entries, clips, clips.reference_window, seed)
-    cache = _cache(request, extractors, dataset_sha256(entries))
-    known = cache.read()
-    prompts = [entry.prompt for entry in entries]
-    found = extract_features(videos, prompts, extractors, False, "further real videos", known)
-    if known is None:
-        cache.write(found.features)
-    return found
-
-
-def _cache(request: Request, extractors: FeatureExtractors, reference_sha256: str) -> FeatureCache:
+    """Features of real videos; those for the distance are cached beside the report's folder."""
     settings = {
         "clips": request.protocol.settings()["clips"],
         "seed": request.protocol.scores.seed,
         "network": extractors.videos.record(),
     }
     folder = request.output.parent / "reference_features"
-    return FeatureCache(folder, extractors.videos.label, reference_sha256, settings)
+    cache = FeatureCache(folder, extractors.videos.label, sha256, settings)
+    known = cache.read()
+    prompts = [entry.prompt for entry in videos.entries]
+    found = extract_features(
+        videos, prompts, extractors, alignment, description, known, reconstruct
+    )
+    if known is None:
+        cache.write(found.features)
+    return found
 
 
 def record(

@@ -6,7 +6,6 @@ Scores are comparable only if their fingerprints are equal.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,9 +14,10 @@ from typing import Any
 import yaml
 
 from evaluation.features import Extractor, Lpips, VideoTextExtractor
-from evaluation.sizes import height_and_width
+from sora_lightning.checks import require_at_least, require_in, require_positive
 from sora_lightning.cli.explain import build
 from sora_lightning.files import load_yaml
+from sora_lightning.types import height_and_width
 
 WINDOWS = ("start", "middle", "random")
 # Dimensions that VBench supports for custom prompts.
@@ -52,9 +52,8 @@ class ClipSpec:
     drop_short_reference: bool = False
 
     def __post_init__(self) -> None:
-        _require(self.num_frames >= 4, "clips.num_frames", self.num_frames, "must be at least 4")
-        fits = self.fps is None or 0 < self.fps < math.inf
-        _require(fits, "clips.fps", self.fps, "must be positive")
+        require_at_least(4, where="clips.", num_frames=self.num_frames)
+        require_positive(where="clips.", fps=self.fps)
         for side in ("reference_window", "generated_window"):
             window = getattr(self, side)
             rule = f"must be one of {', '.join(WINDOWS)}"
@@ -82,13 +81,8 @@ class SamplingSpec:
     guidance_scale: float
 
     def __post_init__(self) -> None:
-        _require(self.num_steps >= 1, "sampling.num_steps", self.num_steps, "must be at least 1")
-        _require(
-            0 <= self.guidance_scale < math.inf,
-            "sampling.guidance_scale",
-            self.guidance_scale,
-            "must not be negative",
-        )
+        require_at_least(1, where="sampling.", num_steps=self.num_steps)
+        require_in("[0, inf)", where="sampling.", guidance_scale=self.guidance_scale)
 
 
 @dataclass(frozen=True)
@@ -115,11 +109,8 @@ class ScoreSpec:
     few_videos: bool = False
 
     def __post_init__(self) -> None:
-        _require(
-            self.least_videos >= 8, "scores.least_videos", self.least_videos, "must be at least 8"
-        )
-        rule = "must be at least 2"
-        _require(self.jackknife_groups >= 2, "scores.jackknife_groups", self.jackknife_groups, rule)
+        require_at_least(8, where="scores.", least_videos=self.least_videos)
+        require_at_least(2, where="scores.", jackknife_groups=self.jackknife_groups)
         for name in ("num_generated", "num_reference"):
             number = getattr(self, name)
             fits = number is None or number >= self.least_videos
@@ -147,8 +138,7 @@ class Networks:
     frames_per_video: int = 8
 
     def __post_init__(self) -> None:
-        number = self.frames_per_video
-        _require(number >= 1, "networks.frames_per_video", number, "must be at least 1")
+        require_at_least(1, where="networks.", frames_per_video=self.frames_per_video)
 
 
 @dataclass(frozen=True)

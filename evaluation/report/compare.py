@@ -22,6 +22,7 @@ from evaluation.metrics.intervals import bootstrap_interval
 
 # Settings that may differ between compared reports: sampling is often what is compared.
 _FREE = ("sampling",)
+_COMPARED = ("settings", "details", "videos")
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def compare(folders: Sequence[Path]) -> list[list[Difference]]:
     """
     if len(folders) < 2:
         raise ValueError(f"{len(folders)} reports: a comparison needs at least two")
-    first, *others = (_read(folder) for folder in folders)
+    first, *others = (read_report(folder, *_COMPARED) for folder in folders)
     for folder, other in zip(folders[1:], others, strict=True):
         _check_same(first, other, folders[0], folder)
     return [
@@ -60,7 +61,8 @@ def compare(folders: Sequence[Path]) -> list[list[Difference]]:
 def as_table(folders: Sequence[Path], differences: Sequence[Sequence[Difference]]) -> str:
     """Format differences for a terminal, and name the sampling settings that differ."""
     lines = []
-    sampling = [_read(folder)["settings"].get("sampling", {}) for folder in folders]
+    reports = [read_report(folder, *_COMPARED) for folder in folders]
+    sampling = [report["settings"].get("sampling", {}) for report in reports]
     for folder, of in zip(folders[1:], sampling[1:], strict=True):
         for key in sorted(sampling[0].keys() | of.keys()):
             values = [s.get(key, "unset") for s in (sampling[0], of)]
@@ -78,7 +80,8 @@ def as_table(folders: Sequence[Path], differences: Sequence[Sequence[Difference]
     return "\n".join(lines)
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def read_report(folder: Path, *keys: str) -> dict[str, Any]:
+    """Return the report in a folder. Raises ``ValueError`` if it is missing or lacks a key."""
     path = folder / "report.json"
     if not path.is_file():
         raise ValueError(f"{folder}: holds no report.json; `python -m evaluation` writes one")
@@ -86,7 +89,7 @@ def _read(folder: Path) -> dict[str, Any]:
         report = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: is not JSON ({error})") from error
-    for key in ("settings", "details", "videos"):
+    for key in keys:
         if key not in report:
             raise ValueError(f"{path}: has no {key!r}; it is not a report of this evaluation")
     return report

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from evaluation.report.compare import read_report
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ def over_seeds(folders: Sequence[Path]) -> list[Range]:
     """
     if len(folders) < 2:
         raise ValueError(f"{len(folders)} reports: a range needs at least two")
-    reports = [_read(folder) for folder in folders]
+    reports = [read_report(folder, "settings") for folder in folders]
     first = _values(reports[0])
     for folder, report in zip(folders[1:], reports[1:], strict=True):
         if report["settings"].get("protocol") != reports[0]["settings"].get("protocol"):
@@ -51,16 +52,6 @@ def as_table(ranges: Sequence[Range]) -> str:
     return "\n".join(
         f"{row.score:{width}} {row.mean:10.4g} ({row.low:.4g} to {row.high:.4g})" for row in ranges
     )
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    path = folder / "report.json"
-    if not path.is_file():
-        raise ValueError(f"{folder}: holds no report.json; `python -m evaluation` writes one")
-    report = json.loads(path.read_text(encoding="utf-8"))
-    if "settings" not in report or not ("scores" in report or "rates" in report):
-        raise ValueError(f"{path}: is no report of this evaluation")
-    return dict(report)
 
 
 def _values(report: Mapping[str, Any]) -> dict[str, float]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from evaluation.sizes import height_and_width
+from sora_lightning.checks import require_at_least
+from sora_lightning.types import height_and_width
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,7 @@ class TaskProtocol:
     cache_intervals: tuple[int, ...] = (2, 3)
 
     def __post_init__(self) -> None:
-        if self.cases < 1:
-            raise ValueError(f"--cases {self.cases}: must be at least 1")
+        require_at_least(1, cases=self.cases)
         short, long = self.frames
         if not short < long < self.new_frames:
             raise ValueError(

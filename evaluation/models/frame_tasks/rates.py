@@ -25,9 +25,9 @@ from evaluation.models.frame_tasks.rules import (
     moves_evenly,
     shows,
 )
-from evaluation.sizes import height_and_width
 from sora_lightning.denoisers import FeatureCaching
 from sora_lightning.generation import SamplingConfig, VideoGenerator
+from sora_lightning.types import height_and_width
 
 _LEAST_PSNR, _LARGEST_SEAM = 40.0, 1.5
 ATTRIBUTES = ("colour", "direction", "shape")

@@ -15,12 +15,12 @@ from evaluation.models.frame_tasks.cases import pairs_to_connect, real_cases
 from evaluation.models.frame_tasks.protocol import TaskProtocol
 from evaluation.models.frame_tasks.rates import Outcome, Trial
 from evaluation.models.frame_tasks.rules import gap_row
-from evaluation.sizes import height_and_width
 from sora_lightning.cli.contact_sheet import contact_sheet
 from sora_lightning.denoisers import FeatureCaching
 from sora_lightning.files import file_sha256
 from sora_lightning.generation import SamplingConfig
 from sora_lightning.systems import DiffusionSystem
+from sora_lightning.types import height_and_width
 
 TASKS: dict[str, Callable[[Trial], Outcome]] = {
     "animate": rates.animate,
