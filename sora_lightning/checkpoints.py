@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from sora_lightning.checks import naming
 from sora_lightning.configuration import configuration
 from sora_lightning.denoisers import Denoiser
 from sora_lightning.files import check_archive
@@ -136,8 +137,14 @@ def plain_hyperparameters(system: L.LightningModule) -> dict[str, Any]:
     A part that was loaded from a file is described by its own configuration. Raises ``ValueError``
     naming the first part that a checkpoint cannot describe.
     """
-    values = dict(system.hparams)
-    for name in inspect.signature(type(system).__init__).parameters:
+    parameters = inspect.signature(type(system).__init__).parameters
+    takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    values = {
+        name: value
+        for name, value in system.hparams.items()  # those of base classes, too
+        if takes_any or name in parameters or name.startswith("_")
+    }
+    for name in parameters:
         if name not in values and hasattr(system, name):  # Lightning drops what is not pickled
             values[name] = getattr(system, name)
     hyperparameters = {name: configuration(value, name) for name, value in values.items()}
@@ -165,10 +172,8 @@ def load_system(kind: type[System], path: Path | str, use_ema: bool = True) -> S
             f"{path} does not name the system that it holds (hyper_parameters._class_path): it was "
             "saved by another program"
         )
-    try:
+    with naming(f"{path}:"):
         held = import_class(class_path)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
     if not (isinstance(held, type) and issubclass(held, kind)):
         raise ValueError(f"{path} holds a {held.__name__}, not a {kind.__name__}")
     system = build(kind, {"class_path": class_path, "init_args": init_args(checkpoint)}, path)

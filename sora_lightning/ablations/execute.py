@@ -1,4 +1,4 @@
-"""What the process of a run does. It imports little, since every run starts with it."""
+"""Entry point of a run's process. It imports little, since every run starts with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an ablation would run: every arm built on the meta device, with its parameters and FLOPs."""
+"""Plan of an ablation: every arm, built on the meta device, with its parameters and FLOPs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from sora_lightning.ablations.cost import Cost, cost_of
 from sora_lightning.ablations.matching import differs, matched_size, resized_values
 from sora_lightning.ablations.spec import SEED_KEYS, Ablation, argument
+from sora_lightning.checks import naming
 from sora_lightning.cli.training_cost import Training, build_training
 
 
@@ -46,7 +47,7 @@ def make_plan(ablation: Ablation) -> list[PlannedArm]:
 def _planned(ablation: Ablation, name: str, reference: PlannedArm | None) -> PlannedArm:
     configs = tuple(ablation.configs(name))
     arguments = ablation.arguments(name)
-    try:
+    with naming(f"arms.{name}:"):
         training = _build(ablation, configs, arguments)
         if ablation.clip_overrides:  # what measuring the clips would refuse after the training
             clips = [argument(*item) for item in ablation.clip_overrides.items()]
@@ -71,8 +72,6 @@ def _planned(ablation: Ablation, name: str, reference: PlannedArm | None) -> Pla
                 size = matched_size(training, target, ablation.equal, keys)
                 arguments += [argument(*item) for item in resized_values(size, keys).items()]
                 cost = cost_of(_build(ablation, configs, arguments))
-    except ValueError as error:
-        raise ValueError(f"arms.{name}: {error}") from error
     return PlannedArm(name, configs, tuple(arguments), steps, cost)
 
 

@@ -1,4 +1,4 @@
-"""What the runs of an ablation have written so far: scores, their items, and curves."""
+"""Results that the runs of an ablation have written so far: scores, their items, and curves."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from sora_lightning.ablations.runs import Run
+from sora_lightning.ablations.spec import written_reports
 from sora_lightning.cli.curves import Curve, read_scalars
 
 _BETTER = {"val/loss": "lower", "val/alignment": "higher", "val/psnr": "higher"}
@@ -69,8 +70,9 @@ def _read(run: Run) -> RunResult:
         for tag, better in _BETTER.items()
         if tag in curves
     }
-    for prefix, folder in reports(run.folder):
-        scores |= {prefix + name: score for name, score in _evaluated(folder / "report.json")}
+    for protocol, report in written_reports(run.folder).items():
+        prefix = f"{protocol}/" if protocol else ""
+        scores |= {prefix + name: score for name, score in _evaluated(report)}
     losses, displacements, sizes = _clip_losses(run.folder / "clip_losses.csv")
     if losses:
         scores["clip_loss"] = RunScore(losses, "lower")
@@ -87,15 +89,6 @@ def _clip_losses(path: Path) -> tuple[list[float], list[float], list[str]]:
     sizes = [row["size"] for row in rows if "size" in row]
     losses = [float(row["loss"]) for row in rows]
     return losses, moved if len(moved) == len(rows) else [], sizes
-
-
-def reports(folder: Path) -> list[tuple[str, Path]]:
-    """Return the folders of the reports of ``python -m evaluation`` on a run, each after what
-    begins the names of its scores (``Ablation.protocols``).
-    """
-    found = [("", folder / "report")]
-    found += [(f"{one.name}/", one) for one in sorted(folder.glob("reports/*"))]
-    return [(prefix, one) for prefix, one in found if (one / "report.json").is_file()]
 
 
 def _evaluated(path: Path) -> Iterator[tuple[str, RunScore]]:

@@ -19,7 +19,7 @@ import torch
 
 from sora_lightning.ablations.execute import execute
 from sora_lightning.ablations.plan import PlannedArm
-from sora_lightning.ablations.spec import Ablation
+from sora_lightning.ablations.spec import Ablation, report_folder
 from sora_lightning.cli.errors import Terminated
 from sora_lightning.cli.preflight import lock
 from sora_lightning.workflows.stages import (
@@ -52,8 +52,8 @@ class Run:
 
 
 def plan_runs(ablation: Ablation, arms: Sequence[PlannedArm]) -> list[Run]:
-    """Return the runs, all arms of the first seed before those of the second: what is there early
-    can be compared.
+    """Return the runs, all arms of the first seed before those of the second, so that arms can be
+    compared early.
     """
     return [
         Run(arm.name, seed, ablation.run_folder(arm.name, seed), _stages(ablation, arm, seed))
@@ -68,14 +68,13 @@ def _stages(ablation: Ablation, arm: PlannedArm, seed: int) -> tuple[Stage, ...]
     Only the YAMLs and the command decide whether a training stands, not the sources of this
     package: hours of training would be lost to an edited docstring. The report names the commits.
     """
-    run = ablation.run_dir(arm.name, seed)
+    run, folder = ablation.run_dir(arm.name, seed), ablation.run_folder(arm.name, seed)
     training = fit("training", run, arm.configs, *arm.fit_arguments(seed), f"--run_dir={run}")
     stages = [replace(training, reads=arm.configs)]
     if ablation.clip_losses:
-        overrides = ablation.clip_overrides
-        stages.append(_clip_losses(ablation.run_folder(arm.name, seed), run, overrides))
-    for name, arguments, report in ablation.protocols(ablation.run_folder(arm.name, seed)):
-        stages.append(_evaluation(name, arguments, report, run))
+        stages.append(_clip_losses(folder, run, ablation.clip_overrides))
+    for name, arguments in ablation.protocols.items():
+        stages.append(_evaluation(name, arguments, report_folder(folder, name), run))
     return tuple(stages)
 
 

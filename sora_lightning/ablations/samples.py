@@ -1,4 +1,4 @@
-"""What the arms of an ablation sampled for equal prompts and seeds, side by side."""
+"""Samples of an ablation's arms for equal prompts and seeds, side by side."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from sora_lightning.ablations.results import reports
 from sora_lightning.ablations.runs import Run
+from sora_lightning.ablations.spec import written_reports
 from sora_lightning.cli.contact_sheet import moving_sheet, save_animation
 from sora_lightning.data.decoding import read_frames
 
@@ -20,11 +20,11 @@ def draw_samples(runs: Sequence[Run], path: Path) -> bool:
 
     Returns False, and writes nothing, unless two arms have scored samples of equal prompts.
     """
-    folders: dict[str, Path] = {}
+    reports: dict[str, Path] = {}
     for run in runs:
-        for _, report in reports(run.folder)[:1]:
-            folders.setdefault(run.arm, report)
-    videos = {arm: _videos(folder) for arm, folder in folders.items()}
+        for report in list(written_reports(run.folder).values())[:1]:
+            reports.setdefault(run.arm, report)
+    videos = {arm: _videos(report) for arm, report in reports.items()}
     prompts = [list(of_arm) for of_arm in videos.values()]
     if len(videos) < 2 or not prompts[0] or any(one != prompts[0] for one in prompts):
         return False
@@ -41,7 +41,7 @@ def draw_samples(runs: Sequence[Run], path: Path) -> bool:
 
 def _videos(report: Path) -> dict[tuple[int, str], Path]:
     """Return the files of a report's videos by seed and prompt, which may have moved since."""
-    rows = json.loads((report / "report.json").read_text(encoding="utf-8"))["videos"]
+    rows = json.loads(report.read_text(encoding="utf-8"))["videos"]
     names = {(row["seed"], row["prompt"]): row["path"] for row in rows if "prompt" in row}
-    files = {which: report / "videos" / Path(path).name for which, path in names.items()}
+    files = {which: report.parent / "videos" / Path(path).name for which, path in names.items()}
     return files if all(file.is_file() for file in files.values()) else {}

@@ -6,13 +6,12 @@ import copy
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentError, ArgumentParser
-
-from sora_lightning.cli.explain import condense
+from sora_lightning.checks import naming, require_at_least
+from sora_lightning.cli.explain import build
 from sora_lightning.cli.sources import read_yaml
 from sora_lightning.cli.suggest import suggestion
 from sora_lightning.files import find_config
@@ -37,7 +36,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Where runs are started.
+    """How runs are started.
 
     Args:
         at_once: Number of runs that train at the same time.
@@ -50,8 +49,7 @@ class Schedule:
     slurm: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if self.at_once < 1:
-            raise ValueError(f"schedule.at_once = {self.at_once}: must be at least 1")
+        require_at_least(1, where="schedule.", at_once=self.at_once)
 
 
 @dataclass(frozen=True)
@@ -148,15 +146,12 @@ class Ablation:
         values = self.overrides | self.arms[arm].overrides
         return [argument(key, value) for key, value in values.items()]
 
-    def protocols(self, folder: Path) -> Iterator[tuple[str, list[str], Path]]:
-        """Yield a protocol's name, empty for the only one, its arguments, and the folder of its
-        report on the run in ``folder``.
-        """
+    @property
+    def protocols(self) -> dict[str, list[str]]:
+        """Arguments of ``python -m evaluation`` by protocol, whose name is empty if it is alone."""
         if isinstance(self.protocol, dict):
-            for name, arguments in self.protocol.items():
-                yield name, arguments, folder / "reports" / name
-        elif self.protocol is not None:
-            yield "", self.protocol, folder / "report"
+            return self.protocol
+        return {} if self.protocol is None else {"": self.protocol}
 
     def run_dir(self, arm: str, seed: int) -> Path:
         """Return the ``run_dir`` of a training."""
@@ -178,6 +173,18 @@ class Ablation:
             yield f"arms.{name}.overrides", arm.overrides
 
 
+def report_folder(run: Path, protocol: str) -> Path:
+    """Return the folder of a protocol's report in that of a run."""
+    return run / "reports" / protocol if protocol else run / "report"
+
+
+def written_reports(run: Path) -> dict[str, Path]:
+    """Return the reports in the folder of a run, by protocol."""
+    names = ["", *sorted(one.name for one in run.glob("reports/*"))]
+    files = {name: report_folder(run, name) / "report.json" for name in names}
+    return {name: file for name, file in files.items() if file.is_file()}
+
+
 def argument(key: str, value: Any) -> str:
     """Return a value of a YAML as an argument of ``fit``."""
     return f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
@@ -192,32 +199,12 @@ def load_ablation(path: Path) -> Ablation:
     path = find_config(path)
     values = read_yaml(path)
     written = copy.deepcopy(values)
-    try:
-        _check_keys(values, Ablation, "")
-        for name, arm in dict(values.get("arms") or {}).items():
-            _check_keys(arm or {}, Arm, f"arms.{name}.")
-        _check_keys(values.get("schedule") or {}, Schedule, "schedule.")
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(Ablation, "ablation")
-        found = parser.instantiate(parser.parse_object({"ablation": values})).ablation
-    except ArgumentError as error:
-        said = condense(str(error)).replace("Parser key ", "").replace("ablation.", "")
-        raise ValueError(f"{path}: {said}") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    with naming(f"{path}:"):
+        found = build(Ablation, values)
     # As written, with a class_path and its init_args: ``fit`` parses them.
     arms = {
         name: replace(arm, overrides=(written["arms"][name] or {}).get("overrides") or {})
         for name, arm in found.arms.items()
     }
-    as_written = {key: written.get(key) or {} for key in ("overrides", "clip_overrides")}
-    return replace(found, arms=arms, **as_written)
-
-
-def _check_keys(values: Any, kind: type, where: str) -> None:
-    names = [one.name for one in fields(kind)]
-    if not isinstance(values, dict):
-        raise ValueError(f"{where.rstrip('.')} = {values!r}: expected keys of {', '.join(names)}")
-    for key in values:
-        if key not in names:
-            raise ValueError(f"{where}{key}: no such key. {suggestion(str(key), names)}")
+    overrides, clips = (written.get(key) or {} for key in ("overrides", "clip_overrides"))
+    return replace(found, arms=arms, overrides=overrides, clip_overrides=clips)

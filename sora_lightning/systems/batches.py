@@ -1,5 +1,5 @@
-"""What systems do with a batch: clips of one size, or packed clips that share one sequence (Patch
-n' Pack, arXiv 2307.06304).
+"""Latents, pixels and losses of a batch: clips of one size, or packed clips that share one sequence
+(Patch n' Pack, arXiv 2307.06304).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sora_lightning.data import VideoDataModule
 from sora_lightning.data.spec import DataSpec
 from sora_lightning.layers.patch import Patch
 from sora_lightning.tokenizers import VideoTokenizer
-from sora_lightning.types import PackedBatch, PackedLatents, VideoBatch
+from sora_lightning.types import Latents, PackedBatch, PackedLatents, VideoBatch, dense_groups
 
 
 def data_spec(system: L.LightningModule) -> DataSpec | None:
@@ -28,8 +28,15 @@ def data_spec(system: L.LightningModule) -> DataSpec | None:
 
 
 @torch.no_grad()
-def packed_latents(tokenizer: VideoTokenizer, batch: PackedBatch, patch: Patch) -> PackedLatents:
-    """Return the cached latents of a pack, or its pixels encoded; only kept tokens are shown."""
+def batch_latents(
+    tokenizer: VideoTokenizer, batch: VideoBatch | PackedBatch, patch: Patch
+) -> Tensor | PackedLatents:
+    """Return the cached latents of a batch or a pack, or its pixels encoded. Of a pack, only tokens
+    that are kept are shown.
+    """
+    if isinstance(batch, VideoBatch):
+        cached = batch.latents
+        return tokenizer.encode(batch.pixels) if cached is None else cached.float()
     if batch.latents is not None:
         latents = PackedLatents(tuple(latents.float() for latents in batch.latents))
     else:
@@ -43,6 +50,20 @@ def packed_latents(tokenizer: VideoTokenizer, batch: PackedBatch, patch: Patch) 
         mask[:, tokens] = 1
         shown.append(patch.unpatchify(mask, grid)[0, 0] > 0)
     return PackedLatents(latents.clips, tuple(shown))
+
+
+@torch.no_grad()
+def batch_pixels(
+    tokenizer: VideoTokenizer, batch: VideoBatch | PackedBatch, x_0: Latents
+) -> list[Float[Tensor, "b 3 _F _H _W"]]:
+    """Return a batch's pixels in [-1, 1], decoded from ``x_0`` where a cache serves latents alone;
+    a pack's as a batch of one for each clip.
+    """
+    if batch.latents is not None:
+        return [tokenizer.decode(latents) for latents in dense_groups(x_0)]
+    if isinstance(batch, PackedBatch):
+        return [video[None] for video in batch.pixels]
+    return [batch.pixels]
 
 
 def mean_loss(

@@ -1,8 +1,9 @@
-"""Trains a denoiser on a tokenizer's latents, and generates videos with it."""
+"""Latent video diffusion: trains a denoiser on a tokenizer's latents, and generates videos."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sora_lightning.checkpoints import init_args, load_system, plain_hyperparameters
+from sora_lightning.checkpoints import load_system, plain_hyperparameters
+from sora_lightning.checks import require_in
 from sora_lightning.conditioning import (
     CachedText,
     Conditioner,
@@ -25,7 +27,6 @@ from sora_lightning.conditioning import (
 from sora_lightning.denoisers import Denoiser
 from sora_lightning.denoisers.conditions import ConditionInput, NoCondition
 from sora_lightning.diffusion import (
-    Known,
     LogitNormal,
     Objective,
     SquaredError,
@@ -34,7 +35,13 @@ from sora_lightning.diffusion import (
 )
 from sora_lightning.generation import SamplingConfig, VideoGenerator
 from sora_lightning.systems.alignment import RepresentationAlignment
-from sora_lightning.systems.batches import blank_clip, data_spec, mean_loss, packed_latents
+from sora_lightning.systems.batches import (
+    batch_latents,
+    batch_pixels,
+    blank_clip,
+    data_spec,
+    mean_loss,
+)
 from sora_lightning.systems.data_checks import check_diffusion_data, warn_of_later_frames
 from sora_lightning.systems.draws import GroupDraws, batch_rng, training_draws
 from sora_lightning.systems.optimizers import MaximalUpdate, OptimizerFactory, adamw, configure
@@ -43,21 +50,18 @@ from sora_lightning.systems.time_bins import LossPerTime, fixed_draws
 from sora_lightning.systems.weak_model import load_weak_model
 from sora_lightning.tokenizers import VideoTokenizer
 from sora_lightning.types import (
-    Condition,
     Draws,
-    Latents,
     PackedBatch,
     VideoBatch,
     VideoSize,
-    dense_groups,
 )
 
 
 class DiffusionSystem(L.LightningModule):
-    """Text, or nothing, to video: latents, condition, loss.
+    """Trains a denoiser of latents, conditioned on text, on a class or on nothing.
 
     Args:
-        tokenizer: Frozen. Its weights and configuration travel in this system's checkpoint, which
+        tokenizer: Frozen. Its weights and configuration are saved in the system's checkpoint, which
             therefore needs no other file.
         conditioner: ``TextConditioner``, ``LabelConditioner`` or ``Unconditional``.
         denoiser: A factory that is called with the tokenizer's latent channels and the
@@ -93,8 +97,7 @@ class DiffusionSystem(L.LightningModule):
         seed: int = 0,
     ):
         super().__init__()
-        if not 0 <= drop_condition < 1:
-            raise ValueError(f"drop_condition = {drop_condition} must lie in [0, 1)")
+        require_in("[0, 1)", drop_condition=drop_condition)
         widths = tokenizer.latent_channels, conditioner.width
         built = denoiser if isinstance(denoiser, Denoiser) else denoiser(*widths)
         if isinstance(denoiser, Denoiser):
@@ -131,8 +134,9 @@ class DiffusionSystem(L.LightningModule):
 
     @classmethod
     def from_checkpoint(cls, path: Path | str, use_ema: bool = True) -> DiffusionSystem:
-        """Return the system ready to generate, from this file alone. ``ValueError`` for a file that
-        holds none.
+        """Load a checkpoint, with averaged weights if ``use_ema``, frozen and in evaluation mode.
+
+        Raises ``ValueError`` for a file that holds no such system.
         """
         return load_system(cls, path, use_ema)
 
@@ -152,7 +156,7 @@ class DiffusionSystem(L.LightningModule):
             check_diffusion_data(spec, self.tokenizer, self.denoiser, self.known_frames)
 
     def configure_model(self) -> None:
-        """Share the parts out over the ranks of a ``ModelParallelStrategy``, before training."""
+        """Shard the parts over the ranks of a ``ModelParallelStrategy``, before training."""
         if self.device_mesh is not None and not is_sharded(self):
             projector = None if self.alignment is None else self.alignment.projector
             encoder = self.known_frames.image_encoder
@@ -187,26 +191,15 @@ class DiffusionSystem(L.LightningModule):
         )
         t = self.time(rng.normal(), uniforms.new_tensor(self.denoiser.num_tokens(x_0)))
         noise = rng.noise(x_0, self.objective.offset_noise)
-        draw = (x_0, noise, t, condition, known)
-        losses, alignment = self._losses(self._network(rng), batch, *draw)
-        return losses if alignment is None else losses + alignment
-
-    def _losses(
-        self,
-        network: Callable[..., Any],
-        batch: VideoBatch | PackedBatch,
-        x_0: Latents,
-        noise: Latents,
-        t: Float[Tensor, " b"],
-        condition: Condition,
-        known: list[Known] | None = None,
-    ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"] | None]:
-        """Return each clip's loss of the objective, and of the alignment where there is one."""
+        with self._observed_tokens() as tokens:
+            losses = self.objective(self._network(rng), x_0, noise, t, condition, known)
         if self.alignment is None:
-            return self.objective(network, x_0, noise, t, condition, known), None
-        with self.alignment.observe(self.denoiser) as tokens:
-            losses = self.objective(network, x_0, noise, t, condition, known)
-        return losses, self.alignment(tokens[-1], self.pixels(batch, x_0))
+            return losses
+        return losses + self.alignment(tokens[-1], batch_pixels(self.tokenizer, batch, x_0))
+
+    def _observed_tokens(self) -> AbstractContextManager[list[Any]]:
+        """Return the context in which the alignment observes the denoiser."""
+        return nullcontext([]) if self.alignment is None else self.alignment.observe(self.denoiser)
 
     def _network(self, rng: Draws) -> Callable[..., Any]:
         """Return the denoiser; with self-conditioning, drawn clips see their own estimate."""
@@ -221,10 +214,12 @@ class DiffusionSystem(L.LightningModule):
         condition = self.known_frames.with_source(text, self.source(batch), self.latent_space)
         t = self.time(rng.normal(), x_0.new_tensor(self.denoiser.num_tokens(x_0)))
         noise = rng.noise(x_0, self.objective.offset_noise)
-        losses, alignment = self._losses(self.denoiser, batch, x_0, noise, t, condition)
         log = partial(self.log, batch_size=len(batch), sync_dist=True)
+        with self._observed_tokens() as tokens:
+            losses = self.objective(self.denoiser, x_0, noise, t, condition)
         log("val/loss", losses.mean(), prog_bar=True)
-        if alignment is not None:
+        if self.alignment is not None:
+            alignment = self.alignment(tokens[-1], batch_pixels(self.tokenizer, batch, x_0))
             log("val/alignment", -alignment.mean())
         t, noise = fixed_draws(batch.clip_ids, x_0, self.seed)
         losses = self.objective(self.denoiser, x_0, noise, t, condition)
@@ -251,7 +246,7 @@ class DiffusionSystem(L.LightningModule):
         return LatentSpace(self.objective.process, self.denoiser.patch, *codec)
 
     def source(self, batch: VideoBatch | PackedBatch) -> Float[Tensor, "b c f h w"] | None:
-        """Return the latents of the clips that a batch's are edits of; ``None`` without edits."""
+        """Return the latents of the source clips of edits; ``None`` if edits are not trained."""
         if not self.known_frames.needs_source:
             return None
         assert isinstance(batch, VideoBatch)
@@ -259,26 +254,8 @@ class DiffusionSystem(L.LightningModule):
         return self.latents(batch.source)
 
     def latents(self, batch: VideoBatch | PackedBatch) -> Any:
-        """Return the cached latents of a batch or a pack, or its pixels encoded now."""
-        if isinstance(batch, PackedBatch):
-            return packed_latents(self.tokenizer, batch, self.denoiser.patch)
-        if batch.latents is not None:
-            return batch.latents.float()
-        with torch.no_grad():
-            return self.tokenizer.encode(batch.pixels)
-
-    @torch.no_grad()
-    def pixels(
-        self, batch: VideoBatch | PackedBatch, x_0: Latents
-    ) -> list[Float[Tensor, "b 3 _F _H _W"]]:
-        """Return a batch's pixels in [-1, 1], decoded where a cache serves latents alone; a pack's
-        as a batch of one for each clip.
-        """
-        if batch.latents is not None:
-            return [self.tokenizer.decode(latents) for latents in dense_groups(x_0)]
-        if isinstance(batch, PackedBatch):
-            return [video[None] for video in batch.pixels]
-        return [batch.pixels]
+        """Return the latents of a batch or a pack, cached or encoded now."""
+        return batch_latents(self.tokenizer, batch, self.denoiser.patch)
 
     @torch.no_grad()
     def generate(
@@ -295,7 +272,7 @@ class DiffusionSystem(L.LightningModule):
         return self.video_generator(sampling).videos(prompts, size, seeds)
 
     def video_generator(self, sampling: SamplingConfig = SamplingConfig()) -> VideoGenerator:
-        """Return this model, ready to sample. Loads the weak model of autoguidance."""
+        """Return a sampler of this model. Loads the weak model of autoguidance."""
         tiling, weak_model = sampling.tiling, sampling.guidance.weak_model
         return VideoGenerator(
             self.tokenizer if tiling is None else tiling(self.tokenizer),
@@ -318,7 +295,3 @@ class DiffusionSystem(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["training_sizes"] = [str(size) for size in self.training_sizes]
         checkpoint["hyper_parameters"] = plain_hyperparameters(self)
-        encoder = self.known_frames.image_encoder
-        if encoder is not None and encoder.specification is not None:
-            known_frames = init_args(checkpoint)["known_frames"]
-            known_frames["init_args"]["image_encoder"] = encoder.specification

@@ -109,7 +109,7 @@ class Pipeline:
 
     @property
     def specification(self) -> dict[str, Any]:
-        """What a checkpoint keeps: plain values."""
+        """The arguments as plain values, for a checkpoint."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         paths = {name: str(value) for name, value in values.items() if isinstance(value, Path)}
         return values | paths | {"lora": None if self.lora is None else described(self.lora)}
@@ -155,10 +155,10 @@ class Pipeline:
 
 
 class PretrainedSystem(DiffusionSystem):
-    """The model of a diffusers pipeline, trained on: each part is the folder's, or the one given.
+    """Fine-tunes the model of a diffusers pipeline. Each part that is not given is the folder's.
 
-    What the folder gives and does not train stays there: a checkpoint names the folder, and holds
-    the digests of its weights, by which others are refused.
+    Frozen weights of the folder are not saved: a checkpoint names the folder and holds digests of
+    its weights. Other weights are refused when it is loaded.
 
     Args:
         pipeline: The folder, and how its network trains.
@@ -200,12 +200,10 @@ class PretrainedSystem(DiffusionSystem):
 
     @property
     def is_pipelines(self) -> bool:
-        """Whether its parts, apart from training times, are those of the pipeline's folder."""
+        """True if all parts, except training times, are those of the pipeline's folder."""
         return {*_PARTS} - {"time"} <= {*self._from_folder}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Name the folder alone for what comes from it."""
         super().on_save_checkpoint(checkpoint)
-        arguments = checkpoint["hyper_parameters"] | dict.fromkeys(self._from_folder)
-        arguments.pop("alignment", None)  # of DiffusionSystem, for denoisers of this package
-        checkpoint["hyper_parameters"] = arguments
+        checkpoint["hyper_parameters"] |= dict.fromkeys(self._from_folder)

@@ -114,8 +114,8 @@ def _arm(**change: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"seedz": [1]}, "seedz: no such key. Did you mean seeds?"),
-        (_arm(confgs=[]), "arms.other.confgs: no such key. Did you mean configs?"),
+        ({"seedz": [1]}, "seedz: no such key in Ablation. Did you mean seeds?"),
+        (_arm(confgs=[]), "arms.other.confgs: no such key in Arm. Did you mean configs?"),
         (_arm(configs=["jont.yaml"]), "arms.other.configs[0] = 'jont.yaml': there is no such file"),
         (_arm(overrides={"run_dir": "x"}), "arms.other.overrides.run_dir: is set by output"),
         (_arm(overrides={"trainer.max_step": 3}), "arms.other: trainer.max_step: no such key in"),
@@ -133,7 +133,10 @@ def _arm(**change: Any) -> dict[str, Any]:
         ({"clip_overrides": {"model.x": 1}}, "clip_overrides.model.x: only keys of data"),
         ({"clip_overrides": {"data.siz": 1}}, "arms.joint: data.siz: no such key in"),
         ({"schedule": {"at_once": 0}}, "schedule.at_once = 0: must be at least 1"),
-        ({"schedule": {"at_one": 1}}, "schedule.at_one: no such key. Did you mean at_once?"),
+        (
+            {"schedule": {"at_one": 1}},
+            "schedule.at_one: no such key in Schedule. Did you mean at",
+        ),
         ({"base": "bse.yaml"}, "base = 'bse.yaml': there is no such file"),
         ({"equal": "parameters", "overrides": {"trainer.max_steps": -1}}, "trainer.max_steps = -1"),
         ({"equal": "parameters", "width_keys": ["model.init_args.x.y"]}, "there is no x in the"),

@@ -18,6 +18,7 @@ from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.systems import DiffusionSystem
 from sora_lightning.systems.alignment import RepresentationAlignment
+from sora_lightning.systems.batches import batch_pixels
 from sora_lightning.systems.draws import GroupDraws
 from sora_lightning.tokenizers import ConvTokenizer
 from sora_lightning.types import PackedBatch, TokenGrid
@@ -154,7 +155,7 @@ def test_latents_of_a_cache_are_decoded_for_the_encoder() -> None:
         pixels = system.tokenizer.decode(x_0)
     from_pixels = _losses(system, replace(batch, videos=list(batch.pixels)))
     cached = replace(batch, videos=None, latents=list(x_0))
-    (found,) = system.pixels(cached, x_0)
+    (found,) = batch_pixels(system.tokenizer, cached, x_0)
     torch.testing.assert_close(found, pixels)
     assert not torch.allclose(_losses(system, cached), from_pixels, atol=1e-6)
 

@@ -8,6 +8,7 @@ import torch
 
 from sora_lightning.callbacks import EMA
 from sora_lightning.checkpoints import load_tokenizer
+from sora_lightning.cli.training import TrainingCLI, run_training
 from sora_lightning.conditioning import Unconditional
 from sora_lightning.data import VideoDataModule
 from sora_lightning.data.settings import Batching
@@ -280,20 +281,22 @@ def test_the_average_follows_its_formula_and_swaps_in_and_out():
         EMA(decay=1.0)
 
 
-@pytest.mark.parametrize(("asked_for", "threads"), [(None, [3, 4]), ("4", [4])])
+@pytest.mark.parametrize(("asked_for", "seen"), [(None, [3, "fit", 4]), ("4", ["fit", 4])])
 def test_workers_have_cores_of_their_own_where_none_are_asked_for(
-    asked_for, threads, fit, tokenizer_model, tmp_path, monkeypatch: pytest.MonkeyPatch
+    asked_for, seen, experiment, tokenizer_model, tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if asked_for is None:
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     else:
         monkeypatch.setenv("OMP_NUM_THREADS", asked_for)
-    set_to: list[int] = []
+    events: list[int | str] = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    monkeypatch.setattr(torch, "set_num_threads", set_to.append)
+    monkeypatch.setattr(torch, "set_num_threads", events.append)
+    # In place of the training, whose worker and decoders would compete with other tests for cores.
+    monkeypatch.setattr(TrainingCLI, "_run_subcommand", lambda _, command: events.append(command))
     config = {"model": tokenizer_model, "data": {"reading": {"num_workers": 1}}}
-    fit(config, tmp_path / "run", "--trainer.max_steps", "1")
-    assert set_to == threads  # the last: what they were before
+    run_training(["fit", "--config", str(experiment(config, tmp_path / "run"))])
+    assert events == seen  # the last: what they were before
 
 
 @pytest.mark.parametrize(

@@ -97,5 +97,5 @@ def test_what_does_not_fit_is_refused():
         FactorisedViViT(temporal_depth=-1)
     with pytest.raises(ValueError, match="5 latent positions along f are no multiple of 2"):
         small("1")(torch.zeros(1, 3, 5, 8, 8))
-    with pytest.raises(ValueError, match="0 x 1 x 1 positions"):
+    with pytest.raises(ValueError, match="positions: frames = 0: must be at least 1"):
         LearnedPositions(0, 1, 1, 8)
