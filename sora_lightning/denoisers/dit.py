@@ -252,7 +252,8 @@ class DiT(Denoiser):
     def _concat_dense(
         self, x_t: Tensor, concat_latents: Tensor | None, estimate: Tensor | None
     ) -> Float[Tensor, "b in f h w"]:
-        assert estimate is None or self.self_conditioning
+        if estimate is not None and not self.self_conditioning:
+            raise ValueError("an estimate is for a network with self_conditioning")
         if concat_latents is not None and not self.num_concat_channels:
             raise ValueError("channels beside the latents are for a network with concat_channels")
         parts = [x_t]
