@@ -37,7 +37,7 @@ def run(report: Report) -> None:
             "data.val_manifest": str(manifest),
             "data.reading.root": str(CLIPS.resolve()),
             "data.batching.sizes": json.dumps([SIZE]),
-            "trainer.limit_val_batches": "0",
+            "trainer.limit_val_batches": "1",
         }
         given = [f"--{key}={value}" for key, value in settings.items()]
         if main(["fit", "--config", CONFIG, *given, *timed_steps(report, folder, "tokenizer")]):
