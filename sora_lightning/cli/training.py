@@ -161,7 +161,15 @@ class TrainingCLI(LightningCLI):
         if config.trainer.enable_model_summary is not False:
             added.append(ParameterSummary())
         config.trainer.callbacks = [*(config.trainer.callbacks or []), *added]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except RuntimeError as error:
+            if "more than one stateful callback" not in str(error):
+                raise
+            raise ValueError(
+                f"trainer.callbacks: {str(error).partition('.')[0]}; every run has Throughput, and "
+                "the callbacks of the keys checkpoint, nonfinite and watchdog"
+            ) from error
 
     def _run_subcommand(self, subcommand: str) -> None:
         if subcommand == "fit":

@@ -294,6 +294,7 @@ _STOPPING = "lightning.pytorch.callbacks.EarlyStopping"
         (f"strategy={_SHARDED}", 2, "a TokenizerSystem does not share its layers out; take ddp"),
         ("strategy=fsdp", 2, "give sora_lightning.systems.parallel.ShardedStrategy"),
         ("callbacks=[{class_path: EMA, init_args: {decay: 2.0}}]", 2, "decay = 2.0: must lie"),
+        ("callbacks=[{class_path: EMA}, {class_path: EMA}]", 2, "every run has Throughput, and"),
         (
             f"callbacks=[{{class_path: {_STOPPING}, init_args: {{monitor: nothing}}}}]",
             1,
