@@ -52,7 +52,7 @@ class Page(HTMLParser):
 def test_the_report_of_an_ablation_shows_text(prompt: str, tmp_path: Path) -> None:
     def page(text: str) -> Page:
         table = Table(text, (text, text), [(text, text)], text)
-        return Page(_html(text, text, [table], tmp_path, {}, [text]))
+        return Page(_html(text, text, [table], tmp_path, {}, text))
 
     shown = page(prompt)
     assert shown.tags == page("plain words").tags
