@@ -344,10 +344,11 @@ def _commands(ablation: Ablation, runs: Sequence[Run]) -> str:
     lines = [f"# seed {first}; of another, its number in place of {first}, and its run_dir"]
     for run in runs:
         if run.seed == first:
-            words = map(shlex.quote, run.stages[0].command)
-            lines.append(
-                " ".join(f"\\\n    {word}" if word[:2] == "--" else word for word in words)
+            words = run.stages[0].command
+            options = (
+                f"\\\n    {shlex.quote(w)}" if w[:2] == "--" else shlex.quote(w) for w in words
             )
+            lines.append(" ".join(options))
     return "\n".join(lines)
 
 
