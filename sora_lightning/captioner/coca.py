@@ -98,17 +98,17 @@ class CoCa(Captioner):
         text, cls = self.tower(ids)
         logits, _ = self.decoder(text[:, :-1], self._caption_video(tokens, sequence), [])
         losses, accuracy = caption_losses(logits, targets=ids[:, 1:])
-        video = F.normalize(self._pooled(tokens, sequence), dim=-1)
-        return CaptionerOutput(video, F.normalize(self.text_out(cls), dim=-1), losses, accuracy)
+        video = self._embed_tokens(tokens, sequence)
+        return CaptionerOutput(video, self._embed_cls(cls), losses, accuracy)
 
     def embed_videos(self, videos: Videos) -> Float[Tensor, "b e"]:
         """Return normalised embeddings of clips."""
-        return F.normalize(self._pooled(*self.encoder(videos)), dim=-1)
+        return self._embed_tokens(*self.encoder(videos))
 
     def embed_captions(self, captions: Sequence[str]) -> Float[Tensor, "b e"]:
         """Return normalised embeddings of captions."""
         ids = self.bpe.encode(captions).to(self.text_out.weight.device)
-        return F.normalize(self.text_out(self.tower(ids)[1]), dim=-1)
+        return self._embed_cls(self.tower(ids)[1])
 
     @property
     def inverse_temperature(self) -> Float[Tensor, ""]:
@@ -129,7 +129,7 @@ class CoCa(Captioner):
         state = state.select(repeat(clips, "b -> (b n)", n=num_drawn))
         ids = decoding(state, [rng for rng in rngs for _ in range(num_drawn)])
         if num_drawn > num_captions:
-            ids = self._nearest(ids, self._pooled(tokens, sequence), num_captions)
+            ids = self._nearest(ids, self._embed_tokens(tokens, sequence), num_captions)
         texts = self.bpe.decode(ids)
         return [texts[i : i + num_captions] for i in range(0, len(texts), num_captions)]
 
@@ -139,11 +139,9 @@ class CoCa(Captioner):
         """Return of each clip's captions the ``number`` whose embeddings are nearest to the clip's,
         repeated ones last.
         """
-        cls = self.tower(F.pad(ids, (1, 0), value=BOS))[1]
-        texts = rearrange(
-            F.normalize(self.text_out(cls), dim=-1), "(b n) e -> b n e", b=len(videos)
-        )
-        similarity = einsum(texts, F.normalize(videos, dim=-1), "b n e, b e -> b n")
+        texts = self._embed_cls(self.tower(F.pad(ids, (1, 0), value=BOS))[1])
+        texts = rearrange(texts, "(b n) e -> b n e", b=len(videos))
+        similarity = einsum(texts, videos, "b n e, b e -> b n")
         captions = rearrange(ids, "(b n) l -> b n l", b=len(videos))
         repeated = (captions[:, :, None] == captions[:, None]).all(-1).tril(-1).any(-1)
         best = similarity.masked_fill(repeated, -2.0).topk(number, dim=1).indices
@@ -163,8 +161,12 @@ class CoCa(Captioner):
         keys, _ = context.blocks[0]
         return Prefix(self, context, torch.full((len(keys), 1), BOS, device=keys.device))
 
-    def _pooled(self, tokens: Tensor, sequence: PackedSequence) -> Float[Tensor, "b e"]:
-        return self.video_out(self.embedding_pooler(tokens, sequence)[0][:, 0])
+    def _embed_tokens(self, tokens: Tensor, sequence: PackedSequence) -> Float[Tensor, "b e"]:
+        pooled = self.embedding_pooler(tokens, sequence)[0][:, 0]
+        return F.normalize(self.video_out(pooled), dim=-1)
+
+    def _embed_cls(self, cls: Float[Tensor, "b d"]) -> Float[Tensor, "b e"]:
+        return F.normalize(self.text_out(cls), dim=-1)
 
     def _caption_video(self, tokens: Tensor, sequence: PackedSequence) -> VideoContext:
         return self.decoder.videos(*self.caption_context(tokens, sequence))

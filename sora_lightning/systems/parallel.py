@@ -28,6 +28,7 @@ from torch.nn import Parameter
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
+from sora_lightning.checks import require_at_least
 from sora_lightning.conditioning.images import ImageEncoder
 from sora_lightning.denoisers import Denoiser, DiT
 from sora_lightning.denoisers.blocks import Block
@@ -53,9 +54,7 @@ class ShardedStrategy(ModelParallelStrategy):
             "tensor_parallel_size": tensor_parallel_size,
             "context_parallel_size": context_parallel_size,
         }
-        for name, size in self.sizes.items():
-            if size < 1:
-                raise ValueError(f"{name} = {size}: must be at least 1")
+        require_at_least(1, "", **self.sizes)
         ranks_per_clip = tensor_parallel_size * context_parallel_size
         super().__init__(tensor_parallel_size=ranks_per_clip, save_distributed_checkpoint=False)
         self.ranks_per_clip = ranks_per_clip
