@@ -94,7 +94,7 @@ def from_files(report: Report) -> None:
 
 def _by_evaluation(folder: Path) -> Iterator[Tensor]:
     entries = read_folder(folder, prompts=False)
-    clips = CutClips(entries, ClipSpec(FRAMES, None, (f"{SIDE}x{SIDE}",)), "middle", 0)
+    clips = CutClips(entries, ClipSpec(FRAMES, None, (f"{SIDE}x{SIDE}",)), "start", 0)
     videos = decoded(clips)
     while batch := list(islice(videos, BATCH)):
         yield as_batch(batch)
