@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+from jsonargparse import ArgumentParser
 
 import sora_lightning
 import sora_lightning.__main__ as program
@@ -98,6 +100,22 @@ def test_a_command_refuses_what_it_does_not_take(arguments: list[str], said: str
 def test_dashes_and_underscores_are_the_same(flag: str) -> None:
     values = parse_function("paint", paint, ["--output=a-b_c.mp4", flag])
     assert values == {"output": Path("a-b_c.mp4"), "num_frames": 9, "rate": 8.0}
+
+
+def test_the_help_writes_flags_with_dashes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_function("paint", paint, ["--help"])
+    text = capsys.readouterr().out
+    assert "--num-frames" in text
+    assert "--num_frames" not in text
+
+
+@pytest.mark.parametrize("command", program.FUNCTIONS)
+def test_every_flag_is_described(command: str) -> None:
+    module, name = program.FUNCTIONS[command]
+    parser = ArgumentParser()
+    parser.add_function_arguments(getattr(import_module(module), name))
+    assert not [flag.dest for flag in parser._actions if not flag.help]
 
 
 @pytest.mark.parametrize(

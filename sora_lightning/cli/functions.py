@@ -57,9 +57,12 @@ def parse_function(program: str, function: Callable[..., Any], argv: list[str]) 
         is_group = _group(signature.hints[name]) is not None
         if not (is_group or name in given or {"help"} & set(given) or "-h" in argv):
             raise ValueError(f"{_flag(name)} is missing: {program} needs it")
-    for action in parser._actions:  # the help shows each nested flag's short form too
-        if "." in action.dest and action.dest in hints:
-            action.option_strings = [_flag(action.dest.partition(".")[2]), *action.option_strings]
+    # The help shows flags with dashes, and each nested flag's short form beside its path.
+    for action in parser._actions:
+        if action.dest in hints:
+            _, dot, ending = action.dest.partition(".")
+            others = action.option_strings if dot else []
+            action.option_strings = [_flag(ending or action.dest), *others]
     arguments = _plain(argv, hints, paths)
     typed = {paths[name]: _flag(name) for name in given if name in paths}
     try:

@@ -19,10 +19,13 @@ Tokens = Float[Tensor, "b n d"]
 
 @dataclass(frozen=True)
 class FeatureCaching:
-    """Compute the middle blocks at every ``interval``-th step of a sampler only; 1 computes all.
+    """Compute the middle blocks at some of a sampler's steps only. The blocks around them see the
+    new noise and the new time.
 
-    The ``first`` blocks and the ``last`` ones are computed at every step, since they see the new
-    noise and the new time.
+    Args:
+        interval: The middle blocks are computed at every ``interval``-th step; 1 computes all.
+        first: Blocks before the middle ones, which are computed at every step.
+        last: Blocks after them.
     """
 
     interval: int = 1

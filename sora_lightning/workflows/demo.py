@@ -70,7 +70,7 @@ def demo_stages(output: Path, quick: bool = False, seed: int = 0) -> list[Stage]
 
 
 def _synthesize(output: Path, quick: bool) -> Stage:
-    few = ("--num_train", "48", "--num_val", "16", "--num_test", "24") if quick else ()
+    few = ("--num-train", "48", "--num-val", "16", "--num-test", "24") if quick else ()
     return synthesize(output, *few)
 
 

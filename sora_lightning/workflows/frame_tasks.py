@@ -85,7 +85,7 @@ def _longer(size: VideoSize, data: dict[str, Any]) -> VideoSize:
 
 
 def _synthesize(output: Path, quick: bool) -> Stage:
-    counts = ("--num_train", "48" if quick else "2560", "--num_val", "0", "--num_test", "0")
+    counts = ("--num-train", "48" if quick else "2560", "--num-val", "0", "--num-test", "0")
     return synthesize(output, "--turns", "0.35", *counts)
 
 

@@ -94,19 +94,26 @@ def write_dataset(
 
     Training and validation show the 60 combinations of shape, colour and direction that are not
     held out, one clip in five with two shapes. Testing shows only held-out combinations: four
-    fifths of ``num_test`` with one shape, cycling through the 12 combinations (each with a new
+    fifths of its clips with one shape, cycling through the 12 combinations (each with a new
     background, speed and wording), then clips with two of them. The same arguments give the same
-    files, for any ``num_workers``. Raises ``ValueError`` for a negative number of clips and for
-    settings that exclude one another.
+    files, for any ``num_workers``.
 
-    ``turns`` is the share of the training's clips of one shape in which it turns once or twice.
+    Args:
+        root: The folder of the clips and manifests.
+        num_train: Clips to train on.
+        num_val: Clips to validate on.
+        num_test: Clips of held-out combinations.
+        seed: Seed of what the clips show.
+        num_workers: Processes that render.
+        edits: Each clip shows one shape and has a ``source``: the same scene with another shape,
+            colour or direction, a combination of the training in every split. The captions are
+            instructions, and the edited clips of the test split are held out.
+        turns: Share of the training's clips of one shape in which it turns once or twice.
+        anywhere: Shapes move anywhere in the frame, and a square crop cuts many of them off; by
+            default they stay in its central square.
 
-    With ``anywhere`` shapes move anywhere in the frame, and a square crop cuts many of them off; by
-    default they stay in its central square.
-
-    With ``edits`` each clip shows one shape and has a ``source``: the same scene with
-    another shape, colour or direction, a combination of the training in every split. The captions
-    are then instructions, and the edited clips of the test split are held out.
+    Raises:
+        ValueError: For a negative number of clips and for settings that exclude one another.
     """
     counts = dict(zip(SPLITS, (num_train, num_val, num_test), strict=True))
     require_at_least(0, num_train=num_train, num_val=num_val, num_test=num_test)
