@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from sora_lightning.checkpoint_shards import with_shards
 from sora_lightning.checks import naming
 from sora_lightning.configuration import configuration
 from sora_lightning.denoisers import Denoiser
@@ -35,7 +36,8 @@ def read_checkpoint(path: Path | str, verify: bool = False) -> dict[str, Any]:
     """Read a Lightning checkpoint on the CPU; only tensors and plain values are unpickled.
 
     The folder that ``convert --target model`` wrote, or its file of weights, is read as one. With
-    ``verify`` the file of a training is read whole and compared with its checksums.
+    ``verify`` the file of a training is read whole and compared with its checksums; of tensors that
+    lie beside it, the files' lengths are compared, and none is read.
 
     Raises ``ValueError`` with the path if it is missing, damaged or no checkpoint of a system.
     """
@@ -52,6 +54,7 @@ def read_checkpoint(path: Path | str, verify: bool = False) -> dict[str, Any]:
         if verify and (damaged := ZipFile(path).testzip()) is not None:
             raise ValueError(f"the checksum of {damaged} in it is another")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = with_shards(checkpoint, path, read=not verify)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} cannot be read as a checkpoint: {reason}") from error

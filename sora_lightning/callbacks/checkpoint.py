@@ -22,6 +22,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from sora_lightning.checkpoint_shards import remove_unused, with_shards
 from sora_lightning.checkpoints import start_weights
 from sora_lightning.files import check_writable
 from sora_lightning.systems.optimizers.parameters import has_gradients
@@ -41,6 +42,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     Lightning writes to the temporary folder first, and copies where that is another file system.
     """
 
+    def load_checkpoint(self, path: Path | str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return with_shards(super().load_checkpoint(path, *args, **kwargs), Path(path))
+
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Path | str, storage_options: Any = None
     ) -> None:
@@ -58,6 +62,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise SaveError(f"{path} cannot be saved: {_reason(error)}") from error
         finally:
             part.unlink(missing_ok=True)
+        remove_unused(path.parent)
 
 
 class RunCheckpoint(Checkpoint):
@@ -109,6 +114,7 @@ class RunCheckpoint(Checkpoint):
             check_writable(self.dirpath)
             for left in self.dirpath.glob(".*.ckpt.part"):  # by a process that was killed
                 left.unlink()
+            remove_unused(self.dirpath)
         # Before Lightning restores a resumed run, which then overrides this.
         if self.start_from is not None:
             start_weights(pl_module, self.start_from)
@@ -182,7 +188,12 @@ class RunCheckpoint(Checkpoint):
         if path == self.last and trainer.is_global_zero and path.exists():
             _keep(path, self.dirpath / "previous.ckpt")
         with _workers_may_die():
-            trainer.save_checkpoint(path, weights_only=False)
+            try:
+                trainer.save_checkpoint(path, weights_only=False)
+            except SaveError:
+                raise
+            except OSError as error:  # of a rank's own file
+                raise SaveError(f"{path} cannot be saved: {_reason(error)}") from error
         self._saved_step = trainer.global_step
         for logger in trainer.loggers:  # what a resumed run does not log again
             logger.save()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sora_lightning.checks import require_in
 from sora_lightning.systems.optimizers.parameters import has_gradients
-from sora_lightning.systems.parallel import by_mesh, shared_out, whole
+from sora_lightning.systems.parallel import by_mesh, shared_out
 
 
 class EMA(Callback):
@@ -40,7 +40,7 @@ class EMA(Callback):
             self.weights = {name: p.detach().clone() for name, p in live.items()}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Restored from a checkpoint they are whole, on the CPU.
+        # Restored from a checkpoint they are whole, on the CPU, or not read yet.
         live = self._live(pl_module)
         self.weights = {name: shared_out(self.weights[name], p) for name, p in live.items()}
 
@@ -95,8 +95,7 @@ class EMA(Callback):
         self.swap_out(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        weights = {name: whole(average) for name, average in self.weights.items()}
-        return {"num_updates": self.num_updates, "weights": weights}
+        return {"num_updates": self.num_updates, "weights": self.weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.num_updates, self.weights = state_dict["num_updates"], state_dict["weights"]

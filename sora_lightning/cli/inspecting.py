@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
+from sora_lightning.checkpoint_shards import num_bytes
 from sora_lightning.checkpoints import init_args, read_checkpoint, tokenizer_of
 
 
@@ -38,7 +39,7 @@ def describe(content: dict[str, Any], path: Path) -> dict[str, Any]:
     tokenizer = tokenizer_of(content, path) if isinstance(given, dict) else None
     return {
         "file": str(path),
-        "bytes": path.stat().st_size,
+        "bytes": num_bytes(content, path),
         "system": content["hyper_parameters"].get("_class_path"),
         "step": content.get("global_step"),
         "epoch": content.get("epoch"),

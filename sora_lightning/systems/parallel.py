@@ -7,10 +7,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import torch
 from einops import rearrange
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
@@ -28,6 +30,7 @@ from torch.nn import Parameter
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
+from sora_lightning.checkpoint_shards import SUFFIX, SavedTensor, save_shards, with_shards
 from sora_lightning.checks import require_at_least
 from sora_lightning.conditioning.images import ImageEncoder
 from sora_lightning.denoisers import Denoiser, DiT
@@ -43,13 +46,20 @@ class ShardedStrategy(ModelParallelStrategy):
     among them, those of a ``context_parallel_size`` the tokens of every clip, and the heads within
     attention. With both, a group has as many ranks as their product.
 
-    Checkpoints are gathered on the first rank into one file, equal to that of one device: one
-    device, DDP and any number of shards load it.
+    Checkpoints are gathered on the first rank into one file, equal to that of one device. With
+    ``save_shards`` each rank writes its part instead, into a folder beside the file, which all
+    nodes must see (``sora_lightning.checkpoint_shards``): no rank holds a whole model, and the file
+    and its folder move together. One device, DDP and any number of shards load either.
     """
 
     lightning_restore_optimizer = True
 
-    def __init__(self, tensor_parallel_size: int = 1, context_parallel_size: int = 1):
+    def __init__(
+        self,
+        tensor_parallel_size: int = 1,
+        context_parallel_size: int = 1,
+        save_shards: bool = False,
+    ):
         self.sizes = {
             "tensor_parallel_size": tensor_parallel_size,
             "context_parallel_size": context_parallel_size,
@@ -58,6 +68,7 @@ class ShardedStrategy(ModelParallelStrategy):
         ranks_per_clip = tensor_parallel_size * context_parallel_size
         super().__init__(tensor_parallel_size=ranks_per_clip, save_distributed_checkpoint=False)
         self.ranks_per_clip = ranks_per_clip
+        self.save_shards = save_shards
 
     def setup_environment(self) -> None:
         num_ranks = self.num_nodes * self.num_processes
@@ -80,7 +91,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert self.lightning_module is not None
-        return self._gathered(self.lightning_module.state_dict())
+        return self.lightning_module.state_dict()
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.lightning_module is not None
@@ -92,16 +103,26 @@ class ShardedStrategy(ModelParallelStrategy):
         self.lightning_module.load_state_dict(saved, strict=strict)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        return self._gathered(optimizer.state_dict())
+        return optimizer.state_dict()
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: Path | str, storage_options: Any = None
+    ) -> None:
+        path = Path(self.broadcast(filepath))
+        if self.save_shards:
+            folder = path.with_name(self.broadcast(f"{path.stem}-{token_hex(4)}{SUFFIX}"))
+            content = save_shards(checkpoint, folder)
+        else:
+            content = self._gathered(checkpoint)
+        if self.is_global_zero:
+            self.checkpoint_io.save_checkpoint(content, path, storage_options)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             state = {
                 index: {
-                    name: shared_out(value, parameters[index])
-                    if _alike(value, parameters[index])
-                    else value
+                    name: _like_parameter(value, parameters[index])
                     for name, value in of_parameter.items()
                 }
                 for index, of_parameter in saved["state"].items()
@@ -111,7 +132,8 @@ class ShardedStrategy(ModelParallelStrategy):
     def load_checkpoint(
         self, checkpoint_path: Path | str, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        return self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)
+        content = TorchCheckpointIO().load_checkpoint(checkpoint_path, weights_only=weights_only)
+        return with_shards(content, Path(checkpoint_path), read=False)
 
     def _gathered(self, state: Any) -> Any:
         """Return the state with whole tensors, on the CPU of the first rank."""
@@ -123,8 +145,11 @@ class ShardedStrategy(ModelParallelStrategy):
         return apply_to_collection(state, Tensor, gather)
 
 
-def _alike(value: Any, parameter: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.shape == parameter.shape
+def _like_parameter(value: Any, parameter: Tensor) -> Any:
+    """Return an optimizer's state, in the parameter's shares where it has its shape."""
+    if isinstance(value, Tensor | SavedTensor) and tuple(value.shape) == tuple(parameter.shape):
+        return shared_out(value, parameter)
+    return value.read() if isinstance(value, SavedTensor) else value
 
 
 def is_sharded(module: nn.Module) -> bool:
@@ -284,8 +309,9 @@ def own_share(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def shared_out(tensor: Tensor, like: Tensor) -> Tensor:
+def shared_out(tensor: Tensor | SavedTensor, like: Tensor) -> Tensor:
     """Return a whole tensor as the parameter ``like`` is: its device, type and shares of ranks."""
+    tensor = tensor.read() if isinstance(tensor, SavedTensor) else tensor
     tensor = tensor.to(device=like.device, dtype=like.dtype)
     if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
         return tensor

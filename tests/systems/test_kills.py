@@ -31,6 +31,7 @@ from tests.systems.test_packed_training import PACKED
 pytestmark = pytest.mark.slow
 
 KILLS, STEPS = 14, 200
+SHARDED = "sora_lightning.systems.parallel.ShardedStrategy"
 
 
 class Command(NamedTuple):
@@ -184,13 +185,14 @@ def _as_rank(rank: int, port: int, call: list[str]) -> int:
     places = {"RANK": rank, "NODE_RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": 2}
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in (places | address).items()}
-    return main([*call, "--trainer.devices=1", "--trainer.num_nodes=2", "--trainer.strategy=ddp"])
+    return main([*call, "--trainer.devices=1", "--trainer.num_nodes=2"])
 
 
-def _ranks(forks: Forks, folder: Path, call: list[str]) -> list[BaseProcess]:
+def _ranks(forks: Forks, folder: Path, call: list[str], strategy: str = "ddp") -> list[BaseProcess]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    call = [*call, f"--trainer.strategy={strategy}"]
     return [forks.start(_as_rank, folder, rank, port, call) for rank in range(2)]
 
 
@@ -287,3 +289,49 @@ def test_a_training_killed_again_and_again_ends_as_if_it_had_not_been(
     for key in ("ema", "Throughput"):
         states = (one["callbacks"][key] for one in (found, expected))
         torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+def test_a_rank_killed_while_it_writes_its_part_of_a_checkpoint_leaves_the_one_before(
+    experiment: Callable[..., Path], diffusion_model: dict[str, Any], forks: Forks, tmp_path: Path
+) -> None:
+    """Parts that no file names are never read, and the next checkpoint removes them."""
+    data = {"batching": {"steps_per_epoch": 100}}
+    strategy = json.dumps({"class_path": SHARDED, "init_args": {"save_shards": True}})
+
+    def fit(run: Path, *flags: str) -> list[BaseProcess]:
+        path = experiment({"model": diffusion_model, "data": data}, run)
+        call = ["fit", "--config", str(path), "--checkpoint.every_n_steps=1", *flags]
+        return _ranks(forks, tmp_path, [*call, "--trainer.max_steps=16"], strategy)
+
+    for process in fit(tmp_path / "whole"):
+        _end(process, tmp_path)
+    folder = tmp_path / "killed" / "checkpoints"
+    step, num_torn = 0, 0
+    for kill in range(4):
+        ranks = fit(tmp_path / "killed", *(["--ckpt_path=last"] if step else []))
+        for _ in range(3):
+            before = set(folder.glob("*.shards"))
+            _wait_for(lambda: bool(set(folder.glob("*.shards")) - before), ranks[0], tmp_path)  # noqa: B023
+        os.kill(ranks[kill % 2].pid, signal.SIGKILL)  # type: ignore[arg-type]
+        for process in ranks:
+            process.join(300)
+            assert process.exitcode
+            require_none_left(process.pid)  # type: ignore[arg-type]
+        saved = read_checkpoint(folder / "last.ckpt")["global_step"]
+        assert saved > step
+        step = saved
+        held = (torch.load(path, weights_only=True) for path in folder.glob("*.ckpt"))
+        named = {one["shards"]["folder"] for one in held}
+        num_torn += len({path.name for path in folder.glob("*.shards")} - named)
+    assert num_torn
+    for process in fit(tmp_path / "killed", "--ckpt_path=last"):
+        _end(process, tmp_path)
+    assert len(list(folder.glob("*.shards"))) == 2  # of last.ckpt and previous.ckpt
+    found, expected = (
+        read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt")
+        for name in ("killed", "whole")
+    )
+    for key in ("state_dict", "optimizer_states", "global_step"):
+        torch.testing.assert_close(found[key], expected[key], rtol=0, atol=0)
+    averages = [one["callbacks"]["ema"] for one in (found, expected)]
+    torch.testing.assert_close(*averages, rtol=0, atol=0)

@@ -40,6 +40,9 @@ PACKED = {"packing": Packing(40, "2x8x8", 5, 24 * 24, (1, 1, 1))}
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 STRATEGIES = {"fsdp2": partial(ShardedStrategy), "tensor": partial(ShardedStrategy, 2)}
 STRATEGIES["context"] = partial(ShardedStrategy, context_parallel_size=2)
+STRATEGIES |= {
+    f"{name} by parts": partial(make, save_shards=True) for name, make in STRATEGIES.items()
+}
 
 
 def strategy_of(name: str) -> Strategy | str:
@@ -211,6 +214,38 @@ def test_muon_steps_as_on_one_process(
         share = slice(rank, None, 2) if strategy == "fsdp2" else slice(None)
         torch.testing.assert_close(record["losses"], one["losses"][share], **CLOSE)
         torch.testing.assert_close(record["validation"], one["validation"], **CLOSE)
+
+
+def test_ranks_that_write_their_parts_hand_on_to_any_others(
+    pair: Pair, manifests: dict[str, Path], tmp_path: Path
+) -> None:
+    """The file holds none of the weights, and every reader finds them beside it; parts that no
+    checkpoint names are removed."""
+    alone, moved = tmp_path / "alone", tmp_path / "moved"
+    (one,) = run(None, alone, "auto", manifests, DENSE, 8, 2)
+    ways = [("fsdp2 by parts", 1), ("tensor by parts", 2), ("context by parts", 2), ("auto", 2)]
+    (moved / "killed-0.shards").mkdir(parents=True)
+    for number, (strategy, accumulate) in enumerate(ways):
+        ranks = None if strategy == "auto" else pair
+        two = run(ranks, moved, strategy, manifests, DENSE, 2 * number + 2, accumulate)
+        expected = one["losses"][4 * number : 4 * number + 4]
+        for rank, record in enumerate(two):
+            wanted = expected[rank::2] if accumulate == 1 else expected
+            torch.testing.assert_close(record["losses"], wanted, **CLOSE)
+        if strategy == "auto":
+            break
+        parts = [len(list(one.glob("*.safetensors"))) for one in moved.glob("*.shards")]
+        assert parts == [2] * min(number + 1, 2)  # of the last checkpoint and the one before
+        content = read_checkpoint(moved / "last.ckpt")
+        held = torch.load(moved / "last.ckpt", weights_only=True)
+        sharded = "denoiser.blocks.0.mlp.0.weight"  # by every strategy
+        assert held["state_dict"][sharded] is None
+        assert isinstance(content["state_dict"][sharded], Tensor)
+    first, second = (read_checkpoint(folder / "last.ckpt") for folder in (alone, moved))
+    for part in ("state_dict", "optimizer_states"):
+        torch.testing.assert_close(second[part], first[part], **CLOSE)
+    averages = [content["callbacks"]["ema"] for content in (first, second)]
+    torch.testing.assert_close(averages[1], averages[0], **CLOSE)
 
 
 def factorised_system() -> DiffusionSystem:
