@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser
 
 import sora_lightning
 import sora_lightning.__main__ as program
+from evaluation.metrics.intervals import wilson_interval
 from sora_lightning.__main__ import main
 from sora_lightning.cli.functions import parse_function
 from sora_lightning.cli.sources import with_found_configs
@@ -96,6 +97,23 @@ def test_a_command_refuses_what_it_does_not_take(arguments: list[str], said: str
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["index", "--source=x", "--output=x", "--num-workers", "0"], "--num-workers 0: must be"),
+        (["synthesize", "x", "--turns=0.1", "--edits"], "--turns 0.1, --edits True: edited shapes"),
+        (["curves", "x", "--output=x.gif"], "--output x.gif: must end in .png or .svg"),
+        (["index", "--source=x", "--output=x", "--detector=none"], "one of own, pyscenedetect"),
+        (["index", "--source=x", "--output=x", "--min-scenes=1"], "--min-scenes: no such argument"),
+    ],
+)
+def test_a_function_that_refuses_a_value_names_the_flag(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("flag", ["--num-frames=9", "--num_frames=9"])
 def test_dashes_and_underscores_are_the_same(flag: str) -> None:
     values = parse_function("paint", paint, ["--output=a-b_c.mp4", flag])
@@ -141,9 +159,14 @@ def test_a_defect_keeps_its_traceback_and_a_mistake_does_not(
     monkeypatch.setattr(program, "_command", lambda name: broken)
     with pytest.raises(ValueError, match="invalid literal"):
         main(["fit"])
-    monkeypatch.setattr(program, "_command", lambda name: strict)
-    assert main(["fit"]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+
+    def scored(arguments: list[str]) -> None:
+        wilson_interval(2, 1)  # of the other package
+
+    for refusing in (strict, scored):
+        monkeypatch.setattr(program, "_command", lambda name, refusing=refusing: refusing)
+        assert main(["fit"]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_missing_file_is_named(

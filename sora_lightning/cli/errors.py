@@ -13,7 +13,7 @@ from threading import current_thread, main_thread
 from types import FrameType
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
-_OURS = Path(__file__).parents[1]
+_OURS = Path(__file__).parents[1], Path(__file__).parents[2] / "evaluation"
 _EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # how many is data.reading.num_workers' business
     ".*LeafSpec.*",  # Lightning's own use of torch
@@ -67,7 +67,7 @@ def exit_code(error: Exception) -> int | None:
     """Return the exit code for an error that its message explains; ``None`` for a defect, which
     keeps its traceback."""
     raised_in = _raised_in(error)
-    ours = isinstance(error, ValueError) and raised_in.is_relative_to(_OURS)
+    ours = isinstance(error, ValueError) and _is_ours(raised_in)
     if ours or isinstance(error, FileNotFoundError) or _is_misconfiguration(error):
         return REFUSED
     callback = isinstance(error, RuntimeError) and raised_in.parent.match(
@@ -80,6 +80,10 @@ def exit_code(error: Exception) -> int | None:
 
 def _raised_in(error: BaseException) -> Path:
     return Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+
+
+def _is_ours(file: Path) -> bool:
+    return any(map(file.is_relative_to, _OURS))
 
 
 @contextmanager
@@ -105,7 +109,7 @@ def _first_cause(error: BaseException) -> str:
     causes = [error]
     while isinstance(cause := causes[-1].__cause__ or causes[-1].__context__, ValueError):
         causes.append(cause)
-    ours = (one for one in causes if _raised_in(one).is_relative_to(_OURS))
+    ours = (one for one in causes if _is_ours(_raised_in(one)))
     return " ".join(str(next(ours, causes[-1])).split())
 
 

@@ -15,7 +15,7 @@ from sora_lightning.captioner.expansion import (
     LanguageModelExpansion,
     PromptExpansion,
 )
-from sora_lightning.checks import naming
+from sora_lightning.checks import naming, require_at_least
 from sora_lightning.cli.errors import filter_warnings
 from sora_lightning.data.manifest.records import read_texts
 from sora_lightning.files import check_output
@@ -90,9 +90,7 @@ def train_expansion(
     from sora_lightning.systems.expansion import ExpansionSystem
 
     filter_warnings()
-    for flag, number in (("--steps", steps), ("--batch-size", batch_size)):
-        if number < 1:
-            raise ValueError(f"{flag} {number}: must be at least 1")
+    require_at_least(1, steps=steps, batch_size=batch_size)
     check_output(output)
     L.seed_everything(seed, verbose=False)
     pairs = read_pairs(manifest, short, descriptive)

@@ -13,6 +13,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from sora_lightning.cli.errors import exit_code
 from sora_lightning.cli.explain import condense, explain_refusal
 from sora_lightning.cli.signatures import Signature
 from sora_lightning.cli.suggest import suggestion
@@ -20,8 +21,22 @@ from sora_lightning.trust import trust_only_known_packages
 
 
 def run_function(program: str, function: Callable[..., Any], argv: list[str]) -> None:
-    """Call ``function`` with the flags in ``argv``. Raises what ``parse_function`` raises."""
-    function(**parse_function(program, function, argv))
+    """Call ``function`` with the flags in ``argv``.
+
+    Raises what ``parse_function`` raises. A ``ValueError`` of the function names the flags that
+    were typed in place of its parameters.
+    """
+    arguments = parse_function(program, function, argv)
+    try:
+        function(**arguments)
+    except ValueError as error:
+        if exit_code(error) is None:  # a defect
+            raise
+        typed = _typed(argv, _paths(dict(_fields(Signature.of(function).hints))))
+        message = _as_flags(str(error), typed)
+        if message == str(error):
+            raise
+        raise ValueError(message) from error
 
 
 def parse_function(program: str, function: Callable[..., Any], argv: list[str]) -> dict[str, Any]:
@@ -44,10 +59,10 @@ def parse_function(program: str, function: Callable[..., Any], argv: list[str]) 
     if argv and not argv[0].startswith("-") and signature.required:
         argv = [f"--{signature.required[0]}", *argv]
     given = [_name(argument) for argument in argv]
-    for name in given:
+    for argument, name in zip(argv, given, strict=True):
         if name and name not in (*paths, "help"):
             near = suggestion(_flag(name), [_flag(known) for known in paths])
-            raise ValueError(f"--{name}: no such argument. {near}")
+            raise ValueError(f"{argument.partition('=')[0]}: no such argument. {near}")
         # As elsewhere the last one of a flag counts; of --config, of which fit takes several, a
         # user would expect both.
         if name == "config" and given.count(name) > 1:
@@ -64,7 +79,7 @@ def parse_function(program: str, function: Callable[..., Any], argv: list[str]) 
             others = action.option_strings if dot else []
             action.option_strings = [_flag(ending or action.dest), *others]
     arguments = _plain(argv, hints, paths)
-    typed = {paths[name]: _flag(name) for name in given if name in paths}
+    typed = _typed(argv, paths)
     try:
         return parser.instantiate(parser.parse_args(arguments)).as_dict()
     except ArgumentError as error:
@@ -108,6 +123,12 @@ def _name(argument: str) -> str:
     return flag[2:].replace("-", "_") if flag.startswith("--") else ""
 
 
+def _typed(argv: list[str], paths: Mapping[str, str]) -> dict[str, str]:
+    """Return the flags in ``argv`` by the paths that they set."""
+    names = map(_name, argv)
+    return {paths[name]: _flag(name) for name in names if name in paths}
+
+
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-').replace('.', '-')}"
 
@@ -146,7 +167,7 @@ def _as_flags(message: str, typed: Mapping[str, str]) -> str:
     """Return the message with flags, as they were typed, in place of the keys that they set."""
     for path, flag in typed.items():
         for key in filter(None, (path, path.partition(".")[2])):
-            start = r"(?<![\w.-])" if "." in key else "^"
+            start = r"(?<![\w.-])" if "." in key else "(?:^|(?<=, ))"
             pattern = rf"{start}{re.escape(key)}\b(?![.\w-])( =(?= [^']))?"
             message = re.sub(pattern, flag, message)
     return message

@@ -72,16 +72,16 @@ class Request:
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
-            raise ValueError(f"--task {self.task}: must be one of {', '.join(TASKS)}")
+            raise ValueError(f"task = {self.task}: must be one of {', '.join(TASKS)}")
         if (self.prompt is None) == (self.prompts is None):
             raise ValueError('give either --prompt "..." or --prompts FILE')
         if self.prompt is not None and not self.prompt.strip():
-            raise ValueError(f"--prompt {self.prompt!r}: is empty")
+            raise ValueError(f"prompt = {self.prompt!r}: is empty")
         require_at_least(1, num_frames=self.num_frames)
         self.heights_and_widths()
         if not 0 <= self.seed < _NUM_SEEDS:
             raise ValueError(
-                f"--seed {self.seed}: must be a whole number from 0 to {_NUM_SEEDS - 1}"
+                f"seed = {self.seed}: must be a whole number from 0 to {_NUM_SEEDS - 1}"
             )
 
     def heights_and_widths(self) -> list[tuple[int, int]]:
@@ -164,9 +164,7 @@ def sample(
         expansion: Whether and how prompts are expanded.
     """
     filter_warnings()
-    for flag, number in (("--batch-size", batch_size), ("--sheet-rows", sheet_rows)):
-        if number < 1:
-            raise ValueError(f"{flag} {number}: must be at least 1")
+    require_at_least(1, batch_size=batch_size, sheet_rows=sheet_rows)
     check_inputs(request.task, inputs, sampling)
     rows = request.read()
     _check_output_name(output, request)

@@ -109,6 +109,8 @@ def name_of(hint: Any) -> str:
         return _NAMES[hint]
     if isinstance(hint, UnionType) or typing.get_origin(hint) is typing.Union:
         return " or ".join(map(name_of, typing.get_args(hint)))
+    if typing.get_origin(hint) is typing.Literal:
+        return f"one of {', '.join(map(str, typing.get_args(hint)))}"
     if typing.get_origin(hint) is Callable and typing.get_args(hint):
         return name_of(typing.get_args(hint)[-1])
     if is_dataclass(hint) and isinstance(hint, type):

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sora_lightning.checks import require_in
 from sora_lightning.data.manifest.records import ManifestRow, read_table
 from sora_lightning.data.manifest.tables import Row, moved_row, write_rows
 from sora_lightning.data.synthetic.scenes import COLOURS, MovingShape, Scene, Turn, captions
@@ -41,11 +42,10 @@ def simulate_captions(
         seed: Draws wordings and errors, for each row by itself.
         root: A folder, besides the manifest's own, under which the files may lie that it names.
     """
-    _check_share("--by-people", by_people)
-    _check_share("--colour-errors", colour_errors)
+    require_in("[0, 1]", by_people=by_people, colour_errors=colour_errors)
     _check_copy(manifest, output)
     if unnamed is not None and unnamed not in COLOURS:
-        raise ValueError(f"--unnamed {unnamed}: must be one of {', '.join(COLOURS)}")
+        raise ValueError(f"unnamed = {unnamed}: must be one of {', '.join(COLOURS)}")
     how = f"colour_errors={colour_errors}, unnamed={unnamed}, seed={seed}"
     rows = []
     for index, row in enumerate(read_table(manifest, root)):
@@ -80,7 +80,7 @@ def hide_captions(manifest: Path, output: Path, kept: float, root: str | None = 
         kept: Share of the clips that keep their captions, evenly spread.
         root: A folder, besides the manifest's own, under which the files may lie that it names.
     """
-    _check_share("--kept", kept)
+    require_in("[0, 1]", kept=kept)
     _check_copy(manifest, output)
     rows = []
     for index, row in enumerate(read_table(manifest, root)):
@@ -93,14 +93,9 @@ def hide_captions(manifest: Path, output: Path, kept: float, root: str | None = 
     print(f"{output}: {len(rows)} rows, {num_kept} with captions")
 
 
-def _check_share(flag: str, share: float) -> None:
-    if not 0 <= share <= 1:
-        raise ValueError(f"{flag} {share}: must be from 0 to 1")
-
-
 def _check_copy(manifest: Path, output: Path) -> None:
     if output.resolve() == manifest.resolve():
-        raise ValueError(f"--output {output}: is the manifest itself; it is copied")
+        raise ValueError(f"output = {output}: is the manifest itself; it is copied")
 
 
 def _chosen(index: int, share: float) -> bool:

@@ -94,14 +94,14 @@ def test_a_part_of_the_clips_keeps_its_captions_unchanged(manifest: Path, tmp_pa
     kept = [(a.captions, b.captions) for a, b in zip(records, originals, strict=True) if a.captions]
     assert len(kept) == 40
     assert all(after == before for after, before in kept)
-    with pytest.raises(ValueError, match=r"--kept 1.5: must be from 0 to 1"):
+    with pytest.raises(ValueError, match=r"kept = 1.5: must lie in \[0, 1\]"):
         hide_captions(manifest, output, kept=1.5)
 
 
 def test_a_manifest_is_not_overwritten_by_its_copy(manifest: Path) -> None:
     before = manifest.read_bytes()
     for write in (simulate_captions, partial(hide_captions, kept=0.5)):
-        with pytest.raises(ValueError, match=r"--output .*train.jsonl: is the manifest itself"):
+        with pytest.raises(ValueError, match=r"output = .*train.jsonl: is the manifest itself"):
             write(manifest, manifest.parent / "." / manifest.name)
     assert manifest.read_bytes() == before
 
@@ -109,9 +109,9 @@ def test_a_manifest_is_not_overwritten_by_its_copy(manifest: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"by_people": 2.0}, r"--by-people 2.0: must be from 0 to 1"),
-        ({"colour_errors": -0.1}, r"--colour-errors -0.1: must be from 0 to 1"),
-        ({"unnamed": "pink"}, "--unnamed pink: must be one of red, green"),
+        ({"by_people": 2.0}, r"by_people = 2.0: must lie in \[0, 1\]"),
+        ({"colour_errors": -0.1}, r"colour_errors = -0.1: must lie in \[0, 1\]"),
+        ({"unnamed": "pink"}, "unnamed = pink: must be one of red, green"),
     ],
 )
 def test_faults_that_cannot_be_are_refused(
