@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from sora_lightning.cli.errors import refused_as
+from sora_lightning.cli.errors import at_its_key, refused_as
 from sora_lightning.cli.explain import condense, explain_refusal
 from sora_lightning.cli.geometry import check_size
 from sora_lightning.cli.sources import merge, read_sources
@@ -163,6 +163,28 @@ def test_condensing_leaves_what_is_wrong() -> None:
     - Expected a <class 'NoneType'>
   Given value type: <class 'dict'>"""
     assert condense(message) == "Parser key \"model\": Option 'x' is not accepted."
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("num_heads = 7: must divide 32", "model.size.num_heads = 7: must divide 32"),
+        ("sizes = ['1x8x8']: must be two", "data.sizes = ['1x8x8']: must be two"),
+        ("decay = 2.0: must lie", "callbacks[1].decay = 2.0: must lie"),
+        ("data.seed = 1: must be 0", "data.seed = 1: must be 0"),
+        ("seed = 1: must be 0", None),  # of the model or of the data
+        ("heads = 7: must be even", None),  # no whole name
+        ("num_heads = 8: must be odd", None),  # a value from elsewhere
+        ("num_heads must be odd", None),
+    ],
+)
+def test_a_constructors_message_names_the_only_key_it_can_mean(
+    message: str, expected: str | None
+) -> None:
+    model = {"size": {"num_heads": 7}, "seed": 1}
+    data = {"sizes": ["1x8x8"], "seed": 1}
+    config = {"model": model, "data": data, "callbacks": [{"decay": 0.5}, {"decay": 2.0}]}
+    assert at_its_key(message, config) == expected
 
 
 @pytest.mark.parametrize("patch", [Patch(1, 1, 1), Patch(1, 2, 2), Patch(2, 1, 1), Patch(3, 2, 1)])

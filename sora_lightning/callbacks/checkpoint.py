@@ -24,6 +24,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from sora_lightning.checkpoint_shards import remove_unused, with_shards
 from sora_lightning.checkpoints import start_weights
+from sora_lightning.checks import require_at_least
 from sora_lightning.files import check_writable
 from sora_lightning.systems.optimizers.parameters import has_gradients
 
@@ -89,12 +90,8 @@ class RunCheckpoint(Checkpoint):
         start_from: Path | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("every_n_steps", every_n_steps),
-            ("keep_every_n_steps", keep_every_n_steps),
-        ):
-            if value is not None and value < 1:
-                raise ValueError(f"checkpoint.{name} = {value}: must be at least 1")
+        counts = {"every_n_steps": every_n_steps, "keep_every_n_steps": keep_every_n_steps}
+        require_at_least(1, "checkpoint.", **counts)
         self.dirpath = Path(dirpath)
         self.every_n_steps = every_n_steps
         self.keep_every_n_steps = keep_every_n_steps

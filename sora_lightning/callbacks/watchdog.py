@@ -17,6 +17,7 @@ import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from sora_lightning.checks import require_positive
 from sora_lightning.data.batching.sampler import StreamLoader
 
 
@@ -35,8 +36,7 @@ class Watchdog(Callback):
     """
 
     def __init__(self, timeout_s: float = 540.0) -> None:
-        if not timeout_s > 0:
-            raise ValueError(f"watchdog.timeout_s = {timeout_s}: must be greater than 0")
+        require_positive("watchdog.", timeout_s=timeout_s)
         self.timeout_s = timeout_s
         self._watch: _Watch | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import traceback
 import warnings
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import current_thread, main_thread
 from types import FrameType
+from typing import Any
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 _OURS = Path(__file__).parents[1], Path(__file__).parents[2] / "evaluation"
@@ -87,15 +89,43 @@ def _is_ours(file: Path) -> bool:
 
 
 @contextmanager
-def refused_as(key: str) -> Iterator[None]:
+def refused_as(key: str, config: Any = None) -> Iterator[None]:
     """Turn what constructors refuse within, ours and Lightning's, into a ``ValueError`` that names
-    ``key``."""
+    ``key``, or the value's own key where only one of ``config`` can be meant."""
     try:
         yield
     except Exception as error:
         if not (isinstance(error, ValueError) or _is_misconfiguration(error)):
             raise
-        raise ValueError(f"{key}: {_first_cause(error)}") from error
+        cause = _first_cause(error)
+        raise ValueError(at_its_key(cause, config) or f"{key}: {cause}") from error
+
+
+def at_its_key(message: str, config: Any) -> str | None:
+    """Return a constructor's message, which begins with ``name = value``, with the whole key of
+    that name and value in ``config``. Return ``None`` where several keys have both, or none has.
+    """
+    name, equals, rest = message.partition(" = ")
+    ends = re.compile(rf"(^|\.){re.escape(name)}$")
+    found = [
+        path
+        for path, value in nodes(config)
+        if ends.search(path) and rest.startswith((f"{value}", f"{value!r}"))
+    ]
+    return f"{found[0]}{equals}{rest}" if equals and len(found) == 1 else None
+
+
+def nodes(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each value of a configuration, at any depth, with its key, such as
+    ``trainer.callbacks[0]``."""
+    if path:
+        yield path, config
+    if isinstance(config, dict):
+        for key, value in config.items():
+            yield from nodes(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(config, list):
+        for index, value in enumerate(config):
+            yield from nodes(value, f"{path}[{index}]")
 
 
 def _is_misconfiguration(error: BaseException) -> bool:

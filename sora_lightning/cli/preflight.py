@@ -17,6 +17,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from sora_lightning.captioner.captioned_manifest import CaptionedManifest
 from sora_lightning.checkpoints import init_args, read_checkpoint
+from sora_lightning.checks import naming, require_at_least
+from sora_lightning.cli.errors import nodes, refused_as
 from sora_lightning.cli.geometry import check_size
 from sora_lightning.cli.suggest import suggestion
 from sora_lightning.conditioning import Conditioner
@@ -75,7 +77,7 @@ def check_run_directory(
     folder = Path(run_dir) / "checkpoints"
     last = folder / "last.ckpt"
     if command == "fit":
-        with _named("run_dir"):
+        with naming("run_dir:"):
             check_writable(folder)
     if ckpt_path is None and command == "fit":
         if last.exists():
@@ -101,7 +103,7 @@ def check_run_directory(
     older = [one for one in older if one.is_file()] if ckpt_path == "last" else []
     if not path.is_file() and not older:
         raise ValueError(f"ckpt_path = {ckpt_path!r}: there is no file {path}{_instead(path)}")
-    with _named(f"ckpt_path = {ckpt_path!r}"):
+    with naming(f"ckpt_path = {ckpt_path!r}:"):
         start, content = _readable(path, older)
         held = str(content["hyper_parameters"].get("_class_path", model.class_path))
         if held.rpartition(".")[2] != model.class_path.rpartition(".")[2]:
@@ -144,10 +146,9 @@ def lock(run_dir: Path) -> IO[str] | None:
 
 def check_trainer(trainer: Namespace, system: type[LightningModule]) -> None:
     """Raise ``ValueError`` naming a key of the trainer that cannot be used here."""
-    if (batches := trainer.accumulate_grad_batches) < 1:
-        raise ValueError(f"trainer.accumulate_grad_batches = {batches}: must be 1 or more")
-    if not (clip := trainer.gradient_clip_val or 0.0) >= 0:
-        raise ValueError(f"trainer.gradient_clip_val = {clip}: must not be negative")
+    where = "trainer."
+    require_at_least(1, where, accumulate_grad_batches=trainer.accumulate_grad_batches)
+    require_at_least(0, where, gradient_clip_val=trainer.gradient_clip_val)
     if trainer.overfit_batches:
         raise ValueError(
             f"trainer.overfit_batches = {trainer.overfit_batches}: the data module plans the "
@@ -233,7 +234,7 @@ def check_inputs(config: Namespace) -> None:
     not there."""
     missing = [
         f"{key} = {str(value)!r}: there is no such file or folder{_instead(Path(value))}"
-        for key, value in leaves(config.as_dict())
+        for key, value in nodes(config.as_dict())
         if key.rpartition(".")[2] in _INPUTS
         and isinstance(value, str | Path)
         and not Path(value).exists()
@@ -258,10 +259,10 @@ def check_latents(command: str, config: Namespace) -> None:
     if command == "predict" and config.latents.root is None:
         raise ValueError("latents.root is missing: the folder that predict writes latents to")
     if command == "predict":
-        with _named("latents.root"):
+        with naming("latents.root:"):
             check_writable(Path(config.latents.root))
     if command != "predict" and config.data.latents is not None:
-        with _named("data.latents"):
+        with naming("data.latents:"):
             LatentCache.open(config.data.latents)
 
 
@@ -277,7 +278,7 @@ def check_sizes(config: Namespace) -> None:
         # Of a checkpoint's weights, which are not needed, and of parts that a system is given.
         warnings.filterwarnings("ignore", ".*(meta parameter|saved during checkpointing).*")
         if parts.get("pipeline"):
-            with _named("model.init_args"):
+            with refused_as("model.init_args", {"model": config.model.as_dict()}):
                 system = _instantiated(PretrainedSystem, config.model.as_dict())
             tokenizer, patch = system.tokenizer, system.denoiser.patch
         elif parts.get("tokenizer"):
@@ -286,17 +287,17 @@ def check_sizes(config: Namespace) -> None:
             return
     if config.data.packing is not None:
         packing = config.data.packing
-        with _named("data.packing"):
+        with naming("data.packing:"):
             check_geometry(packing.compression, packing.patch, tokenizer.compression, patch)
     problems = Problems()
     for key in ("data.batching.sizes", "data.batching.predict_sizes"):
         texts = config.get(key) or []
         if isinstance(texts, Namespace):
-            with _named(key):
+            with naming(f"{key}:"):
                 texts = list(map(str, SizeFamily(**texts.as_dict()).sizes()))
         for index, text in enumerate(texts):
             with problems.noted():
-                with _named(f"{key}[{index}]"):
+                with naming(f"{key}[{index}]:"):
                     size = VideoSize.parse(text)
                 check_size(f"{key}[{index}]", size, tokenizer.compression, patch)
     problems.raise_all()
@@ -317,7 +318,7 @@ def _build(hint: Any, name: str, parts: dict[str, Any], *first: int) -> Any:
     """Build the part of that name; call it with ``first`` where it is a factory, or check that a
     denoiser was built for them.
     """
-    with _named(f"model.init_args.{name}"):
+    with refused_as(f"model.init_args.{name}", {"model": {"init_args": {name: parts[name]}}}):
         part = _instantiated(hint, parts[name])
         if isinstance(part, Denoiser):
             part.factory(*first)
@@ -329,26 +330,6 @@ def _instantiated(hint: Any, part: dict[str, Any]) -> Any:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--part", type=hint)
     return parser.instantiate(parser.parse_object({"part": part})).part
-
-
-@contextmanager
-def _named(key: str) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from error
-
-
-def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield each plain value of a configuration with its key, such as ``trainer.callbacks[0]``."""
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield from leaves(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(node, list):
-        for index, value in enumerate(node):
-            yield from leaves(value, f"{path}[{index}]")
-    else:
-        yield path, node
 
 
 def _instead(path: Path) -> str:

@@ -16,7 +16,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
-from sora_lightning.cli.preflight import leaves
+from sora_lightning.cli.errors import nodes
 
 _PACKAGES = ("sora-lightning", "torch", "lightning", "numpy", "av")
 # The columns of TensorBoard's table of hyperparameters: scalars that a training logs.
@@ -89,7 +89,8 @@ def _fill_table(logger: TensorBoardLogger, values: Mapping[str, Any]) -> None:
     """
     plain = {
         key: value if isinstance(value, bool | int | float | str) else str(value)
-        for key, value in leaves(values)
+        for key, value in nodes(values)
+        if not isinstance(value, dict | list)
     }
     for summary in hparams(plain, dict.fromkeys(_METRICS, 0.0)):
         logger.experiment._get_file_writer().add_summary(summary)

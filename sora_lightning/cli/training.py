@@ -27,7 +27,14 @@ from sora_lightning.callbacks.progress import ParameterSummary, Progress
 from sora_lightning.callbacks.throughput import Throughput
 from sora_lightning.callbacks.watchdog import Watchdog
 from sora_lightning.callbacks.writers import CaptionWriter, LatentWriter
-from sora_lightning.cli.errors import Terminated, filter_warnings, refused_as
+from sora_lightning.cli.errors import (
+    REFUSED,
+    Terminated,
+    at_its_key,
+    exit_code,
+    filter_warnings,
+    refused_as,
+)
 from sora_lightning.cli.explain import explain_refusal
 from sora_lightning.cli.preflight import (
     Problems,
@@ -141,7 +148,7 @@ class TrainingCLI(LightningCLI):
             super()._set_seed()
 
     def instantiate_classes(self) -> None:
-        with refused_as("the configuration"):
+        with refused_as("the configuration", self.config[self.subcommand].as_dict()):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -186,6 +193,9 @@ class TrainingCLI(LightningCLI):
                 raise ValueError(
                     f"ckpt_path = {path!r}: its weights do not fit: {first}"
                 ) from error
+            if type(error) is ValueError and exit_code(error) == REFUSED:
+                values = self.config[subcommand].as_dict()
+                raise ValueError(at_its_key(str(error), values) or str(error)) from error
             raise
 
     def _how_to_resume(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from sora_lightning.checks import require_at_least, require_in
+from sora_lightning.checks import require_at_least, require_in, require_positive
 from sora_lightning.data.batching.buckets import Buckets, SizeFamily, SizeRule
 from sora_lightning.data.batching.native_sizes import NativeSizes, Packing
 from sora_lightning.data.decoding.readers import Reader
@@ -44,6 +44,7 @@ class Reading:
 
     def __post_init__(self) -> None:
         require_at_least(0, num_workers=self.num_workers)
+        require_positive(decode_timeout_s=self.decode_timeout_s)
         require_in("[0, 1]", max_bad_share=self.max_bad_share)
         if self.verify_content and self.sources:
             raise ValueError(

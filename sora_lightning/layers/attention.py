@@ -14,7 +14,7 @@ from sora_lightning.layers.groupings import Grouping, SortedGroups
 from sora_lightning.layers.packed_sequence import PackedSequence
 from sora_lightning.layers.partitions import JOINT, HeadSplit, Partition, TokenPartition
 from sora_lightning.layers.positions.rotary import rotate
-from sora_lightning.layers.transformer import RMSNorm
+from sora_lightning.layers.transformer import RMSNorm, head_width
 
 NormFactory = Callable[[int], nn.Module]
 
@@ -104,18 +104,17 @@ class SelfAttention(nn.Module):
         bias: bool = True,
     ):
         super().__init__()
-        if width % num_heads:
-            raise ValueError(f"width {width} is not a multiple of num_heads {num_heads}")
+        width_of_head = head_width(width, num_heads)
         if num_heads % len(partition.head_partitions):
             raise ValueError(
-                f"num_heads {num_heads} is not a multiple of the {len(partition.head_partitions)} "
-                "partitions that share the heads"
+                f"num_heads = {num_heads}: must be a multiple of the "
+                f"{len(partition.head_partitions)} partitions that share the heads"
             )
         self.num_heads = num_heads
         self.partition = partition
         self.qkv = nn.Linear(width, 3 * width, bias=bias)
-        self.q_norm = _head_norm(qk_norm, width // num_heads)
-        self.k_norm = _head_norm(qk_norm, width // num_heads)
+        self.q_norm = _head_norm(qk_norm, width_of_head)
+        self.k_norm = _head_norm(qk_norm, width_of_head)
         self.out = nn.Linear(width, width, bias=bias)
 
     def forward(

@@ -10,6 +10,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 
+def head_width(width: int, num_heads: int) -> int:
+    """Return the channels of a head. Raises ``ValueError`` where the width is no multiple."""
+    if num_heads < 1 or width % num_heads:
+        raise ValueError(f"num_heads = {num_heads}: must divide width = {width}")
+    return width // num_heads
+
+
 @dataclass(frozen=True)
 class TransformerSize:
     """Depth in blocks, width in channels, number of heads, and hidden width of a feed-forward layer
@@ -22,12 +29,11 @@ class TransformerSize:
     mlp_ratio: float = 4.0
 
     def __post_init__(self) -> None:
-        if self.width % self.num_heads:
-            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        head_width(self.width, self.num_heads)
 
     @property
     def head_width(self) -> int:
-        return self.width // self.num_heads
+        return head_width(self.width, self.num_heads)
 
     @property
     def hidden_width(self) -> int:
@@ -81,8 +87,7 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, width: int, num_heads: int, mlp_ratio: float = 4.0):
         super().__init__()
-        if width % num_heads:
-            raise ValueError(f"width {width} is not a multiple of num_heads {num_heads}")
+        head_width(width, num_heads)
         self.num_heads = num_heads
         self.norm_1 = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)

@@ -49,5 +49,5 @@ def test_a_batch_that_takes_too_long_ends_the_process_with_a_sentence(
 
 
 def test_a_timeout_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"watchdog\.timeout_s = 0: must be greater than 0"):
+    with pytest.raises(ValueError, match=r"watchdog\.timeout_s = 0: must be positive"):
         Watchdog(0)

@@ -101,7 +101,7 @@ def test_time_text_and_pooled_vector_all_matter_and_padding_does_not():
 def test_sizes_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="5 latent positions along h are no multiple of 2"):
         small_dit()(torch.zeros(1, 4, 1, 5, 4), torch.rand(1), text(1))
-    with pytest.raises(ValueError, match="width 24 is not a multiple of num_heads 5"):
+    with pytest.raises(ValueError, match="num_heads = 5: must divide width = 24"):
         DiT(4, 16, TransformerSize(12, 24, 5))
     with pytest.raises(ValueError, match="must be three positive numbers"):
         DiT(4, 16, patch=(2, 2))

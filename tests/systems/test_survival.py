@@ -286,14 +286,18 @@ _STOPPING = "lightning.pytorch.callbacks.EarlyStopping"
         ("strategy=nonsense", 2, "invalid strategy name"),
         ("max_time=2 hours", 2, "is not a valid duration"),
         ("limit_train_batches=1.5", 2, "invalid value 1.5 for limit_train_batches"),
-        ("accumulate_grad_batches=0", 2, "trainer.accumulate_grad_batches = 0: must be 1 or more"),
+        ("accumulate_grad_batches=0", 2, "trainer.accumulate_grad_batches = 0: must be at least 1"),
         # Gradients would be scaled by a negative number: the training would climb.
         ("gradient_clip_val=-1", 2, "trainer.gradient_clip_val = -1: must not be negative"),
         ("overfit_batches=1", 2, "trainer.overfit_batches = 1: the data module plans"),
         (f"callbacks={_FINDER}", 2, "compare several by `sora-lightning ablate`"),
         (f"strategy={_SHARDED}", 2, "a TokenizerSystem does not share its layers out; take ddp"),
         ("strategy=fsdp", 2, "give sora_lightning.systems.parallel.ShardedStrategy"),
-        ("callbacks=[{class_path: EMA, init_args: {decay: 2.0}}]", 2, "decay = 2.0: must lie"),
+        (
+            "callbacks=[{class_path: EMA, init_args: {decay: 2.0}}]",
+            2,
+            "callbacks[0].init_args.decay = 2.0",
+        ),
         ("callbacks=[{class_path: EMA}, {class_path: EMA}]", 2, "every run has Throughput, and"),
         (
             f"callbacks=[{{class_path: {_STOPPING}, init_args: {{monitor: nothing}}}}]",

@@ -135,7 +135,7 @@ def test_check_lists_every_problem(
     held["data"]["batching"]["sizes"] = ["5x15x16", "5x16x17"]
     held["trainer"]["accumulate_grad_batches"] = 0
     first, *others = problems()
-    assert first.endswith("trainer.accumulate_grad_batches = 0: must be 1 or more")
+    assert first.endswith("trainer.accumulate_grad_batches = 0: must be at least 1")
     assert [line.partition(" = ")[0] for line in others] == [
         "data.batching.sizes[0]",
         "data.batching.sizes[1]",

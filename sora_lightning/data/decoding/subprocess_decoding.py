@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from sora_lightning.checks import require_positive
 from sora_lightning.data.decoding.errors import DecodeError
 from sora_lightning.data.decoding.readers import PyAVReader, Reader
 from sora_lightning.data.decoding.timeline import Timeline
@@ -61,8 +62,7 @@ class SubprocessCaller:
     """
 
     def __init__(self, timeout_s: float) -> None:
-        if not timeout_s > 0:
-            raise ValueError(f"timeout_s = {timeout_s}: must be greater than 0")
+        require_positive(timeout_s=timeout_s)
         if not CAN_FORK:
             raise ValueError("this system cannot fork processes: set decode_timeout_s to null")
         self.timeout_s = timeout_s

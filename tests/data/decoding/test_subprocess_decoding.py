@@ -73,7 +73,7 @@ def test_a_signal_to_the_whole_group_does_not_blame_the_clip(number: int) -> Non
     assert SubprocessCaller(timeout_s=10.0)(_signalled, number) == (number, "")
 
 
-def test_a_guard_gives_what_the_function_gives() -> None:
+def test_a_call_in_a_child_gives_what_the_function_gives() -> None:
     caller = SubprocessCaller(5.0)
     assert caller(max, 3, 4) == (4, "")
     for num_bytes in (0, 10, 2**20, 40 * 2**20, 40 * 2**20):  # the last but one outgrows the buffer
@@ -156,7 +156,7 @@ def _memory(path: Path, times: int) -> list[int]:
 
 
 @pytest.mark.slow
-def test_the_guard_costs_little(tmp_path: Path) -> None:
+def test_decoding_in_a_child_costs_little(tmp_path: Path) -> None:
     """Sixteen frames of 480 x 320, by PyAV with and without; the orders alternate."""
     from sora_lightning.data import write_video
 
