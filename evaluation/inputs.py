@@ -151,18 +151,22 @@ def read_folder(
 
 
 def read_video(
-    file: VideoFile, num_frames: int, fps: float | None, window: str = "middle", draw: float = 0.5
+    file: VideoFile,
+    num_frames: int,
+    fps: float | None,
+    window: str = "middle",
+    fraction: float = 0.5,
 ) -> Video:
     """Read ``num_frames`` frames at ``fps`` from a window of a video.
 
     Each frame is the one displayed at its time. Without ``fps``, the frames are successive frames
     of the file. The window is at the ``start``, in the ``middle``, or, if ``random``, at the
-    fraction ``draw`` in 0..1 between start and end. Raises ``ValueError`` naming the file if it
-    cannot be decoded or is too short.
+    ``fraction`` in 0..1 between start and end. Raises ``ValueError`` naming the file if it cannot
+    be decoded or is too short.
     """
     times, end = file.times()
     check_length(file, times, end, num_frames, fps)
-    part = {"start": 0.0, "middle": 0.5, "random": draw}[window]
+    part = {"start": 0.0, "middle": 0.5, "random": fraction}[window]
     if fps is None:
         first = int(part * (len(times) - num_frames) + (0.5 if window == "random" else 0))
         return file.frames(np.arange(first, first + num_frames))
@@ -271,11 +275,11 @@ class CutClips:
         return len(self.entries)
 
     def __getitem__(self, place: int) -> Video:
-        draw = 0.5
+        fraction = 0.5
         if self.window == "random":
-            draw = float(np.random.default_rng([self.seed, place]).random())
+            fraction = float(np.random.default_rng([self.seed, place]).random())
         clips, file = self.clips, self.entries[place].file
-        video = read_video(file, clips.num_frames, clips.fps, self.window, draw)
+        video = read_video(file, clips.num_frames, clips.fps, self.window, fraction)
         return cover(video, *nearest_size(video.shape[1:3], clips.heights_and_widths))
 
 

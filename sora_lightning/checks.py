@@ -59,7 +59,7 @@ def import_optional(module: str, user: str, extra: str = "reference") -> Any:
     except ImportError as error:
         package = module.partition(".")[0]
         raise ValueError(
-            f"{user} needs {package}: pip install 'sora-lightning[{extra}]'"
+            f"{user} needs {package} ({error}): pip install 'sora-lightning[{extra}]'"
         ) from error
 
 

@@ -227,16 +227,16 @@ def test_predict_encodes_every_clip_with_the_weights_that_are_sampled_with(insid
     )
 
 
-def test_tensorboard_has_curves_and_pictures_that_move(inside: Path) -> None:
+def test_tensorboard_has_curves_and_images_that_move(inside: Path) -> None:
     for run, tag in (("tokenizer", "reconstructions/0"), ("text_to_video", "samples/")):
         events = EventAccumulator(f"runs/demo/{run}", size_guidance={"images": 0, "scalars": 0})
         events.Reload()
         assert {"train/loss", "val/loss"} <= set(events.Tags()["scalars"])
         tags = [name for name in events.Tags()["images"] if name.startswith(tag)]
         assert tags
-        pictures = events.Images(tags[0])
-        assert len(pictures) == 2  # one for each validation
-        assert b"acTL" in pictures[0].encoded_image_string  # the chunk that makes a PNG move
+        images = events.Images(tags[0])
+        assert len(images) == 2  # one for each validation
+        assert b"acTL" in images[0].encoded_image_string  # the chunk that makes a PNG move
 
 
 def _logged(run: str, group: str) -> dict[str, list[float]]:

@@ -131,14 +131,6 @@ class InceptionI3D(nn.Module):
         x = F.avg_pool3d(x, (2, 7, 7), stride=1)
         return reduce(self.logits(x), "b k f 1 1 -> b k", "mean")
 
-    def until(self, last: str, x: Float[Tensor, "b 3 F H W"]) -> Float[Tensor, "b c f h w"]:
-        """Return the output of the submodule named ``last``."""
-        for name, part in self.named_children():
-            x = part(x)
-            if name == last:
-                return x
-        raise ValueError(f"part {last!r}: I3D has none of this name")
-
 
 class I3D(Extractor):
     """The 400 logits of videos resized to 224 x 224.

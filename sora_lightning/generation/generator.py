@@ -74,7 +74,7 @@ class WeakModel:
     conditioner: Conditioner
     denoiser: Denoiser
 
-    def given(self, prompts: list[str]) -> DenoiserFunction:
+    def under(self, prompts: list[str]) -> DenoiserFunction:
         """Return its denoiser under these prompts; the condition of a call is ignored."""
         condition = self.conditioner(prompts)
         return lambda x_t, t, _: self.denoiser(x_t, t, condition)
@@ -227,7 +227,7 @@ class VideoGenerator:
         denoiser = with_frames(denoiser)
         guided: DenoiserFunction
         if self.weak_model is not None:
-            guided = Autoguidance(denoiser, with_frames(self.weak_model.given(prompts)), scale)
+            guided = Autoguidance(denoiser, with_frames(self.weak_model.under(prompts)), scale)
         else:
             null = self.conditioner.null(len(prompts))
             guided = ClassifierFreeGuidance(

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from sora_lightning.checkpoints import build
+from sora_lightning.checks import require_file
 from sora_lightning.files import check_archive, save_tensors
 from sora_lightning.tokenizers import VideoTokenizer
 from sora_lightning.types import TokenGrid
@@ -103,11 +104,10 @@ def describe(target: Any, **init_args: Any) -> dict[str, Any]:
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the weights and the metadata of a file."""
+    require_file("weights", path)
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such file") from error
     except SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file ({error})") from error
 
@@ -121,12 +121,11 @@ def read_foreign(path: Path) -> dict[str, Tensor]:
     """
     if path.suffix == ".safetensors":
         return _without_prefix(_read_safetensors(path)[0])
+    require_file("weights", path)
     try:
         check_archive(path)
         with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments of a training
             held = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such file") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, BadZipFile) as error:
         raise ValueError(f"{path}: holds more than weights, or none ({error})") from error
     for key in ("ema", "model", "state_dict"):

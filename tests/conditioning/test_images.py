@@ -82,7 +82,7 @@ def test_a_clip_whose_first_frame_is_not_known_whole_has_no_tokens(kind: str) ->
 
 
 @KINDS
-def test_pictures_of_any_size_and_their_order(kind: str) -> None:
+def test_images_of_any_size_and_their_order(kind: str) -> None:
     """An image of another size has as many tokens, and a mirrored one has others."""
     one = encoder(kind)
     for h, w in ((2, 2), (5, 3), (4, 8)):

@@ -67,12 +67,12 @@ def test_a_path_starts_at_the_data_itself_and_only_loses_them(path):
 
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
-def test_derivatives_are_those_of_the_shares(path):
+def test_derivatives_are_those_of_the_coefficients(path):
     # Off the points of the discrete table, where alpha has a kink.
     t = torch.tensor([0.01234, 0.2005, 0.5003, 0.9871], dtype=torch.float64, requires_grad=True)
-    for share, derivative in ((path.alpha, path.d_alpha), (path.sigma, path.d_sigma)):
+    for coefficient, derivative in ((path.alpha, path.d_alpha), (path.sigma, path.d_sigma)):
         h = 1e-6
-        numeric = (share(t.detach() + h) - share(t.detach() - h)) / (2 * h)
+        numeric = (coefficient(t.detach() + h) - coefficient(t.detach() - h)) / (2 * h)
         torch.testing.assert_close(derivative(t.detach()), numeric, rtol=1e-5, atol=1e-5)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evaluation.features.extractor import drawn
@@ -41,12 +41,14 @@ class Truncated:
     """
 
     def __init__(self, over_time: bool = False) -> None:
-        self.network = drawn(lambda: InceptionI3D()).eval()
+        layers = list(drawn(lambda: InceptionI3D()).eval().named_children())
+        last = [name for name, _ in layers].index("Mixed_3b")
+        self.network = nn.Sequential(*(layer for _, layer in layers[: last + 1]))
         self.over_time = over_time
 
     @torch.no_grad()
     def __call__(self, videos: Tensor) -> Tensor:
-        seen = torch.cat([self.network.until("Mixed_3b", x) for x in (2 * videos - 1).split(16)])
+        seen = torch.cat([self.network(x) for x in (2 * videos - 1).split(16)])
         frames = seen.mean(dim=(3, 4))  # b c f
         if self.over_time:
             return torch.cat([frames.mean(dim=2), frames.std(dim=2)], dim=1)

@@ -85,7 +85,7 @@ def test_a_whole_evaluation_holds_a_few_videos_at_once(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """From the first network to the page with its pictures: of 2 x 20 videos, in batches of 2."""
+    """From the first network to the page with its images: of 2 x 20 videos, in batches of 2."""
     alive, cut = Alive(), CutClips.__getitem__
     monkeypatch.setattr(CutClips, "__getitem__", lambda self, i: alive.watch(cut(self, i)))
     monkeypatch.setattr(evaluation.inputs, "BATCH", 2)

@@ -137,7 +137,7 @@ def test_words_that_the_training_never_saw_are_named(checkpoint, clip):
         assert sample(checkpoint, "--prompt=a circle xylophone") == 0
 
 
-def test_a_still_image_is_a_picture(checkpoint, clip):
+def test_a_still_image_is_an_image_file(checkpoint, clip):
     assert sample(checkpoint, "--task=image", output="out.png") == 0
     assert Image.open("out.png").size == (16, 16)
 
@@ -288,7 +288,7 @@ def test_known_frames_as_channels_train_and_extend(fit, diffusion_model, clip, t
         assert read_frames(Path("out.mp4"))[0].shape[0] >= 13
 
 
-def test_a_picture_as_channels_trains_and_moves(fit, diffusion_model, clip, tmp_path):
+def test_an_image_as_channels_trains_and_moves(fit, diffusion_model, clip, tmp_path):
     tasks = [{"class_path": f"{_PARTS}.FirstFrames", "init_args": {"most": 1}}]
     model = with_channels(diffusion_model, "FirstFrameAndPosition", tasks)
     checkpoint = fit({"model": model}, tmp_path / "run", "--trainer.max_steps=2")

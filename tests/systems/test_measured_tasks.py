@@ -1,4 +1,4 @@
-"""`python -m evaluation tasks` makes every task's videos and writes rates and pictures; the stages
+"""`python -m evaluation tasks` makes every task's videos and writes rates and images; the stages
 before it are commands that stand.
 """
 

@@ -156,7 +156,7 @@ def test_the_spectral_norm_holds_the_largest_singular_value_at_1():
         torch.testing.assert_close(largest, torch.tensor(1.0), rtol=0.05, atol=0)
 
 
-def test_a_picture_is_a_clip_of_one_frame_and_small_frames_are_refused():
+def test_an_image_is_a_clip_of_one_frame_and_small_frames_are_refused():
     discriminator = PatchDiscriminator3d((8, 8, 8))
     assert discriminator(torch.rand(2, 3, 1, 16, 24)).shape == (2, 1, 1, 2, 3)
     assert discriminator(torch.rand(2, 3, 17, 16, 24)).shape == (2, 1, 3, 2, 3)

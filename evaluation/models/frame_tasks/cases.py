@@ -30,15 +30,15 @@ _OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 class Case:
     """A video of one shape with its prompt, and the shape that the prompt describes.
 
-    ``then`` is a second video, for tasks that take two. ``was`` is the prompt of the given video,
-    if ``prompt`` describes another one.
+    ``second_video`` is for tasks that take two. ``source_prompt`` describes the video if ``prompt``
+    describes another one.
     """
 
     video: Video
     prompt: str
     expected: ExpectedShape
-    then: Video | None = None
-    was: str = ""
+    second_video: Video | None = None
+    source_prompt: str = ""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -75,7 +75,7 @@ def real_cases(
 
 def pairs_to_connect(
     number: int,
-    given: int,
+    num_frames: int,
     gap: int,
     fps: int,
     sizes: Sequence[tuple[int, int]],
@@ -83,7 +83,7 @@ def pairs_to_connect(
 ) -> list[Case]:
     """Return pairs of rendered videos of one shape, from a combination held out of the training.
 
-    Each video has ``given`` frames. The second begins where the first's motion would be after
+    Each video has ``num_frames`` frames. The second begins where the first's motion would be after
     ``gap`` more frames, and moves in any direction that has room.
     """
     rng = np.random.default_rng(seed)
@@ -91,11 +91,11 @@ def pairs_to_connect(
     contents = [held_out[i % len(held_out)] for i in range(number)]
     cases = []
     for content in contents:
-        scene, wordings = _roomy_scene(content, given + gap, fps, rng)
+        scene, wordings = _roomy_scene(content, num_frames + gap, fps, rng)
         first = scene.shapes[0]
-        second = _turned(_moved(first, (given + gap) / fps), (given - 1) / fps, rng)
+        second = _turned(_moved(first, (num_frames + gap) / fps), (num_frames - 1) / fps, rng)
         videos = [
-            render(replace(scene, shapes=(shape,), fps=fps, num_frames=given))
+            render(replace(scene, shapes=(shape,), fps=fps, num_frames=num_frames))
             for shape in (first, second)
         ]
         size = nearest_size(videos[0].shape[1:3], sizes)
@@ -108,7 +108,7 @@ def in_colour(case: Case, colour: str) -> Case:
     """Return the case with a prompt that names another colour."""
     prompt = case.prompt.replace(case.expected.colour, colour)
     expected = replace(case.expected, colour=colour)
-    return replace(case, prompt=prompt, expected=expected, was=case.prompt)
+    return replace(case, prompt=prompt, expected=expected, source_prompt=case.prompt)
 
 
 def turned_round(case: Case) -> Case:

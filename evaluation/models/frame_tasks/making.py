@@ -43,11 +43,13 @@ class Batch:
     def model(self) -> tuple[VideoGenerator, list[str], list[int]]:
         return self.video_generator, [case.prompt for case in self.cases], self.seeds
 
-    def given(self, num_frames: int | None = None) -> Pixels:
+    def videos(self, num_frames: int | None = None) -> Pixels:
         return _pixels([case.video[:num_frames] for case in self.cases], self.device)
 
-    def then(self) -> Pixels:
-        return _pixels([case.then for case in self.cases if case.then is not None], self.device)
+    def second_videos(self) -> Pixels:
+        return _pixels(
+            [case.second_video for case in self.cases if case.second_video is not None], self.device
+        )
 
     @property
     def device(self) -> torch.device:
@@ -66,45 +68,45 @@ def text(batch: Batch, windows: Windows) -> Pixels:
 
 def animate(batch: Batch, windows: Windows) -> Pixels:
     size = windows.short
-    return generation.extend(*batch.model, batch.given(1), size, window=size, context=1)
+    return generation.extend(*batch.model, batch.videos(1), size, window=size, context=1)
 
 
 def extend(batch: Batch, windows: Windows) -> Pixels:
-    given = batch.given(windows.context)
-    return generation.extend(*batch.model, given, windows.short, windows.short, windows.context)
+    videos = batch.videos(windows.context)
+    return generation.extend(*batch.model, videos, windows.short, windows.short, windows.context)
 
 
 def extend_backward(batch: Batch, windows: Windows) -> Pixels:
-    given = batch.given()[:, :, -windows.context :]
+    videos = batch.videos()[:, :, -windows.context :]
     size = windows.short
-    return generation.extend_backward(*batch.model, given, size, size, windows.context)
+    return generation.extend_backward(*batch.model, videos, size, size, windows.context)
 
 
 def connect(batch: Batch, windows: Windows) -> Pixels:
-    ends = batch.given(), batch.then()
+    ends = batch.videos(), batch.second_videos()
     return generation.connect(*batch.model, *ends, windows.long, windows.context)
 
 
 def loop(batch: Batch, windows: Windows) -> Pixels:
     """Loop the given frames; the prompts describe the way back."""
-    given = batch.given(windows.context)
-    return generation.loop(*batch.model, given, windows.long, windows.context)
+    videos = batch.videos(windows.context)
+    return generation.loop(*batch.model, videos, windows.long, windows.context)
 
 
 def inpaint(batch: Batch, windows: Windows) -> Pixels:
     """Inpaint the left half of the frames after the context."""
-    given = batch.given(windows.short)
-    repaint = torch.zeros_like(given[:, :1], dtype=torch.bool)
-    repaint[:, :, windows.context :, :, : given.shape[-1] // 2] = True
-    return generation.inpaint(*batch.model, given, repaint)
+    videos = batch.videos(windows.short)
+    repaint = torch.zeros_like(videos[:, :1], dtype=torch.bool)
+    repaint[:, :, windows.context :, :, : videos.shape[-1] // 2] = True
+    return generation.inpaint(*batch.model, videos, repaint)
 
 
 def edit(strength: float, source_guidance: float) -> Make:
     """Edit by two prompts: a case's ``prompt`` is the target, ``was`` describes its video."""
 
     def make(batch: Batch, windows: Windows) -> Pixels:
-        given, sources = batch.given(windows.short), [case.was for case in batch.cases]
-        return generation.edit(*batch.model, given, strength, sources, source_guidance)
+        videos, sources = batch.videos(windows.short), [case.source_prompt for case in batch.cases]
+        return generation.edit(*batch.model, videos, strength, sources, source_guidance)
 
     return make
 
@@ -113,7 +115,7 @@ def sdedit(strength: float) -> Make:
     """Edit by noise and the target prompt alone (SDEdit)."""
 
     def make(batch: Batch, windows: Windows) -> Pixels:
-        return generation.edit(*batch.model, batch.given(windows.short), strength)
+        return generation.edit(*batch.model, batch.videos(windows.short), strength)
 
     return make
 
@@ -148,12 +150,12 @@ def long(times: int, context_noise: float) -> Make:
     return make
 
 
-def given_back(frames: int | None) -> Make:
+def reconstructed(frames: int | None) -> Make:
     """Reconstruct the first ``frames`` frames with the tokenizer alone."""
 
     def make(batch: Batch, windows: Windows) -> Pixels:
         tokenizer = batch.video_generator.tokenizer
-        return tokenizer.decode(tokenizer.encode(batch.given(frames)))
+        return tokenizer.decode(tokenizer.encode(batch.videos(frames)))
 
     return make
 

@@ -81,8 +81,8 @@ def extend(trial: Trial) -> Outcome:
     """Extend the first ``context`` frames of the real clips."""
     start, cases = trial.protocol.context, trial.cases
     videos = trial.make("extend", making.extend)
-    back = trial.make("reconstruct", making.given_back(trial.protocol.frames[0]))
-    given = trial.make("reconstruct the given frames", making.given_back(start))
+    back = trial.make("reconstruct", making.reconstructed(trial.protocol.frames[0]))
+    decoded = trial.make("reconstruct the given frames", making.reconstructed(start))
     # One given frame shows the start of the motion.
     made = [video[start - 1 :] for video in videos]
     whole = [video[start - 1 :] for video in back]
@@ -106,29 +106,29 @@ def extend(trial: Trial) -> Outcome:
     }
     through = tuple(seam_ratio(video, [start]) <= _LARGEST_SEAM for video in back)
     rates["ceiling/seam/extend/no_jump"] = Rate(through, f"Change across the seam: {real}")
-    return Outcome(cases, videos, rates | _seams("extend", videos, [start], given, start - 1))
+    return Outcome(cases, videos, rates | _seams("extend", videos, [start], decoded, start - 1))
 
 
 def extend_backward(trial: Trial) -> Outcome:
     start, cases = trial.protocol.context, trial.cases
-    first_given = trial.protocol.frames[0] - start
+    first_context = trial.protocol.frames[0] - start
     videos = trial.make("extend backward", making.extend_backward)
     ends = [replace(case, video=case.video[-start:]) for case in cases]
-    given = trial.make("reconstruct the given frames", making.given_back(start), ends)
-    made = [video[: first_given + 1] for video in videos]
+    decoded = trial.make("reconstruct the given frames", making.reconstructed(start), ends)
+    made = [video[: first_context + 1] for video in videos]
     meaning = "New frames, before the given: colour and direction as given."
     rates: dict[str, Rate | Mean] = {
         "extend_backward/colour_and_direction": _share(
             shows, made, cases, meaning, ("colour", "direction")
         )
     }
-    seams = _seams("extend_backward", videos, [first_given], given, first_given, 0)
+    seams = _seams("extend_backward", videos, [first_context], decoded, first_context, 0)
     return Outcome(cases, videos, rates | seams)
 
 
 def animate(trial: Trial) -> Outcome:
     videos = trial.make("animate", making.animate)
-    given = trial.make("reconstruct the image", making.given_back(1))
+    decoded = trial.make("reconstruct the image", making.reconstructed(1))
     rates: dict[str, Rate | Mean] = {
         "animate/colour_and_direction": _share(
             shows,
@@ -138,7 +138,7 @@ def animate(trial: Trial) -> Outcome:
             ("colour", "direction"),
         )
     }
-    return Outcome(trial.cases, videos, rates | _seams("animate", videos, [1], given, 0))
+    return Outcome(trial.cases, videos, rates | _seams("animate", videos, [1], decoded, 0))
 
 
 def connect(trial: Trial) -> Outcome:
@@ -147,8 +147,12 @@ def connect(trial: Trial) -> Outcome:
     gap = trial.protocol.frames[1] - 2 * context
     sampling = trial.guided(trial.protocol.join_guidance)
     videos = trial.make("connect", making.connect, trial.pairs, sampling=sampling)
-    given = trial.make("reconstruct the given frames", making.given_back(context), trial.pairs)
-    cut = [np.concatenate([case.video, case.then]) for case in trial.pairs if case.then is not None]
+    decoded = trial.make("reconstruct the given frames", making.reconstructed(context), trial.pairs)
+    cut = [
+        np.concatenate([case.video, case.second_video])
+        for case in trial.pairs
+        if case.second_video is not None
+    ]
     rates: dict[str, Rate | Mean] = {
         "connect/no_jump": Rate(
             tuple(moves_evenly(video) for video in videos),
@@ -167,7 +171,7 @@ def connect(trial: Trial) -> Outcome:
             "The two given videos in succession, without frames in between.",
         ),
     }
-    seams = _seams("connect", videos, [context, context + gap], given, context - 1)
+    seams = _seams("connect", videos, [context, context + gap], decoded, context - 1)
     return Outcome(trial.pairs, videos, rates | seams)
 
 
@@ -177,7 +181,7 @@ def loop(trial: Trial) -> Outcome:
     back = [turned_round(case) for case in cases]
     sampling = trial.guided(trial.protocol.join_guidance)
     videos = trial.make("loop", making.loop, back, sampling=sampling)
-    given = trial.make("reconstruct the given frames", making.given_back(context))
+    decoded = trial.make("reconstruct the given frames", making.reconstructed(context))
     rates: dict[str, Rate | Mean] = {
         "loop/closes": Rate(
             tuple(moves_evenly(video, closed=True) for video in videos),
@@ -190,7 +194,7 @@ def loop(trial: Trial) -> Outcome:
             "The given frames alone, repeated.",
         ),
     }
-    seams = _seams("loop", videos, [context], given, context - 1, closed=True)
+    seams = _seams("loop", videos, [context], decoded, context - 1, closed=True)
     return Outcome(back, videos, rates | seams)
 
 
@@ -198,7 +202,7 @@ def inpaint(trial: Trial) -> Outcome:
     """Inpaint the left half of the frames after the context."""
     protocol, cases = trial.protocol, trial.cases
     videos = trial.make("inpaint", making.inpaint)
-    back = trial.make("reconstruct", making.given_back(protocol.frames[0]))
+    back = trial.make("reconstruct", making.reconstructed(protocol.frames[0]))
     kept = tuple(
         frame_psnr(video[-1][:, -width:], other[-1][:, -width:]) >= _LEAST_PSNR
         for video, other in zip(videos, back, strict=True)
@@ -337,16 +341,16 @@ def _seams(
     task: str,
     videos: Sequence[Video],
     seams: list[int],
-    given: Sequence[Video],
+    decoded: Sequence[Video],
     frame: int,
-    of_given: int | None = None,
+    context_frame: int | None = None,
     closed: bool = False,
 ) -> dict[str, Rate | Mean]:
     """Rates of seams at which the known frame is kept, and at which the video does not jump."""
-    of_given = frame if of_given is None else of_given
+    context_frame = frame if context_frame is None else context_frame
     same = tuple(
-        frame_psnr(video[frame], other[of_given]) >= _LEAST_PSNR
-        for video, other in zip(videos, given, strict=True)
+        frame_psnr(video[frame], other[context_frame]) >= _LEAST_PSNR
+        for video, other in zip(videos, decoded, strict=True)
     )
     ratios = tuple(seam_ratio(video, seams, closed) for video in videos)
     even = tuple(ratio <= _LARGEST_SEAM for ratio in ratios)

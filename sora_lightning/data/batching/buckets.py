@@ -84,11 +84,11 @@ class SizeFamily:
         """
         found: dict[VideoSize, None] = {}
         for frames, text in itertools.product(self.num_frames, self.aspect_ratios):
-            height, width = self._picture(text)
+            height, width = self._frame_size(text)
             found[VideoSize(frames, height, width)] = None
         return list(found)
 
-    def _picture(self, text: str) -> tuple[int, int]:
+    def _frame_size(self, text: str) -> tuple[int, int]:
         match = re.fullmatch(r"(\d+(?:\.\d+)?):(\d+(?:\.\d+)?)", text.strip())
         if match is None or not min(columns_rows := tuple(map(float, match.groups()))):
             raise ValueError(f"aspect_ratios: {text!r} is no ratio: write columns:rows, e.g. 16:9")

@@ -53,13 +53,13 @@ class PackRequest:
 
 
 class Packs(NamedTuple):
-    """Clips in the order of their packs: pack ``i`` is ``clips[starts[i]:starts[i + 1]]``."""
+    """Clips in the order of their packs: pack ``i`` is ``clips[offsets[i]:offsets[i + 1]]``."""
 
     clips: Int[ndarray, " n"]
-    starts: Int[ndarray, " m"]
+    offsets: Int[ndarray, " m"]
 
     def __len__(self) -> int:
-        return len(self.starts) - 1
+        return len(self.offsets) - 1
 
     def sums(self, values: ndarray, of: Callable[[ndarray], ndarray] = np.asarray) -> ndarray:
         """Return the sum over each pack of a value of each clip, or of a function ``of`` it; 0 for
@@ -67,7 +67,7 @@ class Packs(NamedTuple):
         """
         parts = []
         for begin in range(0, max(1, len(self)), WINDOW):
-            starts = self.starts[begin : begin + WINDOW + 1]
+            starts = self.offsets[begin : begin + WINDOW + 1]
             part = of(values[self.clips[starts[0] : starts[-1]]])
             below = np.zeros(len(part) + 1, dtype=np.result_type(part, np.int64))
             np.cumsum(part, dtype=below.dtype, out=below[1:])
@@ -76,14 +76,14 @@ class Packs(NamedTuple):
 
     def reordered(self, order: Int[ndarray, " m"]) -> Packs:
         """Return the packs in another order."""
-        lengths = np.diff(self.starts)[order]
+        lengths = np.diff(self.offsets)[order]
         starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         clips = np.empty_like(self.clips)
         for begin in range(0, len(order), WINDOW):
             part = order[begin : begin + WINDOW]
             new = starts[begin : begin + WINDOW + 1]
             places = np.arange(new[0], new[-1])
-            places += np.repeat(self.starts[:-1][part] - new[:-1], np.diff(new))
+            places += np.repeat(self.offsets[:-1][part] - new[:-1], np.diff(new))
             clips[new[0] : new[-1]] = self.clips[places]
         return Packs(clips, starts)
 
@@ -141,7 +141,9 @@ def split_to_multiple(packs: Packs, tokens: Int[ndarray, " n"], multiple: int) -
     if not len(packs) % multiple:
         return packs
     begin = max(0, len(packs) - max(WINDOW, multiple))
-    tail = [packs.clips[a:b].tolist() for a, b in itertools.pairwise(packs.starts[begin:].tolist())]
+    tail = [
+        packs.clips[a:b].tolist() for a, b in itertools.pairwise(packs.offsets[begin:].tolist())
+    ]
     while missing := -(begin + len(tail)) % multiple:
         divisible = [i for i, pack in enumerate(tail) if len(pack) > 1]
         if not divisible:
@@ -151,10 +153,10 @@ def split_to_multiple(packs: Packs, tokens: Int[ndarray, " n"], multiple: int) -
             clips = sorted(tail[i], key=lambda c: (-tokens[c], c))
             tail[i] = clips[::2]
             tail.append(clips[1::2])
-    lengths = np.concatenate([np.diff(packs.starts[: begin + 1]), [len(pack) for pack in tail]])
+    lengths = np.concatenate([np.diff(packs.offsets[: begin + 1]), [len(pack) for pack in tail]])
     last = np.array([clip for pack in tail for clip in pack], dtype=np.int32)
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return Packs(np.concatenate([packs.clips[: packs.starts[begin]], last]), starts)
+    return Packs(np.concatenate([packs.clips[: packs.offsets[begin]], last]), starts)
 
 
 def balanced(
@@ -225,8 +227,6 @@ class PackPlan:
         identity: str = "",
         places: Int[ndarray, " n"] | None = None,
     ) -> None:
-        if not len(grids):
-            raise ValueError("there are no clips to make packs of")
         self.grids = smallest_int_dtype(grids)
         self.packing = packing
         self.seed = seed
@@ -277,7 +277,7 @@ class PackPlan:
         epoch = bisect_right(self._starts, position) - 1
         one = self.show(epoch)
         place = position - self._starts[epoch]
-        drawn = one.packs.clips[one.packs.starts[place] : one.packs.starts[place + 1]]
+        drawn = one.packs.clips[one.packs.offsets[place] : one.packs.offsets[place + 1]]
         repeats, clips = np.divmod(drawn, len(self.grids))
         return PackRequest(
             tuple(clips.tolist()),

@@ -129,7 +129,7 @@ class BatchPlan:
     ranks (or a divisor) always work on the same size in the same step.
 
     ``identity`` names the clips behind the indices; ``places`` may say in which shard each
-    clip lies. Raises ``ValueError`` where there are no clips or ``run_length`` is not positive.
+    clip lies. Raises ``ValueError`` where ``run_length`` is not positive.
     """
 
     def __init__(
@@ -142,8 +142,6 @@ class BatchPlan:
         places: Mapping[VideoSize, Int[ndarray, " n"] | None] | None = None,
     ) -> None:
         self.sizes = tuple(size for size, count in num_clips.items() if count)
-        if not self.sizes:
-            raise ValueError("there are no clips to make batches of")
         self.num_clips = tuple(num_clips[size] for size in self.sizes)
         self.batch_sizes = tuple(batch_sizes[size] for size in self.sizes)
         self.seed = seed

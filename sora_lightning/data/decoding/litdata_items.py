@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sora_lightning.checks import import_optional
+
 # Under this key an item that is a mapping holds its video file.
 VIDEO = "video"
 # Formats that hold values and no objects.
@@ -66,11 +68,6 @@ def _opened(dataset: str) -> Any:
 def require_litdata() -> Any:
     """Return the module litdata. Raises ``ValueError`` if it is not installed or does not load."""
     try:
-        import litdata
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"litdata is not installed ({error}): pip install 'sora-lightning[litdata]'"
-        ) from error
+        return import_optional("litdata", "a clip in a litdata dataset", "litdata")
     except RuntimeError as error:  # torchvision's, where it was built for another torch
         raise ValueError(f"litdata is installed and does not load: {error}") from error
-    return litdata

@@ -5,7 +5,6 @@ cuts, and a hash that near duplicates share.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Float, Int, UInt8, UInt64
 
+from sora_lightning.checks import import_optional
 from sora_lightning.data.decoding.errors import DecodeError
 from sora_lightning.data.decoding.readers import decoded_frames
 from sora_lightning.data.decoding.timeline import read_timeline
@@ -90,8 +90,7 @@ def scene_cuts(thumbnails: Thumbnails) -> list[float]:
 
 def require_pyscenedetect() -> None:
     """Raise ``ValueError`` where PySceneDetect is not installed."""
-    if importlib.util.find_spec("scenedetect") is None:
-        raise ValueError("PySceneDetect is not installed: pip install 'sora-lightning[scenes]'")
+    import_optional("scenedetect", "detector = pyscenedetect", "scenes")
 
 
 def pyscenedetect_cuts(path: Path) -> list[float]:

@@ -81,7 +81,7 @@ def test_a_pack_is_as_full_as_the_clips_in_sight_allow() -> None:
     order = rng.permutation(200)
     packs = best_fit(tokens, order, 64)
     left = Counter(order.tolist())
-    for begin, end in zip(packs.starts, packs.starts[1:], strict=False):
+    for begin, end in zip(packs.offsets, packs.offsets[1:], strict=False):
         clips = packs.clips[begin:end].tolist()
         assert clips[0] == next(i for i in order.tolist() if left[i])  # the oldest is never passed
         left.subtract(clips)
@@ -121,8 +121,8 @@ def test_two_hundred_sets_of_few_clips_are_packed_whole() -> None:
         whole = split_to_multiple(packs, tokens, multiple)
         assert len(whole) % multiple == 0
         np.testing.assert_array_equal(np.sort(whole.clips), np.arange(len(tokens)))
-        empty = int((np.diff(whole.starts) == 0).sum())
-        assert not empty or (np.diff(whole.starts) <= 1).all()
+        empty = int((np.diff(whole.offsets) == 0).sum())
+        assert not empty or (np.diff(whole.offsets) <= 1).all()
 
 
 def test_what_stands_at_a_position_depends_on_the_seed_alone() -> None:
@@ -157,7 +157,7 @@ def test_packs_change_places_whole() -> None:
     packs = Packs(np.array([4, 2, 0, 3, 1]), np.array([0, 2, 2, 5]))
     again = packs.reordered(np.array([2, 0, 1]))
     assert again.clips.tolist() == [0, 3, 1, 4, 2]
-    assert again.starts.tolist() == [0, 3, 5, 5]
+    assert again.offsets.tolist() == [0, 3, 5, 5]
     assert packs.sums(np.arange(5) * 10).tolist() == [60, 0, 40]
 
 

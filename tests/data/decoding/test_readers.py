@@ -135,7 +135,7 @@ def test_eight_frames_a_second_are_eight_whatever_the_file_has(
 
 
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
-def test_a_turned_picture_is_set_upright_by_both(
+def test_a_turned_image_is_set_upright_by_both(
     rotation: int, barcodes: Callable[..., Path]
 ) -> None:
     path = barcodes("turned.mp4", STEADY[:6], options=CLOSED, rotation=rotation)
@@ -213,8 +213,8 @@ def test_a_frame_that_is_not_there_is_an_error(barcodes: Callable[..., Path]) ->
         PyAVReader().read(path, shifted, [3, 40])
 
 
-@pytest.mark.parametrize("name", ["picture.png", "picture.jpg", "picture.webp"])
-def test_a_picture_is_a_clip_of_one_frame(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["image.png", "image.jpg", "image.webp"])
+def test_an_image_is_a_clip_of_one_frame(name: str, tmp_path: Path) -> None:
     Image.fromarray(barcode(13)).save(tmp_path / name)
     timeline = read_timeline(tmp_path / name)
     assert len(timeline) == 1

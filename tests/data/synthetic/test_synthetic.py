@@ -70,7 +70,7 @@ def test_held_out_combinations_leave_every_pair_to_training() -> None:
 
 
 @pytest.mark.parametrize("pairs", [False, True])
-def test_the_picture_shows_what_the_scene_says(pairs: bool) -> None:
+def test_the_image_shows_what_the_scene_says(pairs: bool) -> None:
     for scene in scenes(72 if not pairs else 20, pairs):
         where = masks(scene, render(scene))
         side = min(scene.height, scene.width)
@@ -93,7 +93,7 @@ def test_the_picture_shows_what_the_scene_says(pairs: bool) -> None:
             assert SPEEDS[shape.speed][0] <= shape.rate <= SPEEDS[shape.speed][1]
 
 
-def test_a_turning_shape_keeps_to_its_caption_and_to_the_picture() -> None:
+def test_a_turning_shape_keeps_to_its_caption_and_to_the_image() -> None:
     rng = np.random.default_rng(3)
     counts = Counter()
     for content in triples(False) * 2:
@@ -303,7 +303,7 @@ def test_clips_with_shapes_anywhere_have_the_captions_of_those_in_the_centre(
         write_dataset(tmp_path / "edits", edits=True, anywhere=True)
 
 
-def test_an_edit_changes_one_thing_and_stays_in_the_picture() -> None:
+def test_an_edit_changes_one_thing_and_stays_in_the_image() -> None:
     rng = np.random.default_rng(0)
     seen = set(triples(False))
     for target in triples(False) + triples(True):

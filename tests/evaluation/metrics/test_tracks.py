@@ -122,20 +122,20 @@ def test_rules_read_the_attributes_that_they_name(single: list[Known]) -> None:
 
 
 def test_pairs_are_of_one_shape_and_leave_the_way_of_the_gap_open() -> None:
-    cases = pairs_to_connect(24, given=9, gap=7, fps=8, sizes=SIZES)
+    cases = pairs_to_connect(24, num_frames=9, gap=7, fps=8, sizes=SIZES)
     directions = set()
     for case in cases:
-        assert case.then is not None
-        assert case.video.shape == case.then.shape
+        assert case.second_video is not None
+        assert case.video.shape == case.second_video.shape
         assert shows(case.video, case.expected, ("colour", "direction", "shape"))
-        assert shows(case.then, case.expected, ("colour",))
-        end, start = centres(case.video)[-1], centres(case.then)[0]
+        assert shows(case.second_video, case.expected, ("colour",))
+        end, start = centres(case.video)[-1], centres(case.second_video)[0]
         # Eight steps at the data's speeds, and never so little that a cut would pass.
         assert LONGEST_STEP < np.linalg.norm(start - end) < 0.25
-        turned = [name for name in DIRECTIONS if moves(case.then, name)]
+        turned = [name for name in DIRECTIONS if moves(case.second_video, name)]
         directions.update("on" if name == case.expected.direction else "turned" for name in turned)
     assert directions == {"on", "turned"}
-    again = pairs_to_connect(24, given=9, gap=7, fps=8, sizes=SIZES)
+    again = pairs_to_connect(24, num_frames=9, gap=7, fps=8, sizes=SIZES)
     assert all(np.array_equal(a.video, b.video) for a, b in zip(cases, again, strict=True))
     other = in_colour(cases[0], "purple")
     assert "purple" in other.prompt
