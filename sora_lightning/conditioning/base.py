@@ -1,5 +1,6 @@
 """The interface of conditioners: captions in, the denoiser's condition out."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -18,6 +19,7 @@ class Conditioner(KeepsArguments, nn.Module, ABC):
     def __init__(self, width: int):
         super().__init__()
         self.width = self.pooled_width = width
+        self._has_warned = False
 
     @abstractmethod
     def forward(self, captions: list[str], drop: Bool[Tensor, " b"] | None = None) -> Condition:
@@ -30,6 +32,18 @@ class Conditioner(KeepsArguments, nn.Module, ABC):
     def unseen_words(self, captions: Sequence[str]) -> list[str]:
         """Return the words that no training caption has; an empty list if these are unknown."""
         return []
+
+    def warn_of_cut(self, lengths: Sequence[int], most: int, rule: str) -> None:
+        """Warn, once, of the captions in a batch that are longer than ``most``. ``rule`` ends "have
+        more than ..."."""
+        num_cut = sum(length > most for length in lengths)
+        if num_cut and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"{num_cut} of {len(lengths)} captions of this batch ({num_cut / len(lengths):.0%})"
+                f" have more than {rule}, up to {max(lengths)}: the rest is not read",
+                stacklevel=4,
+            )
 
 
 def without_dropped(captions: list[str], drop: Bool[Tensor, " b"] | None) -> list[str]:

@@ -5,7 +5,6 @@ CLIP's text tower (arXiv 2103.00020).
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -96,13 +95,14 @@ class PretrainedText(FrozenTextEncoder):
         super().__init__(load, config.hidden_size, digest, known)
         self.padded, self.skipped_layers = padded, skipped_layers
         self.tokenizer = tokenizer_of
-        self._warned = False
 
     def extra_repr(self) -> str:
         return f"folder={str(self.folder)!r}"
 
     def encode(self, captions: list[str]) -> Condition:
-        self._warn_of_cut(captions)
+        if not self._has_warned:
+            lengths = [len(ids) for ids in self.tokenizer(captions, verbose=False)["input_ids"]]
+            self.warn_of_cut(lengths, self.max_tokens, f"max_tokens = {self.max_tokens} tokens")
         read = self.tokenizer(
             captions,
             padding="max_length" if self.padded else True,
@@ -124,20 +124,6 @@ class PretrainedText(FrozenTextEncoder):
         real = mask[..., None].float()
         pooled = (tokens.float() * real).sum(1) / real.sum(1)
         return Condition(tokens, mask, pooled.to(tokens))
-
-    def _warn_of_cut(self, captions: list[str]) -> None:
-        if self._warned:
-            return
-        lengths = [len(ids) for ids in self.tokenizer(captions, verbose=False)["input_ids"]]
-        num_cut = sum(length > self.max_tokens for length in lengths)
-        if num_cut:
-            self._warned = True
-            warnings.warn(
-                f"{num_cut} of {len(captions)} captions of this batch "
-                f"({num_cut / len(captions):.0%}) have more than max_tokens = {self.max_tokens} "
-                f"tokens, up to {max(lengths)}: the rest is not read",
-                stacklevel=4,
-            )
 
 
 def fingerprinted(

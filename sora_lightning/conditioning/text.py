@@ -5,7 +5,6 @@ blocks.
 import hashlib
 import re
 import unicodedata
-import warnings
 from collections.abc import Sequence
 
 import torch
@@ -84,7 +83,6 @@ class TextConditioner(Conditioner):
         require_at_least(2, num_rows=num_rows)
         self.max_words = max_words
         self.num_rows = num_rows
-        self._warned = False
         self.embedding = nn.Embedding(num_rows, width)
         nn.init.normal_(self.embedding.weight, std=0.02)
         self.register_buffer("seen_rows", torch.zeros(num_rows, dtype=torch.bool))
@@ -106,18 +104,6 @@ class TextConditioner(Conditioner):
         seen = self.seen_rows.tolist()
         return [word for word in words if not all(seen[row] for row in self._hash(word))]
 
-    def _warn_of_cut(self, captions: Sequence[str]) -> None:
-        lengths = [len(split_words(caption)) for caption in captions]
-        num_cut = sum(length > self.max_words for length in lengths)
-        if num_cut and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"{num_cut} of {len(captions)} captions of this batch "
-                f"({num_cut / len(captions):.0%}) have more than max_words = {self.max_words} "
-                f"words, up to {max(lengths)}: the rest is not read",
-                stacklevel=3,
-            )
-
     def _hash(self, word: str) -> tuple[int, int]:
         digest = hashlib.blake2b(word.encode(), digest_size=16).digest()
         first, second = (int.from_bytes(half, "little") for half in (digest[:8], digest[8:]))
@@ -134,7 +120,8 @@ class TextConditioner(Conditioner):
 
     def forward(self, captions: list[str], drop: Bool[Tensor, " b"] | None = None) -> Condition:
         captions = without_dropped(captions, drop)
-        self._warn_of_cut(captions)
+        lengths = [len(split_words(caption)) for caption in captions]
+        self.warn_of_cut(lengths, self.max_words, f"max_words = {self.max_words} words")
         ids, mask = self.tokenize(captions)
         if self.training:
             self.seen_rows[ids.flatten()] = True

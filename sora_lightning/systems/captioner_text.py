@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import torch
@@ -29,7 +28,6 @@ class CaptionerText(FrozenTextEncoder):
         super().__init__(lambda: tower, tower.width, fingerprint(tower, bpe.get_extra_state()))
         self.checkpoint = Path(checkpoint)
         self._bpe = (bpe,)  # no submodule: its state is the captioner's
-        self._warned = False
 
     def extra_repr(self) -> str:
         return f"checkpoint={str(self.checkpoint)!r}"
@@ -37,20 +35,10 @@ class CaptionerText(FrozenTextEncoder):
     def encode(self, captions: list[str]) -> Condition:
         (bpe,) = self._bpe
         pieces, room = bpe.pieces(captions), self.network.context - 2
-        self._warn_of_cut([len(one) for one in pieces], room)
+        rule = f"the {room} tokens that the captioner's context has room for"
+        self.warn_of_cut([len(one) for one in pieces], room, rule)
         rows = [torch.tensor([BOS, *one[:room], EOS]) for one in pieces]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
         ids = ids.to(self.digest.device)
         tokens, cls = self.network(ids)
         return Condition(self.network.norm(tokens), ids != PAD, cls)
-
-    def _warn_of_cut(self, lengths: list[int], room: int) -> None:
-        num_cut = sum(length > room for length in lengths)
-        if num_cut and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"{num_cut} of {len(lengths)} captions of this batch ({num_cut / len(lengths):.0%})"
-                f" have more than the {room} tokens that the captioner's context has room for, up "
-                f"to {max(lengths)}: the rest is not read",
-                stacklevel=4,
-            )
