@@ -13,7 +13,7 @@ from torch import Tensor
 
 from evaluation.distances import FeatureSets, frechet_scores
 from evaluation.features import Clip
-from evaluation.metrics.alignment import ATTRIBUTES
+from evaluation.metrics.alignment import ATTRIBUTES, SHARES
 from evaluation.metrics.intervals import bootstrap_interval, wilson_interval
 from evaluation.metrics.motion import MOTION
 from evaluation.metrics.neighbours import diversity, nearest, nearest_of_others
@@ -150,7 +150,9 @@ _OF_WHAT = {
 _WHAT = {
     "colour": "colours are those of the prompt",
     "direction": "shapes move as the prompt says",
-    "shape": "shapes are those of the prompt",
+    "shape": "shapes are clearly those of the prompt",
+    "nearest_shape": "shapes are nearer to those of the prompt than to the two others (by chance a "
+    "third)",
     "all": "colour, direction and shape are all right",
 }
 
@@ -170,8 +172,8 @@ def alignment_scores(seen: Sequence[Detections], of: str) -> dict[str, Score]:
         if not chosen:
             continue
         prompts = "prompts of two shapes" if kind else "prompts of one shape"
-        right = {name: [getattr(a, name) for a in chosen] for name in ATTRIBUTES}
-        right["all"] = [all(flags) for flags in zip(*right.values(), strict=True)]
+        right = {name: [getattr(a, name) for a in chosen] for name in SHARES}
+        right["all"] = [all(flags) for flags in zip(*map(right.get, ATTRIBUTES), strict=True)]
         for name, flags in right.items():
             meaning = f"Share of videos whose {_WHAT[name]}, over {prompts}; {_OF_WHAT[of]}."
             low, high = wilson_interval(sum(flags), len(flags))

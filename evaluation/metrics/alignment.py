@@ -18,6 +18,7 @@ from evaluation.metrics.bank import RowBank
 from evaluation.metrics.shapes import COLOURS, DIRECTIONS, SHAPES, FoundShape, find_shapes
 
 ATTRIBUTES = ("colour", "direction", "shape")
+SHARES = (*ATTRIBUTES, "nearest_shape")
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,14 @@ class ExpectedShape:
 class Alignment:
     """Result of comparing a video with its prompt: which attributes are right for all shapes.
 
-    ``num_extra`` counts the shapes found that the prompt does not mention.
+    ``nearest_shape`` asks only which of the three shapes is nearest, where ``shape`` asks for a
+    clear outline. ``num_extra`` counts the shapes found that the prompt does not mention.
     """
 
     colour: bool
     direction: bool
     shape: bool
+    nearest_shape: bool
     num_expected: int
     num_extra: int
 
@@ -108,7 +111,10 @@ def align(found: Sequence[FoundShape], expected: Sequence[ExpectedShape]) -> Ali
     complete = len(pairs[0]) == len(expected) and num_extra == 0
     right = agreement[pairs].all(axis=0) & complete
     colour, direction, shape = map(bool, right)
-    return Alignment(colour, direction, shape, len(expected), num_extra)
+    nearest = complete and all(
+        expected[e].shape == found[f].nearest for e, f in zip(*pairs, strict=True)
+    )
+    return Alignment(colour, direction, shape, nearest, len(expected), num_extra)
 
 
 def _agreement(expected: ExpectedShape, found: FoundShape) -> list[bool]:
@@ -119,13 +125,13 @@ class ShapeAlignment(RowBank):
     """Share of videos that show the colours, shapes and directions of their prompts.
 
     ``compute`` returns shares in 0..1: ``alignment/colour``, ``alignment/direction``,
-    ``alignment/shape`` and ``alignment/all`` over prompts with one shape, and
-    ``alignment/two_shapes/...`` over prompts with several, where an attribute must be right for
-    each of them. Kinds of prompts that do not occur are omitted.
+    ``alignment/shape``, ``alignment/nearest_shape``, and ``alignment/all`` for the first three,
+    over prompts with one shape, and ``alignment/two_shapes/...`` over prompts with several, where
+    an attribute must be right for each of them. Kinds of prompts that do not occur are omitted.
     """
 
     def __init__(self) -> None:
-        super().__init__({"evaluated": len(ATTRIBUTES) + 2})
+        super().__init__({"evaluated": len(SHARES) + 2})
 
     def update(
         self,
@@ -138,16 +144,17 @@ class ShapeAlignment(RowBank):
             astuple(align(find_shapes(v), parse_prompt(p)))
             for v, p in zip(videos, prompts, strict=True)
         ]
-        self.add("evaluated", ids, torch.tensor(rows).reshape(len(rows), len(ATTRIBUTES) + 2))
+        self.add("evaluated", ids, torch.tensor(rows).reshape(len(rows), len(SHARES) + 2))
 
     def compute(self) -> dict[str, float]:
         rows = self.rows("evaluated")
-        right, num_expected = rows[:, : len(ATTRIBUTES)].bool(), rows[:, len(ATTRIBUTES)]
+        right, num_expected = rows[:, : len(SHARES)].bool(), rows[:, len(SHARES)]
         scores = {}
         for prefix, chosen in (("", num_expected == 1), ("two_shapes/", num_expected > 1)):
             if not chosen.any():
                 continue
-            for column, name in enumerate(ATTRIBUTES):
+            for column, name in enumerate(SHARES):
                 scores[f"alignment/{prefix}{name}"] = right[chosen, column].double().mean().item()
-            scores[f"alignment/{prefix}all"] = right[chosen].all(dim=1).double().mean().item()
+            every = right[chosen, : len(ATTRIBUTES)].all(dim=1)
+            scores[f"alignment/{prefix}all"] = every.double().mean().item()
         return scores

@@ -117,7 +117,8 @@ class FoundShape:
     fit equally or if parts of the video differ. ``colour`` is ``AMBIGUOUS`` if it changes.
     ``direction`` is None for a shape that stands still, moves diagonally, turns, or stops for a
     third of the video. ``area`` is in pixels, ``travel`` in pixels from the first frame to the
-    last (right, down). ``presence`` is the share of frames that show the shape.
+    last (right, down). ``presence`` is the share of frames that show the shape. ``nearest`` is the
+    one of the three shapes whose template explains most of the whole video, however little.
     """
 
     colour: str
@@ -126,6 +127,7 @@ class FoundShape:
     area: float
     travel: tuple[float, float]
     presence: float
+    nearest: str
 
     def __str__(self) -> str:
         return f"{self.colour} {self.shape or 'blob'} {self.direction or 'not moving'}"
@@ -258,13 +260,15 @@ def _measure(
     centre = np.stack([(mask * axis).sum(axis=(1, 2)) / area for axis in (columns, rows)], axis=-1)
     travel = _travel(centre, times, len(track))
     z = (columns - centre[:, 0, None, None]) + 1j * (rows - centre[:, 1, None, None])
+    nearest, shape = _shape_of(mask, z, noise)
     return FoundShape(
         colour=colour,
-        shape=_shape_of(mask, z, noise),
+        shape=shape,
         direction=_direction_of(centre, times, travel, short_side=min(mask.shape[1:])),
         area=float(area.mean()),
         travel=travel,
         presence=float(visible.mean()),
+        nearest=nearest,
     )
 
 
@@ -320,30 +324,31 @@ def _direction_of(
 
 def _shape_of(
     mask: Float[np.ndarray, "F H W"], z: Complex[np.ndarray, "F H W"], noise: float
-) -> str | None:
-    """Return the shape whose template explains the mask, in the whole video and in each part of it.
+) -> tuple[str, str | None]:
+    """Return the nearest shape, and the shape whose template explains the mask, in the whole video
+    and in each part of it.
 
-    It is ``AMBIGUOUS`` if two shapes explain it equally or parts differ, and None if no shape
-    explains it or another outline is better. ``z`` = x + iy, y downwards, is measured from the
-    centre of each frame.
+    The second is ``AMBIGUOUS`` if two shapes explain the mask equally or parts differ, and None if
+    no shape explains it or another outline is better. ``z`` = x + iy, y downwards, is measured from
+    the centre of each frame.
     """
     whole = _Energy(mask, z, noise)
     by_shape = {name: whole.explained(outline) for name, outline in _OUTLINES.items()}
     second, best = sorted(by_shape, key=lambda name: by_shape[name])[1:]
     if not whole.is_compact or by_shape[best] < _LEAST_EXPLAINED:
-        return None
+        return best, None
     lead = max(whole.explained(outline, _FEW_SIZES) for outline in _OTHERS) - by_shape[best]
     left_over = 1 - by_shape[best]
     if lead > max(_GREATEST_LEAD * left_over, _LEAST_LEAD + _LEAD_PER_NOISE * noise):
-        return None
+        return best, None
     if by_shape[best] - by_shape[second] < _LEAST_MARGIN:
-        return AMBIGUOUS
+        return best, AMBIGUOUS
     for frames in np.array_split(np.arange(len(mask)), min(_NUM_PARTS, len(mask))):
         part = _Energy(mask[frames], z[frames], noise)
         by_shape = {name: part.explained(outline) for name, outline in _OUTLINES.items()}
         if by_shape[best] < max(_LEAST_EXPLAINED, *by_shape.values()):
-            return AMBIGUOUS
-    return best
+            return best, AMBIGUOUS
+    return best, best
 
 
 class _Energy:

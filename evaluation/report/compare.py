@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 
 from evaluation.features.weights import read_weights
-from evaluation.metrics.alignment import ATTRIBUTES
+from evaluation.metrics.alignment import SHARES
 from evaluation.metrics.frechet import frechet_distance_of_population, jackknife_difference
 from evaluation.metrics.intervals import bootstrap_interval
 
@@ -143,7 +143,8 @@ def _of_alignment(
             for a, b in zip(first, other, strict=True)
             if "colour" in a and (a.get("num_expected", 1) > 1) == several
         ]
-        for name in ATTRIBUTES if pairs else ():
+        # A report of an earlier version lacks the nearest shape.
+        for name in (name for name in SHARES if pairs and all(name in row for row in pairs[0])):
             a, b = (
                 np.array([float(row[name]) for row in side]) for side in zip(*pairs, strict=True)
             )

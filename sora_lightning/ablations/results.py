@@ -16,7 +16,7 @@ from sora_lightning.ablations.spec import written_reports
 from sora_lightning.cli.curves import Curve, read_scalars
 
 _BETTER = {"val/loss": "lower", "val/alignment": "higher", "val/psnr": "higher"}
-_ATTRIBUTES = ("colour", "direction", "shape")
+_ATTRIBUTES = ("colour", "direction", "shape", "nearest_shape")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from tests.evaluation.conftest import Known
 
 
 def found(colour: str, shape: str | None, direction: str | None) -> FoundShape:
-    return FoundShape(colour, shape, direction, 80.0, (0.0, 0.0), 1.0)
+    return FoundShape(colour, shape, direction, 80.0, (0.0, 0.0), 1.0, shape or "circle")
 
 
 RED = ExpectedShape("circle", "red", "left")
@@ -64,6 +64,16 @@ def test_each_attribute_is_evaluated_by_itself() -> None:
     assert (one.colour, one.direction, one.shape) == (False, True, True)
 
 
+def test_a_blunt_outline_is_nearest_to_a_shape_without_being_it() -> None:
+    one = align([found("red", None, "left")], [RED])
+    assert (one.shape, one.nearest_shape) == (False, True)
+    assert align([found("red", "circle", "left")], [RED]).nearest_shape
+    assert not align([found("red", "square", "left")], [RED]).nearest_shape
+    swapped = [found("red", "square", "left"), found("blue", "circle", "up")]
+    assert not align(swapped, [RED, BLUE]).nearest_shape
+    assert not align([A_RED, A_BLUE], [RED]).nearest_shape
+
+
 def test_order_does_not_matter_and_colour_pairs_first() -> None:
     assert all(_flags(align([A_BLUE, A_RED], [RED, BLUE])))
     swapped = [found("red", "square", "up"), found("blue", "circle", "left")]
@@ -96,6 +106,7 @@ def test_the_metric_counts_videos_and_keeps_kinds_apart(known: list[Known]) -> N
     scores = metric.compute()
     assert scores["alignment/colour"] == 1
     assert scores["alignment/direction"] == 0.75
+    assert scores["alignment/nearest_shape"] == 1
     assert scores["alignment/all"] == 0.75
     assert scores["alignment/two_shapes/all"] == 1
 
