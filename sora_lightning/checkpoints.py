@@ -29,6 +29,15 @@ System = TypeVar("System", bound=L.LightningModule)
 
 MODEL_WEIGHTS, MODEL_CONFIG = "model.safetensors", "config.json"
 
+# What has values by name, where it is there.
+_TABLES = (
+    "state_dict",
+    "hyper_parameters",
+    "callbacks.ema.weights",
+    "provenance.configuration",
+    "loops.fit_loop.state_dict",
+)
+
 _INPUT = "denoiser.x_in.weight"
 
 
@@ -63,7 +72,7 @@ def read_checkpoint(path: Path | str, verify: bool = False) -> dict[str, Any]:
         or not {"state_dict", "hyper_parameters"} <= checkpoint.keys()
     ):
         raise ValueError(f"{path} is no Lightning checkpoint with weights and hyperparameters")
-    return checkpoint
+    return _checked(checkpoint, path)
 
 
 def _read_model(path: Path) -> dict[str, Any]:
@@ -71,9 +80,27 @@ def _read_model(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.with_name(MODEL_CONFIG).read_text())
         states = config.pop("states")
-        return {**config, "state_dict": load_file(path) | states}
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        content = {**config, "state_dict": load_file(path) | states}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise ValueError(f"{path.parent} cannot be read as a model's folder: {error}") from error
+    return _checked(content, path)
+
+
+def _checked(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return the content. Raises ``ValueError`` naming the first part of another type."""
+    for table in _TABLES:
+        part: Any = checkpoint
+        keys = table.split(".")
+        for depth, key in enumerate(keys, start=1):
+            if key not in part:
+                break
+            part = part[key]
+            if not isinstance(part, dict) or not all(isinstance(name, str) for name in part):
+                raise ValueError(f"{path}: its {'.'.join(keys[:depth])} holds no values by name")
+    sizes = checkpoint.get("training_sizes", [])
+    if not isinstance(sizes, list) or not all(isinstance(size, str) for size in sizes):
+        raise ValueError(f"{path}: its training_sizes are no list of sizes")
+    return checkpoint
 
 
 def averaged_state_dict(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
@@ -182,7 +209,8 @@ def load_system(kind: type[System], path: Path | str, use_ema: bool = True) -> S
     system = build(kind, {"class_path": class_path, "init_args": init_args(checkpoint)}, path)
     weights = averaged_state_dict(checkpoint) if use_ema else checkpoint["state_dict"]
     load_weights(system, weights, path)
-    system.on_load_checkpoint(checkpoint)
+    with naming(f"{path}:"):
+        system.on_load_checkpoint(checkpoint)
     return system.eval().requires_grad_(False)
 
 

@@ -53,6 +53,9 @@ def load_yaml(text: str) -> Any:
             inner = node.value if isinstance(node, yaml.CollectionNode) else []
             pairs = (one if isinstance(one, tuple) else (one,) for one in inner)
             counted[id(node)] += sum(count(one) for pair in pairs for one in pair)
+        if "\0" in node.value:
+            problem = "a value holds the character \\0, which no name or path can"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
         return counted[id(node)]
 
     loader = yaml.SafeLoader(text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from json import dumps
+from json import dumps, loads
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ def inspect(checkpoint: Path, json: bool = False) -> None:
         checkpoint: The file.
         json: Print JSON instead of YAML.
     """
-    found = describe(read_checkpoint(checkpoint), checkpoint)
-    print(dumps(found, indent=2) if json else yaml.safe_dump(found, sort_keys=False), end="")
+    found = dumps(describe(read_checkpoint(checkpoint), checkpoint), indent=2, default=str)
+    print(found if json else yaml.safe_dump(loads(found), sort_keys=False), end="")
 
 
 def describe(content: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -58,8 +58,8 @@ def describe(content: dict[str, Any], path: Path) -> dict[str, Any]:
 def _data(content: dict[str, Any]) -> dict[str, Any] | None:
     """Return the fingerprint of the clips and their order, and how far a training is in it."""
     loaders = content.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
-    states = loaders.get("combined_loader") or [{}]
-    if "plan" not in states[0]:
-        return None
-    state = states[0]
-    return {"fingerprint": state["plan"], "batches": state["position"], **state["settings"]}
+    states = loaders.get("combined_loader")
+    state = states[0] if isinstance(states, list) and states else None
+    if not isinstance(state, dict) or not isinstance(state.get("settings"), dict):
+        return None  # another program's loader
+    return {"fingerprint": state.get("plan"), "batches": state.get("position"), **state["settings"]}
