@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from copy import deepcopy
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,10 @@ _ROWS = st.lists(_FOUND | _ROW | _PLAIN, max_size=3)
 def _read(reader: Callable[[Path], Any], path: Path, content: bytes) -> Any:
     """Return what a reader makes of a file; ``None`` where it refuses it by name."""
     path.write_bytes(content)
-    refusal = ""
+    return _outcome(reader, path)
+
+
+def _outcome(reader: Callable[[Path], Any], path: Path) -> Any:
     try:
         return reader(path)
     except ValueError as error:
@@ -115,12 +118,8 @@ def test_a_damaged_part_of_a_checkpoint_is_read_or_refused(
     for place, value in places:
         content[int(place * len(content))] = value
     path.write_bytes(content)
-    try:
-        found = read_checkpoint(tmp_path / "last.ckpt")["state_dict"]["weight"]
-    except ValueError as error:
-        assert "last.ckpt" in str(error)
-    else:
-        assert torch.equal(found[2:], WEIGHT[2:])
+    found = _outcome(read_checkpoint, tmp_path / "last.ckpt")
+    assert found is None or torch.equal(found["state_dict"]["weight"][2:], WEIGHT[2:])
 
 
 @pytest.fixture(scope="module")
@@ -165,8 +164,5 @@ def test_a_checkpoint_of_other_values_is_read_or_refused(
     parent[last] = value
     path = tmp_path / "other.ckpt"
     torch.save(content, path)
-    for reader in (inspect, load_tokenizer):
-        try:
-            reader(path)
-        except ValueError as error:
-            assert "other.ckpt" in str(error)
+    _outcome(inspect, path)
+    _outcome(load_tokenizer, path)
