@@ -44,13 +44,28 @@ def test_help_needs_neither_torch_nor_lightning() -> None:
     subprocess.run([sys.executable, "-S", "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 
+def test_the_help_of_a_command_has_the_whole_first_paragraph(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["split", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "``train.jsonl`` and ``test.jsonl``: all rows of a file go to the same one." in text
+
+
 def test_help_of_commands_does_not_wait_for_lightning() -> None:
     code = (
-        "import sys; from sora_lightning.__main__ import main\n"
+        "import sys; from contextlib import suppress; from sora_lightning.__main__ import main\n"
         "for command in ('index', 'split', 'synthesize', 'check', 'sample', 'train-expansion'):\n"
-        "    main([command, '--help']); assert 'lightning' not in sys.modules, command"
+        "    with suppress(SystemExit): main([command, '--help'])\n"
+        "    assert 'lightning' not in sys.modules, command\n"
+        "print('all of them')"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, check=True, cwd=Path(__file__).parents[1], capture_output=True, text=True
+    )
+    assert done.stdout.endswith("all of them\n")
 
 
 @pytest.mark.parametrize(
@@ -103,6 +118,8 @@ def test_a_command_refuses_what_it_does_not_take(arguments: list[str], said: str
         (["index", "--source=x", "--output=x", "--num-workers", "0"], "--num-workers 0: must be"),
         (["synthesize", "x", "--turns=0.1", "--edits"], "--turns 0.1, --edits True: edited shapes"),
         (["curves", "x", "--output=x.gif"], "--output x.gif: must end in .png or .svg"),
+        (["curves", "nowhere", "--output=x.png"], "--folder nowhere: no event file below it"),
+        (["index", "--source=x", "--output=x", "--num_workers=0"], "--num_workers 0: must be"),
         (["index", "--source=x", "--output=x", "--detector=none"], "one of own, pyscenedetect"),
         (["index", "--source=x", "--output=x", "--min-scenes=1"], "--min-scenes: no such argument"),
     ],

@@ -4,6 +4,7 @@ help.
 
 from __future__ import annotations
 
+import inspect
 import re
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -32,7 +33,9 @@ def run_function(program: str, function: Callable[..., Any], argv: list[str]) ->
     except ValueError as error:
         if exit_code(error) is None:  # a defect
             raise
-        typed = _typed(argv, _paths(dict(_fields(Signature.of(function).hints))))
+        signature = Signature.of(function)
+        paths = _paths(dict(_fields(signature.hints)))
+        typed = _typed(_with_first_flag(argv, signature), paths)
         message = _as_flags(str(error), typed)
         if message == str(error):
             raise
@@ -51,13 +54,16 @@ def parse_function(program: str, function: Callable[..., Any], argv: list[str]) 
             value of a wrong type; says which.
     """
     trust_only_known_packages()
-    parser = ArgumentParser(prog=program, exit_on_error=False, allow_abbrev=False)
-    parser.add_function_arguments(function)
+    # The first paragraph: jsonargparse takes its first line alone, as the title of a group.
+    about = (inspect.getdoc(function) or "").partition("\n\n")[0].replace("\n", " ")
+    parser = ArgumentParser(
+        prog=program, description=about, exit_on_error=False, allow_abbrev=False
+    )
+    parser.add_function_arguments(function, as_group=False)
     signature = Signature.of(function)
     hints = dict(_fields(signature.hints))
     paths = _paths(hints)
-    if argv and not argv[0].startswith("-") and signature.required:
-        argv = [f"--{signature.required[0]}", *argv]
+    argv = _with_first_flag(argv, signature)
     given = [_name(argument) for argument in argv]
     for argument, name in zip(argv, given, strict=True):
         if name and name not in (*paths, "help"):
@@ -93,6 +99,13 @@ def parse_function(program: str, function: Callable[..., Any], argv: list[str]) 
         raise ValueError(_as_flags(condense(str(error)), typed)) from error
 
 
+def _with_first_flag(argv: list[str], signature: Signature) -> list[str]:
+    """Return the arguments with the first required parameter's flag before a value without one."""
+    if argv and not argv[0].startswith("-") and signature.required:
+        return [_flag(signature.required[0]), *argv]
+    return argv
+
+
 def _group(hint: Any) -> Any:
     """Return the dataclass in a parameter's type, else ``None``."""
     return next((one for one in (hint, *typing.get_args(hint)) if is_dataclass(one)), None)
@@ -124,9 +137,9 @@ def _name(argument: str) -> str:
 
 
 def _typed(argv: list[str], paths: Mapping[str, str]) -> dict[str, str]:
-    """Return the flags in ``argv`` by the paths that they set."""
-    names = map(_name, argv)
-    return {paths[name]: _flag(name) for name in names if name in paths}
+    """Return the flags in ``argv``, as typed, by the paths that they set."""
+    flags = ((_name(argument), argument.partition("=")[0]) for argument in argv)
+    return {paths[name]: flag for name, flag in flags if name in paths}
 
 
 def _flag(name: str) -> str:

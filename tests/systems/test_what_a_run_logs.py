@@ -113,7 +113,7 @@ def test_check_says_beforehand_what_a_step_costs(
     assert int(clips) == 4
     assert float(flops) == pytest.approx(logged(run_dir)[2]["cost/flops_per_step"], rel=5e-3)
     assert float(minutes) == pytest.approx(10 * float(seconds), abs=1)
-    monkeypatch.setattr("sora_lightning.cli.training_cost.device_bytes", lambda device: 1e6)
+    monkeypatch.setattr("sora_lightning.cli.check_training.device_bytes", lambda device: 1e6)
     assert main(["check", "--config", str(path)]) == 0
     assert "the device has 0.0 GB: too little. Make batches smaller" in capsys.readouterr().out
 
