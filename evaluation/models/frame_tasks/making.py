@@ -102,7 +102,7 @@ def inpaint(batch: Batch, windows: Windows) -> Pixels:
 
 
 def edit(strength: float, source_guidance: float) -> Make:
-    """Edit by two prompts: a case's ``prompt`` is the target, ``was`` describes its video."""
+    """Edit by two prompts: a case's ``prompt`` is the target, ``source_prompt`` is of its video."""
 
     def make(batch: Batch, windows: Windows) -> Pixels:
         videos, sources = batch.videos(windows.short), [case.source_prompt for case in batch.cases]

@@ -194,17 +194,6 @@ def pack_costs(
     return packs.sums(tokens, partial(clip_costs, attention_tokens=attention_tokens))
 
 
-def efficiency(
-    packs: Packs, tokens: Int[ndarray, " n"], num_ranks: int, attention_tokens: int
-) -> float:
-    """Return the share of the ranks' time spent working when each step waits for its slowest
-    pack.
-    """
-    cost = pack_costs(packs, tokens, attention_tokens)
-    steps = cost[: len(cost) // num_ranks * num_ranks].reshape(-1, num_ranks)
-    return float(steps.mean(axis=1).sum() / steps.max(axis=1).sum())
-
-
 class PackPlan:
     """An endless sequence of packs over clips of given largest token grids.
 

@@ -26,7 +26,7 @@ from sora_lightning.data.batching.packing import (
     Packs,
     best_fit,
     clip_costs,
-    efficiency,
+    pack_costs,
     padding_waste,
     plan_epoch,
     split_to_multiple,
@@ -37,6 +37,15 @@ from tests.data.batching.mixture import LARGEST_AREA, TOKENS, mixture
 
 PACKING = Packing(TOKENS, "4x8x8", 121, LARGEST_AREA)
 SMALL = Packing(64, "4x8x8", 13, 64 * 64, (1, 2, 2))
+
+
+def efficiency(packs: Packs, tokens: np.ndarray, num_ranks: int, attention_tokens: int) -> float:
+    """Return the share of the ranks' time spent working when each step waits for its slowest
+    pack.
+    """
+    cost = pack_costs(packs, tokens, attention_tokens)
+    steps = cost[: len(cost) // num_ranks * num_ranks].reshape(-1, num_ranks)
+    return float(steps.mean(axis=1).sum() / steps.max(axis=1).sum())
 
 
 def small_plan(num_clips: int = 60, seed: int = 0, run_length: int = 4, **settings: object):
