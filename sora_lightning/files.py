@@ -2,8 +2,10 @@
 
 import hashlib
 import os
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile, is_zipfile
@@ -118,6 +120,19 @@ def check_new_folder(path: Path) -> None:
         raise ValueError(f"--output {path}: exists; name a folder to be made")
     with naming("--output"):
         check_writable(path)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder that is renamed to ``path`` when all is written: a process that is
+    killed leaves no ``path``, and the next one removes what it left.
+    """
+    part = path.with_name(f".{path.name}.part")
+    if part.exists():
+        shutil.rmtree(part)
+    part.mkdir(parents=True)
+    yield part
+    part.rename(path)
 
 
 def check_writable(folder: Path) -> None:

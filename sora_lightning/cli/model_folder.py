@@ -16,7 +16,7 @@ from sora_lightning.checkpoints import (
 )
 from sora_lightning.checks import import_optional
 from sora_lightning.cli.inspecting import describe
-from sora_lightning.files import check_new_folder, file_sha256, save_tensors
+from sora_lightning.files import check_new_folder, file_sha256, new_folder, save_tensors
 
 _KEPT = ("hyper_parameters", "training_sizes", "global_step", "provenance")
 
@@ -42,10 +42,10 @@ def write_model(
     tensors = {name: one.contiguous().clone() for name, one in _split(weights, True).items()}
     config = {name: content[name] for name in _KEPT if name in content}
     config["states"] = _split(weights, False)
-    output.mkdir(parents=True)
-    save_tensors(tensors, output / MODEL_WEIGHTS)
-    (output / MODEL_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    (output / "README.md").write_text(_card(output.name, facts, scores))
+    with new_folder(output) as folder:
+        save_tensors(tensors, folder / MODEL_WEIGHTS)
+        (folder / MODEL_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        (folder / "README.md").write_text(_card(output.name, facts, scores))
     written = f"{output}: {len(tensors)} tensors of {facts['system']}, step {facts['step']}"
     if push_to_hub is None:
         return written

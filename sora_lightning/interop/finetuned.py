@@ -12,7 +12,7 @@ from typing import Any
 from sora_lightning.denoisers.lora import adapter_state, merge_adapters
 from sora_lightning.denoisers.pretrained_base import PretrainedDenoiser
 from sora_lightning.diffusers_folders import diffusers_class
-from sora_lightning.files import check_new_folder, follow_umask
+from sora_lightning.files import check_new_folder, follow_umask, new_folder
 from sora_lightning.systems import DiffusionSystem, PretrainedSystem
 
 
@@ -35,15 +35,21 @@ def write_diffusers(checkpoint: Path, output: Path) -> str:
             f"--input {checkpoint}: its denoiser is a {type(denoiser).__name__}: only networks of "
             "diffusers, from pretrained_denoiser, are written for diffusers"
         )
+    with new_folder(output) as folder:
+        return f"{output}: {_write(system, denoiser, folder)}"
+
+
+def _write(system: DiffusionSystem, denoiser: PretrainedDenoiser, output: Path) -> str:
+    """Write what ``write_diffusers`` writes, and say what it is."""
     adapters, metadata = adapter_state(denoiser.network)
     if not adapters or not hasattr(denoiser.network, "load_lora_adapter"):
         merge_adapters(denoiser.network)
         if isinstance(system, PretrainedSystem) and system.is_pipelines:
             _write_pipeline(system.pipeline.path, denoiser.network, output)
-            return f"{output}: a {system.pipeline.name} with the trained {denoiser.network_class}"
+            return f"a {system.pipeline.name} with the trained {denoiser.network_class}"
         denoiser.network.save_pretrained(output)
         follow_umask(output)
-        return f"{output}: {denoiser.network_class}, in place of that in a pipeline's folder"
+        return f"{denoiser.network_class}, in place of that in a pipeline's folder"
     pipeline = diffusers_class(denoiser.pipeline_class)
     pipeline.save_lora_weights(
         output,
@@ -51,7 +57,7 @@ def write_diffusers(checkpoint: Path, output: Path) -> str:
         transformer_lora_adapter_metadata=metadata,
     )
     follow_umask(output)
-    return f"{output}: {len(adapters)} tensors for load_lora_weights of {denoiser.pipeline_class}"
+    return f"{len(adapters)} tensors for load_lora_weights of {denoiser.pipeline_class}"
 
 
 def _write_pipeline(folder: Path, network: Any, output: Path) -> None:
@@ -59,7 +65,6 @@ def _write_pipeline(folder: Path, network: Any, output: Path) -> None:
 
     Other weights are hard links where the file system has them, or else copies.
     """
-    output.mkdir(parents=True)
     index = json.loads((folder / "model_index.json").read_text())
     for name in index:
         if name in ("transformer", "unet"):

@@ -80,9 +80,7 @@ def command(
         call = ["sample", "--checkpoint", str(last), "--prompts", "prompts.txt", "--size", "16x16"]
         call += ["--num-frames", "5", "--num-steps", "20", "--output", "videos"]
         videos = folder / "videos"
-        return Command(
-            (main, call), videos, lambda: {p.name: p.read_bytes() for p in videos.glob("*.mp4")}
-        )
+        return Command((main, call), videos, lambda: _files(videos, "*.mp4"))
 
     def index(folder: Path) -> Command:
         output = folder / "all.jsonl"
@@ -123,8 +121,28 @@ def command(
         output = folder / "shards"
         return Command((_write_shards, train, output), output, lambda: _shards(output))
 
+    def reencode(folder: Path) -> Command:
+        output, copies = folder / "all.jsonl", folder / "copies"
+        call = ["index", "--source", str(train.parent), "--output", str(output)]
+        call += ["--reencode_to", str(copies)]
+        return Command((main, call), output, lambda: (output.read_text(), _files(copies, "*.mp4")))
+
+    def synthesize(folder: Path) -> Command:
+        root = folder / "rendered"
+        call = ["synthesize", "--root", str(root), "--num_train", "24", "--num_val", "2"]
+        call += ["--num_test", "2"]
+        rows = root / "train.jsonl"
+        return Command((main, call), root, lambda: (rows.read_text(), _files(root, "*.mp4")))
+
+    def convert(folder: Path) -> Command:
+        output = folder / "model"
+        call = ["convert", "--source", "sora-lightning", "--target", "model", "--input"]
+        call += [str(tokenizer_checkpoint), "--output", str(output)]
+        return Command((_make, output, call), output, lambda: _files(output))
+
     of_name = {"sample": sample, "index": index, "encode": encode, "recaption": recaption}
-    of_name |= {"evaluate": evaluate, "write_shards": shards}
+    of_name |= {"evaluate": evaluate, "write_shards": shards, "convert": convert}
+    of_name |= {"reencode": reencode, "synthesize": synthesize}
     return lambda name, folder: of_name[name](folder)
 
 
@@ -138,6 +156,16 @@ def _write_shards(manifest: Path, folder: Path) -> int:
     return 0
 
 
+def _make(output: Path, call: list[str]) -> int:
+    """Run a command that refuses an output that exists."""
+    return 0 if output.exists() else main(call)
+
+
+def _files(folder: Path, pattern: str = "*") -> dict[str, bytes]:
+    files = (path for path in folder.rglob(pattern) if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
 def _remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
@@ -149,7 +177,11 @@ def _end(process: BaseProcess, folder: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 @pytest.mark.parametrize(
-    "name", ["sample", "index", "encode", "recaption", "evaluate", "write_shards"]
+    "name",
+    [
+        *("sample", "index", "reencode", "encode", "recaption"),
+        *("evaluate", "write_shards", "convert", "synthesize"),
+    ],
 )
 def test_a_command_that_is_killed_leaves_nothing_running_and_finishes_the_next_time(
     name: str,

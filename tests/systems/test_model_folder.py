@@ -89,3 +89,19 @@ def test_the_card_names_data_commit_and_scores_and_is_pushed(
     assert _convert(tokenizer_checkpoint, tmp_path / "other", f"--report={report}") == 2
     assert "is of last.ckpt, not of" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_a_conversion_that_is_cut_off_leaves_no_folder(
+    tokenizer_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(*arguments: Any) -> str:
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "mine"
+    with monkeypatch.context() as patch:
+        patch.setattr("sora_lightning.cli.model_folder._card", cut_off)
+        assert _convert(tokenizer_checkpoint, folder) == 130
+    assert not folder.exists()
+    assert _convert(tokenizer_checkpoint, folder) == 0
+    assert [one.name for one in tmp_path.iterdir()] == ["mine"]
+    assert len(list(folder.iterdir())) == 3
