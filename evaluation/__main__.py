@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.models.frame_tasks.protocol import TaskProtocol
+from sora_lightning.checks import require_at_least
 from sora_lightning.cli.errors import FAILED, INTERRUPTED, REFUSED
 from sora_lightning.cli.functions import run_function
 from sora_lightning.trust import pop_trusted
@@ -295,6 +296,7 @@ def train_tiny(
     from evaluation.protocol import load_protocol
     from evaluation.train_tiny import TinyTraining, train_tiny
 
+    require_at_least(1, steps=steps)
     beside = manifest.with_name("val.jsonl")
     validation = val or (beside if beside.is_file() else None)
     training = TinyTraining()

@@ -7,6 +7,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+NUM_SEEDS = 2**32
+
 
 def require_at_least(least: int, where: str = "", **values: float | None) -> None:
     """Check that no value is below ``least`` or NaN. ``None`` is not checked.
@@ -36,6 +38,12 @@ def require_in(interval: str, where: str = "", **values: float | None) -> None:
         below = value <= high if interval[-1] == "]" else value < high
         if not (above and below):
             raise ValueError(f"{where}{name} = {value}: must lie in {interval}")
+
+
+def require_seed(seed: int) -> None:
+    """Check that a seed is one that numpy and torch both take."""
+    if not 0 <= seed < NUM_SEEDS:
+        raise ValueError(f"seed = {seed}: must be a whole number from 0 to {NUM_SEEDS - 1}")
 
 
 def require_three(least: int, **values: Sequence[int]) -> None:

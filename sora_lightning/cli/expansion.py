@@ -15,7 +15,7 @@ from sora_lightning.captioner.expansion import (
     LanguageModelExpansion,
     PromptExpansion,
 )
-from sora_lightning.checks import naming, require_at_least
+from sora_lightning.checks import naming, require_at_least, require_seed
 from sora_lightning.cli.errors import filter_warnings
 from sora_lightning.data.manifest.records import read_texts
 from sora_lightning.files import check_output
@@ -91,6 +91,7 @@ def train_expansion(
 
     filter_warnings()
     require_at_least(1, steps=steps, batch_size=batch_size)
+    require_seed(seed)
     check_output(output)
     L.seed_everything(seed, verbose=False)
     pairs = read_pairs(manifest, short, descriptive)

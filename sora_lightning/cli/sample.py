@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sora_lightning.captioner.expansion import PromptExpansion
-from sora_lightning.checks import naming, require_at_least
+from sora_lightning.checks import naming, require_at_least, require_seed
 from sora_lightning.cli.contact_sheet import contact_sheet, moving_sheet, save_animation
 from sora_lightning.cli.errors import filter_warnings
 from sora_lightning.cli.expansion import Expansion
@@ -37,7 +37,6 @@ from sora_lightning.types import VideoSize, as_levels, height_and_width
 
 _IMAGES = (".png", ".jpg", ".jpeg")
 _NUM_WORDS_SHOWN = 8
-_NUM_SEEDS = 2**32  # the windows of a long video take seeds above
 
 
 @dataclass(frozen=True)
@@ -79,10 +78,7 @@ class Request:
             raise ValueError(f"prompt = {self.prompt!r}: is empty")
         require_at_least(1, num_frames=self.num_frames)
         self.heights_and_widths()
-        if not 0 <= self.seed < _NUM_SEEDS:
-            raise ValueError(
-                f"seed = {self.seed}: must be a whole number from 0 to {_NUM_SEEDS - 1}"
-            )
+        require_seed(self.seed)  # the windows of a long video take seeds above
 
     def heights_and_widths(self) -> list[tuple[int, int]]:
         """Return the requested heights and widths in pixels."""

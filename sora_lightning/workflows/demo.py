@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sora_lightning.checks import require_seed
 from sora_lightning.cli.expansion import BESIDE as EXPANSION
 from sora_lightning.workflows.stages import (
     EVALUATION,
@@ -40,6 +41,7 @@ def demo(output: Path = _HOME, quick: bool = False, seed: int = 0) -> None:
         seed: Seed of the three trainings. The clips, and the noise that videos are sampled from,
             are equal for all seeds.
     """
+    require_seed(seed)
     run_stages(demo_stages(output, quick, seed), output)
     print(
         f"\nThe scores      {output}/report/report.html"

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from sora_lightning.checks import require_at_least, require_seed
 from sora_lightning.types import VideoSize
 from sora_lightning.workflows.stages import (
     EVALUATION,
@@ -51,6 +52,8 @@ def frame_tasks(
         quick: A few steps and cases, to check that every part works; the rates mean nothing.
         seed: Seed of both trainings; the clips and the evaluated cases are equal for all seeds.
     """
+    require_at_least(1, steps=steps, cases=cases)
+    require_seed(seed)
     config = demo / "text_to_video" / "config.yaml"
     for needed in (config, last_checkpoint(demo / "text_to_video")):
         if not needed.is_file():

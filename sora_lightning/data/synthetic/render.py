@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from tqdm import tqdm
 
-from sora_lightning.checks import require_at_least, require_in
+from sora_lightning.checks import require_at_least, require_in, require_seed
 from sora_lightning.data.decoding.encode import write_video
 from sora_lightning.data.synthetic.scenes import (
     COLOURS,
@@ -117,7 +117,9 @@ def write_dataset(
     """
     counts = dict(zip(SPLITS, (num_train, num_val, num_test), strict=True))
     require_at_least(0, num_train=num_train, num_val=num_val, num_test=num_test)
+    require_at_least(1, num_workers=num_workers)
     require_in("[0, 1]", turns=turns)
+    require_seed(seed)
     if turns and edits:
         raise ValueError(f"turns = {turns}, edits = {edits}: edited shapes keep to one direction")
     if anywhere and edits:

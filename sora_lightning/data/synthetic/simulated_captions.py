@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sora_lightning.checks import require_in
+from sora_lightning.checks import require_in, require_seed
 from sora_lightning.data.manifest.records import ManifestRow, read_table
 from sora_lightning.data.manifest.tables import Row, moved_row, write_rows
 from sora_lightning.data.synthetic.scenes import COLOURS, MovingShape, Scene, Turn, captions
@@ -43,6 +43,7 @@ def simulate_captions(
         root: A folder, besides the manifest's own, under which the files may lie that it names.
     """
     require_in("[0, 1]", by_people=by_people, colour_errors=colour_errors)
+    require_seed(seed)
     _check_copy(manifest, output)
     if unnamed is not None and unnamed not in COLOURS:
         raise ValueError(f"unnamed = {unnamed}: must be one of {', '.join(COLOURS)}")
