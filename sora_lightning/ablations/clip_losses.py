@@ -21,14 +21,14 @@ from sora_lightning.systems.draws import GroupDraws, make_rng
 from sora_lightning.types import Compression, PackedLatents, VideoBatch, VideoSize
 from sora_lightning.workflows.stages import last_checkpoint
 
-FIELDS = ("clip", "loss", "displacement", "size")
+FIELDS = ("clip", "loss", "displacement", "size", "file")
 
 
 def write_clip_losses(
     run: Path, output: Path, num_draws: int = 16, overrides: dict[str, Any] | None = None
 ) -> None:
-    """Write a CSV with the loss of each validation clip of a run, how far its shapes move, and the
-    size it is seen at.
+    """Write a CSV with the loss of each validation clip of a run, how far its shapes move, the size
+    it is seen at, and its file.
 
     The averaged weights of the last checkpoint are measured. Draw k of a clip has a time in the
     k-th of ``num_draws`` equal parts of [0, 1]; time and noise depend on the clip's name and k
@@ -82,14 +82,14 @@ def displacement(
 
 
 def _facts(system: DiffusionSystem, data: VideoDataModule) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each validation clip's name with its displacement and its size."""
+    """Yield each validation clip's name with its displacement, size and file."""
     token = system.denoiser.patch.compress(system.tokenizer.compression)
     assert data.val_manifest is not None
     for size, records in data.check()[data.val_manifest].clips.items():
         for record in records:
             scene = record.columns.get("scene")
             moved = displacement(scene, token, size, data.fps) if scene else None
-            yield record.clip_id, {"displacement": moved, "size": size}
+            yield record.clip_id, {"displacement": moved, "size": size, "file": record.path.name}
 
 
 def _validation_data(run: Path, overrides: Mapping[str, Any]) -> VideoDataModule:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _NUM_STRATA = 3
+_FEW_FILES = 12  # as many as fit beside one another
 _AXES = {
     "flops.png": "FLOPs of the training",
     "seconds.png": "seconds of the training",
@@ -150,8 +151,8 @@ def _scores_table(ablation: Ablation, score: str, results: Sequence[RunResult]) 
 
 
 def _strata_tables(ablation: Ablation, results: Sequence[RunResult]) -> list[Table]:
-    """Return the difference of ``clip_loss`` by how far shapes move, where that is known, and by
-    the size of the clips, where there are several.
+    """Return the difference of ``clip_loss`` by how far shapes move, where that is known, by the
+    size of the clips, where there are several, and by their file, where there are few.
     """
     of = f"Difference of clip_loss from {ablation.reference_arm}, over seeds, for "
     tables = []
@@ -169,6 +170,10 @@ def _strata_tables(ablation: Ablation, results: Sequence[RunResult]) -> list[Tab
     strata = {name: sizes == name for name in sorted(set(sizes.tolist()))}
     if len(strata) > 1:
         tables += _strata_table(ablation, results, "size", strata, f"{of}the clips of each size.")
+    files = next((one.files for one in results if one.files), [])
+    if 1 < len(set(files)) <= _FEW_FILES:
+        strata = {name: np.array(files) == name for name in sorted(set(files))}
+        tables += _strata_table(ablation, results, "file", strata, f"{of}the clips of each file.")
     return tables
 
 

@@ -38,7 +38,7 @@ class RunScore:
 class RunResult:
     """Scores by name and curves by tag of one run; those of an unfinished run as far as they go.
 
-    ``displacements`` and ``sizes`` are those of the validation clips, in the order of
+    ``displacements``, ``sizes`` and ``files`` are those of the validation clips, in the order of
     ``clip_loss``.
     """
 
@@ -49,6 +49,7 @@ class RunResult:
     curves: dict[str, Curve] = field(default_factory=dict)
     displacements: list[float] = field(default_factory=list)
     sizes: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
 
     @property
     def step_s(self) -> float | None:
@@ -73,22 +74,23 @@ def _read(run: Run) -> RunResult:
     for protocol, report in written_reports(run.folder).items():
         prefix = f"{protocol}/" if protocol else ""
         scores |= {prefix + name: score for name, score in _evaluated(report)}
-    losses, displacements, sizes = _clip_losses(run.folder / "clip_losses.csv")
+    losses, moved, sizes, files = _clip_losses(run.folder / "clip_losses.csv")
     if losses:
         scores["clip_loss"] = RunScore(losses, "lower")
-    return RunResult(run.arm, run.seed, run.is_finished, scores, curves, displacements, sizes)
+    return RunResult(run.arm, run.seed, run.is_finished, scores, curves, moved, sizes, files)
 
 
-def _clip_losses(path: Path) -> tuple[list[float], list[float], list[str]]:
-    """Return losses, displacements and sizes of the clips, by the clips' names."""
+def _clip_losses(path: Path) -> tuple[list[float], list[float], list[str], list[str]]:
+    """Return losses, displacements, sizes and files of the clips, by the clips' names."""
     if not path.is_file():
-        return [], [], []
+        return [], [], [], []
     with path.open(newline="") as file:
         rows = sorted(csv.DictReader(file), key=lambda row: row["clip"])
     moved = [float(row["displacement"]) for row in rows if row["displacement"]]
     sizes = [row["size"] for row in rows if "size" in row]
     losses = [float(row["loss"]) for row in rows]
-    return losses, moved if len(moved) == len(rows) else [], sizes
+    files = [row["file"] for row in rows if "file" in row]
+    return losses, moved if len(moved) == len(rows) else [], sizes, files
 
 
 def _evaluated(path: Path) -> Iterator[tuple[str, RunScore]]:

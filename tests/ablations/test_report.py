@@ -58,12 +58,12 @@ def _write_run(run: Run, offset: float) -> None:
             writer.add_scalar("val/loss", 100 * run.seed + offset + step, step)
             writer.add_scalar("throughput/step_s", 0.5, step)
     with (run.folder / "clip_losses.csv").open("w") as file:
-        file.write("clip,loss,displacement,size\n")
+        file.write("clip,loss,displacement,size,file\n")
         for index, moved in enumerate(_MOVED):
             noise = 0.001 * index * run.seed * offset
             worse = {1.0: 2, 1.5: 4}.get(moved, 1)
             loss = 10 * run.seed + offset * worse + noise
-            file.write(f"{index},{loss},{moved},{_SIZES[index % 2]}\n")
+            file.write(f"{index},{loss},{moved},{_SIZES[index % 2]},{index // 3}.mp4\n")
     details = {"alignment/colour": {"value": 0.5, "n": 2, "better": "higher"}}
     videos = [{"colour": True}, {"colour": False}, {"colour": True, "num_expected": 2}]
     (run.folder / "report").mkdir()
@@ -152,12 +152,15 @@ def test_the_report_shows_arms_verdicts_strata_and_commands(spec: Ablation) -> N
     assert "1.500" in row
     assert "25.0 %" in row
     assert [line for line in text.splitlines() if line.endswith("| worse |")]
-    expected = {"displacement": [0.1, 0.1, 0.3], "size": [0.2, 0.4 / 3]}
+    expected = {"displacement": [0.1, 0.1, 0.3], "size": [0.2, 0.4 / 3], "file": [0.1, 0.7 / 3]}
+    heads = {}
     for quantity, of_strata in expected.items():
-        head, _, row = text.partition(f"## clip_loss by {quantity}")[2].splitlines()[2:5]
+        lines = text.partition(f"## clip_loss by {quantity}")[2].splitlines()
+        heads[quantity], _, row = lines[2:5]
         means = [float(cell.split()[0]) for cell in row.split("|")[2:-1]]
         assert means == pytest.approx(of_strata, abs=0.002)
-    assert head == "| arm | 9x24x40 | 9x32x32 |"
+    assert heads["size"] == "| arm | 9x24x40 | 9x32x32 |"
+    assert heads["file"] == "| arm | 0.mp4 | 1.mp4 |"
     commands = text.partition("```sh\n")[2].partition("```")[0].replace("\\\n", "").splitlines()[1:]
     assert [shlex.split(one) for one in commands] == [
         list(run.stages[0].command) for run in runs if run.seed == spec.seeds[0]
