@@ -22,6 +22,7 @@ from sora_lightning.checks import require_positive
 from sora_lightning.data.decoding.display import upright_rgb
 from sora_lightning.data.decoding.errors import DecodeError
 from sora_lightning.data.decoding.images import is_image, read_image
+from sora_lightning.data.decoding.nal_units import has_hole
 from sora_lightning.data.decoding.timeline import Timeline, demux, opened, read_timeline
 from sora_lightning.data.decoding.video_metadata import VideoMetadata
 
@@ -175,7 +176,7 @@ def _frames(
         first = packet.pts if first is None else first
         if headless and packet.pts is not None and first is not None and packet.pts < first:
             continue
-        if packet.is_corrupt:
+        if packet.is_corrupt or has_hole(packet, stream.codec_context):
             raise DecodeError(f"{path}: a damaged packet")
         for frame in packet.decode():
             if frame.is_corrupt:

@@ -25,6 +25,7 @@ from jaxtyping import Float, Int
 from sora_lightning.data.decoding.display import has_alpha, orientation, shown_width
 from sora_lightning.data.decoding.errors import DecodeError, looks_like, require_decodable_size
 from sora_lightning.data.decoding.images import check_image, is_image
+from sora_lightning.data.decoding.nal_units import has_hole
 
 DECORD_CODECS = ("h264", "hevc", "vp8", "vp9", "mpeg4", "mjpeg")
 # MAX_NVOP_SIZE of FFmpeg: so small a packet of mpeg4 may only say that nothing changed.
@@ -96,7 +97,7 @@ def read_timeline(path: Path) -> Timeline:
         packets, first_frame = _demuxed(path, container, stream)
     if not packets:
         raise DecodeError(f"{path}: the video stream holds no packets")
-    pyav_only = _pyav_only(facts, first_frame)
+    pyav_only = _pyav_only(facts, packets, first_frame)
     decoded = [packet for packet in packets if not packet.discarded]
     pts = np.array([packet.pts or 0 for packet in decoded], dtype=np.int64)
     untimed = not facts.tick_s or any(packet.pts is None for packet in packets)
@@ -186,6 +187,7 @@ class _Packet(NamedTuple):
     duration: int
     is_keyframe: bool
     discarded: bool
+    has_hole: bool
 
 
 def _demuxed(
@@ -197,7 +199,8 @@ def _demuxed(
     for packet in demux(path, container, stream):
         if packet.size:
             values = packet.pts, packet.size, packet.duration or 0, packet.is_keyframe
-            packets.append(_Packet(*values, packet.is_discard))
+            hole = has_hole(packet, stream.codec_context)
+            packets.append(_Packet(*values, packet.is_discard, hole))
         if frame is None and not damaged:
             try:
                 frame = next(iter(packet.decode()), None)
@@ -206,7 +209,7 @@ def _demuxed(
     return packets, frame
 
 
-def _pyav_only(facts: _Facts, frame: VideoFrame | None) -> str | None:
+def _pyav_only(facts: _Facts, packets: list[_Packet], frame: VideoFrame | None) -> str | None:
     """Return why only PyAV decodes the pixels that are shown, or ``None``."""
     if facts.num_streams > 1:
         return f"{facts.num_streams} video streams, of which decoders choose differently"
@@ -218,6 +221,8 @@ def _pyav_only(facts: _Facts, frame: VideoFrame | None) -> str | None:
         return "transparent frames, of which other decoders show what is hidden"
     if not orientation(frame).is_rotation:
         return "a mirrored image, which other decoders only rotate"
+    if any(packet.has_hole for packet in packets):
+        return "zeros in place of data, which other decoders read on"
     return None
 
 

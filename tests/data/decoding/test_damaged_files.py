@@ -138,6 +138,43 @@ def test_a_thousand_damaged_files_give_right_frames_or_none(
     assert_right_or_refused(fixtures * 10 + small, 1000, tmp_path)
 
 
+def noise(path: Path, codec: str) -> Path:
+    """Write frames whose packets are of a thousand bytes and more."""
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, 25, options={"g": "6", "x265-params": "log-level=0"})
+        stream.width = stream.height = 64
+        for _ in range(12):
+            image = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image)))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.mp4", "libx264"), ("a.h264", "libx264"), ("a.mkv", "libx265")]
+)
+def test_a_hole_of_zeros_is_never_read_on(name: str, codec: str, tmp_path: Path) -> None:
+    """Decoders notice not all of them."""
+    source = noise(tmp_path / name, codec)
+    whole, content = read_timeline(source), source.read_bytes()
+    wanted = list(range(len(whole)))
+    right = PyAVReader().read(source, whole, wanted)
+    with av.open(str(source)) as container:
+        packets = [packet.pos for packet in container.demux(video=0) if packet.size > 900]
+    rng = np.random.default_rng(0)
+    path = source.with_stem("hole")
+    for position in rng.choice(packets, 12):
+        begin = position + int(rng.integers(200, 800))
+        path.write_bytes(content[:begin] + bytes(9) + content[begin + 9 :])
+        with pytest.raises(DecodeError, match="hole"):
+            PyAVReader().read(path, read_timeline(path), wanted)
+        assert read_timeline(path).pyav_only
+    path.write_bytes(content)
+    np.testing.assert_array_equal(PyAVReader().read(path, read_timeline(path), wanted), right)
+    assert read_timeline(path).pyav_only == whole.pyav_only
+
+
 def test_decord_paints_over_damage_and_is_found_out(
     barcodes: Callable[..., Path], tmp_path: Path
 ) -> None:
