@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sora_lightning.configuration import KeepsArguments
+from sora_lightning.denoisers.conditions import ConditionInput
 from sora_lightning.layers.patch import Patch
 from sora_lightning.types import Condition, Latents, PackedLatents, dense_groups
 
@@ -26,6 +27,11 @@ class Denoiser(KeepsArguments, nn.Module, ABC):
     def __init__(self, patch: Patch):
         super().__init__()
         self.patch = patch
+
+    @property
+    def condition_input(self) -> ConditionInput | None:
+        """The part that reads the condition; ``None`` for a network that does so itself."""
+        return None
 
     @abstractmethod
     def forward(

@@ -117,6 +117,10 @@ class DiT(Denoiser):
         self.final = blocks[0].final_layer(out_channels * self.patch.volume)
         self._initialise(blocks)
 
+    @property
+    def condition_input(self) -> ConditionInput:
+        return self.condition
+
     def _initialise(self, blocks: Sequence[Block]) -> None:
         """Initialise like DiT: Xavier in the blocks, zero for their outputs and the final layer."""
         for module in self.blocks.modules():

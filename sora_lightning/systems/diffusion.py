@@ -25,7 +25,7 @@ from sora_lightning.conditioning import (
     TimeZeroConditioning,
 )
 from sora_lightning.denoisers import Denoiser
-from sora_lightning.denoisers.conditions import ConditionInput, NoCondition
+from sora_lightning.denoisers.conditions import NoCondition
 from sora_lightning.diffusion import (
     LogitNormal,
     Objective,
@@ -111,10 +111,10 @@ class DiffusionSystem(L.LightningModule):
             tokenizer.latent_channels, conditioner.width, drop_condition
         )
         self.alignment = None if alignment is None else alignment.build(self.denoiser)
-        condition = getattr(self.denoiser, "condition", None)
-        if self.known_frames.image_encoder is not None and isinstance(condition, ConditionInput):
-            condition.require_text()
-        if isinstance(condition, NoCondition):
+        reads = self.denoiser.condition_input
+        if reads is not None and self.known_frames.image_encoder is not None:
+            reads.require_text()
+        if isinstance(reads, NoCondition):
             conditioner.requires_grad_(False)  # it is not read; several ranks need every gradient
         self.time = time or LogitNormal()
         self.objective = objective or SquaredError()

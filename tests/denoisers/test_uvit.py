@@ -130,7 +130,7 @@ def test_time_and_text_matter_and_the_pooled_vector_does_not():
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="depth 4 must be odd"):
         small_uvit(size=TransformerSize(4, 24, 2))
-    with pytest.raises(ValueError, match="a multiple of num_heads 5"):
+    with pytest.raises(ValueError, match="num_heads = 5: must divide width = 24"):
         small_uvit(size=TransformerSize(5, 24, 5))
     with pytest.raises(ValueError, match="condition width 16 must be 24"):
         small_uvit(project_condition=False)

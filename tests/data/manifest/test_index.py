@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
+import sys
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -196,7 +196,7 @@ def test_pyscenedetect_finds_the_same_cuts(tmp_path: Path) -> None:
 def test_without_pyscenedetect_index_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "scenedetect", None)
     with pytest.raises(ValueError, match=r"pip install 'sora-lightning\[scenes\]'"):
         indexing.index(tmp_path, tmp_path / "out.jsonl", scenes=True, detector="pyscenedetect")
 
