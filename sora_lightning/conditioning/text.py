@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from einops import repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -103,6 +104,13 @@ class TextConditioner(Conditioner):
         words = dict.fromkeys(word for caption in captions for word in split_words(caption))
         seen = self.seen_rows.tolist()
         return [word for word in words if not all(seen[row] for row in self._hash(word))]
+
+    def merge_seen(self) -> None:
+        """Count a row as seen that any rank's training has used. All ranks must call it."""
+        if dist.is_available() and dist.is_initialized():
+            seen = self.seen_rows.byte()
+            dist.all_reduce(seen, dist.ReduceOp.MAX)
+            self.seen_rows.copy_(seen)
 
     def _hash(self, word: str) -> tuple[int, int]:
         digest = hashlib.blake2b(word.encode(), digest_size=16).digest()

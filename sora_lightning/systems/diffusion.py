@@ -22,6 +22,7 @@ from sora_lightning.conditioning import (
     Conditioner,
     KnownFrameConditioning,
     LatentSpace,
+    TextConditioner,
     TimeZeroConditioning,
 )
 from sora_lightning.denoisers import Denoiser
@@ -180,6 +181,10 @@ class DiffusionSystem(L.LightningModule):
             clips = blank_clip(self.tokenizer.latent_channels, self.denoiser.patch, self.device)
         losses = self.losses(clips, training_draws(self, clips, batch_idx, self.seed))
         return mean_loss(self, batch, losses[: len(batch)])
+
+    def on_after_backward(self) -> None:
+        if isinstance(self.conditioner, TextConditioner):  # DDP keeps the first rank's buffers
+            self.conditioner.merge_seen()
 
     def losses(self, batch: VideoBatch | PackedBatch, rng: Draws) -> Float[Tensor, " b"]:
         """Return the loss of each clip at times and noise drawn by ``rng``."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sora_lightning.callbacks import EMA, Throughput
 from sora_lightning.callbacks.checkpoint import RunCheckpoint
+from sora_lightning.captioner import VideoEncoder
 from sora_lightning.checkpoints import read_checkpoint
 from sora_lightning.conditioning import TextConditioner
 from sora_lightning.data import Packing, write_dataset
@@ -25,6 +26,7 @@ from sora_lightning.denoisers import DiT
 from sora_lightning.layers.partitions import FactorisedSelfAttention
 from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.systems import DiffusionSystem
+from sora_lightning.systems.alignment import RepresentationAlignment
 from sora_lightning.systems.draws import GroupDraws
 from sora_lightning.systems.optimizers import MuonAdamW, OptimizerFactory
 from sora_lightning.systems.parallel import ShardedStrategy, whole
@@ -264,6 +266,48 @@ def factorised_system() -> DiffusionSystem:
             warmup_steps=4,
         )
     )
+
+
+def aligned_system() -> DiffusionSystem:
+    """Inner tokens are aligned with those of a video encoder (REPA)."""
+    torch.manual_seed(0)
+    encoder = VideoEncoder(TransformerSize(1, 24, 2), tubelet=(2, 8, 8))
+    system = DiffusionSystem(
+        ConvTokenizer(4, [8, 16], [True], [True], patch=4, blocks_per_level=1),
+        TextConditioner(width=16, depth=1, num_heads=2),
+        partial(DiT, size=TransformerSize(2, 24, 2), patch=(1, 1, 1)),
+        drop_condition=0.5,
+        alignment=RepresentationAlignment(encoder, block=1, hidden_width=32),
+        optimizer=ADAMW,
+        warmup_steps=4,
+    )
+    return with_random_gates(system)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "data"),
+    [
+        *[(name, {"sizes": ["5x24x24"]}) for name in ("ddp", "fsdp2", "tensor", "context")],
+        ("context", PACKED),
+    ],
+)
+def test_tokens_are_aligned_as_on_one_process(
+    strategy: str, data: dict[str, Any], pair: Pair, manifests: dict[str, Path], tmp_path: Path
+) -> None:
+    """The 27 tokens of a clip are aligned as a whole where ranks have 14 and 13 of them; a word
+    that one rank has read counts as seen."""
+    each = strategy in ("ddp", "fsdp2")  # reads other clips
+    data = data if data is PACKED else {**data, "pixels_per_batch": 5 * 24 * 24}
+    (one,) = run(None, tmp_path / "one", "auto", manifests, data, 2, 2, aligned_system)
+    make = partial(run, pair, tmp_path / "two", strategy, manifests, data, 2)
+    assert any(name.startswith("alignment.projector") for name in one["gradients"])
+    for rank, record in enumerate(make(1 if each else 2, aligned_system)):
+        losses = one["losses"][rank::2] if each else one["losses"]
+        torch.testing.assert_close(record["losses"], losses, **CLOSE)
+        torch.testing.assert_close(record["gradients"], one["gradients"], **CLOSE)
+        torch.testing.assert_close(record["validation"], one["validation"], **CLOSE)
+    first, second = (read_checkpoint(tmp_path / name / "last.ckpt") for name in ("one", "two"))
+    torch.testing.assert_close(second["state_dict"], first["state_dict"], **CLOSE)
 
 
 def test_parts_of_the_tokens_train_as_all_of_them(
