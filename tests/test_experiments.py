@@ -358,7 +358,7 @@ def test_a_training_goes_on_from_its_checkpoint(
         (("fit", "--data.latentz=1"), "data.latentz: no such key in VideoDataModule. Did"),
         (("fit", "--trainer.max_step=3"), "trainer.max_step: no such key in Trainer. Did you mean"),
         (("fit", f"{_DENOISER}.size.width=abc"), "init_args.size.width = 'abc': expected a whole"),
-        (("fit", f"{_DENOISER}.size.num_heads=3"), "model.init_args.denoiser: "),
+        (("fit", f"{_DENOISER}.size.num_heads=3"), "denoiser.init_args.size.num_heads = 3: must"),
         (("fit", f"--{_SIZES}=[17x32x32,17x30x32]"), f"{_SIZES}[1] = '17x30x32': height 30"),
         (("fit", f"--{_SIZES}=[32x32]"), f"{_SIZES}[0]: '32x32' is not a video size"),
         (("fit", "--data.manifest=x/trian.jsonl"), "data.manifest = 'x/trian.jsonl': there is"),

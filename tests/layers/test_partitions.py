@@ -135,7 +135,10 @@ def test_tokens_of_images_may_be_kept_apart_in_windows_of_several_frames():
         (lambda: Periodic([()]), "needs one partition at least"),
         (lambda: Partition(frames=0), "frames = 0"),
         (lambda: Skip(0), "must be at least 1"),
-        (lambda: SelfAttention(12, 3, HeadSplit((JOINT, PER_FRAME))), "num_heads 3 is not a mult"),
+        (
+            lambda: SelfAttention(12, 3, HeadSplit((JOINT, PER_FRAME))),
+            "num_heads = 3: must be a mult",
+        ),
     ],
 )
 def test_what_cannot_be_laid_out_is_refused(build, said):
