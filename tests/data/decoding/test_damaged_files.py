@@ -8,8 +8,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.video.reformatter import VideoReformatter
 
 from sora_lightning.data import DecodeError, PyAVReader
+from sora_lightning.data.decoding.display import upright_rgb
 from sora_lightning.data.decoding.readers import DecordReader, Reader, default_reader
 from sora_lightning.data.decoding.subprocess_decoding import (
     SubprocessReader,
@@ -27,14 +29,16 @@ CLIPS = Path(__file__).resolve().parents[3] / "../shared/clips"
 def sequential(path: Path, timeline: Timeline) -> list[tuple[int, np.ndarray]]:
     """Decode a damaged file from first to last, concealed frames too, with timestamps."""
     images: list[tuple[int, np.ndarray]] = []
+    converter = VideoReformatter()
     with av.open(str(path)) as container:
-        for packet in container.demux(video=0):
+        for packet in container.demux(container.streams.best("video")):
             try:
                 frames = packet.decode()
             except (av.error.FFmpegError, IndexError):
                 continue
             for frame in frames:
-                image = np.rot90(frame.to_ndarray(format="rgb24"), int(frame.rotation) // 90 % 4)
+                # Damage may turn and mirror it, too: tests of the display say what is shown then.
+                image = upright_rgb(frame, timeline.pixel_aspect, converter)
                 images.append((frame.pts if timeline.timed else len(images), image))
     return images
 
@@ -69,8 +73,9 @@ def assert_right_or_refused(
         for index, frame in zip(indices, frames, strict=True):
             same_time = [image for pts, image in content if pts == timeline.pts[index]]
             places = [*same_time, *(image for _, image in content[index : index + 1])]
-            differences = [np.abs(frame - image).mean() for image in places]
-            assert min(differences) < 5, (source.name, number, index)
+            alike = [image for image in places if image.shape == frame.shape]
+            differences = [np.abs(frame - image).mean() for image in alike]
+            assert min(differences, default=255) < 5, (source.name, number, index)
         off = differences_from_whole(source, timeline, indices, frames)
         unnoticed.setdefault(codec_of(source), []).extend(off)
     assert not died
