@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sora_lightning.checkpoints import load_system, plain_hyperparameters
-from sora_lightning.checks import require_in
+from sora_lightning.checks import require_at_least, require_in
 from sora_lightning.conditioning import (
     CachedText,
     Conditioner,
@@ -99,6 +99,7 @@ class DiffusionSystem(L.LightningModule):
     ):
         super().__init__()
         require_in("[0, 1)", drop_condition=drop_condition)
+        require_at_least(0, warmup_steps=warmup_steps)
         widths = tokenizer.latent_channels, conditioner.width
         built = denoiser if isinstance(denoiser, Denoiser) else denoiser(*widths)
         if isinstance(denoiser, Denoiser):

@@ -77,6 +77,7 @@ class TokenizerSystem(L.LightningModule):
         decoder_noise: float | None = None,
     ):
         super().__init__()
+        require_at_least(0, warmup_steps=warmup_steps)
         self.save_hyperparameters()
         self.tokenizer = tokenizer
         if decoder_noise is not None:

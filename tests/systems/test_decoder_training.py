@@ -63,6 +63,8 @@ def test_what_would_train_nothing_is_refused(
         fit({"model": of_decoder(tokenizer_checkpoint, None)}, tmp_path / "b", *STEPS)
     with pytest.raises(ValueError, match=r"decoder_noise = -1\.0: must not be negative"):
         TokenizerSystem(ConvTokenizer(4, [8], [], [], patch=4), decoder_noise=-1.0)
+    with pytest.raises(ValueError, match="warmup_steps = -1: must not be negative"):
+        TokenizerSystem(ConvTokenizer(4, [8], [], [], patch=4), warmup_steps=-1)
 
 
 def small(name: str) -> VideoTokenizer:
