@@ -115,4 +115,5 @@ def _verdict(
     needed = seeds_needed(differences)
     if needed is None:
         return f"undecided, more than {_MOST_SEEDS} seeds" if len(differences) > 1 else "one seed"
-    return f"undecided, about {max(1, needed - len(differences))} more seeds"
+    more = max(1, needed - len(differences))
+    return f"undecided, about {more} more seed{'s' if more > 1 else ''}"
