@@ -135,6 +135,18 @@ def test_a_function_that_refuses_a_value_names_the_flag(
     assert said in capsys.readouterr().err
 
 
+def test_what_a_training_needs_is_named_with_what_to_run_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where nothing has been run
+    config = Path(__file__).parents[1] / "experiments/demo/text_to_video.yaml"
+    assert main(["fit", "--config", str(config)]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert any(line.startswith("data.manifest = 'runs/demo/data/train.jsonl': ") for line in lines)
+    assert lines[-1] == f"What to run first stands at the head of {config}"
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("flag", ["--num-frames=9", "--num_frames=9"])
 def test_dashes_and_underscores_are_the_same(flag: str) -> None:
     values = parse_function("paint", paint, ["--output=a-b_c.mp4", flag])

@@ -231,7 +231,7 @@ def _changes(before: Any, now: Any, path: str) -> Iterator[tuple[str, Any, Any]]
 
 def check_inputs(config: Namespace) -> None:
     """Raise ``ValueError`` naming key and path of each file that a configuration reads and that is
-    not there."""
+    not there, and the YAMLs whose heads say how such files are made."""
     missing = [
         f"{key} = {str(value)!r}: there is no such file or folder{_instead(Path(value))}"
         for key, value in nodes(config.as_dict())
@@ -240,7 +240,10 @@ def check_inputs(config: Namespace) -> None:
         and not Path(value).exists()
     ]
     if missing:
-        raise ValueError("\n".join(missing))
+        given = [str(path) for path in config.get("config") or []]
+        heads = ", ".join(path for path in given if "\n# Command" in Path(path).read_text()[:1000])
+        first = f"\nWhat to run first stands at the head of {heads}" if heads else ""
+        raise ValueError("\n".join(missing) + first)
 
 
 def check_latents(command: str, config: Namespace) -> None:
