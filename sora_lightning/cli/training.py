@@ -167,6 +167,7 @@ class TrainingCLI(LightningCLI):
             added.append(Progress())
         if config.trainer.enable_model_summary is not False:
             added.append(ParameterSummary())
+            config.trainer.enable_model_summary = False  # Lightning's own
         config.trainer.callbacks = [*(config.trainer.callbacks or []), *added]
         try:
             return super().instantiate_trainer(**kwargs)

@@ -175,7 +175,9 @@ class VideoDataModule(L.LightningDataModule):
             if captions is not None and captions.required and manifest == self.manifest:
                 captions.require(manifest, records)
             assignment = assign_sizes(records, sizes, self._bad_clips(), self.filters)
-            _refuse_empty(assignment, f"{manifest}: no clip is left for {self._settings(sizes)}")
+            _refuse_empty(
+                manifest, assignment, f"{manifest}: no clip is left for {self._settings(sizes)}"
+            )
             if self.reading.sources:
                 require_sources(manifest, assignment)
             if self._checksums.verify:
@@ -406,12 +408,12 @@ class VideoDataModule(L.LightningDataModule):
                     f"{self.batching.windows_per_clip}: encode them, by predict with the same "
                     "settings"
                 )
-            _refuse_empty(kept, f"{root}: holds no latents of {manifest}")
+            _refuse_empty(manifest, kept, f"{root}: holds no latents of {manifest}")
             self._encoded[manifest] = found
 
 
-def _refuse_empty(assignment: Assignment, problem: str) -> None:
+def _refuse_empty(manifest: Path, assignment: Assignment, problem: str) -> None:
     if not assignment.num_clips:
         raise ValueError(f"{problem}\n{assignment}")
     if assignment.removed:
-        log.warning("not every clip takes part:\n%s", assignment)
+        log.warning("%s: not every clip takes part:\n%s", manifest, assignment)

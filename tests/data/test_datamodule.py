@@ -310,6 +310,7 @@ def test_bad_clips_are_left_out_and_named(
     removed = {r.path.name: why.name for why, records in table.items() for r in records}
     expected = {} if declared else {"text.mp4": "UNREADABLE", "cut.mp4": "UNREADABLE"}
     assert removed == {"00000.mp4": "TOO_SHORT", **expected}
+    assert "jsonl: not every clip takes part:" in caplog.text
     assert "1 left out: too short" in caplog.text
 
 
