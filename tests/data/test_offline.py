@@ -46,5 +46,7 @@ def test_the_data_tests_pass_without_a_network_and_without_torchvision() -> None
     )
     if not can:
         pytest.skip("this system gives no namespace without a network")
-    done = run_offline("tests/data", "-m", "not slow")
+    # Its server is on this host, which has no address in such a namespace either.
+    served = "tests/data/decoding/test_object_store.py"
+    done = run_offline("tests/data", "-m", "not slow", "--ignore", served)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

@@ -269,7 +269,10 @@ def test_a_file_without_read_permission_is_one_bad_clip(name: str) -> None:
         path.write_bytes(b"nothing of interest")
         path.chmod(0)
         was = os.geteuid()
-        os.seteuid(65534 if was == 0 else was)  # root may read everything
+        try:
+            os.seteuid(65534 if was == 0 else was)  # root may read everything
+        except OSError:
+            pytest.skip("this namespace has root alone")
         try:
             with pytest.raises(DecodeError, match=rf"{name}: Permission denied"):
                 read_timeline(path)
