@@ -107,11 +107,14 @@ def test_runs_that_were_stopped_end_and_resume_from_their_checkpoints(
     command = [sys.executable, "-c", _STOPPED.format(root=str(_ROOT))]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     last = [Path("out", arm, "seed-0/training/checkpoints/last.ckpt") for arm in ("one", "two")]
-    _wait(lambda: all(path.exists() for path in last), 120)
-    pids = [int(line.split()[1]) for line in _lines()]
-    assert len(pids) == 2  # at once
-    process.send_signal(number)
-    assert process.wait(60) != 0
+    try:
+        _wait(lambda: all(path.exists() for path in last), 300)
+        pids = [int(line.split()[1]) for line in _lines()]
+        assert len(pids) == 2  # at once
+        process.send_signal(number)
+        assert process.wait(60) != 0
+    finally:
+        process.terminate()
     _wait(lambda: not any(Path("/proc", str(pid)).exists() for pid in pids), 10)
 
     runs = [_run("one", "waits"), _run("two", "waits"), _run("three")]
