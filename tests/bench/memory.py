@@ -42,7 +42,7 @@ def run(report: Report) -> None:
     spawn = multiprocessing.get_context("spawn")
     for what, of_clip in estimates.items():
         with spawn.Pool(1) as child:
-            peaks = child.apply(peak_bytes, (what,))
+            peaks = child.apply(peak_bytes, (what, CLIPS))
         case = f"DiT-{NETWORK}/2, {CLIPS} clips of {counted.tokens} tokens, {what}"
         report.quantity(case, "planner's estimate", CLIPS * of_clip / MIB, "MiB")
         for name, peak in zip(("resident", "tensors"), peaks, strict=True):
@@ -55,9 +55,9 @@ def _system(checkpointing: bool) -> DiffusionSystem:
     return DiffusionSystem(ConvTokenizer(**DEMO), Unconditional(), make)
 
 
-def peak_bytes(what: str) -> tuple[float, float]:
-    """Return by how much a pass raises this process's resident memory at its most, and the most
-    that the tensors of a second pass hold.
+def peak_bytes(what: str, clips: int) -> tuple[float, float]:
+    """Return by how much a pass of ``clips`` raises this process's resident memory at its most, and
+    the most that the tensors of a second pass hold.
     """
     warnings.filterwarnings("ignore", ".*saved during checkpointing.*")
     system = _system(checkpointing="checkpointing" in what)
@@ -73,10 +73,10 @@ def peak_bytes(what: str) -> tuple[float, float]:
     step(1, 1, 4, 4)  # sets the kernels up
     (PROCESS / "clear_refs").write_text("5")  # forgets the most that was held so far
     held = _resident_bytes("VmRSS")
-    step(CLIPS, grid.f, grid.h, grid.w)
+    step(clips, grid.f, grid.h, grid.w)
     resident = _resident_bytes("VmHWM") - held
     with LiveMemory() as memory:
-        step(CLIPS, grid.f, grid.h, grid.w)
+        step(clips, grid.f, grid.h, grid.w)
     return resident, float(memory.peak)
 
 
