@@ -170,9 +170,9 @@ def _strata_tables(ablation: Ablation, results: Sequence[RunResult]) -> list[Tab
     strata = {name: sizes == name for name in sorted(set(sizes.tolist()))}
     if len(strata) > 1:
         tables += _strata_table(ablation, results, "size", strata, f"{of}the clips of each size.")
-    files = next((one.files for one in results if one.files), [])
-    if 1 < len(set(files)) <= _FEW_FILES:
-        strata = {name: np.array(files) == name for name in sorted(set(files))}
+    files = np.array(next((one.files for one in results if one.files), []))
+    strata = {name: files == name for name in sorted(set(files.tolist()))}
+    if 1 < len(strata) <= _FEW_FILES:
         tables += _strata_table(ablation, results, "file", strata, f"{of}the clips of each file.")
     return tables
 
