@@ -116,8 +116,9 @@ class CaptionerSystem(RecaptioningSystem):
         named_words: dict[str, list[str]] | None = None,
     ):
         super().__init__(captioner, decoding, captions_per_clip, seed)
-        require_at_least(0, contrastive=contrastive, captioning=captioning)
-        require_at_least(0, warmup_steps=warmup_steps)
+        require_at_least(
+            0, contrastive=contrastive, captioning=captioning, warmup_steps=warmup_steps
+        )
         self.save_hyperparameters()
         self.contrastive = contrastive
         self.captioning = captioning
