@@ -132,13 +132,13 @@ def _needed_pixels(pixels: T | None) -> T:
 class VideoBatch:
     """Clips of one size.
 
-    At most one of ``video`` and ``latents`` is absent: a latent cache serves no pixels. ``source``
-    holds the clips of which these are edits. ``slowest`` is the file that took longest to decode,
-    and its seconds.
+    ``fps`` is the frames per second that all were read at. At most one of ``video`` and ``latents``
+    is absent: a latent cache serves no pixels. ``source`` holds the clips of which these are edits.
+    ``slowest`` is the file that took longest to decode, and its seconds.
     """
 
     captions: list[str]
-    fps: Float[Tensor, " b"]
+    fps: float
     clip_ids: list[str]
     video: Float[Tensor, "b 3 F H W"] | None = None
     latents: Float[Tensor, "b c f h w"] | None = None
@@ -167,7 +167,6 @@ class VideoBatch:
 
         return replace(
             self,
-            fps=self.fps.to(*args, **kwargs),
             video=move(self.video),
             latents=move(self.latents),
             source=None if self.source is None else self.source.to(*args, **kwargs),
@@ -262,11 +261,11 @@ class PackedBatch:
     ``repeats`` counts how often each clip has been shown before. ``kept`` holds the indices of the
     tokens (frame-major) that take part, where some are left out. ``fill`` is the share of the
     sequence's budget that they take. Exactly one of ``videos`` and ``latents`` is absent. Where no
-    clip could be read, the batch has none. ``slowest`` is as in ``VideoBatch``.
+    clip could be read, the batch has none. ``fps`` and ``slowest`` are as in ``VideoBatch``.
     """
 
     captions: list[str]
-    fps: Float[Tensor, " b"]
+    fps: float
     clip_ids: list[str]
     repeats: list[int]
     fill: float
@@ -297,7 +296,6 @@ class PackedBatch:
 
         return replace(
             self,
-            fps=self.fps.to(*args, **kwargs),
             videos=move(self.videos),
             latents=move(self.latents),
             kept=move(self.kept),

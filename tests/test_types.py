@@ -35,13 +35,14 @@ def test_sizes_that_do_not_divide_are_refused_with_their_neighbours(size, messag
 
 
 def test_a_batch_moves_whole_and_is_never_empty():
-    batch = VideoBatch(["a"], torch.ones(1), ["0"], video=torch.zeros(1, 3, 1, 2, 2))
+    batch = VideoBatch(["a"], 8.0, ["0"], video=torch.zeros(1, 3, 1, 2, 2))
     moved = batch.to(torch.float64)
-    assert moved.video.dtype == moved.fps.dtype == torch.float64
+    assert moved.video.dtype == torch.float64
+    assert moved.fps == 8.0
     assert moved.captions == ["a"]
     assert len(moved) == 1
     with pytest.raises(ValueError, match="needs video or latents"):
-        VideoBatch(["a"], torch.ones(1), ["0"])
+        VideoBatch(["a"], 8.0, ["0"])
 
 
 def test_joined_conditions_pad_with_masked_tokens():

@@ -173,7 +173,7 @@ class ReconstructVideos(Callback):
             rebuilt = pl_module.tokenizer.decode(pl_module.tokenizer.encode(original))
         pairs = rearrange([original, rebuilt], "two b c F H W -> b c F H (two W)")
         for index, pair in enumerate(pairs):
-            log_video(trainer, f"reconstructions/{index}", pair, float(batch.fps[index]))
+            log_video(trainer, f"reconstructions/{index}", pair, batch.fps)
 
 
 @contextmanager

@@ -114,8 +114,7 @@ def blank_clip(channels: int, patch: Patch, device: torch.device) -> PackedBatch
     are sharded, every rank takes part in every forward pass.
     """
     latents = torch.zeros(channels, patch.f, patch.h, patch.w, device=device)
-    fps = torch.ones(1, device=device)
-    return PackedBatch([""], fps, ["0"], [0], fill=0.0, latents=[latents])
+    return PackedBatch([""], 1.0, ["0"], [0], fill=0.0, latents=[latents])
 
 
 def no_losses(parameters: Iterable[Tensor]) -> Float[Tensor, "0"]:

@@ -146,7 +146,7 @@ def system(share: float, **arguments) -> DiffusionSystem:
 
 def test_a_system_feeds_estimates_back_in_training_and_in_sampling():
     torch.manual_seed(0)
-    batch = VideoBatch(["x"] * 4, torch.ones(4), ["a"] * 4, latents=torch.randn(4, 4, 3, 2, 2))
+    batch = VideoBatch(["x"] * 4, 8.0, ["a"] * 4, latents=torch.randn(4, 4, 3, 2, 2))
 
     def losses(one: DiffusionSystem) -> torch.Tensor:
         return one.losses(batch, GroupDraws([torch.Generator().manual_seed(0)], 4))

@@ -46,7 +46,7 @@ def test_the_encoder_trains(checkpoint):
     assert len(list(states)) > 0
     system = DiffusionSystem.from_checkpoint(checkpoint)
     system.requires_grad_(True)
-    batch = VideoBatch(["x"] * 8, torch.ones(8), ["a"] * 8, latents=torch.randn(8, 4, 3, 2, 2))
+    batch = VideoBatch(["x"] * 8, 8.0, ["a"] * 8, latents=torch.randn(8, 4, 3, 2, 2))
     rng = GroupDraws([torch.Generator().manual_seed(0)], 8)
     system.losses(batch, rng).mean().backward()
     parameters = system.known_frames.image_encoder.parameters()

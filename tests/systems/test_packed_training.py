@@ -65,8 +65,7 @@ def batch_of(indices: list[int]) -> PackedBatch:
     videos = [torch.rand(3, *sizes[i], generator=g) for i, g in zip(indices, draws, strict=True)]
     names = [f"{i:016x}" for i in indices]
     captions = [f"clip {i}" for i in indices]
-    fps = torch.full((len(indices),), 8.0)
-    return PackedBatch(captions, fps, names, [i % 3 for i in indices], 0.5, videos=videos)
+    return PackedBatch(captions, 8.0, names, [i % 3 for i in indices], 0.5, videos=videos)
 
 
 class Ranks:

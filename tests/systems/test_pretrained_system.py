@@ -62,7 +62,7 @@ def _save(system: DiffusionSystem, file: Path) -> Path:
 
 def _batch(name: str) -> VideoBatch:
     video = torch.rand(1, 3, *SIZES.get(name, (3, 16, 16))) * 2 - 1
-    return VideoBatch(["a red circle"], torch.tensor([8.0]), ["0"], video=video)
+    return VideoBatch(["a red circle"], 8.0, ["0"], video=video)
 
 
 def _slow(name: str) -> Any:

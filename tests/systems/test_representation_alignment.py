@@ -46,9 +46,8 @@ def _batch(*sizes: tuple[int, int, int]) -> PackedBatch:
     rng = torch.Generator().manual_seed(0)
     videos = [torch.rand(3, *size, generator=rng) * 2 - 1 for size in sizes]
     names = [f"{i:016x}" for i in range(len(sizes))]
-    fps = torch.full((len(sizes),), 8.0)
     captions = [f"clip {name}" for name in names]
-    return PackedBatch(captions, fps, names, [0] * len(sizes), 0.5, videos=videos)
+    return PackedBatch(captions, 8.0, names, [0] * len(sizes), 0.5, videos=videos)
 
 
 def _losses(system: DiffusionSystem, batch: PackedBatch) -> Tensor:
@@ -106,7 +105,7 @@ def test_packed_clips_have_the_losses_of_each_alone() -> None:
         for i in range(len(batch)):
             one = PackedBatch(
                 packed.captions[i : i + 1],
-                packed.fps[i : i + 1],
+                packed.fps,
                 packed.clip_ids[i : i + 1],
                 packed.repeats[i : i + 1],
                 packed.fill,

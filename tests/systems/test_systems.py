@@ -328,7 +328,7 @@ def test_what_no_network_reads_does_not_train():
             channels, width, TransformerSize(1, 24, 2), patch=(1, 1, 1), parts=parts
         ),
     )
-    batch = VideoBatch([""] * 2, torch.ones(2), ["a", "b"], latents=torch.randn(2, 4, 3, 2, 2))
+    batch = VideoBatch([""] * 2, 8.0, ["a", "b"], latents=torch.randn(2, 4, 3, 2, 2))
     system.losses(batch, GroupDraws([torch.Generator()], 2)).mean().backward()
     trained = [p for p in system.parameters() if p.requires_grad]
     assert all(p.grad is not None for p in trained)

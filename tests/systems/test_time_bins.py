@@ -61,7 +61,7 @@ def system() -> DiffusionSystem:
 
 def batches(latents: Tensor, size: int) -> DataLoader:
     parts = [
-        VideoBatch(["a red circle"] * len(part), torch.full((len(part),), 8.0), part, latents=x)
+        VideoBatch(["a red circle"] * len(part), 8.0, part, latents=x)
         for part, x in (
             (NAMES[i : i + size], latents[i : i + size]) for i in range(0, len(NAMES), size)
         )

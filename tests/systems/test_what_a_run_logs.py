@@ -195,11 +195,11 @@ def test_the_extent_of_packs_and_of_latents(
     run_dir: Path, diffusion_model: dict, tokenizer_checkpoint: Path
 ) -> None:
     system = TokenizerSystem.from_checkpoint(run_dir / "checkpoints/last.ckpt")
-    names, rate = ["a", "b"], torch.full((2,), 8.0)
-    latents = VideoBatch(names, rate, names, latents=torch.zeros(2, 4, 3, 2, 2))
+    names = ["a", "b"]
+    latents = VideoBatch(names, 8.0, names, latents=torch.zeros(2, 4, 3, 2, 2))
     assert extent(system, latents) == (2, 10, 24)
     videos = [torch.zeros(3, 5, 16, 16), torch.zeros(3, 1, 24, 16)]
-    pack = PackedBatch(names, rate, names, [0, 0], 1.0, videos=videos)
+    pack = PackedBatch(names, 8.0, names, [0, 0], 1.0, videos=videos)
     assert extent(system, pack) == (2, 6, 12 + 6)
     pack.kept = [torch.arange(5), torch.arange(2)]
     assert extent(system, pack) == (2, 6, 7)

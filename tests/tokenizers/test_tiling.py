@@ -145,7 +145,7 @@ def test_a_tiled_tokenizer_is_the_tokenizer_in_all_else() -> None:
 @torch.no_grad()
 def test_predict_encodes_by_tiles_where_the_system_is_told_to() -> None:
     tokenizer, video = conv(), pattern(5, 40, 24)
-    batch = VideoBatch([""], torch.ones(1), ["0"], video=video)
+    batch = VideoBatch([""], 8.0, ["0"], video=video)
     tiling = Tiling(tile=24, overlap=8)
     latents = TokenizerSystem(tokenizer, tiling=tiling).predict_step(batch, 0)
     assert torch.equal(latents, tiling(tokenizer).encode(video))

@@ -168,12 +168,11 @@ class BatchDataset(Dataset[VideoBatch]):
             for one, (_, repeat) in zip(loaded, wanted, strict=True)
         ]
         captions = [one.caption for one in loaded]
-        fps = torch.full((len(loaded),), clips.fps)
 
         def batch(tensors: tuple[Tensor, ...]) -> VideoBatch:
             if clips.has_latents:
-                return VideoBatch(captions, fps, names, latents=torch.stack(tensors))
-            return VideoBatch(captions, fps, names, video=torch.stack(tensors))
+                return VideoBatch(captions, clips.fps, names, latents=torch.stack(tensors))
+            return VideoBatch(captions, clips.fps, names, video=torch.stack(tensors))
 
         own, *source = map(batch, zip(*(one.tensors for one in loaded), strict=True))
         return replace(own, source=source[0] if source else None, slowest=slowest(loaded))
@@ -241,7 +240,7 @@ class PackDataset(Dataset[PackedBatch]):
         tensors = [one.tensors[0] for one in loaded]
         return PackedBatch(
             captions=[one.caption for one in loaded],
-            fps=torch.full((len(loaded),), self.clips.fps),
+            fps=self.clips.fps,
             clip_ids=[one.record.clip_id for one in loaded],
             repeats=repeats,
             fill=num_tokens / packing.tokens,
