@@ -120,7 +120,8 @@ def _fit_text_to_video(output: Path, quick: bool, seed: int) -> Stage:
         "data.latents": "latents",
         "model.init_args.tokenizer.init_args.checkpoint": "tokenizer/checkpoints/last.ckpt",
     }
-    configs = [_CONFIGS / "text_to_video.yaml", _CONFIGS / "captions.yaml"]
+    names = ("text_to_video.yaml", "captions.yaml", "self_conditioning.yaml")
+    configs = [_CONFIGS / name for name in names]
     settings = (*_few_steps(quick), *seeded(seed), *_elsewhere(output, places))
     return fit("text_to_video", output / "text_to_video", configs, *settings)
 
