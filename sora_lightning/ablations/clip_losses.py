@@ -58,13 +58,13 @@ def write_clip_losses(
 def clip_losses(system: DiffusionSystem, batch: VideoBatch, num_draws: int) -> Float[Tensor, " b"]:
     """Return the mean loss of each clip over ``num_draws`` times and noises."""
     x_0, condition = system.latents(batch), system.conditioner(batch.captions)
-    losses = []
+    losses, network = [], system.validated_network(len(batch))
     for draw in range(num_draws):
         rngs = [make_rng(x_0.device, "clip losses", name, draw) for name in batch.clip_ids]
         draws = GroupDraws(rngs, 1)
         t = ((draw + draws.uniform()) / num_draws).clamp(1e-3, 1 - 1e-3)
         noise = torch.stack(draws.noise(PackedLatents(tuple(x_0))).clips)
-        losses.append(system.objective(system.denoiser, x_0, noise, t, condition))
+        losses.append(system.objective(network, x_0, noise, t, condition))
     return torch.stack(losses).mean(0)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
@@ -211,7 +211,17 @@ class DiffusionSystem(L.LightningModule):
         """Return the denoiser; with self-conditioning, drawn clips see their own estimate."""
         if not self.objective.self_conditioning:
             return self.denoiser
-        chosen = rng.uniform() < self.objective.self_conditioning
+        return self._with_own_estimate(rng.uniform() < self.objective.self_conditioning)
+
+    def validated_network(self, num_clips: int) -> Callable[..., Any]:
+        """Return the denoiser; with self-conditioning, all clips see their own estimate, as they do
+        in sampling.
+        """
+        if not self.objective.self_conditioning:
+            return self.denoiser
+        return self._with_own_estimate(torch.ones(num_clips, dtype=torch.bool, device=self.device))
+
+    def _with_own_estimate(self, chosen: Bool[Tensor, " b"]) -> Callable[..., Any]:
         return with_own_estimate(self.denoiser, self.objective.process, self.denoiser.patch, chosen)
 
     def validation_step(self, batch: VideoBatch, batch_idx: int) -> None:
@@ -221,14 +231,15 @@ class DiffusionSystem(L.LightningModule):
         t = self.time(rng.normal(), x_0.new_tensor(self.denoiser.num_tokens(x_0)))
         noise = rng.noise(x_0, self.objective.offset_noise)
         log = partial(self.log, batch_size=len(batch), sync_dist=True)
+        network = self.validated_network(len(batch))
         with self._observed_tokens() as tokens:
-            losses = self.objective(self.denoiser, x_0, noise, t, condition)
+            losses = self.objective(network, x_0, noise, t, condition)
         log("val/loss", losses.mean(), prog_bar=True)
         if self.alignment is not None:
             alignment = self.alignment(tokens[-1], batch_pixels(self.tokenizer, batch, x_0))
             log("val/alignment", -alignment.mean())
         t, noise = fixed_draws(batch.clip_ids, x_0, self.seed)
-        losses = self.objective(self.denoiser, x_0, noise, t, condition)
+        losses = self.objective(network, x_0, noise, t, condition)
         self.loss_per_time.update(t, losses)
 
     def predict_step(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sora_lightning.ablations.clip_losses import clip_losses
 from sora_lightning.conditioning import KnownFrames, TextConditioner
 from sora_lightning.denoisers import DiT, FeatureCaching
 from sora_lightning.diffusion import (
@@ -22,8 +23,9 @@ from sora_lightning.diffusion.self_conditioning import estimate_x_0
 from sora_lightning.generation import GuidanceConfig, SamplingConfig
 from sora_lightning.layers.patch import Patch
 from sora_lightning.layers.transformer import TransformerSize
-from sora_lightning.systems import DiffusionSystem
+from sora_lightning.systems import DiffusionSystem, diffusion
 from sora_lightning.systems.draws import GroupDraws
+from sora_lightning.systems.time_bins import LossPerTime, fixed_draws
 from sora_lightning.tokenizers import ConvTokenizer
 from sora_lightning.types import Condition, PackedLatents, TokenGrid, VideoBatch
 
@@ -181,6 +183,37 @@ def test_a_system_feeds_estimates_back_in_training_and_in_sampling():
         assert torch.isfinite(fed_back).all()
         assert (fed_back - plain).abs().max() > 1e-3
         torch.testing.assert_close(fed_back[:, :, 0], latents[:, :, 0])
+
+
+@torch.no_grad()
+def test_validation_measures_the_denoiser_that_sampling_uses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        diffusion, "batch_rng", lambda *_: torch.Generator().manual_seed(0)
+    )  # which asks the trainer for its rank
+    batch = VideoBatch(["x"] * 4, 8.0, ["a", "b", "c", "d"], latents=torch.randn(4, 4, 3, 2, 2))
+    one, logged = system(0.5, self_conditioning=True), {}
+    one.log = lambda name, value, **_: logged.update({name: value})  # type: ignore[method-assign]
+
+    def measured(share: float) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        one.objective, one.loss_per_time = SquaredError(self_conditioning=share), LossPerTime()
+        one.validation_step(batch, 0)
+        return clip_losses(one, batch, 2), logged["val/loss"], one.loss_per_time.compute()
+
+    half, always, never = measured(0.5), measured(1.0), measured(0.0)
+    torch.testing.assert_close(half, always)  # the share is that of training alone
+    assert (half[0] - never[0]).abs().min() > 1e-6
+    assert (half[1] - never[1]).abs() > 1e-6
+    x_0, condition = batch.latents, one.conditioner(batch.captions)
+    t, noise = fixed_draws(batch.clip_ids, x_0, one.seed)
+    part = t.view(-1, 1, 1, 1, 1)
+    x_t = (1 - part) * x_0 + part * noise
+    estimate = x_t - part * one.denoiser(x_t, t, condition)
+    by_hand = one.denoiser(x_t, t, condition, estimate) - (noise - x_0)
+    one.objective = SquaredError(self_conditioning=0.5)
+    losses = one.objective(one.validated_network(4), x_0, noise, t, condition)
+    torch.testing.assert_close(losses, by_hand.square().mean((1, 2, 3, 4)), atol=1e-5, rtol=1e-5)
 
 
 def test_a_share_without_channels_and_channels_without_a_share_are_refused():
