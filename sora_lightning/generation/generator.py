@@ -160,8 +160,8 @@ class VideoGenerator:
         x_0, rngs = init.latents, _make_rngs(seeds)
         grid = TokenGrid(*x_0.shape[2:])
         denoisers = (
-            self._by_text(self.denoiser, sources, source_guidance),
-            self._by_text(self.denoiser, prompts, self.sampling.guidance.scale),
+            self._by_text(self._fed_back(self.denoiser), sources, source_guidance),
+            self._by_text(self._fed_back(self.denoiser), prompts, self.sampling.guidance.scale),
         )
         conditions = self.conditioner(sources), self.conditioner(prompts)
 
@@ -196,8 +196,7 @@ class VideoGenerator:
         guidance, cache = self.sampling.guidance, self.sampling.cache
         network: DenoiserFunction
         network = self.denoiser if cache.interval == 1 else cache.around(self.denoiser)
-        if self.denoiser.self_conditioning:
-            network = SelfConditioned(network, self.process, self.denoiser.patch)
+        network = self._fed_back(network)
         if frames is None:
             return self._by_text(network, prompts, guidance.scale)
         codec = self.tokenizer.decode, self.tokenizer.encode
@@ -214,6 +213,12 @@ class VideoGenerator:
             return guided
         known = frames.known(space.patch, noise.device)
         return ReplaceKnown(guided, self.process, known, frames.latents.to(noise))
+
+    def _fed_back(self, network: DenoiserFunction) -> DenoiserFunction:
+        """Feed a self-conditioned network's estimates back to it during one run."""
+        if not self.denoiser.self_conditioning:
+            return network
+        return SelfConditioned(network, self.process, self.denoiser.patch)
 
     def _by_text(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -21,6 +23,7 @@ from sora_lightning.diffusion import (
 from sora_lightning.diffusion.predictions import Preconditioned, Velocity
 from sora_lightning.diffusion.self_conditioning import estimate_x_0
 from sora_lightning.generation import GuidanceConfig, SamplingConfig
+from sora_lightning.generation.generator import InitLatents
 from sora_lightning.layers.patch import Patch
 from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.systems import DiffusionSystem, diffusion
@@ -183,6 +186,29 @@ def test_a_system_feeds_estimates_back_in_training_and_in_sampling():
         assert torch.isfinite(fed_back).all()
         assert (fed_back - plain).abs().max() > 1e-3
         torch.testing.assert_close(fed_back[:, :, 0], latents[:, :, 0])
+
+
+@torch.no_grad()
+def test_an_edit_feeds_each_prompt_its_own_estimates(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    one, calls = system(0.5, self_conditioning=True), []
+    forward = one.denoiser.forward
+
+    def recorded(x_t, t, condition, estimate=None):
+        output = forward(x_t, t, condition, estimate)
+        calls.append((x_t, t, estimate, output))
+        return output
+
+    monkeypatch.setattr(one.denoiser, "forward", recorded)
+    generator = one.video_generator(SamplingConfig(num_steps=4, guidance=GuidanceConfig(scale=3.0)))
+    init = InitLatents(torch.randn(2, 4, 3, 2, 2), 1.0)
+    generator.edited(["a red circle"] * 2, ["a blue square"] * 2, [0, 1], init, 2.0)
+    assert len(calls) == 2 * 4  # source and target, with and without the prompt in one batch
+    for branch in (calls[::2], calls[1::2]):
+        assert branch[0][2] is None
+        for (x_t, t, _, output), (_, _, estimate, _) in itertools.pairwise(branch):
+            expected = estimate_x_0(Process(), one.denoiser.patch, output, x_t, t)
+            torch.testing.assert_close(estimate, expected)
 
 
 @torch.no_grad()
