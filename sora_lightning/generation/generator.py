@@ -74,10 +74,22 @@ class WeakModel:
     conditioner: Conditioner
     denoiser: Denoiser
 
-    def under(self, prompts: list[str]) -> DenoiserFunction:
-        """Return its denoiser under these prompts; the condition of a call is ignored."""
+    def under(self, prompts: list[str], process: Process) -> DenoiserFunction:
+        """Return its denoiser for one run under these prompts; the condition of a call is
+        ignored.
+        """
         condition = self.conditioner(prompts)
-        return lambda x_t, t, _: self.denoiser(x_t, t, condition)
+        network = _fed_back(self.denoiser, self.denoiser, process)
+        return lambda x_t, t, _: network(x_t, t, condition)
+
+
+def _fed_back(network: DenoiserFunction, denoiser: Denoiser, process: Process) -> DenoiserFunction:
+    """Feed a self-conditioned denoiser's estimates back to it during one run. ``network`` calls
+    it.
+    """
+    if not denoiser.self_conditioning:
+        return network
+    return SelfConditioned(network, process, denoiser.patch)
 
 
 @dataclass(frozen=True)
@@ -160,8 +172,14 @@ class VideoGenerator:
         x_0, rngs = init.latents, _make_rngs(seeds)
         grid = TokenGrid(*x_0.shape[2:])
         denoisers = (
-            self._by_text(self._fed_back(self.denoiser), sources, source_guidance),
-            self._by_text(self._fed_back(self.denoiser), prompts, self.sampling.guidance.scale),
+            self._by_text(
+                _fed_back(self.denoiser, self.denoiser, self.process), sources, source_guidance
+            ),
+            self._by_text(
+                _fed_back(self.denoiser, self.denoiser, self.process),
+                prompts,
+                self.sampling.guidance.scale,
+            ),
         )
         conditions = self.conditioner(sources), self.conditioner(prompts)
 
@@ -196,7 +214,7 @@ class VideoGenerator:
         guidance, cache = self.sampling.guidance, self.sampling.cache
         network: DenoiserFunction
         network = self.denoiser if cache.interval == 1 else cache.around(self.denoiser)
-        network = self._fed_back(network)
+        network = _fed_back(network, self.denoiser, self.process)
         if frames is None:
             return self._by_text(network, prompts, guidance.scale)
         codec = self.tokenizer.decode, self.tokenizer.encode
@@ -214,12 +232,6 @@ class VideoGenerator:
         known = frames.known(space.patch, noise.device)
         return ReplaceKnown(guided, self.process, known, frames.latents.to(noise))
 
-    def _fed_back(self, network: DenoiserFunction) -> DenoiserFunction:
-        """Feed a self-conditioned network's estimates back to it during one run."""
-        if not self.denoiser.self_conditioning:
-            return network
-        return SelfConditioned(network, self.process, self.denoiser.patch)
-
     def _by_text(
         self,
         denoiser: DenoiserFunction,
@@ -232,7 +244,9 @@ class VideoGenerator:
         denoiser = with_frames(denoiser)
         guided: DenoiserFunction
         if self.weak_model is not None:
-            guided = Autoguidance(denoiser, with_frames(self.weak_model.under(prompts)), scale)
+            guided = Autoguidance(
+                denoiser, with_frames(self.weak_model.under(prompts, self.process)), scale
+            )
         else:
             null = self.conditioner.null(len(prompts))
             guided = ClassifierFreeGuidance(

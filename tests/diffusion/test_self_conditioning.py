@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from sora_lightning.diffusion import (
 from sora_lightning.diffusion.predictions import Preconditioned, Velocity
 from sora_lightning.diffusion.self_conditioning import estimate_x_0
 from sora_lightning.generation import GuidanceConfig, SamplingConfig
-from sora_lightning.generation.generator import InitLatents
+from sora_lightning.generation.generator import InitLatents, WeakModel
 from sora_lightning.layers.patch import Patch
 from sora_lightning.layers.transformer import TransformerSize
 from sora_lightning.systems import DiffusionSystem, diffusion
@@ -209,6 +210,18 @@ def test_an_edit_feeds_each_prompt_its_own_estimates(monkeypatch: pytest.MonkeyP
         for (x_t, t, _, output), (_, _, estimate, _) in itertools.pairwise(branch):
             expected = estimate_x_0(Process(), one.denoiser.patch, output, x_t, t)
             torch.testing.assert_close(estimate, expected)
+
+
+@torch.no_grad()
+def test_a_weak_model_sees_its_own_estimates() -> None:
+    one = system(0.5, self_conditioning=True)
+    weak = WeakModel(one.conditioner, one.denoiser)
+    arguments = ["a red circle", "blue"], TokenGrid(3, 2, 2), [0, 1]
+    alone = one.video_generator(SamplingConfig(num_steps=4, guidance=GuidanceConfig(scale=1.0)))
+    guided = one.video_generator(SamplingConfig(num_steps=4, guidance=GuidanceConfig(scale=3.0)))
+    by_itself = replace(guided, weak_model=weak).latents(*arguments)
+    # Away from itself is nowhere.
+    torch.testing.assert_close(by_itself, alone.latents(*arguments), atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
