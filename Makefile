@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps clean-fid
 	@touch $@
 
-demo: $(STAMP)  ## render clips, train tokenizer, captioner and DiT, sample, score: 13 minutes on 2 CPU cores
+demo: $(STAMP)  ## render clips, train tokenizer, captioner and DiT, sample, score: 14 minutes on 2 CPU cores
 	$(BIN)/python -m sora_lightning demo
 
 # A process for each core, one thread in each.
