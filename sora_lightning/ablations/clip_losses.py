@@ -58,7 +58,7 @@ def write_clip_losses(
 def clip_losses(system: DiffusionSystem, batch: VideoBatch, num_draws: int) -> Float[Tensor, " b"]:
     """Return the mean loss of each clip over ``num_draws`` times and noises."""
     x_0, condition = system.latents(batch), system.conditioner(batch.captions)
-    losses, network = [], system.validated_network(len(batch))
+    losses, network = [], system.network()
     for draw in range(num_draws):
         rngs = [make_rng(x_0.device, "clip losses", name, draw) for name in batch.clip_ids]
         draws = GroupDraws(rngs, 1)

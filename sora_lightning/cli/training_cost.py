@@ -9,7 +9,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +25,6 @@ from sora_lightning.data import VideoDataModule
 from sora_lightning.data.batching.buckets import num_pixels
 from sora_lightning.denoisers import Denoiser, DiT
 from sora_lightning.denoisers.pretrained_base import PretrainedDenoiser
-from sora_lightning.diffusion import with_own_estimate
 from sora_lightning.flops import FlopCounter
 from sora_lightning.live_memory import (
     LiveMemory,
@@ -197,15 +196,12 @@ def _forward(system: LightningModule, size: VideoSize, num_clips: int) -> Tensor
 
 def losses_of_zeros(system: DiffusionSystem, size: VideoSize, num_clips: int) -> Tensor:
     """Return the losses of clips of zeros."""
-    objective, denoiser = system.objective, system.denoiser
-    device = next(denoiser.parameters()).device
+    device = next(system.denoiser.parameters()).device
     grid = system.tokenizer.compression.grid(size)
     shape = num_clips, system.tokenizer.latent_channels, grid.f, grid.h, grid.w
     x_0, t = torch.zeros(shape, device=device), torch.zeros(num_clips, device=device)
-    network: Callable[..., Any] = denoiser
-    if objective.self_conditioning:
-        network = with_own_estimate(denoiser, objective.process, denoiser.patch, t > 0)
-    return objective(network, x_0, x_0, t, condition_of_zeros(system, num_clips))
+    condition = condition_of_zeros(system, num_clips)
+    return system.objective(system.network(), x_0, x_0, t, condition)
 
 
 def condition_of_zeros(system: DiffusionSystem, num_clips: int) -> Condition:

@@ -39,9 +39,12 @@ def estimate_x_0(
 
 
 def with_own_estimate(
-    denoiser: Callable[..., Any], process: Process, patch: Patch, chosen: Bool[Tensor, " b"]
+    denoiser: Callable[..., Any],
+    process: Process,
+    patch: Patch,
+    chosen: Bool[Tensor, " b"] | None = None,
 ) -> Callable[[Latents, Tensor, Condition], Latents]:
-    """Return a denoiser for training: the ``chosen`` clips see the estimate of a first call.
+    """Return a denoiser of which the ``chosen`` clips, or all, see the estimate of a first call.
 
     No gradient runs through that call. The other clips see zeros.
     """
@@ -52,12 +55,14 @@ def with_own_estimate(
         # Autocast would use the weights that it cast without a gradient once more.
         torch.clear_autocast_cache()
         groups = dense_groups(x_t)
-        is_chosen = chosen.split([len(x) for x in groups])
-        rows = zip(dense_groups(output), groups, _times(t, x_t, patch), is_chosen, strict=True)
-        estimates = [
-            torch.where(rearrange(mask, "b -> b 1 1 1 1"), estimate_x_0(process, patch, *row), 0)
-            for *row, mask in rows
-        ]
+        rows = zip(dense_groups(output), groups, _times(t, x_t, patch), strict=True)
+        estimates = [estimate_x_0(process, patch, *row) for row in rows]
+        if chosen is not None:
+            masks = chosen.split([len(x) for x in groups])
+            estimates = [
+                torch.where(rearrange(mask, "b -> b 1 1 1 1"), estimate, 0)
+                for mask, estimate in zip(masks, estimates, strict=True)
+            ]
         return denoiser(x_t, t, condition, from_groups(estimates, x_t))
 
     return predict

@@ -171,15 +171,11 @@ class VideoGenerator:
         """Edit latents that ``sources`` describe into what the prompts say (``flow_edit``)."""
         x_0, rngs = init.latents, _make_rngs(seeds)
         grid = TokenGrid(*x_0.shape[2:])
+        # Source and target each see their own estimates.
+        source, target = (_fed_back(self.denoiser, self.denoiser, self.process) for _ in range(2))
         denoisers = (
-            self._by_text(
-                _fed_back(self.denoiser, self.denoiser, self.process), sources, source_guidance
-            ),
-            self._by_text(
-                _fed_back(self.denoiser, self.denoiser, self.process),
-                prompts,
-                self.sampling.guidance.scale,
-            ),
+            self._by_text(source, sources, source_guidance),
+            self._by_text(target, prompts, self.sampling.guidance.scale),
         )
         conditions = self.conditioner(sources), self.conditioner(prompts)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
@@ -198,7 +198,7 @@ class DiffusionSystem(L.LightningModule):
         t = self.time(rng.normal(), uniforms.new_tensor(self.denoiser.num_tokens(x_0)))
         noise = rng.noise(x_0, self.objective.offset_noise)
         with self._observed_tokens() as tokens:
-            losses = self.objective(self._network(rng), x_0, noise, t, condition, known)
+            losses = self.objective(self.network(rng), x_0, noise, t, condition, known)
         if self.alignment is None:
             return losses
         return losses + self.alignment(tokens[-1], batch_pixels(self.tokenizer, batch, x_0))
@@ -207,21 +207,14 @@ class DiffusionSystem(L.LightningModule):
         """Return the context in which the alignment observes the denoiser."""
         return nullcontext([]) if self.alignment is None else self.alignment.observe(self.denoiser)
 
-    def _network(self, rng: Draws) -> Callable[..., Any]:
-        """Return the denoiser; with self-conditioning, drawn clips see their own estimate."""
-        if not self.objective.self_conditioning:
-            return self.denoiser
-        return self._with_own_estimate(rng.uniform() < self.objective.self_conditioning)
-
-    def validated_network(self, num_clips: int) -> Callable[..., Any]:
-        """Return the denoiser; with self-conditioning, all clips see their own estimate, as they do
-        in sampling.
+    def network(self, rng: Draws | None = None) -> Callable[..., Any]:
+        """Return the denoiser. With self-conditioning clips see their own estimate: in training the
+        share that ``rng`` draws, without ``rng`` all, as in sampling.
         """
-        if not self.objective.self_conditioning:
+        share = self.objective.self_conditioning
+        if not share:
             return self.denoiser
-        return self._with_own_estimate(torch.ones(num_clips, dtype=torch.bool, device=self.device))
-
-    def _with_own_estimate(self, chosen: Bool[Tensor, " b"]) -> Callable[..., Any]:
+        chosen = None if rng is None else rng.uniform() < share
         return with_own_estimate(self.denoiser, self.objective.process, self.denoiser.patch, chosen)
 
     def validation_step(self, batch: VideoBatch, batch_idx: int) -> None:
@@ -231,7 +224,7 @@ class DiffusionSystem(L.LightningModule):
         t = self.time(rng.normal(), x_0.new_tensor(self.denoiser.num_tokens(x_0)))
         noise = rng.noise(x_0, self.objective.offset_noise)
         log = partial(self.log, batch_size=len(batch), sync_dist=True)
-        network = self.validated_network(len(batch))
+        network = self.network()
         with self._observed_tokens() as tokens:
             losses = self.objective(network, x_0, noise, t, condition)
         log("val/loss", losses.mean(), prog_bar=True)

@@ -124,7 +124,7 @@ class Turns(Callback):
         condition = pl_module.conditioner(batch.captions)
         detached = Condition(condition.tokens.detach(), condition.mask, condition.pooled.detach())
         denoiser = pl_module.denoiser
-        network = pl_module.validated_network(len(x_0))  # with the pass of its own estimate
+        network = pl_module.network()  # with the pass of its own estimate
         step = backward(denoiser, partial(network, x_0, torch.rand(len(x_0)), detached))
         begun_s = time.perf_counter()
         step()
